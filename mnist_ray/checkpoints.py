@@ -1,0 +1,216 @@
+"""Checkpoints in a storage: safetensors and JSON, their SHA-256 checked on load.
+
+<storage>/runs/<run>/config.json              created once, by whoever starts the run
+                     history.parquet          one row an epoch, replaced whole after each
+                     checkpoints/epoch-NNNN/  model.safetensors, optimizer.safetensors, checkpoint.json
+                     best/                    model.safetensors, checkpoint.json: written once, when the run is done
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import mnist_ray
+from mnist_ray import tables
+from mnist_ray.code_version import code_version
+from mnist_ray.config import TrainConfig, make_config
+from mnist_ray.errors import CheckpointError, ConflictError, DataError
+from mnist_ray.storage import MissingError, Storage
+from mnist_ray.training import EpochResult, TrainingData, TrainState, best_epoch
+
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and where it came from.
+
+    Attributes:
+      run: name of the run.
+      config: its config.
+      model: the plain network's state_dict.
+      document: checkpoint.json: epoch, metrics, data, files with their SHA-256, versions.
+    """
+
+    run: str
+    config: TrainConfig
+    model: dict[str, Tensor]
+    document: Mapping[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the weights' file, in hexadecimal."""
+        return str(self.document["files"]["model.safetensors"])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; one class owns every path in it."""
+
+    storage: Storage
+    run: str
+
+    def path(self, *parts: str) -> str:
+        """Returns a path in the run's folder, relative to the storage."""
+        return "/".join(("runs", self.run, *parts))
+
+    def claim(self, config: TrainConfig, data: TrainingData, *, resume: bool) -> None:
+        """Takes the run's name for a config and data, or makes sure that it was taken for the same.
+
+        Raises:
+          ConflictError: the name belongs to another config or other data, or to an unfinished run and
+            `resume` is not set.
+        """
+        document = {
+            "run": self.run,
+            "config": config.model_dump(mode="json"),
+            "config_hash": config.config_hash(),
+            "data_sha256": data.fingerprint,
+        }
+        if self.storage.create_bytes(self.path("config.json"), _json_bytes(document)):
+            return
+        existing = self.document()
+        if existing["config_hash"] != document["config_hash"]:
+            raise ConflictError(f"run {self.run!r}: exists with another config ({_first_difference(existing, document)}); choose another --name")
+        if existing["data_sha256"] != data.fingerprint:
+            raise ConflictError(f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now {data.fingerprint[:12]}); choose another --name")
+        if not resume and not self.is_finished():
+            raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
+
+    def document(self) -> dict[str, Any]:
+        """Returns config.json.
+
+        Raises:
+          CheckpointError: no such run.
+        """
+        try:
+            return dict(json.loads(self.storage.read_bytes(self.path("config.json"))))
+        except MissingError:
+            raise CheckpointError(f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is") from None
+
+    def is_finished(self) -> bool:
+        """Tells whether the run is done and its best checkpoint written."""
+        return self.storage.exists(self.path("best", "checkpoint.json"))
+
+    def save(self, config: TrainConfig, data: TrainingData, state: TrainState) -> None:
+        """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last."""
+        epoch = state.history[-1].epoch
+        files = {
+            "model.safetensors": safetensors.torch.save(state.model),
+            "optimizer.safetensors": safetensors.torch.save(state.optimizer),
+        }
+        self._write(f"checkpoints/{_epoch_name(epoch)}", files, self._checkpoint_document(config, data, state.history, files))
+        self._write_history(state.history)
+        kept = {_epoch_name(best_epoch(state.history))} | {_epoch_name(epoch - back) for back in range(_KEPT_CHECKPOINTS)}
+        for name in self.storage.list_folders(self.path("checkpoints")):
+            if name not in kept:
+                self.storage.delete_folder(self.path("checkpoints", name))
+
+    def finish(self) -> None:
+        """Writes best/ from the checkpoint with the lowest validation loss."""
+        state = self.latest_state()
+        assert state is not None
+        folder = f"checkpoints/{_epoch_name(best_epoch(state.history))}"
+        document, weights = self._read(folder, "model.safetensors")
+        document = {**document, "files": {"model.safetensors": document["files"]["model.safetensors"]}}
+        self._write("best", {"model.safetensors": weights}, document)
+
+    def latest_state(self) -> TrainState | None:
+        """Returns the state after the last epoch that was saved, or None.
+
+        Raises:
+          CheckpointError: the newest checkpoint is damaged.
+        """
+        names = [name for name in self.storage.list_folders(self.path("checkpoints")) if name.startswith("epoch-")]
+        for name in sorted(names, reverse=True):
+            if not self.storage.exists(self.path("checkpoints", name, "checkpoint.json")):
+                continue
+            document, weights = self._read(f"checkpoints/{name}", "model.safetensors")
+            _, optimizer = self._read(f"checkpoints/{name}", "optimizer.safetensors")
+            history = tuple(EpochResult(**row) for row in document["history"])
+            return TrainState(history, safetensors.torch.load(weights), safetensors.torch.load(optimizer))
+        return None
+
+    def best(self) -> Checkpoint:
+        """Returns the finished run's best checkpoint.
+
+        Raises:
+          CheckpointError: no such run, not finished, damaged, or tensors that don't fit its config.
+        """
+        run_document = self.document()
+        if not self.is_finished():
+            raise CheckpointError(f"run {self.run!r}: not finished, so it has no best checkpoint; go on with mnist-ray train --name {self.run} --resume")
+        document, weights = self._read("best", "model.safetensors")
+        config = make_config(TrainConfig, document["config"], f"run {self.run!r}: checkpoint.json")
+        if document["config_hash"] != run_document["config_hash"] or config.config_hash() != document["config_hash"]:
+            raise CheckpointError(f"run {self.run!r}: best/checkpoint.json belongs to another config than config.json")
+        return Checkpoint(self.run, config, safetensors.torch.load(weights), document)
+
+    def _checkpoint_document(
+        self, config: TrainConfig, data: TrainingData, history: tuple[EpochResult, ...], files: Mapping[str, bytes]
+    ) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "epoch": history[-1].epoch,
+            "metrics": asdict(history[-1]),
+            "history": [asdict(row) for row in history],
+            "config": config.model_dump(mode="json"),
+            "config_hash": config.config_hash(),
+            "data_sha256": data.fingerprint,
+            "class_names": list(data.class_names),
+            "normalization": {"mean": data.mean, "std": data.std},
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            "versions": {
+                "mnist_ray": mnist_ray.__version__,
+                "code": code_version(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def _write(self, folder: str, files: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
+        for name, content in files.items():
+            self.storage.write_bytes(self.path(folder, name), content)
+        self.storage.write_bytes(self.path(folder, "checkpoint.json"), _json_bytes(document))
+
+    def _read(self, folder: str, name: str) -> tuple[dict[str, Any], bytes]:
+        where = f"run {self.run!r}: {folder}/{name}"
+        try:
+            document = json.loads(self.storage.read_bytes(self.path(folder, "checkpoint.json")))
+            content = self.storage.read_bytes(self.path(folder, name))
+            expected = document["files"][name]
+        except MissingError as error:
+            raise CheckpointError(f"{where}: {error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{where}: checkpoint.json is damaged ({error})") from None
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise CheckpointError(f"{where}: SHA-256 differs from checkpoint.json: the file was changed or damaged")
+        return document, content
+
+    def _write_history(self, history: tuple[EpochResult, ...]) -> None:
+        columns = {name: [getattr(row, name) for row in history] for name in EpochResult.__dataclass_fields__}
+        columns["run"] = [self.run] * len(history)
+        table = tables.make_table("history", columns, code_version=code_version())
+        self.storage.write_bytes(self.path("history.parquet"), tables.to_parquet_bytes(table))
+
+
+def _epoch_name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}"
+
+
+def _json_bytes(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _first_difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    for name, value in wanted["config"].items():
+        if existing["config"].get(name) != value:
+            return f"{name}={existing['config'].get(name)!r} there, {value!r} here"
+    return "an older version of mnist-ray"

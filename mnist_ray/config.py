@@ -1,0 +1,237 @@
+"""One config object flows from the command line through the job into the checkpoint and the tables."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from mnist_ray.augmentation import AUGMENTATIONS
+from mnist_ray.data import check_dataset
+from mnist_ray.errors import ConfigError
+from mnist_ray.optimizers import OPTIMIZERS, SCHEDULES
+from mnist_ray.suggestions import did_you_mean
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_CONFIG_BYTES = 1 << 20
+
+Precision = Literal["bf16", "tf32", "float32", "float64"]
+Split = Literal["train", "validation", "test"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def canonical_json(self) -> str:
+        """The config as JSON with sorted keys and no spaces: equal configs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def config_hash(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class TrainConfig(_Config):
+    """All that a run's result depends on."""
+
+    variant: str = Field("baseline", description="name of the preset that the other settings start from")
+    dataset: str = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random stream of the run")
+
+    model: Literal["mlp", "cnn"] = Field("mlp", description="kind of network")
+    hidden_sizes: tuple[int, ...] = Field(
+        (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training")
+    dropout_layers: int = Field(2, ge=0, description="number of leading hidden layers that dropout follows")
+    batch_norm: bool = Field(False, description="batch normalization after each hidden layer, before ReLU")
+
+    optimizer: str = Field("adam", description="optimizer")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(
+        0.0, ge=0, description="lambda: adds lambda*w to the gradient (adamw: shrinks w by learning_rate*lambda*w)"
+    )
+    schedule: str = Field("constant", description="learning rate after the warm-up")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction")
+    step_epochs: int = Field(3, ge=1, description="epochs between two drops of the step schedule")
+    step_factor: float = Field(0.1, gt=0, le=1, description="factor of each drop of the step schedule")
+    gradient_clip_norm: float | None = Field(None, gt=0, description="largest global norm of a step's gradient")
+
+    epochs: int = Field(5, ge=1, description="passes over the training examples")
+    global_batch_size: int = Field(64, ge=1, description="examples in one step, over all workers")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over the classes")
+    augmentation: str = Field("none", description="random distortion of the training images")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="epochs without a lower validation loss after which the run ends"
+    )
+    precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
+
+    train_limit: int | None = Field(None, ge=1, description="use the first N training examples only")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
+    )
+    validation_seed: int = Field(0, ge=0, lt=2**63, description="seed of the validation split")
+
+    @field_validator("variant")
+    @classmethod
+    def _check_variant(cls, value: str) -> str:
+        return check_name(value, "variant")
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, value: str) -> str:
+        return check_dataset(value)
+
+    @field_validator("optimizer", "schedule", "augmentation")
+    @classmethod
+    def _check_choice(cls, value: str, info: ValidationInfo) -> str:
+        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}[str(info.field_name)]
+        if value not in choices:
+            raise ValueError(f"choose one of {', '.join(choices)}{did_you_mean(value, choices)}")
+        return value
+
+    @field_validator("hidden_sizes")
+    @classmethod
+    def _check_hidden_sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or any(size < 1 for size in value):
+            raise ValueError("needs at least one hidden layer, each of at least one unit")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not exceed epochs={self.epochs}")
+        if self.model == "cnn" and len(self.hidden_sizes) > 4:
+            raise ValueError(f"hidden_sizes={self.hidden_sizes}: a cnn halves 28 pixels four times at most")
+        return self
+
+
+class EvaluationConfig(_Config):
+    """All that an evaluation depends on besides the checkpoints and the data."""
+
+    dataset: str = Field(description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
+    split: Split = Field("test", description="split of the data set")
+    batch_size: int = Field(1000, ge=1, description="images in one pass through the networks")
+    shard_size: int = Field(10_000, ge=1, description="images in one part file")
+    num_bins: int = Field(15, ge=1, le=1000, description="bins of the calibration table")
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, value: str) -> str:
+        return check_dataset(value)
+
+
+def check_name(value: str, setting: str = "name") -> str:
+    """Returns a run, grid or variant name that is safe as a folder name.
+
+    Raises:
+      ConfigError: the name breaks the rule.
+    """
+    if not NAME_PATTERN.fullmatch(value):
+        raise ConfigError(
+            f"{setting}={value!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    return value
+
+
+_AnyConfig = TypeVar("_AnyConfig", bound=_Config)
+
+
+def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str = "config") -> _AnyConfig:
+    """Checks settings and returns the config they make.
+
+    Args:
+      kind: TrainConfig, EvaluationConfig, ...
+      settings: field name -> value.
+      source: where the settings came from, for the message.
+
+    Raises:
+      ConfigError: the first rule that a setting breaks, in one line.
+    """
+    try:
+        return kind.model_validate(dict(settings))
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: {_first_error(kind, error)}") from None
+
+
+def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    setting = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {setting!r}{did_you_mean(setting, kind.model_fields)}"
+    if first["type"] == "missing":
+        return f"{setting}: a value is needed"
+    rule = first["msg"].removeprefix("Value error, ")
+    rule = rule[0].lower() + rule[1:]
+    return f"{setting}={first['input']!r}: {rule}" if setting else rule
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands there twice")
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML config file: one mapping of setting names to values.
+
+    Raises:
+      ConfigError: no file, not readable, not YAML, over 1 MiB, a key twice, or no mapping.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
+    try:
+        content = yaml.load(text, _UniqueKeyLoader)
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"--config {path}: needs one mapping of setting names to values")
+    return content
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Splits KEY=VALUE; the value is read as YAML, so 1e-3, true, null and [256, 128] mean what they say.
+
+    Raises:
+      ConfigError: no '=', no key, or a value that is not YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r}: write it as KEY=VALUE")
+    try:
+        return key.strip(), _yaml_value(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value is not YAML") from None
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text, since it has no point; a person means the number.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

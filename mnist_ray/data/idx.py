@@ -1,0 +1,179 @@
+"""IDX files: the format of the MNIST family, raw or .gz.
+
+A file is a big-endian header (magic number: element type and number of dimensions; then each dimension as a 32-bit
+number) and the elements. Nothing is allocated before the header agrees with the bytes that are there.
+
+Reference: "THE IDX FILE FORMAT" in LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
+from mnist_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    IntegerArray = npt.NDArray[np.integer]
+
+IMAGES_MAGIC = 0x0803  # bytes, 3 dimensions: [n, rows, columns]
+LABELS_MAGIC = 0x0801  # bytes, 1 dimension: [n]
+WIDE_LABELS_MAGIC = 0x0C02  # 32-bit integers, 2 dimensions: [n, columns], the label in the first (QMNIST)
+
+ELEMENT_TYPES = {0x08: "u1", 0x0C: ">i4"}
+MAX_CONTENT_BYTES = 8 << 30
+# The deflate format can't pack more than this many bytes into one.
+MAX_GZIP_RATIO = 1032
+CHUNK_BYTES = 1 << 20
+
+# File names of each split: images, labels.
+USUAL_NAMES: dict[Split, tuple[str, str]] = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def find_idx(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, raw or .gz, or under its other usual spelling (train-images.idx3-ubyte)."""
+    for spelling in (name, name.replace("-idx", ".idx")):
+        for suffix in ("", ".gz"):
+            path = folder / (spelling + suffix)
+            if path.is_file():
+                return path
+    return None
+
+
+def read_idx(path: Path, magic: int) -> "IntegerArray":
+    """Reads one IDX file.
+
+    Args:
+      path: the file; a name that ends in .gz is unpacked, never beyond what its header announces.
+      magic: IMAGES_MAGIC, LABELS_MAGIC or WIDE_LABELS_MAGIC.
+
+    Returns:
+      The elements with the header's shape, in the file's own byte order.
+
+    Raises:
+      DataError: missing, unreadable, wrong magic number, empty, cut short, trailing bytes, or a damaged .gz.
+    """
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            if path.suffix == ".gz":
+                capacity = path.stat().st_size * MAX_GZIP_RATIO
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    shape, content = _read_checked(cast(BinaryIO, unpacked), path, magic, capacity=capacity)
+            else:
+                shape, content = _read_checked(file, path, magic, capacity=path.stat().st_size)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: damaged .gz file ({error}); get it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return np.frombuffer(content, dtype=ELEMENT_TYPES[magic >> 8]).reshape(shape)
+
+
+def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> tuple[tuple[int, ...], bytearray]:
+    """Reads header and elements; capacity is the most bytes that header and elements can have, judged by file size."""
+    num_dimensions = magic & 0xFF
+    header = file.read(4 + 4 * num_dimensions)
+    if len(header) >= 4 and header[:4] != struct.pack(">I", magic):
+        raise DataError(f"{path}: starts with 0x{header[:4].hex()}, not with the magic number 0x{magic:08x}")
+    if len(header) < 4 + 4 * num_dimensions:
+        raise DataError(f"{path}: cut short in the header; get it again")
+    shape = struct.unpack(f">{num_dimensions}I", header[4:])
+    num_bytes = math.prod(shape) * (4 if magic >> 8 == 0x0C else 1)
+    announced = f"the header announces {' x '.join(map(str, shape))} elements"
+    if num_bytes == 0:
+        raise DataError(f"{path}: {announced}, an empty set; at least one example is needed")
+    if num_bytes > MAX_CONTENT_BYTES:
+        raise DataError(f"{path}: {announced}, more than the {MAX_CONTENT_BYTES >> 30} GiB that a split may have")
+    if len(header) + num_bytes > capacity:
+        raise DataError(f"{path}: cut short: {announced}, more than the file holds; get it again")
+    content = bytearray()
+    while len(content) < num_bytes and (chunk := file.read(min(CHUNK_BYTES, num_bytes - len(content)))):
+        content += chunk
+    if len(content) < num_bytes:
+        raise DataError(f"{path}: cut short: {announced}, {len(content)} of {num_bytes} bytes are there; get it again")
+    # Reading on to the end is also what makes gzip compare its checksum.
+    if file.read(1):
+        raise DataError(f"{path}: {announced}, but more bytes follow; get it again")
+    return shape, content
+
+
+def read_images(path: Path) -> "npt.NDArray[np.uint8]":
+    """Images of an IDX file, uint8 [n, rows, columns].
+
+    Raises:
+      DataError: see read_idx.
+    """
+    return cast("npt.NDArray[np.uint8]", read_idx(path, IMAGES_MAGIC))
+
+
+def read_labels(path: Path) -> "Tensor":
+    """Labels of an IDX file, int64 [n]: its bytes, or the first column where the file has several.
+
+    Raises:
+      DataError: see read_idx.
+    """
+    import numpy as np
+    import torch
+
+    if "idx2-int" in path.name:
+        return torch.from_numpy(read_idx(path, WIDE_LABELS_MAGIC)[:, 0].astype(np.int64))
+    return torch.from_numpy(read_idx(path, LABELS_MAGIC).astype(np.int64))
+
+
+def load_idx_folder(folder: Path, split: Split) -> Examples:
+    """Loads idx:FOLDER, the user's own set under the four usual file names.
+
+    The classes are 0 to the largest training label, in both splits. Images of another size are resized to 28x28,
+    bilinearly, without keeping their proportions.
+
+    Raises:
+      DataError: a file is missing or damaged, the counts differ, or a test label is no training label.
+    """
+    import torch
+
+    source = f"dataset=idx:{folder}"
+    images_name, labels_name = USUAL_NAMES[split]
+    images = read_images(_existing(folder, images_name))
+    labels = read_labels(_existing(folder, labels_name))
+    train_labels = labels if split == "train" else read_labels(_existing(folder, USUAL_NAMES["train"][1]))
+    class_names = tuple(map(str, range(int(train_labels.max()) + 1)))
+    resized, conversion = _resized(images)
+    return make_examples(
+        torch.from_numpy(resized).unsqueeze(1),  # [n, 28, 28] -> [n, 1, 28, 28]
+        labels,
+        class_names=class_names,
+        source=f"{source} ({split})",
+        conversion=conversion,
+    )
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = find_idx(folder, name)
+    if path is None:
+        names = ", ".join(name for pair in USUAL_NAMES.values() for name in pair)
+        raise DataError(f"dataset=idx:{folder}: has no {name}[.gz]; the folder needs the files {names}, raw or .gz")
+    return path
+
+
+def _resized(images: "npt.NDArray[np.uint8]") -> tuple["npt.NDArray[np.uint8]", str | None]:
+    """Images [n, rows, columns] as [n, 28, 28], and what was done."""
+    import numpy as np
+
+    from mnist_ray.data.images import resize_grey
+
+    count, rows, columns = images.shape
+    if rows == columns == IMAGE_SIDE:
+        return images, None
+    resized = np.stack([resize_grey(image) for image in images])
+    return resized, f"{count} images of {columns}x{rows} grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"

@@ -1,0 +1,1 @@
+"""Plain networks, and stacks of them."""

@@ -1,0 +1,252 @@
+"""Layers over a stack of runs, with forward and backward passes written out.
+
+Values are [runs, local_batch, features] or [runs, local_batch, channels, height, width]; every layer treats
+the runs as K separate networks. `forward` keeps what `backward` needs; `backward` takes the gradient by the
+output, writes the parameters' gradients to their place and returns the gradient by the input.
+The tests hold each of them to autograd over the plain torch.nn layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mnist_ray.random_streams import draws16, stream_key
+from mnist_ray.sharding import Ranks
+
+_DRAW_RANGE = 1 << 16
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """What a forward pass in training depends on besides images and weights.
+
+    Attributes:
+      seeds: the seed of each run.
+      step: number of the step, from 0; tells the noise of one step from the next.
+      rows: int64 [local_batch], this rank's row numbers in the global batch.
+      global_batch_size: rows of the global batch.
+      ranks: the ranks that train together.
+    """
+
+    seeds: Sequence[int]
+    step: int
+    rows: Tensor
+    global_batch_size: int
+    ranks: Ranks
+
+
+class Parameter(NamedTuple):
+    """One parameter of every run in the stack, and the place of its gradient; both [runs, *shape]."""
+
+    value: Tensor
+    gradient: Tensor
+
+
+class Layer(Protocol):
+    """One layer of every network in the stack."""
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
+        """Returns the output; `training` is None in evaluation."""
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Writes the parameters' gradients and returns the gradient by the input of the last forward pass."""
+
+
+class Flatten:
+    """[runs, batch, ...] -> [runs, batch, features]."""
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+        self._shape = inputs.shape
+        return inputs.flatten(2)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return gradient.view(self._shape)
+
+
+class Linear:
+    """y = x W^T + b, weight [runs, outputs, inputs]; no bias where batch norm would cancel it."""
+
+    def __init__(self, weight: Parameter, bias: Parameter | None, dtype: torch.dtype) -> None:
+        self._weight, self._bias, self._dtype = weight, bias, dtype
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+        self._inputs = inputs.to(self._dtype)
+        weight = self._weight.value.to(self._dtype).transpose(1, 2)
+        if self._bias is None:
+            return torch.bmm(self._inputs, weight).to(inputs.dtype)
+        bias = self._bias.value.to(self._dtype)
+        return torch.baddbmm(bias[:, None], self._inputs, weight).to(inputs.dtype)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        self.backward_parameters(gradient)
+        return torch.bmm(gradient.to(self._dtype), self._weight.value.to(self._dtype)).to(gradient.dtype)
+
+    def backward_parameters(self, gradient: Tensor) -> None:
+        """The backward pass of a network's first layer, which needs no gradient by the images."""
+        transposed = gradient.to(self._dtype).transpose(1, 2)
+        if self._dtype == self._weight.gradient.dtype:
+            torch.bmm(transposed, self._inputs, out=self._weight.gradient)
+        else:
+            self._weight.gradient.copy_(torch.bmm(transposed, self._inputs))
+        if self._bias is not None:
+            torch.sum(gradient, dim=1, out=self._bias.gradient)
+
+
+class Conv2d:
+    """Convolution with stride 1; the K networks are the groups of one grouped convolution."""
+
+    def __init__(self, weight: Parameter, bias: Parameter | None, *, padding: int, dtype: torch.dtype) -> None:
+        self._weight, self._bias, self._padding, self._dtype = weight, bias, padding, dtype
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+        runs = inputs.shape[0]
+        self._inputs = inputs.to(self._dtype).transpose(0, 1).flatten(1, 2)  # [batch, runs * channels, h, w]
+        bias = None if self._bias is None else self._bias.value.to(self._dtype).flatten(0, 1)
+        outputs = functional.conv2d(self._inputs, self._filters(), bias, padding=self._padding, groups=runs)
+        return outputs.to(inputs.dtype).unflatten(1, (runs, -1)).transpose(0, 1)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        by_inputs = self._backward(gradient, by_inputs=True)
+        assert by_inputs is not None
+        return by_inputs.to(gradient.dtype).unflatten(1, (gradient.shape[0], -1)).transpose(0, 1)
+
+    def backward_parameters(self, gradient: Tensor) -> None:
+        """The backward pass of a network's first layer, which needs no gradient by the images."""
+        self._backward(gradient, by_inputs=False)
+
+    def _filters(self) -> Tensor:
+        return self._weight.value.to(self._dtype).flatten(0, 1)  # [runs * outputs, channels, size, size]
+
+    def _backward(self, gradient: Tensor, *, by_inputs: bool) -> Tensor | None:
+        outputs = gradient.to(self._dtype).transpose(0, 1).flatten(1, 2)
+        filters = self._filters()
+        by_input, by_weight, by_bias = torch.ops.aten.convolution_backward(
+            outputs, self._inputs, filters, [filters.shape[0]], [1, 1], [self._padding] * 2, [1, 1], False, [0, 0],
+            gradient.shape[0], [by_inputs, True, self._bias is not None],
+        )  # fmt: skip
+        self._weight.gradient.copy_(by_weight.view_as(self._weight.gradient))
+        if self._bias is not None:
+            self._bias.gradient.copy_(by_bias.view_as(self._bias.gradient))
+        return by_input if by_inputs else None
+
+
+class BatchNorm:
+    """Batch normalization with the statistics of the global batch, whatever the number of ranks.
+
+    Reference: Ioffe and Szegedy 2015; ranks' means and squares are merged as in Chan, Golub, LeVeque 1979.
+    """
+
+    def __init__(
+        self, weight: Parameter, bias: Parameter, running: dict[str, Tensor], *, epsilon: float, momentum: float
+    ) -> None:
+        self._weight, self._bias, self._running = weight, bias, running
+        self._epsilon, self._momentum = epsilon, momentum
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
+        trailing = (1,) * (inputs.dim() - 3)
+        self._shape = (inputs.shape[0], 1, inputs.shape[2], *trailing)
+        weight, bias = (parameter.value.view(self._shape) for parameter in (self._weight, self._bias))
+        if training is None:
+            mean, variance = (self._running[name].view(self._shape) for name in ("running_mean", "running_var"))
+            return (inputs - mean) * (weight * torch.rsqrt(variance + self._epsilon)) + bias
+        self._dims = [dim for dim in range(1, inputs.dim()) if dim != 2]
+        self._ranks = training.ranks
+        pixels = inputs[0, 0, 0].numel()
+        self._count = training.global_batch_size * pixels
+        mean, squares = self._statistics(inputs, pixels)
+        self._inverse_deviation = torch.rsqrt(squares / self._count + self._epsilon)
+        self._normalized = (inputs - mean) * self._inverse_deviation
+        self._track(mean, squares)
+        return self._normalized * weight + bias
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        by_bias = gradient.sum(self._dims, keepdim=True)
+        by_weight = (gradient * self._normalized).sum(self._dims, keepdim=True)
+        self._bias.gradient.copy_(by_bias.view_as(self._bias.gradient))
+        self._weight.gradient.copy_(by_weight.view_as(self._weight.gradient))
+        if self._ranks.world_size > 1:
+            by_bias, by_weight = self._ranks.sum_(torch.stack((by_bias, by_weight))).unbind()
+        scale = self._weight.value.view(self._shape) * self._inverse_deviation
+        centered = gradient - (by_bias / self._count) - self._normalized * (by_weight / self._count)
+        return centered.mul_(scale)
+
+    def _statistics(self, inputs: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+        """Returns mean and sum of squared deviations over the global batch, each [runs, 1, features, ...]."""
+        local_count = inputs.shape[1] * pixels
+        mean = inputs.sum(self._dims, keepdim=True) / max(local_count, 1)
+        squares = (inputs - mean).square_().sum(self._dims, keepdim=True)
+        if self._ranks.world_size == 1:
+            return mean, squares
+        counts = torch.full_like(mean, local_count)
+        counts, means, all_squares = self._ranks.gather(torch.stack((counts, mean, squares))).unbind(1)
+        mean = (counts * means).sum(0) / self._count
+        return mean, (all_squares + counts * (means - mean).square()).sum(0)
+
+    def _track(self, mean: Tensor, squares: Tensor) -> None:
+        unbiased = squares / max(self._count - 1, 1)
+        for name, value in (("running_mean", mean), ("running_var", unbiased)):
+            running = self._running[name]
+            running.lerp_(value.view_as(running), self._momentum)
+        self._running["num_batches_tracked"] += 1
+
+
+class ReLU:
+    """max(x, 0)."""
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+        self._outputs = torch.relu(inputs)
+        return self._outputs
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.threshold_backward(gradient, self._outputs, 0)
+
+
+class MaxPool2d:
+    """Largest value of each 2x2 square."""
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+        self._inputs = inputs.flatten(0, 1)
+        outputs, self._indices = functional.max_pool2d(self._inputs, 2, return_indices=True)
+        return outputs.unflatten(0, inputs.shape[:2])
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        by_inputs = torch.ops.aten.max_pool2d_with_indices_backward(
+            gradient.flatten(0, 1), self._inputs, [2, 2], [2, 2], [0, 0], [1, 1], False, self._indices
+        )
+        return by_inputs.unflatten(0, gradient.shape[:2])
+
+
+class Dropout:
+    """Inverted dropout, each run with its own rate, its noise from the run's own stream.
+
+    A unit is zeroed if a uniform 16-bit draw lies below rate * 65536, rounded: the rate is exact to 8e-6, and the
+    scale of the kept units belongs to the rounded rate, so their mean is exact.
+
+    Reference: Srivastava et al. 2014.
+    """
+
+    def __init__(self, name: str, rates: Sequence[float], *, dtype: torch.dtype, device: torch.device) -> None:
+        dropped = [min(round(rate * _DRAW_RANGE), _DRAW_RANGE - 1) for rate in rates]
+        self._name = name
+        self._active = any(dropped)
+        thresholds = [count - _DRAW_RANGE // 2 for count in dropped]
+        scales = [_DRAW_RANGE / (_DRAW_RANGE - count) for count in dropped]
+        self._thresholds = torch.tensor(thresholds, dtype=torch.int16, device=device)[:, None, None]
+        self._scales = torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
+
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
+        if training is None or not self._active:
+            return inputs
+        keys = [stream_key(seed, self._name, training.step) for seed in training.seeds]
+        draws = draws16(keys, training.rows, inputs[0, 0].numel())
+        # `out` gives the comparison's result as 0.0 or 1.0 at once, five times as fast as a cast from bool.
+        kept = torch.ge(draws, self._thresholds, out=torch.empty_like(draws, dtype=inputs.dtype))
+        self._factors = kept.mul_(self._scales).view(inputs.shape)
+        return inputs * self._factors
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return gradient * self._factors if self._active else gradient

@@ -1,0 +1,73 @@
+"""The networks, as plain torch modules with the parameter names that a person would write (fc1.weight, ...)."""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from mnist_ray.config import TrainConfig
+from mnist_ray.random_streams import stream_key, uniform
+
+IMAGE_SIZE = 28
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def make_network(config: TrainConfig, num_classes: int) -> nn.Sequential:
+    """Returns an untrained network: images [batch, 1, 28, 28] -> logits [batch, num_classes].
+
+    Its weights are torch's default distributions, drawn from the run's own stream. A bias that batch
+    normalization would cancel is zero and stays so: its gradient is rounding noise.
+    """
+    layers = _mlp(config, num_classes) if config.model == "mlp" else _cnn(config, num_classes)
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    network = nn.Sequential(layers).to(dtype)
+    _initialize(network, config.seed)
+    return network
+
+
+def _mlp(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    inputs = IMAGE_SIZE * IMAGE_SIZE
+    for number, size in enumerate(config.hidden_sizes, start=1):
+        layers[f"fc{number}"] = nn.Linear(inputs, size)
+        if config.batch_norm:
+            layers[f"bn{number}"] = nn.BatchNorm1d(size)
+        layers[f"relu{number}"] = nn.ReLU()
+        if number <= config.dropout_layers:
+            layers[f"dropout{number}"] = nn.Dropout(config.dropout)
+        inputs = size
+    layers[f"fc{len(config.hidden_sizes) + 1}"] = nn.Linear(inputs, num_classes)
+    return layers
+
+
+def _cnn(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels, size = 1, IMAGE_SIZE
+    for number, filters in enumerate(config.hidden_sizes, start=1):
+        layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=5, padding=2)
+        if config.batch_norm:
+            layers[f"bn{number}"] = nn.BatchNorm2d(filters)
+        layers[f"relu{number}"] = nn.ReLU()
+        layers[f"pool{number}"] = nn.MaxPool2d(2)
+        if number <= config.dropout_layers:
+            layers[f"dropout{number}"] = nn.Dropout(config.dropout)
+        channels, size = filters, size // 2
+    layers["flatten"] = nn.Flatten()
+    layers["fc1"] = nn.Linear(channels * size * size, num_classes)
+    return layers
+
+
+def _initialize(network: nn.Sequential, seed: int) -> None:
+    layers = list(network.named_children())
+    for position, (name, layer) in enumerate(layers):
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        # torch's default, Kaiming uniform with a = sqrt(5), is uniform within 1 / sqrt(fan_in).
+        bound = layer.weight[0].numel() ** -0.5
+        for kind, parameter in layer.named_parameters():
+            key = stream_key(seed, f"initial {name}.{kind}")
+            draws = uniform([key], torch.arange(parameter.numel()), 1).reshape(parameter.shape)
+            with torch.no_grad():
+                parameter.copy_((2 * draws - 1) * bound)
+        if layers[position + 1 : position + 2] and isinstance(layers[position + 1][1], BATCH_NORMS):
+            nn.init.zeros_(layer.bias)

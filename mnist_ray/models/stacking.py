@@ -1,0 +1,136 @@
+"""Plain networks with the same shapes as one batched program, and back again.
+
+A stack of K runs holds every parameter as [K, ...] and computes the K networks side by side; a single run is a
+stack of one. The plain modules stay the only definition of a network: a stack is made from them, layer by layer,
+and gives plain state_dicts back.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ray.models import layers
+from mnist_ray.models.layers import Layer, Parameter, TrainingPass
+from mnist_ray.models.networks import BATCH_NORMS
+
+# Every parameter starts on a 64-byte boundary, so that vector code treats it alike in stacks of any size.
+_ALIGNMENT = 16
+
+
+class Stack:
+    """K networks with the same shapes, trained as one.
+
+    Attributes:
+      parameters: K flat tensors, one a run, with `.grad` set: what an optimizer updates.
+      gradients: [K, padded], the memory behind every `.grad`.
+    """
+
+    def __init__(self, networks: Sequence[nn.Sequential], *, device: torch.device, bf16: bool = False) -> None:
+        """Copies the networks' weights into a stack.
+
+        Args:
+          networks: as made by make_network, alike but for weights and dropout rates.
+          device: where the stack computes.
+          bf16: whether matrix products and convolutions round their inputs to bfloat16.
+        """
+        template = networks[0]
+        shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
+        padded = [-(-prod(shape) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values()]
+        dtype = next(template.parameters()).dtype
+        values = torch.zeros(len(networks), sum(padded), dtype=dtype, device=device)
+        self.gradients = torch.zeros_like(values)
+        self.parameters = list(values.unbind())
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+        self._parameters = {
+            name: Parameter(value[:, : prod(shape)].unflatten(1, shape), gradient[:, : prod(shape)].unflatten(1, shape))
+            for (name, shape), value, gradient in zip(
+                shapes.items(), values.split(padded, 1), self.gradients.split(padded, 1), strict=True
+            )
+        }
+        self._buffers = {
+            name: buffer.expand(len(networks), *buffer.shape).to(device, copy=True)
+            for name, buffer in template.named_buffers()
+        }
+        self._layers = self._make_layers(networks, torch.bfloat16 if bf16 else dtype)
+        self.load_state_dicts([network.state_dict() for network in networks])
+
+    def forward(self, images: Tensor, training: TrainingPass | None = None) -> Tensor:
+        """Computes the logits of each network.
+
+        Args:
+          images: [runs, local_batch, 1, 28, 28], normalized.
+          training: None for evaluation: no dropout, running batch-norm statistics.
+
+        Returns:
+          [runs, local_batch, classes].
+        """
+        values = images
+        for layer in self._layers:
+            values = layer.forward(values, training)
+        return values
+
+    def backward(self, gradient: Tensor) -> None:
+        """Fills `gradients` with this rank's share of the gradient of the global batch.
+
+        Args:
+          gradient: of the loss by the logits of the last training pass, [runs, local_batch, classes].
+        """
+        for layer in reversed(self._layers):
+            if layer is self._first:
+                self._first.backward_parameters(gradient)
+                return
+            gradient = layer.backward(gradient)
+
+    def state_dict(self, run: int) -> dict[str, Tensor]:
+        """Returns a copy of one network's state, with the plain module's keys, on the CPU."""
+        return {name: value[run].to("cpu", copy=True) for name, value in self._values().items()}
+
+    def load_state_dicts(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Sets weights and batch-norm statistics from the plain modules' state_dicts, one a run."""
+        for name, value in self._values().items():
+            for run, state in enumerate(states):
+                value[run].copy_(state[name])
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: parameter.value for name, parameter in self._parameters.items()} | self._buffers
+
+    def _make_layers(self, networks: Sequence[nn.Sequential], dtype: torch.dtype) -> list[Layer]:
+        children = list(networks[0].named_children())
+        followers = [child for _, child in children[1:]] + [None]
+        made = []
+        for (name, child), follower in zip(children, followers, strict=True):
+            layer = self._make_layer(name, child, networks, dtype=dtype, has_bias=not isinstance(follower, BATCH_NORMS))
+            made.append(layer)
+        self._first = next(layer for layer in made if isinstance(layer, layers.Linear | layers.Conv2d))
+        return made
+
+    def _make_layer(
+        self, name: str, child: nn.Module, networks: Sequence[nn.Sequential], *, dtype: torch.dtype, has_bias: bool
+    ) -> Layer:
+        weight, bias = (self._parameters.get(f"{name}.{kind}") for kind in ("weight", "bias"))
+        match child:
+            case nn.Linear():
+                assert weight is not None
+                return layers.Linear(weight, bias if has_bias else None, dtype)
+            case nn.Conv2d(padding=(int(padding), _)):
+                assert weight is not None
+                return layers.Conv2d(weight, bias if has_bias else None, padding=padding, dtype=dtype)
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                assert weight is not None
+                assert bias is not None
+                assert child.momentum is not None
+                running = {key: self._buffers[f"{name}.{key}"] for key, _ in child.named_buffers()}
+                return layers.BatchNorm(weight, bias, running, epsilon=child.eps, momentum=child.momentum)
+            case nn.Dropout():
+                rates = [float(network.get_submodule(name).p) for network in networks]  # type: ignore[arg-type]
+                return layers.Dropout(name, rates, dtype=self.gradients.dtype, device=self.gradients.device)
+            case nn.ReLU():
+                return layers.ReLU()
+            case nn.MaxPool2d():
+                return layers.MaxPool2d()
+            case nn.Flatten():
+                return layers.Flatten()
+        raise TypeError(f"no stacked form of {type(child).__name__}")

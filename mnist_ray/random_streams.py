@@ -1,0 +1,96 @@
+"""Random numbers that depend on (seed, purpose, epoch or step) and on nothing else.
+
+A stream is a key; its i-th word is SplitMix64's i-th output from that key. No state moves along, so a rank,
+a stack of runs or a resumed run can compute just the words it needs, on any device, with the same bits.
+
+Reference: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+_DRAWS_PER_WORD = 4
+
+
+def stream_key(seed: int, purpose: str, *counters: int) -> int:
+    """Returns the key of a stream, a signed 64-bit integer.
+
+    Args:
+      seed: the run's seed.
+      purpose: what the numbers are for, such as "shuffle" or "dropout1".
+      counters: epoch, step or class: whatever tells this stream from its siblings.
+    """
+    text = "/".join((str(seed), purpose, *map(str, counters)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def random_words(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tensor:
+    """Returns 64 random bits for each key, row and column.
+
+    A row's words depend on its number alone: the rows of one rank are the same as in the whole batch.
+
+    Args:
+      keys: stream keys.
+      rows: int64 [rows], row numbers >= 0, on the device where the words are wanted.
+      words_per_row: columns.
+
+    Returns:
+      int64 [keys, rows, words_per_row], uniform over all 64-bit patterns.
+    """
+    if rows.device.type == "cpu":
+        return _words_on_cpu(keys, rows.numpy(), words_per_row)
+    return _words_on_device(keys, rows, words_per_row)
+
+
+def _words_on_cpu(keys: Sequence[int], rows: np.ndarray, words_per_row: int) -> Tensor:
+    # numpy has unsigned shifts and is three times as fast here as the same operations in torch.
+    columns = np.arange(1, words_per_row + 1, dtype=np.uint64)
+    counter = rows.astype(np.uint64)[:, None] * np.uint64(words_per_row) + columns
+    words = np.asarray(keys, dtype=np.int64).view(np.uint64)[:, None, None] + counter * np.uint64(_GAMMA)
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
+        words ^= words >> np.uint64(shift)
+        if multiplier is not None:
+            words *= np.uint64(multiplier)
+    return torch.from_numpy(words.view(np.int64))
+
+
+def _words_on_device(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tensor:
+    columns = torch.arange(1, words_per_row + 1, device=rows.device)
+    counter = rows[:, None] * words_per_row + columns
+    words = torch.tensor(keys, device=rows.device)[:, None, None] + counter * _signed(_GAMMA)
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
+        # torch shifts int64 arithmetically: the mask clears the copies of the sign.
+        words ^= (words >> shift) & ((1 << (64 - shift)) - 1)
+        if multiplier is not None:
+            words *= _signed(multiplier)
+    return words
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def draws16(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:
+    """Returns uniform 16-bit draws, int16 [keys, rows, columns], in [-32768, 32767]."""
+    words = random_words(keys, rows, math.ceil(columns / _DRAWS_PER_WORD))
+    return words.view(torch.int16)[..., :columns]
+
+
+def uniform(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:
+    """Returns uniform numbers in [0, 1) with 53 random bits, float64 [keys, rows, columns]."""
+    words = random_words(keys, rows, columns)
+    return ((words >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
+
+
+def permutation(key: int, length: int) -> Tensor:
+    """Returns a random order of 0 ... length - 1, int64 [length], on the CPU."""
+    words = random_words([key], torch.arange(length), 1).flatten()
+    return torch.argsort(words, stable=True)

@@ -1,0 +1,33 @@
+"""Which rows of a global batch belong to which rank, and sums over the ranks."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train one run together; one process is the group of one."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def rows(self, num_rows: int) -> slice:
+        """Returns this rank's rows of a global batch: every world_size-th, from its own number on."""
+        return slice(self.rank, num_rows, self.world_size)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Adds up a tensor over the ranks, in place; every rank has the sum then."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns every rank's tensor, [world_size, *shape]."""
+        if self.world_size == 1:
+            return tensor[None]
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        torch.distributed.all_gather(gathered, tensor)
+        return torch.stack(gathered)
