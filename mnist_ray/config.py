@@ -96,6 +96,11 @@ class TrainConfig(_Config):
             raise ValueError(f"choose one of {', '.join(choices)}{did_you_mean(value, choices)}")
         return value
 
+    @field_validator("hidden_sizes", mode="before")
+    @classmethod
+    def _split_hidden_sizes(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int) else value
+
     @field_validator("hidden_sizes")
     @classmethod
     def _check_hidden_sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -221,12 +226,17 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise ConfigError(f"--set {text!r}: write it as KEY=VALUE")
     try:
-        return key.strip(), _yaml_value(value)
+        return key.strip(), parse_value(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {text!r}: the value is not YAML") from None
 
 
-def _yaml_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Reads one setting's text as YAML, 1e-3 as the number that it means.
+
+    Raises:
+      yaml.YAMLError: not YAML.
+    """
     value = yaml.safe_load(text)
     if isinstance(value, str):
         # YAML 1.1 reads 1e-3 as text, since it has no point; a person means the number.

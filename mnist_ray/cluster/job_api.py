@@ -1,0 +1,224 @@
+"""Ray's job API over HTTP: reach a cluster's dashboard, list its jobs, read their state and logs, stop them."""
+
+import asyncio
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from mnist_ray.cluster.address import Token, is_loopback, read_token
+from mnist_ray.errors import ClusterError, ConfigError
+
+CONNECT_TIMEOUT_S = 15.0
+REQUEST_TIMEOUT_S = 60.0
+_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class JobClient:
+    """A cluster's job API that has answered, and the token that it accepts.
+
+    Args:
+      address: URL without a slash at its end.
+      token: the token sent with each request, or None.
+    """
+
+    address: str
+    token: Token | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request."""
+        return {"Authorization": f"Bearer {self.token.value}"} if self.token else {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cluster knows about a job; its environment is left out on purpose.
+
+    Args:
+      status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+      message: Ray's own words, perhaps many lines.
+      exit_code: of the job's process; None before its end, and when it was stopped or never started.
+      start_time_s: seconds since 1970, as is end_time_s.
+    """
+
+    job_id: str
+    status: str
+    entrypoint: str
+    message: str
+    error_type: str | None
+    exit_code: int | None
+    start_time_s: float | None
+    end_time_s: float | None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the status is a last one."""
+        return self.status in _TERMINAL
+
+
+class Unreachable(ClusterError):
+    """No HTTP answer: the one error that trying again may cure."""
+
+
+def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClient:
+    """Returns a client of a cluster's job API once the cluster has answered.
+
+    Args:
+      address: what resolve_address returned. Ray's own variables for an address are not read.
+      environ: where the token is looked for.
+
+    Raises:
+      ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers.
+    """
+    client = JobClient(address, read_token(environ))
+    if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
+        say(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
+    status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
+    if status != 200 or "ray_version" not in _json_object(text):
+        raise ClusterError(
+            f"{address}: answered HTTP {status} and is not a Ray dashboard; "
+            "give the dashboard of the cluster's head, usually http://HOST:8265"
+        )
+    return client
+
+
+def jobs_list(client: JobClient) -> list[Job]:
+    """Returns all submitted jobs that the cluster remembers, the oldest first."""
+    jobs = [_job(entry) for entry in get_json(client, "/api/jobs/") if entry["type"] == "SUBMISSION"]
+    return sorted(jobs, key=lambda job: (job.start_time_s or 0, job.job_id))
+
+
+def job_status(client: JobClient, job_id: str) -> Job:
+    """Returns a job's state.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster does not answer.
+    """
+    return _job(get_json(client, job_path(job_id), job_id=job_id))
+
+
+def job_logs(client: JobClient, job_id: str) -> str:
+    """Returns all that a job has written up to now.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster does not answer, or can't read the log.
+    """
+    return str(get_json(client, f"{job_path(job_id)}/logs", job_id=job_id)["logs"])
+
+
+def job_stop(client: JobClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
+    """Stops a job and waits until it has ended; a job that has ended already stays as it is.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster does not answer, or the job has not ended after timeout_s seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (job := job_status(client, job_id)).has_ended:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"job {job_id!r}: asked to stop and still {job.status} after {timeout_s:g} s")
+        # Asked again each time: a job that is still starting has no process yet that could be told.
+        get_json(client, f"{job_path(job_id)}/stop", job_id=job_id, method="POST")
+        time.sleep(0.5)
+    return job
+
+
+def job_path(job_id: str) -> str:
+    """Returns the path of a job in the job API."""
+    return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+def _job(entry: Mapping[str, Any]) -> Job:
+    start, end = entry["start_time"], entry["end_time"]
+    return Job(
+        job_id=entry["submission_id"],
+        status=entry["status"],
+        entrypoint=entry["entrypoint"],
+        message=entry["message"] or "",
+        error_type=entry["error_type"],
+        exit_code=entry["driver_exit_code"],
+        start_time_s=start / 1000 if start else None,
+        end_time_s=end / 1000 if end else None,
+        metadata=entry["metadata"] or {},
+    )
+
+
+def get_json(client: JobClient, path: str, *, job_id: str | None = None, method: str = "GET") -> Any:
+    """Sends a request to the job API and returns its answer's JSON.
+
+    Args:
+      path: from the first slash on.
+      job_id: the job that the path is about, for the message where the cluster knows no such job.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: no answer, a refused token or an HTTP error.
+    """
+    status, text = _request(client, method, path, timeout_s=REQUEST_TIMEOUT_S)
+    if status == 404 and job_id is not None:
+        raise ConfigError(
+            f"job {job_id!r}: {client.address} knows no such job; "
+            f"'mnist-ray jobs list --address {client.address}' shows those it knows"
+        )
+    if status != 200:
+        raise ClusterError(f"{client.address}{path}: HTTP {status}: {last_line(text)}")
+    return json.loads(text)
+
+
+def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
+    async def fetch() -> tuple[int, str]:
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with (
+            aiohttp.ClientSession(headers=client.headers, timeout=timeout, trust_env=True) as session,
+            # A redirect could carry the token to another host.
+            session.request(method, client.address + path, allow_redirects=False) as response,
+        ):
+            return response.status, await response.text(errors="replace")
+
+    try:
+        status, text = asyncio.run(fetch())
+    except TimeoutError:
+        raise Unreachable(f"{client.address}: no answer within {timeout_s:g} s; check the address") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unreachable(f"{client.address}: no Ray dashboard reached: {last_line(str(error))}") from None
+    if status in (401, 403):
+        raise ClusterError(_token_message(client, status))
+    return status, text
+
+
+def _token_message(client: JobClient, status: int) -> str:
+    where = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    if client.token:
+        return f"{client.address}: HTTP {status}: wrong token in {client.token.source}; give this cluster's in {where}"
+    return f"{client.address}: HTTP {status}: a token is needed and none was found; give one in {where}"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that says something: in a traceback, the exception."""
+    lines = [line.strip() for line in io.StringIO(text) if line.strip(" .\r\n")]
+    return lines[-1][:300] if lines else "no reason given"
+
+
+def say(line: str) -> None:
+    """Writes one line of warning to stderr."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,76 @@
+"""A Ray to work on: the cluster whose job this is, or one of our own on this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+import mnist_ray
+from mnist_ray.errors import ClusterError
+
+
+def on_cluster() -> bool:
+    """Tells whether this process is a job on a cluster (Ray sets RAY_ADDRESS for its jobs)."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def ray_session(*, num_workers: int) -> Iterator[bool]:
+    """Connects to the job's cluster, or starts a single-node Ray and stops it after.
+
+    Args:
+      num_workers: workers that must fit at once, each on one CPU, or on one GPU where there are enough.
+
+    Yields:
+      Whether the workers get a GPU each.
+
+    Raises:
+      ClusterError: the cluster can't be reached or has too few CPUs.
+    """
+    if on_cluster():
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=True)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(f"address={os.environ['RAY_ADDRESS']}: {_line(error)}") from None
+    else:
+        _start_local()
+    try:
+        resources = ray.cluster_resources()
+        if resources.get("GPU", 0) >= num_workers:
+            yield True
+        else:
+            _check_cpus(resources.get("CPU", 0), num_workers)
+            yield False
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    root = Path(mnist_ray.__file__).parent.parent
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        logging_level="WARNING",
+        runtime_env={"env_vars": environment},
+    )
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file():
+        # Ray writes its token readable for everybody.
+        token.chmod(0o600)
+
+
+def _check_cpus(cpus: float, num_workers: int) -> None:
+    if cpus < num_workers:
+        where = "the cluster" if on_cluster() else "this machine"
+        raise ClusterError(
+            f"num_workers={num_workers}: needs a CPU for each, {where} has {cpus:g}; use --num-workers {max(int(cpus), 1)} or less"
+        )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,192 @@
+"""The training job: Ray Train's TorchTrainer around the core's loop, a checkpoint after each epoch."""
+
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from mnist_ray import errors
+from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cluster.session import on_cluster, ray_session
+from mnist_ray.config import TrainConfig, make_config
+from mnist_ray.data import load_examples
+from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
+from mnist_ray.sharding import Ranks
+from mnist_ray.storage import open_storage
+from mnist_ray.training import EpochResult, TrainState, best_epoch, fit, prepare_data
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A run and where and how it is done; nothing here but the config changes the result.
+
+    Attributes:
+      config: all that the result depends on.
+      run: name of the run.
+      storage_uri: where the run's folder goes.
+      data_dir: folder of the data sets.
+      num_workers: processes that share every batch.
+      resume: go on with a run that was interrupted.
+      max_failures: how often the workers are started again after one died.
+    """
+
+    config: TrainConfig
+    run: str
+    storage_uri: str
+    data_dir: Path
+    num_workers: int = 1
+    resume: bool = False
+    max_failures: int = 0
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What came of a run.
+
+    Attributes:
+      history: all its epochs.
+      already_done: whether the run was finished before, so that nothing was trained.
+    """
+
+    history: tuple[EpochResult, ...]
+    already_done: bool
+
+    @property
+    def best(self) -> EpochResult:
+        """The epoch whose weights are kept."""
+        return self.history[best_epoch(self.history) - 1]
+
+
+def train(job: TrainJob) -> TrainOutcome:
+    """Trains one run to its end and leaves its folder in the storage.
+
+    One worker on this machine trains in this very process; more, or a job on a cluster, are Ray workers.
+
+    Raises:
+      MnistRayError: as the error tree says: data, storage, conflict, cluster, or a run that diverged.
+    """
+    storage = open_storage(job.storage_uri)
+    storage.check()
+    folder = RunFolder(storage, job.run)
+    device = torch.device("cpu")
+    data = prepare_data(job.config, load_examples(job.config.dataset, "train", data_dir=job.data_dir), device=device)
+    if len(data.labels) < job.num_workers:
+        raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
+    folder.claim(job.config, data, resume=job.resume)
+    if folder.is_finished():
+        return TrainOutcome(_history(folder), already_done=True)
+    if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
+        _fit(job, scaling=ScalingConfig(num_workers=0))
+    else:
+        with ray_session(num_workers=job.num_workers) as use_gpu:
+            _fit(job, scaling=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu))
+    return TrainOutcome(_history(folder), already_done=False)
+
+
+def _history(folder: RunFolder) -> tuple[EpochResult, ...]:
+    state = folder.latest_state()
+    assert state is not None
+    return state.history
+
+
+def _fit(job: TrainJob, *, scaling: ScalingConfig) -> None:
+    # Train announces its local mode and every report at INFO; the epochs' lines say more.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    settings = {
+        "config": job.config.model_dump(mode="json"),
+        "run": job.run,
+        "storage_uri": job.storage_uri,
+        "data_dir": str(job.data_dir.absolute()),
+    }
+    # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
+    with tempfile.TemporaryDirectory(prefix="mnist-ray-train-") as bookkeeping:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name=job.run,
+                storage_path=bookkeeping,
+                failure_config=FailureConfig(max_failures=job.max_failures),
+            ),
+        )
+        failure = _run(trainer, job)
+    if failure:
+        kind, message = failure
+        raise getattr(errors, kind)(message)
+
+
+def _run(trainer: TorchTrainer, job: TrainJob) -> tuple[str, str] | None:
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        rank, cause = sorted(error.worker_failures.items())[0]
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+        raise RunFailedError(
+            f"run {job.run!r}: worker {rank} failed ({reason}); go on with --resume, or allow restarts with --max-failures"
+        ) from error
+    except (TrainingFailedError, RayActorError) as error:
+        raise ClusterError(f"run {job.run!r}: Ray's controller failed: {str(error).strip().splitlines()[-1]}") from error
+    value: tuple[str, str] | None = result.return_value
+    return value
+
+
+def train_worker(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """Trains as one rank of a run; goes on from the newest checkpoint if there is one.
+
+    Returns:
+      None, or class and message of an error that trying again would not mend; a raised one Ray would retry.
+    """
+    try:
+        _train_rank(settings)
+    except MnistRayError as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def _train_rank(settings: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        # One thread a worker: faster for networks of this size, and the same bits on every machine of a kind.
+        torch.set_num_threads(1)
+    config = make_config(TrainConfig, settings["config"])
+    folder = RunFolder(open_storage(settings["storage_uri"]), settings["run"])
+    examples = load_examples(config.dataset, "train", data_dir=Path(settings["data_dir"]))
+    data = prepare_data(config, examples, device=device)
+    state = _shared_state(folder, ranks)
+    if state is not None and ranks.rank == 0:
+        print(f"{folder.run}: goes on after epoch {state.history[-1].epoch}", file=sys.stderr, flush=True)
+    for state in fit(config, data, device=device, ranks=ranks, state=state):
+        if ranks.rank == 0:
+            folder.save(config, data, state)
+            print(_epoch_line(folder.run, config, state.history[-1]), file=sys.stderr, flush=True)
+        ray.train.report({"epoch": state.history[-1].epoch, "val_loss": state.history[-1].val_loss})
+    if ranks.rank == 0:
+        folder.finish()
+
+
+def _shared_state(folder: RunFolder, ranks: Ranks) -> TrainState | None:
+    """Returns the newest saved state as rank 0 reads it: every rank goes on from the same epoch."""
+    states = [folder.latest_state() if ranks.rank == 0 else None]
+    if ranks.world_size > 1:
+        torch.distributed.broadcast_object_list(states, src=0)
+    return states[0]
+
+
+def _epoch_line(run: str, config: TrainConfig, row: EpochResult) -> str:
+    return (
+        f"{run}: epoch {row.epoch}/{config.epochs}  train loss {row.train_loss:.4f} acc {row.train_accuracy:.4f}  "
+        f"val loss {row.val_loss:.4f} acc {row.val_accuracy:.4f}  {row.examples / row.epoch_seconds:,.0f} examples/s"
+    )
+

@@ -1,0 +1,154 @@
+"""Encoded images of any size and colour as 28x28 grey."""
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+    from torch import Tensor
+
+    GreyImage = npt.NDArray[np.uint8]
+
+# Pillow hands EPS to Ghostscript, a program run on the user's file, and can rasterize WMF on Windows only.
+REFUSED_FORMATS = {"EPS", "WMF"}
+MODE_WORDS = {"L": "grey", "1": "black-and-white", "P": "palette"}
+MAX_KINDS_SAID = 3
+
+# What an image was: columns, rows, Pillow's mode.
+Kind = tuple[int, int, str]
+
+
+def resize_grey(image: "GreyImage") -> "GreyImage":
+    """Resizes uint8 [rows, columns] to [28, 28], bilinearly (averaging when it shrinks), proportions not kept."""
+    import numpy as np
+    from PIL import Image
+
+    resized = Image.fromarray(image).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def decode_images(encoded: Iterable[tuple[str, Callable[[], bytes]]], source: str) -> tuple["Tensor", str | None]:
+    """Decodes images and converts them to 28x28 grey.
+
+    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; 16-bit greys
+    keep their upper byte; colours become their luma; the size is changed bilinearly without keeping proportions.
+
+    Args:
+      encoded: name of each image for messages, and a function that returns its bytes.
+      source: the data set that a message names.
+
+    Returns:
+      uint8 [n, 1, 28, 28], and one line saying what was converted, None if nothing was.
+
+    Raises:
+      DataError: some can't be decoded; it names the first and says how many.
+    """
+    import torch
+
+    grey = bytearray()
+    kinds: Counter[Kind] = Counter()
+    broken: list[str] = []
+    count = 0
+    with warnings.catch_warnings():
+        _choose_warnings()
+        for name, read in encoded:
+            count += 1
+            content = read()
+            try:
+                image, kind = _decode(content)
+            # Pillow's decoders raise nearly every built-in exception on a damaged file.
+            except Exception as error:
+                broken.append(f"{name} ({_reason(error)})")
+                continue
+            kinds[kind] += 1
+            grey += image.tobytes()
+    if broken:
+        raise DataError(
+            f"{source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]}; remove or replace them"
+        )
+    if not count:
+        raise DataError(f"{source}: has no images; at least one is needed")
+    images = torch.frombuffer(grey, dtype=torch.uint8).reshape(count, 1, IMAGE_SIDE, IMAGE_SIDE)
+    return images, describe_conversion(kinds)
+
+
+def _choose_warnings() -> None:
+    from PIL import Image
+
+    # A file that Pillow merely doubts (odd EXIF, a palette with transparency) is still the user's image.
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def _reason(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that is known"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _decode(content: bytes) -> tuple["GreyImage", Kind]:
+    """Decodes one image to uint8 [28, 28]."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    Image.init()
+    formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
+    with Image.open(io.BytesIO(content), formats=formats) as opened:
+        kind = (*opened.size, opened.mode)
+        image = np.asarray(_grey(ImageOps.exif_transpose(opened)))
+    if image.shape != (IMAGE_SIDE, IMAGE_SIDE):
+        image = resize_grey(image)
+    return image, kind
+
+
+def _grey(image: "Image.Image") -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels exceed 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("L")
+
+
+def describe_conversion(kinds: Counter[Kind]) -> str | None:
+    """One line such as '120 images of 32x32 RGB -> 28x28 grey'; None if all were 28x28 grey.
+
+    Args:
+      kinds: how many images there were of each kind.
+    """
+    converted = Counter({kind: n for kind, n in kinds.items() if kind != (IMAGE_SIDE, IMAGE_SIDE, "L")})
+    if not converted:
+        return None
+    # Sorted by count, then by kind: the line doesn't depend on the order of the images.
+    ordered = sorted(converted.items(), key=lambda item: (-item[1], item[0]))
+    said = ", ".join(f"{n} images of {_kind_words(kind)}" for kind, n in ordered[:MAX_KINDS_SAID])
+    others = sum(n for _, n in ordered[MAX_KINDS_SAID:])
+    if others:
+        said += f", {others} images of {len(ordered) - MAX_KINDS_SAID} other kinds"
+    return f"{said} -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
+
+
+def _kind_words(kind: Kind) -> str:
+    columns, rows, mode = kind
+    return f"{columns}x{rows} {MODE_WORDS.get(mode, mode)}"

@@ -1,0 +1,202 @@
+"""The MNIST family: IDX files that are there already, else a download by torchvision.
+
+torchvision is imported for a download only.
+"""
+
+import contextlib
+import http.client
+import io
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_ray.data.digits import DIGIT_NAMES
+from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
+from mnist_ray.data.idx import USUAL_NAMES, find_idx, read_images, read_labels
+from mnist_ray.errors import DataError
+
+# urllib waits for ever by default, so a mirror that accepts and says nothing would hang the command.
+DOWNLOAD_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """A data set that torchvision can download.
+
+    Args:
+      name: our name, and the folder in the data folder where a person may put the files.
+      torchvision_name: torchvision's class, and the folder that it uses.
+      class_names: names of the classes.
+      file_names: names of the images and of the labels of each split, without .gz.
+      torchvision_split: torchvision's argument `split` (EMNIST).
+      first_label: the label of the first class in the files.
+      transposed: the files hold each image with rows and columns exchanged.
+    """
+
+    name: str
+    torchvision_name: str
+    class_names: tuple[str, ...]
+    file_names: dict[Split, tuple[str, str]]
+    torchvision_split: str | None = None
+    first_label: int = 0
+    transposed: bool = False
+
+    def folders(self, data_dir: Path) -> list[Path]:
+        """Where the files may lie; directly in the data folder for MNIST only, as its siblings share its file names."""
+        own = [data_dir / self.name, data_dir / self.torchvision_name / "raw"]
+        return [data_dir, *own] if self.name == "mnist" else own
+
+
+def _emnist_names(split: str) -> dict[Split, tuple[str, str]]:
+    return {
+        "train": (f"emnist-{split}-train-images-idx3-ubyte", f"emnist-{split}-train-labels-idx1-ubyte"),
+        "test": (f"emnist-{split}-test-images-idx3-ubyte", f"emnist-{split}-test-labels-idx1-ubyte"),
+    }
+
+
+_QMNIST_NAMES: dict[Split, tuple[str, str]] = {
+    "train": ("qmnist-train-images-idx3-ubyte", "qmnist-train-labels-idx2-int"),
+    "test": ("qmnist-test-images-idx3-ubyte", "qmnist-test-labels-idx2-int"),
+}
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+# The small letters that look like their capitals are one class with them.
+_BALANCED_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
+_LETTERS_CLASSES = tuple("abcdefghijklmnopqrstuvwxyz")
+
+_SETS = (
+    TorchvisionSet("mnist", "MNIST", DIGIT_NAMES, USUAL_NAMES),
+    TorchvisionSet("fashion_mnist", "FashionMNIST", _FASHION_CLASSES, USUAL_NAMES),
+    TorchvisionSet("kmnist", "KMNIST", _KMNIST_CLASSES, USUAL_NAMES),
+    TorchvisionSet("qmnist", "QMNIST", DIGIT_NAMES, _QMNIST_NAMES),
+    TorchvisionSet(
+        "emnist_balanced", "EMNIST", _BALANCED_CLASSES, _emnist_names("balanced"), "balanced", transposed=True
+    ),
+    TorchvisionSet(
+        "emnist_letters", "EMNIST", _LETTERS_CLASSES, _emnist_names("letters"), "letters", first_label=1, transposed=True
+    ),
+)
+TORCHVISION_SETS = {entry.name: entry for entry in _SETS}
+
+
+def load_torchvision_set(wanted: TorchvisionSet, split: Split, *, data_dir: Path, download: bool) -> Examples:
+    """Loads a split from IDX files in the data folder, downloading them if they aren't there.
+
+    Args:
+      wanted: the data set.
+      split: the split wanted.
+      data_dir: where the files are looked for; written to only by a download, as <data_dir>/<Name>/raw.
+      download: whether torchvision may download.
+
+    Raises:
+      DataError: damaged files, images that aren't 28x28, or files that are neither there nor to be had.
+    """
+    files = _find_files(wanted, split, data_dir)
+    if files is None:
+        if not download:
+            raise DataError(f"dataset={wanted.name}: not in {data_dir} and downloading is off; {_offline(wanted, data_dir)}")
+        _download(wanted, split, data_dir)
+        files = _find_files(wanted, split, data_dir)
+        assert files is not None
+    return _read(wanted, *files)
+
+
+def _find_files(wanted: TorchvisionSet, split: Split, data_dir: Path) -> tuple[Path, Path] | None:
+    images_name, labels_name = wanted.file_names[split]
+    for folder in wanted.folders(data_dir):
+        images, labels = find_idx(folder, images_name), find_idx(folder, labels_name)
+        if images and labels:
+            return images, labels
+    return None
+
+
+def _read(wanted: TorchvisionSet, images_path: Path, labels_path: Path) -> Examples:
+    import torch
+
+    images = torch.from_numpy(read_images(images_path))
+    count, rows, columns = images.shape
+    if (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE):
+        raise DataError(
+            f"{images_path}: has images of {columns}x{rows}, those of {wanted.name} are {IMAGE_SIDE}x{IMAGE_SIDE};"
+            f" for images of your own use dataset=idx:{images_path.parent}"
+        )
+    if wanted.transposed:
+        images = images.transpose(1, 2).contiguous()
+    return make_examples(
+        images.reshape(count, 1, rows, columns),
+        read_labels(labels_path) - wanted.first_label,
+        class_names=wanted.class_names,
+        source=f"dataset={wanted.name} ({labels_path})",
+    )
+
+
+def _offline(wanted: TorchvisionSet, data_dir: Path) -> str:
+    names = ", ".join(f"{name}.gz" for pair in wanted.file_names.values() for name in pair)
+    return (
+        f"put the four files {names} into {wanted.folders(data_dir)[0]},"
+        " or point --data-dir or MNIST_RAY_DATA to the folder that has them"
+    )
+
+
+def _download(wanted: TorchvisionSet, split: Split, data_dir: Path) -> None:
+    """Downloads into a temporary folder beside the final one and renames each finished file into place.
+
+    A failure or Ctrl-C so leaves whole files or none. Of EMNIST's archive only the sets that we offer are kept.
+    """
+    keep = {name for entry in _SETS for pair in entry.file_names.values() for name in pair}
+    final = data_dir / wanted.torchvision_name / "raw"
+    try:
+        final.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
+            _download_with_torchvision(wanted, split, temporary)
+            for path in sorted(Path(temporary).rglob("*-ubyte")) + sorted(Path(temporary).rglob("*-int")):
+                if path.name in keep:
+                    os.replace(path, final / path.name)
+    except (OSError, RuntimeError, ImportError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"dataset={wanted.name}: not in {data_dir} and the download failed ({reason}); {_offline(wanted, data_dir)}"
+        ) from None
+
+
+def _download_with_torchvision(wanted: TorchvisionSet, split: Split, folder: str) -> None:
+    with _no_progress_without_terminal(), _socket_timeout(DOWNLOAD_TIMEOUT_S):
+        from torchvision import datasets
+
+        options: dict[str, Any] = {"split": wanted.torchvision_split} if wanted.torchvision_split else {}
+        getattr(datasets, wanted.torchvision_name)(folder, train=split == "train", download=True, **options)
+
+
+@contextlib.contextmanager
+def _no_progress_without_terminal() -> Iterator[None]:
+    """torchvision draws its progress bar on any stderr; a log file wants none."""
+    with contextlib.ExitStack() as stack:
+        if not sys.stderr.isatty():
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,330 @@
+"""From log-probabilities to counts that add up over shards, and from counts to rates, intervals and calibration.
+
+A Tally holds all that the rates need, so a split can be evaluated in any number of pieces. All rates are fractions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_BINS = 15
+NORMAL_QUANTILE_975 = 1.959963984540054
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one run says about n examples; the columns of the predictions table.
+
+    Attributes:
+      label: int64 [n], the true classes.
+      predicted_label: int64 [n], the most probable class, the first of equals.
+      correct: bool [n].
+      confidence: float32 [n], probability of the predicted class.
+      label_probability: float32 [n], probability of the true class.
+      label_rank: int64 [n], place of the true class among the classes by probability, from 0, the first of equals
+        ahead; an example is correct when it is 0.
+      loss: float32 [n], cross-entropy in nats; finite also where label_probability rounds to 0.
+      probabilities: float32 [n, classes].
+    """
+
+    label: NDArray[np.int64]
+    predicted_label: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    confidence: NDArray[np.float32]
+    label_probability: NDArray[np.float32]
+    label_rank: NDArray[np.int64]
+    loss: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+def predictions(log_probabilities: "Tensor", labels: "Tensor") -> Predictions:
+    """Reads predictions off the log-probabilities of one run.
+
+    Args:
+      log_probabilities: floating [n, classes], natural logarithms, on any device.
+      labels: int64 [n], in [0, classes).
+
+    Raises:
+      CheckpointError: an output of the model is not a number.
+    """
+    scores: NDArray[np.float32] = log_probabilities.detach().cpu().float().numpy()
+    label: NDArray[np.int64] = labels.detach().cpu().numpy()
+    # A comparison with NaN is false, so NaN would count as the first rank: as a right answer.
+    broken = np.flatnonzero(np.isnan(scores).any(axis=1))
+    if broken.size:
+        raise CheckpointError(
+            f"log_probabilities: not a number for {broken.size} of {len(scores)} examples, the first at row {broken[0]}; "
+            "the model's weights overflow: train the run again with a lower learning rate"
+        )
+    rows = np.arange(len(scores))
+    # torch.argmax promises no order among equals, numpy's takes the first.
+    predicted_label = scores.argmax(axis=1)
+    # Through float64, the rounded result does not depend on the vector instructions of the machine.
+    probabilities = np.exp(scores.astype(np.float64)).astype(np.float32)
+    label_score = scores[rows, label][:, None]  # [n, 1]
+    equal_before = (scores == label_score) & (np.arange(scores.shape[1]) < label[:, None])  # [n, classes]
+    return Predictions(
+        label=label,
+        predicted_label=predicted_label,
+        correct=predicted_label == label,
+        confidence=probabilities[rows, predicted_label],
+        label_probability=probabilities[rows, label],
+        label_rank=((scores > label_score) | equal_before).sum(axis=1),
+        # 0.0 - x rather than -x: a certain answer costs 0, not -0.
+        loss=np.float32(0) - label_score[:, 0],
+        probabilities=probabilities,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Sums over the examples of one run; tallies of disjoint examples add up with +.
+
+    Attributes:
+      confusion: int64 [classes, classes], examples by true class (row) and predicted class (column).
+      bin_count: int64 [bins], examples by confidence, see `bin_edges`.
+      bin_correct: int64 [bins], the correct ones among them.
+      bin_confidence: float64 [bins], sum of their confidence.
+      log_loss_sum: sum of the cross-entropy, nats.
+      brier_sum: sum over examples and classes of (probability - 1 if the class is the true one else 0) squared.
+      top2_correct: examples whose true class is among the two most probable.
+    """
+
+    confusion: NDArray[np.int64]
+    bin_count: NDArray[np.int64]
+    bin_correct: NDArray[np.int64]
+    bin_confidence: NDArray[np.float64]
+    log_loss_sum: float
+    brier_sum: float
+    top2_correct: int
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples tallied."""
+        return int(self.confusion.sum())
+
+    @property
+    def num_correct(self) -> int:
+        """Number of examples whose predicted class is the true one."""
+        return int(self.confusion.trace())
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            confusion=self.confusion + other.confusion,
+            bin_count=self.bin_count + other.bin_count,
+            bin_correct=self.bin_correct + other.bin_correct,
+            bin_confidence=self.bin_confidence + other.bin_confidence,
+            log_loss_sum=self.log_loss_sum + other.log_loss_sum,
+            brier_sum=self.brier_sum + other.brier_sum,
+            top2_correct=self.top2_correct + other.top2_correct,
+        )
+
+
+def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
+    """Counts and sums the predictions of one run on some examples, none included.
+
+    The float sums are taken in float64 in an order that depends on the shard alone, so that a retried shard gives
+    the same bits.
+
+    Args:
+      shard: the predictions.
+      num_bins: bins of the confidence, at least 1.
+    """
+    num_classes = shard.probabilities.shape[1]
+    pairs = shard.label * num_classes + shard.predicted_label
+    # The inner edges alone: what lies at or below the first falls into bin 0, above the last into the last bin.
+    bins = np.searchsorted(bin_edges(num_bins)[1:-1], shard.confidence.astype(np.float64), side="left")
+    errors = shard.probabilities.astype(np.float64)  # [n, classes]
+    errors[np.arange(len(errors)), shard.label] -= 1.0
+    return Tally(
+        confusion=np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes),
+        bin_count=np.bincount(bins, minlength=num_bins),
+        bin_correct=np.bincount(bins[shard.correct], minlength=num_bins),
+        bin_confidence=np.bincount(bins, weights=shard.confidence, minlength=num_bins),
+        log_loss_sum=float(shard.loss.sum(dtype=np.float64)),
+        brier_sum=float(np.square(errors).sum()),
+        top2_correct=int((shard.label_rank < 2).sum()),
+    )
+
+
+def bin_edges(num_bins: int) -> NDArray[np.float64]:
+    """Returns the edges of equal-width bins of [0, 1], float64 [bins + 1]; bin b is (edge b, edge b + 1], bin 0 has 0 too."""
+    return np.arange(num_bins + 1) / num_bins
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The rates of one run on a split, named as the columns of the metrics table.
+
+    Attributes:
+      num_examples: examples evaluated.
+      accuracy: share of examples whose predicted class is the true one.
+      accuracy_low: lower end of the 95 % Wilson interval of the accuracy.
+      accuracy_high: upper end of it.
+      log_loss: mean cross-entropy, nats.
+      brier: mean over examples of the sum over classes of squared errors of the probabilities, in [0, 2] (Brier 1950,
+        'Verification of forecasts expressed in terms of probability'): for two classes twice the one-sided score.
+      ece: expected calibration error, mean over examples of |accuracy - mean confidence| of the example's bin (Guo et
+        al. 2017, 'On calibration of modern neural networks').
+      top2_accuracy: share of examples whose true class is among the two most probable; of equally probable classes
+        those of lower index come first, so never more than two count.
+      precision_macro: mean over all classes of the class's precision.
+      recall_macro: the same of recall.
+      f1_macro: the same of F1.
+      precision_weighted: mean over classes of precision, weighted by support.
+      recall_weighted: the same of recall.
+      f1_weighted: the same of F1.
+    """
+
+    num_examples: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    log_loss: float
+    brier: float
+    ece: float
+    top2_accuracy: float
+    precision_macro: float
+    recall_macro: float
+    f1_macro: float
+    precision_weighted: float
+    recall_weighted: float
+    f1_weighted: float
+
+
+def rates(total: Tally) -> Rates:
+    """Returns the rates of one run from the tally of at least one example."""
+    num_examples = total.num_examples
+    low, high = wilson_interval(total.num_correct, num_examples)
+    classes = class_rates(total)
+    weights = classes.support / num_examples
+    return Rates(
+        num_examples=num_examples,
+        accuracy=total.num_correct / num_examples,
+        accuracy_low=low,
+        accuracy_high=high,
+        log_loss=total.log_loss_sum / num_examples,
+        brier=total.brier_sum / num_examples,
+        ece=float(np.abs(total.bin_correct - total.bin_confidence).sum()) / num_examples,
+        top2_accuracy=total.top2_correct / num_examples,
+        precision_macro=float(classes.precision.mean()),
+        recall_macro=float(classes.recall.mean()),
+        f1_macro=float(classes.f1.mean()),
+        precision_weighted=float((weights * classes.precision).sum()),
+        recall_weighted=float((weights * classes.recall).sum()),
+        f1_weighted=float((weights * classes.f1).sum()),
+    )
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Returns the 95 % score interval of a proportion, without continuity correction.
+
+    Args:
+      successes: in [0, trials].
+      trials: at least 1.
+
+    Reference: Wilson 1927, 'Probable inference, the law of succession, and statistical inference'.
+    """
+    z = NORMAL_QUANTILE_975
+    share = successes / trials
+    center = share + z**2 / (2 * trials)
+    half_width = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    # The formula gives exactly 0 and 1 at the ends; floating point would miss them by a rounding.
+    low = 0.0 if successes == 0 else (center - half_width) / scale
+    high = 1.0 if successes == trials else (center + half_width) / scale
+    return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRates:
+    """Rates by class, named as the columns of the per_class table.
+
+    As scikit-learn computes them with labels=range(classes) and zero_division=0: a rate whose denominator is 0 is 0, and
+    a class without examples counts in the macro averages (its recall and F1 are 0).
+
+    Attributes:
+      precision: float64 [classes], share of the predictions of the class that are right.
+      recall: float64 [classes], share of the examples of the class that are found.
+      f1: float64 [classes], harmonic mean of the two.
+      support: int64 [classes], examples of the class.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+
+
+def class_rates(total: Tally) -> ClassRates:
+    """Returns precision, recall, F1 and support of each class."""
+    right = total.confusion.diagonal()
+    predicted = total.confusion.sum(axis=0)
+    support = total.confusion.sum(axis=1)
+    return ClassRates(
+        precision=_ratio(right, predicted),
+        recall=_ratio(right, support),
+        f1=_ratio(2 * right, predicted + support),
+        support=support,
+    )
+
+
+def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
+    # Where the denominator is 0 so is the numerator, and the ratio is 0.
+    return numerator / np.maximum(denominator, 1)
+
+
+def calibration(total: Tally) -> dict[str, list[Any]]:
+    """Returns the calibration table of one run: column name -> one value a bin, None where the bin is empty."""
+    edges = bin_edges(len(total.bin_count)).tolist()
+    counts = total.bin_count.tolist()
+
+    def means(sums: list[Any]) -> list[float | None]:
+        return [value / count if count else None for value, count in zip(sums, counts, strict=True)]
+
+    return {
+        "confidence_low": edges[:-1],
+        "confidence_high": edges[1:],
+        "mean_confidence": means(total.bin_confidence.tolist()),
+        "accuracy": means(total.bin_correct.tolist()),
+        "count": counts,
+    }
+
+
+def classification_report(total: Tally, class_names: Sequence[str], *, digits: int = 2) -> str:
+    """Returns the text table of precision, recall, F1 and support in scikit-learn's layout.
+
+    Args:
+      total: the tally of at least one example.
+      class_names: one name a class.
+      digits: decimals of the rates.
+    """
+    width = max(len(name) for name in (*class_names, "weighted avg"))
+    classes, averages = class_rates(total), rates(total)
+
+    def line(name: str, cells: Sequence[float | None], support: int) -> str:
+        shown = [" " * 9 if cell is None else f"{cell:9.{digits}f}" for cell in cells]
+        return f"{name:>{width}} {' '.join(shown)} {support:9d}"
+
+    columns = (classes.precision.tolist(), classes.recall.tolist(), classes.f1.tolist(), classes.support.tolist())
+    macro = (averages.precision_macro, averages.recall_macro, averages.f1_macro)
+    weighted = (averages.precision_weighted, averages.recall_weighted, averages.f1_weighted)
+    lines = [
+        " ".join([" " * width, *(f"{title:>9}" for title in ("precision", "recall", "f1-score", "support"))]),
+        "",
+        *(line(name, cells, support) for name, *cells, support in zip(class_names, *columns, strict=True)),
+        "",
+        line("accuracy", (None, None, averages.accuracy), averages.num_examples),
+        line("macro avg", macro, averages.num_examples),
+        line("weighted avg", weighted, averages.num_examples),
+    ]
+    return "\n".join(lines) + "\n"

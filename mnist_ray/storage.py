@@ -1,0 +1,742 @@
+"""Stored files behind one class: a local folder or s3://bucket/prefix, the only door to either.
+
+Objects appear whole: a reader finds the old content or the new, never a part. A folder of results is committed in
+one step (PendingFolder), once, and never changed after that.
+
+Work in progress lives under <storage>/.staging/, out of every listing. What killed writers leave there is removed
+after a day.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mnist_ray.errors import ConfigError, ConflictError, DataError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MANIFEST = "_manifest.json"
+SUCCESS = "_SUCCESS"
+STAGING = ".staging"
+STAGING_LIFETIME_S = 24 * 3600
+MULTIPART_BYTES = 64 << 20
+
+Action = Literal["read", "written", "listed", "deleted"]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class MissingError(StorageError):
+    """There is no object of that name."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """An object in a listing: its path relative to the storage, and its bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a committed folder: the name that readers ask for, and the one it is stored under."""
+
+    name: str
+    stored_name: str
+    size: int
+    sha256: str
+
+
+def open_storage(uri: str) -> "Storage":
+    """Returns the storage at a URI, without touching the disk or the network.
+
+    Args:
+      uri: a local path (a relative one is made absolute), file:///folder, or s3://bucket/prefix.
+
+    Raises:
+      ConfigError: the URI breaks a rule of check_uri.
+    """
+    return Storage(check_uri(uri))
+
+
+def check_uri(uri: str, setting: str = "storage") -> str:
+    """Returns a storage URI in its one normal form: an absolute local path, or s3://bucket/prefix.
+
+    Raises:
+      ConfigError: empty, another scheme, credentials, a query or fragment, no bucket, '..' in a prefix, or control
+        characters. The message never repeats credentials.
+    """
+
+    def refuse(rule: str) -> ConfigError:
+        return ConfigError(f"{setting}={_without_secrets(uri)!r}: {rule}")
+
+    if not uri.strip():
+        raise refuse("give a folder, or s3://bucket/prefix")
+    if _CONTROL.search(uri):
+        raise refuse("remove the control characters")
+    scheme = _SCHEME.match(uri)
+    if scheme is None:
+        return os.path.abspath(os.path.expanduser(uri))
+    kind = scheme[1].lower()
+    if kind not in ("file", "s3"):
+        raise refuse(f"{kind}:// is not supported; use a local path, file:///folder or s3://bucket/prefix")
+    authority, slash, path = uri[scheme.end() :].removeprefix("/").partition("/")
+    if "@" in authority or re.search(r"(access|secret)_?key|token", uri.partition("?")[2], re.IGNORECASE):
+        raise refuse("no credentials in a URI; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if "?" in uri or "#" in uri:
+        raise refuse("no query or fragment; endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION")
+    if not uri[scheme.end() :].startswith("/"):
+        raise refuse(f"write {kind}:// with two slashes before the {'bucket' if kind == 's3' else 'host'}")
+    if kind == "file":
+        if authority not in ("", "localhost") or not slash:
+            raise refuse("a file URI starts with file:/// and an absolute path")
+        return check_uri(os.path.abspath("/" + urllib.parse.unquote(path)), setting)
+    if not _BUCKET.fullmatch(authority):
+        raise refuse("needs a bucket name of letters, digits, '.', '_' or '-': s3://bucket/prefix")
+    prefix = path.rstrip("/")
+    if prefix and any(segment in ("", ".", "..") for segment in prefix.split("/")):
+        raise refuse("no empty, '.' or '..' parts in the prefix")
+    return f"s3://{authority}/{prefix}".rstrip("/")
+
+
+def _without_secrets(text: str) -> str:
+    """Hides what may be a key: user information (a secret key can hold slashes) and query values."""
+    text = re.sub(r"//\S*@", "//***@", text)
+    return re.sub(r"\?.*", "?***", text, flags=re.DOTALL) if _SCHEME.match(text) else text
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder of objects, local or on S3; made by open_storage, small to pickle, without keys.
+
+    Every path is relative to the storage, its parts separated by '/', and can't leave it. Any failure of the disk,
+    the network or the server is a StorageError; reading what isn't there is a MissingError.
+    """
+
+    uri: str
+
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+        return (Storage, (self.uri,))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the objects are files of this machine (or of a file system mounted on it)."""
+        return not self.uri.startswith("s3://")
+
+    @cached_property
+    def _backend(self) -> "_Local | _S3":
+        return _Local(self.uri) if self.is_local else _S3(self.uri)
+
+    def uri_of(self, path: str) -> str:
+        """Returns what a person or DuckDB would open: a local path or an s3:// URI."""
+        return f"{self.uri.rstrip('/')}/{_check_path(path)}" if path else self.uri
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object (not a folder) at the path."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.exists(path)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Returns an object's content."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.read(path)
+
+    def open_input(self, path: str) -> "pyarrow.NativeFile":
+        """Opens an object for random access; reads of it belong into `with storage_errors(uri):`."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.open(path)
+
+    def list_files(self, path: str = "", *, recursive: bool = True) -> list[FileEntry]:
+        """Returns the objects below a folder, sorted by path; none if there is no such folder.
+
+        Names beginning with '.', and what is in folders of such names, are left out.
+        """
+        with storage_errors(self.uri_of(path), "listed"):
+            return sorted(self._backend.list(path, recursive=recursive), key=lambda entry: entry.path)
+
+    def list_folders(self, path: str = "") -> list[str]:
+        """Returns the names of a folder's direct subfolders, sorted, but those beginning with '.' or '_'."""
+        with storage_errors(self.uri_of(path), "listed"):
+            return sorted(name for name in self._backend.folders(path) if name[0] not in "._")
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Writes or replaces an object in one step: durable on return, and the old one stands until then."""
+        with storage_errors(self.uri_of(path), "written"):
+            self._backend.write(_check_path(path), data)
+
+    def create_bytes(self, path: str, data: bytes) -> bool:
+        """Writes an object in one step unless there is one already, in which case it returns False.
+
+        Of any number of concurrent callers exactly one gets True, if their contents differ. S3 alone: should
+        the client have repeated its request after a lost answer, an equal object counts as its own.
+        """
+        with storage_errors(self.uri_of(path), "written"):
+            return self._backend.create(_check_path(path), data)
+
+    def delete_folder(self, path: str) -> None:
+        """Deletes a folder with all in it; a committed one stops being committed first."""
+        with storage_errors(self.uri_of(path), "deleted"):
+            self._backend.delete_folder(_check_path(path))
+
+    def check(self) -> None:
+        """Proves that objects can be written, read, listed and deleted; makes a missing local folder.
+
+        Raises:
+          StorageError: what can't be done, why, and what to do.
+        """
+        folder = f"{STAGING}/check-{secrets.token_hex(8)}"
+        self.write_bytes(f"{folder}/object", folder.encode())
+        content = self.read_bytes(f"{folder}/object")
+        listed = self.list_files(folder)
+        self.delete_folder(folder)
+        if content != folder.encode() or listed != [FileEntry(f"{folder}/object", len(content))]:
+            raise StorageError(f"storage={self.uri!r}: gives back other content than was written; use another storage")
+
+    def pending_folder(self, path: str) -> "PendingFolder":
+        """Begins a folder that appears with all its files at once, when it is committed."""
+        with storage_errors(self.uri_of(STAGING), "deleted"):
+            self._sweep(time.time() - STAGING_LIFETIME_S)
+        return PendingFolder(self, _check_path(path), secrets.token_hex(8))
+
+    def _sweep(self, before: float) -> None:
+        for name, modified in self._backend.staged().items():
+            if modified < before:
+                self._backend.delete_folder(f"{STAGING}/{name}")
+
+    def read_manifest(self, path: str) -> dict[str, Any] | None:
+        """Returns the manifest of a committed folder, None if the folder isn't committed.
+
+        Raises:
+          DataError: the manifest is damaged.
+        """
+        try:
+            manifest = json.loads(self.read_bytes(f"{path}/{MANIFEST}"))
+            _files_of(manifest)
+        except MissingError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{self.uri_of(path)}/{MANIFEST}: damaged; delete the folder and make it again") from None
+        return dict(manifest)
+
+    def read_committed(self, path: str, name: str) -> bytes:
+        """Returns a file of a committed folder, its size and SHA-256 checked.
+
+        Raises:
+          DataError: the content isn't what was committed.
+          MissingError: the folder isn't committed, or has no such file.
+        """
+        for file in self._committed(path):
+            if file.name == name:
+                data = self.read_bytes(f"{path}/{file.stored_name}")
+                if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+                    uri = self.uri_of(f"{path}/{file.stored_name}")
+                    raise DataError(f"{uri}: not the content that was committed; delete the folder and make it again")
+                return data
+        raise MissingError(f"{self.uri_of(path)}: has no file {name!r}")
+
+    def committed_files(self, path: str, name_prefix: str = "") -> list[str]:
+        """Returns the URIs of a committed folder's files whose names begin with the prefix, sorted by name.
+
+        Raises:
+          MissingError: the folder isn't committed.
+        """
+        files = [file for file in self._committed(path) if file.name.startswith(name_prefix)]
+        return [self.uri_of(f"{path}/{file.stored_name}") for file in files]
+
+    def complete_commit(self, path: str) -> None:
+        """Adds the _SUCCESS marker that a writer, killed between the manifest and it, left out."""
+        if self.read_manifest(path) is not None and not self.exists(f"{path}/{SUCCESS}"):
+            self.write_bytes(f"{path}/{SUCCESS}", b"")
+
+    def _committed(self, path: str) -> list[StoredFile]:
+        manifest = self.read_manifest(path)
+        if manifest is None:
+            raise MissingError(f"{self.uri_of(path)}: not there, or not committed")
+        return _files_of(manifest)
+
+
+@dataclass(frozen=True)
+class PendingFolder:
+    """A folder in the making, to be committed once; any process may write its files."""
+
+    storage: Storage
+    path: str
+    token: str
+
+    @property
+    def _staging(self) -> str:
+        return f"{STAGING}/{self.token}"
+
+    def write(self, name: str, data: bytes) -> StoredFile:
+        """Stores one file out of the readers' sight; the same name again replaces it.
+
+        Args:
+          name: letters, digits, '.', '_' and '-', the first a letter or digit.
+          data: the content.
+        """
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"file name {name!r}: use letters, digits, '.', '_' and '-' after a letter or digit")
+        sha256 = hashlib.sha256(data).hexdigest()
+        stored_name = name
+        if not self.storage.is_local:
+            # S3 can't rename a folder, so parts lie in the final one before the manifest: a name that tells the
+            # content keeps two writers from overwriting each other's.
+            stem, dot, suffix = name.partition(".")
+            stored_name = f"{stem}-{sha256[:12]}{dot}{suffix}"
+        self.storage.write_bytes(f"{self._staging}/{stored_name}", data)
+        return StoredFile(name, stored_name, len(data), sha256)
+
+    def commit(self, files: Sequence[StoredFile], manifest: Mapping[str, Any]) -> bool:
+        """Makes the folder visible, with these files and no others.
+
+        Args:
+          files: what write returned, in any order.
+          manifest: JSON values; 'files' is added. What is under the key 'volatile' (times, hosts) doesn't count as
+            content.
+
+        Returns:
+          True if this call committed the folder, False if the same content had been committed before.
+
+        Raises:
+          ConflictError: the folder exists with other content, which is left as it is.
+        """
+        ordered = sorted(files, key=lambda file: file.name)
+        # The token tells two writers of the same content apart, so that exactly one of them has committed it.
+        volatile = {**manifest.get("volatile", {}), "commit_token": self.token}
+        document = {**manifest, "files": [asdict(file) for file in ordered], "volatile": volatile}
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        uri = self.storage.uri_of(self.path)
+        with storage_errors(uri, "written"):
+            committed = self.storage._backend.commit(self.path, self._staging, ordered, text)
+        self.abort()
+        if committed:
+            return True
+        found = self.storage.read_manifest(self.path)
+        if found is None or _content(found) != _content(json.loads(text)):
+            raise ConflictError(f"{uri}: exists with other content; choose another name or move it away")
+        self.storage.complete_commit(self.path)
+        return False
+
+    def abort(self) -> None:
+        """Removes what was written and not committed; after a commit there is nothing left to remove."""
+        self.storage.delete_folder(self._staging)
+
+
+def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "volatile"}
+
+
+def _files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
+    return [StoredFile(**file) for file in manifest["files"]]
+
+
+def _check_path(path: str) -> str:
+    if _CONTROL.search(path) or any(segment in ("", ".", "..") for segment in path.split("/")):
+        raise StorageError(f"path={path!r}: must lie inside the storage, parts separated by single slashes")
+    return path
+
+
+class _Local:
+    """Objects are files below a root folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).is_file()
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def open(self, path: str) -> "pyarrow.NativeFile":
+        import pyarrow
+
+        # Not a memory map: a file cut short under one ends the process with SIGBUS.
+        return pyarrow.OSFile(str(self.root / path))
+
+    def list(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
+        # Links are followed, as class folders of images often are links; a loop of them ends with ELOOP.
+        for folder, subfolders, names in os.walk(self.root / path, onerror=_raise_unless_missing, followlinks=True):
+            subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
+            for name in names:
+                # A file may vanish between the listing and its turn: then it is not listed.
+                with contextlib.suppress(FileNotFoundError):
+                    if not name.startswith("."):
+                        file = Path(folder, name)
+                        yield FileEntry(file.relative_to(self.root).as_posix(), file.stat().st_size)
+
+    def folders(self, path: str) -> list[str]:
+        folder = self.root / path
+        return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.exists() else []
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self.root / path
+        with self._temporary(data) as temporary:
+            _make_folder(target.parent)
+            os.replace(temporary, target)
+        _fsync_folder(target.parent)
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self.root / path
+        with self._temporary(data) as temporary:
+            _make_folder(target.parent)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+        _fsync_folder(target.parent)
+        return True
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        """Gives a durable file with the content, to be renamed or linked; removes it otherwise."""
+        temporary = self.root / STAGING / f"object-{secrets.token_hex(8)}"
+        _make_folder(temporary.parent)
+        try:
+            _write_durably(temporary, data)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete_folder(self, path: str) -> None:
+        doomed = self.root / STAGING / f"deleted-{secrets.token_hex(8)}"
+        try:
+            # One rename takes the whole folder out of sight, before the first of its files goes.
+            os.rename(self.root / path, doomed)
+        except FileNotFoundError:
+            if (self.root / path).exists():
+                _make_folder(doomed.parent)
+                self.delete_folder(path)
+            return
+        if doomed.is_dir():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
+
+    def staged(self) -> dict[str, float]:
+        """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
+        staging = self.root / STAGING
+        newest = {}
+        for entry in list(staging.iterdir()) if staging.exists() else []:
+            # What its writer finishes meanwhile is gone.
+            with contextlib.suppress(FileNotFoundError):
+                inside = list(entry.iterdir()) if entry.is_dir() else []
+                newest[entry.name] = max(file.stat().st_mtime for file in [entry, *inside])
+        return newest
+
+    def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
+        """Renames the staged folder to its final name; False if there is something of that name."""
+        source, target = self.root / staging, self.root / path
+        if target.exists():
+            return False
+        _make_folder(source)
+        for file in files:
+            staged = source / file.stored_name
+            if not staged.is_file() or staged.stat().st_size != file.size:
+                raise StorageError(
+                    f"{staged}: written by a worker, and not here; several machines need a folder that they share, "
+                    "or s3://bucket/prefix"
+                )
+        for stray in {entry.name for entry in source.iterdir()} - {file.stored_name for file in files}:
+            (source / stray).unlink()
+        _write_durably(source / MANIFEST, manifest)
+        _write_durably(source / SUCCESS, b"")
+        _fsync_folder(source)
+        _make_folder(target.parent)
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        _fsync_folder(target.parent)
+        return True
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Creates a folder and its missing parents, each made durable in the one above it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync_folder(folder.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _S3:
+    """Objects of one bucket, their keys below a prefix."""
+
+    def __init__(self, uri: str) -> None:
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+
+    def key(self, path: str) -> str:
+        return "/".join(part for part in (self.prefix, path) if part)
+
+    def folder_key(self, path: str) -> str:
+        return f"{self.key(path)}/" if self.key(path) else ""
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client. Credentials, region, profile and endpoint come from AWS's standard places."""
+        import boto3
+        from botocore.exceptions import ClientError
+
+        session = boto3.Session()
+        probe = _s3_client(session, attempts=3, read_timeout_s=5)
+        # Ten patient attempts ride out a server's bad minute, but make an endpoint that isn't there cost minutes.
+        # So the first contact is impatient; any answer, even a refusal, shows that somebody is there.
+        with contextlib.suppress(ClientError):
+            probe.head_bucket(Bucket=self.bucket)
+        return _s3_client(session, attempts=10, read_timeout_s=60)
+
+    @cached_property
+    def filesystem(self) -> Any:
+        """pyarrow's S3, for random access without Python in the way."""
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+        endpoint = urllib.parse.urlsplit(self.client.meta.endpoint_url)
+        on_aws = endpoint.netloc.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        region = self.client.meta.region_name
+        return S3FileSystem(
+            endpoint_override=None if on_aws else endpoint.netloc + endpoint.path.rstrip("/"),
+            scheme=endpoint.scheme,
+            region=None if region == "aws-global" else region,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=10),
+            connect_timeout=5,
+            request_timeout=60,
+        )
+
+    def exists(self, path: str) -> bool:
+        # Not HEAD, whose 404 doesn't tell a missing object from a missing bucket.
+        page = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(path), MaxKeys=1)
+        return [entry["Key"] for entry in page.get("Contents", [])] == [self.key(path)]
+
+    def read(self, path: str) -> bytes:
+        from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+        for attempts_left in (2, 1, 0):
+            body = self.client.get_object(Bucket=self.bucket, Key=self.key(path))["Body"]
+            try:
+                with contextlib.closing(body):
+                    return bytes(body.read())
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                # boto3 repeats requests, but not one whose body breaks off.
+                if not attempts_left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def open(self, path: str) -> "pyarrow.NativeFile":
+        return self.filesystem.open_input_file(f"{self.bucket}/{self.key(path)}")
+
+    def pages(self, path: str, **options: str) -> Iterator[Any]:
+        paginator = self.client.get_paginator("list_objects_v2")
+        yield from paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(path), **options)
+
+    def objects(self, path: str, **options: str) -> Iterator[tuple[str, Any]]:
+        """Yields (path relative to the folder, S3's entry) of every object below a folder."""
+        for page in self.pages(path, **options):
+            for entry in page.get("Contents", []):
+                yield entry["Key"].removeprefix(self.folder_key(path)), entry
+
+    def list(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
+        options = {} if recursive else {"Delimiter": "/"}
+        for name, entry in self.objects(path, **options):
+            # A key that ends with a slash is a console's picture of a folder.
+            if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
+                yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
+
+    def folders(self, path: str) -> list[str]:
+        prefixes = [
+            entry["Prefix"] for page in self.pages(path, Delimiter="/") for entry in page.get("CommonPrefixes", [])
+        ]
+        return [name for prefix in prefixes if (name := prefix.removeprefix(self.folder_key(path)).rstrip("/"))]
+
+    def write(self, path: str, data: bytes) -> None:
+        if len(data) <= MULTIPART_BYTES:
+            self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
+        else:
+            self.client.upload_fileobj(io.BytesIO(data), self.bucket, self.key(path))
+
+    def create(self, path: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, None):
+            try:
+                self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*")
+                return True
+            except ClientError as error:
+                answer = error.response["ResponseMetadata"]
+                if answer["HTTPStatusCode"] == 412:
+                    # After the client's own retry the object in the way may be this call's.
+                    return answer.get("RetryAttempts", 0) > 0 and self.read(path) == data
+                if answer["HTTPStatusCode"] != 409 or delay_s is None:
+                    raise
+                # 409: another writer's request is still running. It may yet fail, so ask again.
+                time.sleep(delay_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    def delete_folder(self, path: str) -> None:
+        names = [name for name, _ in self.objects(path)]
+        # A committed folder first stops being one.
+        names.sort(key=lambda name: (name != SUCCESS, name != MANIFEST, name))
+        for name in names:
+            self.client.delete_object(Bucket=self.bucket, Key=self.folder_key(path) + name)
+
+    def staged(self) -> dict[str, float]:
+        """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
+        newest: dict[str, float] = {}
+        for path, entry in self.objects(STAGING):
+            name = path.partition("/")[0]
+            newest[name] = max(newest.get(name, 0.0), entry["LastModified"].timestamp())
+        return newest
+
+    def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
+        """Copies the staged files, then creates the manifest, the commit itself; False if there is one."""
+        if self.exists(f"{path}/{MANIFEST}"):
+            return False
+
+        def copy(file: StoredFile) -> None:
+            source = {"Bucket": self.bucket, "Key": self.key(f"{staging}/{file.stored_name}")}
+            self.client.copy_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"), CopySource=source)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(copy, files))
+        if not self.create(f"{path}/{MANIFEST}", manifest):
+            kept = {file.stored_name for file in _files_of(json.loads(self.read(f"{path}/{MANIFEST}")))}
+            for file in files:
+                if file.stored_name not in kept:
+                    self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
+            return False
+        self.write(f"{path}/{SUCCESS}", b"")
+        return True
+
+
+def _s3_client(session: Any, *, attempts: int, read_timeout_s: int) -> Any:
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=5,
+        read_timeout=read_timeout_s,
+    )
+    try:
+        return session.client("s3", config=config)
+    except ValueError as error:
+        raise StorageError(f"AWS_ENDPOINT_URL: {_one_line(error)}; write http(s)://host:port") from None
+
+
+@contextlib.contextmanager
+def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
+    """Turns failures of the disk, the network or the S3 server inside the block into StorageErrors.
+
+    Raises:
+      MissingError: there is no such object (only when reading).
+      StorageError: any other failure, in one line with its reason and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_from_aws(error):
+            raise
+        reason = _reason(error)
+        if reason is _NO_OBJECT and action == "read":
+            raise MissingError(f"{uri}: {reason}") from error
+        raise StorageError(f"storage={uri!r}: can't be {action}: {reason}") from error
+
+
+_NO_OBJECT = "no such object"
+_CHECK_KEYS = "check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_URL"
+_OVERLOADED = "the server is overloaded or out of service; try again later"
+
+_OS_REASONS = {
+    errno.ENOENT: _NO_OBJECT,
+    errno.ENOSPC: "the disk is full; free some space or choose another storage",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another storage",
+    errno.EROFS: "the file system is read-only; choose another storage",
+    errno.EACCES: "permission denied; choose a storage that you may write and read",
+    errno.EPERM: "permission denied; choose a storage that you may write and read",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another storage",
+    errno.EEXIST: "a file stands where a folder is needed; choose another storage",
+}
+
+# Codes of boto3 (NoSuchBucket, and bare HTTP numbers) and of pyarrow (NO_SUCH_BUCKET), made alike.
+_AWS_REASONS = {
+    "nosuchkey": _NO_OBJECT,
+    "404": _NO_OBJECT,
+    "nosuchbucket": "the bucket does not exist; create it or correct the name",
+    "invalidbucketname": "not a bucket name; correct it",
+    "accessdenied": "access denied; ask for the right to read, write, list and delete here",
+    "403": "access denied; ask for the right to read, write, list and delete here",
+    "invalidaccesskeyid": f"the credentials are refused; {_CHECK_KEYS}",
+    "signaturedoesnotmatch": f"the credentials are refused; {_CHECK_KEYS}",
+    "expiredtoken": "the credentials have expired; get new ones",
+    "nocredentialserror": f"there are no credentials; {_CHECK_KEYS}",
+    "partialcredentialserror": f"the credentials are incomplete; {_CHECK_KEYS}",
+    "endpointconnectionerror": _UNREACHABLE,
+    "connecttimeouterror": _UNREACHABLE,
+    "networkconnection": _UNREACHABLE,
+    "slowdown": _OVERLOADED,
+    "serviceunavailable": _OVERLOADED,
+    "503": _OVERLOADED,
+}
+
+
+def _is_from_aws(error: Exception) -> bool:
+    # By name, so that a local storage never pays for importing boto3.
+    return type(error).__module__.partition(".")[0] in ("boto3", "botocore", "s3transfer")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return _OS_REASONS.get(error.errno, os.strerror(error.errno))
+    if isinstance(error, FileNotFoundError):
+        return _NO_OBJECT
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        code = str(answer.get("Error", {}).get("Code"))
+    else:
+        named = re.search(r"AWS Error (\w+)", str(error))
+        code = named[1] if named else type(error).__name__
+    return _AWS_REASONS.get(code.replace("_", "").lower()) or _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    return _without_secrets(" ".join(str(error).split()))
