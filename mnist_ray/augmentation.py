@@ -10,7 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _CONTROL_POINTS = 7
@@ -74,9 +73,7 @@ def augment(name: str, images: "Tensor", *, seeds: Sequence[int], step: int, row
     return functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(images)
 
 
-def _affine_grid(
-    settings: Augmentation, seeds: Sequence[int], *, step: int, rows: "Tensor", size: int
-) -> "Tensor":
+def _affine_grid(settings: Augmentation, seeds: Sequence[int], *, step: int, rows: "Tensor", size: int) -> "Tensor":
     """Returns where each output pixel comes from, float64 [runs * batch, size, size, 2], in [-1, 1]."""
     import torch
     from torch.nn import functional
@@ -95,9 +92,7 @@ def _affine_grid(
     return functional.affine_grid(torch.stack((first, second), 1), [len(draws), 1, size, size], align_corners=False)
 
 
-def _elastic_field(
-    settings: Augmentation, seeds: Sequence[int], *, step: int, rows: "Tensor", size: int
-) -> "Tensor":
+def _elastic_field(settings: Augmentation, seeds: Sequence[int], *, step: int, rows: "Tensor", size: int) -> "Tensor":
     """Returns smooth random displacements, float64 [runs * batch, size, size, 2], in units of half the image."""
     import torch
 
@@ -121,4 +116,4 @@ def _gaussian_blend(size: int) -> "Tensor":
     pixels = torch.arange(size, dtype=torch.float64)
     spacing = (size - 1) / (_CONTROL_POINTS - 1)
     weights = torch.exp(-((pixels[:, None] - points) ** 2) / (2 * spacing**2))
-    return weights / weights.norm(dim=1, keepdim=True)
+    return weights / weights.square().sum(dim=1, keepdim=True).sqrt()

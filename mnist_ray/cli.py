@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -129,7 +130,7 @@ def train(
         arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
         arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
         text = yaml.safe_dump(config.model_dump(mode="json"))
-        _submit(target, "train", arguments, config_yaml=text, wait=not no_wait, cpus=num_workers, run=run)
+        _submit(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
         return
     from mnist_ray.cluster.training import TrainJob, train as train_run
 
@@ -206,7 +207,7 @@ def evaluate(
         arguments += ["--dataset", dataset, "--split", split, "--storage", _remote(storage)]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
-        _submit(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, cpus=num_workers, run=None)
+        _submit(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers, run=None)
         return
     from mnist_ray.cluster.evaluation import EvaluateJob, evaluate as evaluate_runs
 
@@ -281,11 +282,11 @@ def jobs() -> None:
 @click.pass_context
 def jobs_list(context: click.Context, address: str | None, as_json: bool) -> None:
     """Lists the cluster's jobs, the newest first."""
-    from mnist_ray.cluster import submission
+    from mnist_ray.cluster import job_api
     from mnist_ray.printing import print_rows
 
-    rows = submission.jobs_list(submission.connect(_needed_cluster(context, address)))
-    print_rows(rows, as_json=as_json, empty="no jobs")
+    found = job_api.jobs_list(job_api.connect(_needed_cluster(context, address)))
+    print_rows([_job_row(job) for job in found], as_json=as_json, empty="no jobs")
 
 
 @jobs.command("status")
@@ -295,11 +296,11 @@ def jobs_list(context: click.Context, address: str | None, as_json: bool) -> Non
 @click.pass_context
 def jobs_status(context: click.Context, job_id: str, address: str | None, as_json: bool) -> None:
     """Prints one job's status."""
-    from mnist_ray.cluster import submission
+    from mnist_ray.cluster import job_api
     from mnist_ray.printing import print_rows
 
-    row = submission.job_status(submission.connect(_needed_cluster(context, address)), job_id)
-    print_rows([row], as_json=as_json, empty="")
+    job = job_api.job_status(job_api.connect(_needed_cluster(context, address)), job_id)
+    print_rows([_job_row(job)], as_json=as_json, empty="")
 
 
 @jobs.command("logs")
@@ -309,13 +310,13 @@ def jobs_status(context: click.Context, job_id: str, address: str | None, as_jso
 @click.pass_context
 def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | None) -> None:
     """Prints one job's log."""
-    from mnist_ray.cluster import submission
+    from mnist_ray.cluster import job_api
 
     target = _needed_cluster(context, address)
-    client = submission.connect(target)
+    client = job_api.connect(target)
     if follow:
         context.exit(_follow(client, job_id, target))
-    click.echo(submission.job_logs(client, job_id), nl=False)
+    click.echo(job_api.job_logs(client, job_id), nl=False)
 
 
 @jobs.command("stop")
@@ -324,9 +325,16 @@ def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | 
 @click.pass_context
 def jobs_stop(context: click.Context, job_id: str, address: str | None) -> None:
     """Stops one job and waits until it has ended."""
-    from mnist_ray.cluster import submission
+    from mnist_ray.cluster import job_api
 
-    click.echo(f"{job_id}: {submission.job_stop(submission.connect(_needed_cluster(context, address)), job_id)}")
+    job = job_api.job_stop(job_api.connect(_needed_cluster(context, address)), job_id)
+    click.echo(f"{job.job_id}: {job.status}")
+
+
+def _job_row(job: Any) -> dict[str, Any]:
+    started = datetime.fromtimestamp(job.start_time_s).isoformat(" ", "seconds") if job.start_time_s else None
+    row = {"job": job.job_id, "status": job.status, "exit_code": job.exit_code, "started": started}
+    return {**row, "run": job.metadata.get("run"), "entrypoint": job.entrypoint}
 
 
 def _cluster(context: click.Context, option: str | None) -> str | None:
@@ -346,27 +354,32 @@ def _needed_cluster(context: click.Context, option: str | None) -> str:
 
 
 def _submit(
-    target: str, script: str, arguments: Sequence[str], *, config_yaml: str | None, wait: bool, cpus: int, run: str | None
+    target: str, script: str, arguments: Sequence[str], *, config_yaml: str | None, wait: bool, num_workers: int, run: str | None
 ) -> None:
-    from mnist_ray.cluster import submission
+    from mnist_ray.cluster import job_api, submission
 
-    client = submission.connect(target)
-    metadata = {"run": run} if run else {}
-    job_id = submission.submit(
-        client, script=script, arguments=arguments, config_yaml=config_yaml, metadata=metadata, num_workers=cpus
-    )
+    client = job_api.connect(target)
+    with submission.stage_working_dir(config_yaml) as working_dir:
+        job_id = submission.submit(
+            client,
+            script=script,
+            arguments=arguments,
+            working_dir=working_dir,
+            metadata={"run": run} if run else {},
+            resources={"CPU": num_workers},
+        )
     click.echo(job_id)
     if wait:
         sys.exit(_follow(client, job_id, target))
 
 
 def _follow(client: Any, job_id: str, target: str) -> int:
-    from mnist_ray.cluster import submission
+    from mnist_ray.cluster.following import follow, how_to_stop
 
     try:
-        return submission.follow(client, job_id, output=sys.stderr)
+        return follow(client, job_id, output=sys.stderr)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(_say(submission.how_to_stop(job_id, target), 130)) from None
+        return _say(how_to_stop(job_id, target), 130)
 
 
 def _remote(storage: str) -> str:

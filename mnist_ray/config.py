@@ -21,7 +21,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_CONFIG_BYTES = 1 << 20
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "test"]
 
 
 class _Config(BaseModel):
@@ -91,7 +91,12 @@ class TrainConfig(_Config):
     @field_validator("optimizer", "schedule", "augmentation")
     @classmethod
     def _check_choice(cls, value: str, info: ValidationInfo) -> str:
-        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augmentation": AUGMENTATIONS}[str(info.field_name)]
+        registries: dict[str, Mapping[str, object]] = {
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "augmentation": AUGMENTATIONS,
+        }
+        choices = registries[str(info.field_name)]
         if value not in choices:
             raise ValueError(f"choose one of {', '.join(choices)}{did_you_mean(value, choices)}")
         return value

@@ -62,8 +62,8 @@ def predictions(log_probabilities: "Tensor", labels: "Tensor") -> Predictions:
     broken = np.flatnonzero(np.isnan(scores).any(axis=1))
     if broken.size:
         raise CheckpointError(
-            f"log_probabilities: not a number for {broken.size} of {len(scores)} examples, the first at row {broken[0]}; "
-            "the model's weights overflow: train the run again with a lower learning rate"
+            f"log_probabilities: not a number for {broken.size} of {len(scores)} examples, the first at row "
+            f"{broken[0]}; the model's weights overflow: train the run again with a lower learning rate"
         )
     rows = np.arange(len(scores))
     # torch.argmax promises no order among equals, numpy's takes the first.
@@ -143,13 +143,15 @@ def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
     pairs = shard.label * num_classes + shard.predicted_label
     # The inner edges alone: what lies at or below the first falls into bin 0, above the last into the last bin.
     bins = np.searchsorted(bin_edges(num_bins)[1:-1], shard.confidence.astype(np.float64), side="left")
+    bin_confidence = np.zeros(num_bins)
+    np.add.at(bin_confidence, bins, shard.confidence)
     errors = shard.probabilities.astype(np.float64)  # [n, classes]
     errors[np.arange(len(errors)), shard.label] -= 1.0
     return Tally(
         confusion=np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes),
         bin_count=np.bincount(bins, minlength=num_bins),
         bin_correct=np.bincount(bins[shard.correct], minlength=num_bins),
-        bin_confidence=np.bincount(bins, weights=shard.confidence, minlength=num_bins),
+        bin_confidence=bin_confidence,
         log_loss_sum=float(shard.loss.sum(dtype=np.float64)),
         brier_sum=float(np.square(errors).sum()),
         top2_correct=int((shard.label_rank < 2).sum()),
@@ -157,7 +159,10 @@ def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
 
 
 def bin_edges(num_bins: int) -> NDArray[np.float64]:
-    """Returns the edges of equal-width bins of [0, 1], float64 [bins + 1]; bin b is (edge b, edge b + 1], bin 0 has 0 too."""
+    """Returns the edges of equal-width bins of [0, 1], float64 [bins + 1].
+
+    Bin b is what lies above edge b and at or below edge b + 1; 0 belongs to bin 0.
+    """
     return np.arange(num_bins + 1) / num_bins
 
 
@@ -205,8 +210,7 @@ def rates(total: Tally) -> Rates:
     """Returns the rates of one run from the tally of at least one example."""
     num_examples = total.num_examples
     low, high = wilson_interval(total.num_correct, num_examples)
-    classes = class_rates(total)
-    weights = classes.support / num_examples
+    classes = class_rates(total.confusion)
     return Rates(
         num_examples=num_examples,
         accuracy=total.num_correct / num_examples,
@@ -219,9 +223,9 @@ def rates(total: Tally) -> Rates:
         precision_macro=float(classes.precision.mean()),
         recall_macro=float(classes.recall.mean()),
         f1_macro=float(classes.f1.mean()),
-        precision_weighted=float((weights * classes.precision).sum()),
-        recall_weighted=float((weights * classes.recall).sum()),
-        f1_weighted=float((weights * classes.f1).sum()),
+        precision_weighted=float((classes.precision * classes.support).sum()) / num_examples,
+        recall_weighted=float((classes.recall * classes.support).sum()) / num_examples,
+        f1_weighted=float((classes.f1 * classes.support).sum()) / num_examples,
     )
 
 
@@ -249,8 +253,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 class ClassRates:
     """Rates by class, named as the columns of the per_class table.
 
-    As scikit-learn computes them with labels=range(classes) and zero_division=0: a rate whose denominator is 0 is 0, and
-    a class without examples counts in the macro averages (its recall and F1 are 0).
+    As scikit-learn computes them with labels=range(classes) and zero_division=0: a rate whose denominator is 0 is 0,
+    and a class without examples counts in the macro averages, where its three rates are 0.
 
     Attributes:
       precision: float64 [classes], share of the predictions of the class that are right.
@@ -265,11 +269,15 @@ class ClassRates:
     support: NDArray[np.int64]
 
 
-def class_rates(total: Tally) -> ClassRates:
-    """Returns precision, recall, F1 and support of each class."""
-    right = total.confusion.diagonal()
-    predicted = total.confusion.sum(axis=0)
-    support = total.confusion.sum(axis=1)
+def class_rates(confusion: NDArray[np.int64]) -> ClassRates:
+    """Returns precision, recall, F1 and support of each class.
+
+    Args:
+      confusion: int64 [classes, classes], examples by true class (row) and predicted class (column).
+    """
+    right = confusion.diagonal()
+    predicted = confusion.sum(axis=0)
+    support = confusion.sum(axis=1)
     return ClassRates(
         precision=_ratio(right, predicted),
         recall=_ratio(right, support),
@@ -300,31 +308,33 @@ def calibration(total: Tally) -> dict[str, list[Any]]:
     }
 
 
-def classification_report(total: Tally, class_names: Sequence[str], *, digits: int = 2) -> str:
+def classification_report(confusion: NDArray[np.int64], class_names: Sequence[str], *, digits: int = 2) -> str:
     """Returns the text table of precision, recall, F1 and support in scikit-learn's layout.
 
     Args:
-      total: the tally of at least one example.
+      confusion: int64 [classes, classes], rows true, columns predicted, of at least one example.
       class_names: one name a class.
       digits: decimals of the rates.
     """
     width = max(len(name) for name in (*class_names, "weighted avg"))
-    classes, averages = class_rates(total), rates(total)
+    classes = class_rates(confusion)
+    num_examples = int(confusion.sum())
+    rates_by_class = np.stack((classes.precision, classes.recall, classes.f1))  # [3, classes]
+    macro = rates_by_class.mean(axis=1).tolist()
+    weighted = ((rates_by_class * classes.support).sum(axis=1) / num_examples).tolist()
 
     def line(name: str, cells: Sequence[float | None], support: int) -> str:
         shown = [" " * 9 if cell is None else f"{cell:9.{digits}f}" for cell in cells]
-        return f"{name:>{width}} {' '.join(shown)} {support:9d}"
+        return f"{name:>{width}}  {' '.join(shown)} {support:9d}"
 
     columns = (classes.precision.tolist(), classes.recall.tolist(), classes.f1.tolist(), classes.support.tolist())
-    macro = (averages.precision_macro, averages.recall_macro, averages.f1_macro)
-    weighted = (averages.precision_weighted, averages.recall_weighted, averages.f1_weighted)
     lines = [
-        " ".join([" " * width, *(f"{title:>9}" for title in ("precision", "recall", "f1-score", "support"))]),
+        " ".join([" " * (width + 1), *(f"{title:>9}" for title in ("precision", "recall", "f1-score", "support"))]),
         "",
         *(line(name, cells, support) for name, *cells, support in zip(class_names, *columns, strict=True)),
         "",
-        line("accuracy", (None, None, averages.accuracy), averages.num_examples),
-        line("macro avg", macro, averages.num_examples),
-        line("weighted avg", weighted, averages.num_examples),
+        line("accuracy", (None, None, float(confusion.trace()) / num_examples), num_examples),
+        line("macro avg", macro, num_examples),
+        line("weighted avg", weighted, num_examples),
     ]
     return "\n".join(lines) + "\n"

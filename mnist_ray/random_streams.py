@@ -54,12 +54,15 @@ def _words_on_cpu(keys: Sequence[int], rows: np.ndarray, words_per_row: int) -> 
     # numpy has unsigned shifts and is three times as fast here as the same operations in torch.
     columns = np.arange(1, words_per_row + 1, dtype=np.uint64)
     counter = rows.astype(np.uint64)[:, None] * np.uint64(words_per_row) + columns
-    words = np.asarray(keys, dtype=np.int64).view(np.uint64)[:, None, None] + counter * np.uint64(_GAMMA)
+    # torch's memory: an empty numpy array has strides that torch can't view as int16.
+    words = torch.empty(len(keys), len(rows), words_per_row, dtype=torch.int64)
+    bits = words.numpy().view(np.uint64)
+    np.add(np.asarray(keys, dtype=np.int64).view(np.uint64)[:, None, None], counter * np.uint64(_GAMMA), out=bits)
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
-        words ^= words >> np.uint64(shift)
+        bits ^= bits >> np.uint64(shift)
         if multiplier is not None:
-            words *= np.uint64(multiplier)
-    return torch.from_numpy(words.view(np.int64))
+            bits *= np.uint64(multiplier)
+    return words
 
 
 def _words_on_device(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tensor:

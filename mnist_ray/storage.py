@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -100,7 +100,9 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     if kind not in ("file", "s3"):
         raise refuse(f"{kind}:// is not supported; use a local path, file:///folder or s3://bucket/prefix")
     authority, slash, path = uri[scheme.end() :].removeprefix("/").partition("/")
-    if "@" in authority or re.search(r"(access|secret)_?key|token", uri.partition("?")[2], re.IGNORECASE):
+    # A secret key may hold a slash, which puts the '@' behind what looks like the authority.
+    in_front = "@" in authority or (":" in authority and "@" in path)
+    if in_front or re.search(r"(access|secret)_?key|token", uri.partition("?")[2], re.IGNORECASE):
         raise refuse("no credentials in a URI; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if "?" in uri or "#" in uri:
         raise refuse("no query or fragment; endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION")
@@ -121,7 +123,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
 def _without_secrets(text: str) -> str:
     """Hides what may be a key: user information (a secret key can hold slashes) and query values."""
     text = re.sub(r"//\S*@", "//***@", text)
-    return re.sub(r"\?.*", "?***", text, flags=re.DOTALL) if _SCHEME.match(text) else text
+    return re.sub(r"([?#]).*", r"\1***", text, flags=re.DOTALL) if _SCHEME.match(text) else text
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Storage:
         Names beginning with '.', and what is in folders of such names, are left out.
         """
         with storage_errors(self.uri_of(path), "listed"):
-            return sorted(self._backend.list(path, recursive=recursive), key=lambda entry: entry.path)
+            return sorted(self._backend.files(path, recursive=recursive), key=lambda entry: entry.path)
 
     def list_folders(self, path: str = "") -> list[str]:
         """Returns the names of a folder's direct subfolders, sorted, but those beginning with '.' or '_'."""
@@ -213,14 +215,16 @@ class Storage:
 
     def pending_folder(self, path: str) -> "PendingFolder":
         """Begins a folder that appears with all its files at once, when it is committed."""
-        with storage_errors(self.uri_of(STAGING), "deleted"):
-            self._sweep(time.time() - STAGING_LIFETIME_S)
+        self.remove_leftovers()
         return PendingFolder(self, _check_path(path), secrets.token_hex(8))
 
-    def _sweep(self, before: float) -> None:
-        for name, modified in self._backend.staged().items():
-            if modified < before:
-                self._backend.delete_folder(f"{STAGING}/{name}")
+    def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
+        """Removes what killed writers left in the staging area, by the age of the newest file of each."""
+        before = time.time() - older_than_s
+        with storage_errors(self.uri_of(STAGING), "deleted"):
+            for name, modified in self._backend.staged().items():
+                if modified < before:
+                    self._backend.delete_folder(f"{STAGING}/{name}")
 
     def read_manifest(self, path: str) -> dict[str, Any] | None:
         """Returns the manifest of a committed folder, None if the folder isn't committed.
@@ -373,7 +377,7 @@ class _Local:
         # Not a memory map: a file cut short under one ends the process with SIGBUS.
         return pyarrow.OSFile(str(self.root / path))
 
-    def list(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
+    def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
         # Links are followed, as class folders of images often are links; a loop of them ends with ELOOP.
         for folder, subfolders, names in os.walk(self.root / path, onerror=_raise_unless_missing, followlinks=True):
             subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
@@ -419,18 +423,17 @@ class _Local:
 
     def delete_folder(self, path: str) -> None:
         doomed = self.root / STAGING / f"deleted-{secrets.token_hex(8)}"
-        try:
+        if not (self.root / path).exists():
+            return
+        _make_folder(doomed.parent)
+        # What somebody else deletes at the same time need not be deleted twice.
+        with contextlib.suppress(FileNotFoundError):
             # One rename takes the whole folder out of sight, before the first of its files goes.
             os.rename(self.root / path, doomed)
-        except FileNotFoundError:
-            if (self.root / path).exists():
-                _make_folder(doomed.parent)
-                self.delete_folder(path)
-            return
-        if doomed.is_dir():
-            shutil.rmtree(doomed)
-        else:
-            doomed.unlink()
+            if doomed.is_dir():
+                shutil.rmtree(doomed)
+            else:
+                doomed.unlink()
 
     def staged(self) -> dict[str, float]:
         """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
@@ -446,8 +449,6 @@ class _Local:
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Renames the staged folder to its final name; False if there is something of that name."""
         source, target = self.root / staging, self.root / path
-        if target.exists():
-            return False
         _make_folder(source)
         for file in files:
             staged = source / file.stored_name
@@ -575,7 +576,7 @@ class _S3:
             for entry in page.get("Contents", []):
                 yield entry["Key"].removeprefix(self.folder_key(path)), entry
 
-    def list(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
+    def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
         options = {} if recursive else {"Delimiter": "/"}
         for name, entry in self.objects(path, **options):
             # A key that ends with a slash is a console's picture of a folder.
@@ -676,8 +677,8 @@ def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
         if not isinstance(error, OSError) and not _is_from_aws(error):
             raise
         reason = _reason(error)
-        if reason is _NO_OBJECT and action == "read":
-            raise MissingError(f"{uri}: {reason}") from error
+        if action == "read" and (isinstance(error, FileNotFoundError) or reason is _NO_OBJECT):
+            raise MissingError(f"{uri}: {_NO_OBJECT}") from error
         raise StorageError(f"storage={uri!r}: can't be {action}: {reason}") from error
 
 
@@ -687,7 +688,7 @@ _UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_
 _OVERLOADED = "the server is overloaded or out of service; try again later"
 
 _OS_REASONS = {
-    errno.ENOENT: _NO_OBJECT,
+    errno.ENOENT: "a folder is missing and can't be made; choose another storage",
     errno.ENOSPC: "the disk is full; free some space or choose another storage",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another storage",
     errno.EROFS: "the file system is read-only; choose another storage",
@@ -712,6 +713,8 @@ _AWS_REASONS = {
     "partialcredentialserror": f"the credentials are incomplete; {_CHECK_KEYS}",
     "endpointconnectionerror": _UNREACHABLE,
     "connecttimeouterror": _UNREACHABLE,
+    "readtimeouterror": _UNREACHABLE,
+    "connectionclosederror": _UNREACHABLE,
     "networkconnection": _UNREACHABLE,
     "slowdown": _OVERLOADED,
     "serviceunavailable": _OVERLOADED,
@@ -727,8 +730,6 @@ def _is_from_aws(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return _OS_REASONS.get(error.errno, os.strerror(error.errno))
-    if isinstance(error, FileNotFoundError):
-        return _NO_OBJECT
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):
         code = str(answer.get("Error", {}).get("Code"))

@@ -87,7 +87,7 @@ def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Ten
       Rows for training and rows for validation, each int64, ascending.
     """
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         rows = torch.nonzero(labels == label).flatten()
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         held_out[rows[permutation(stream_key(seed, "validation", label), len(rows))[:count]]] = True
@@ -239,7 +239,8 @@ def fit(
     run = _Run(config, data, device=device, ranks=ranks, state=state)
     while not is_finished(config, run.history):
         with torch.no_grad():
-            yield run.train_epoch()
+            reached = run.train_epoch()
+        yield reached
 
 
 class _Run:
@@ -267,7 +268,7 @@ class _Run:
         losses = torch.zeros(self._steps_per_epoch, dtype=torch.float64, device=self._device)
         correct = torch.zeros(1, dtype=torch.int64, device=self._device)
         order = permutation(stream_key(self._config.seed, "shuffle", epoch), len(self._data.labels)).to(self._device)
-        for index, batch in enumerate(order.split(self._config.global_batch_size)):
+        for index, batch in enumerate(torch.split(order, self._config.global_batch_size)):
             loss, right = self._step((epoch - 1) * self._steps_per_epoch + index, batch)
             losses[index] = loss[0]
             correct += right
@@ -277,7 +278,7 @@ class _Run:
         val_loss, val_accuracy = self._validate()
         if not math.isfinite(val_loss):
             raise RunFailedError(f"epoch {epoch}, step {self._steps_per_epoch}: validation loss is {val_loss}")
-        sizes = torch.tensor([len(batch) for batch in order.split(self._config.global_batch_size)])
+        sizes = torch.tensor([len(batch) for batch in torch.split(order, self._config.global_batch_size)])
         result = EpochResult(
             epoch=epoch,
             train_loss=float((losses.cpu() * sizes).sum()) / len(order),
@@ -302,16 +303,15 @@ class _Run:
         self._optimizer.param_groups[0]["lr"] = learning_rate(step, self._steps_per_epoch, self._config)
         training = TrainingPass(seeds, step, rows, len(batch), self._ranks)
         labels = self._data.labels.index_select(0, chosen)[None]
-        return train_step(
-            self._stack, self._optimizer, images, labels, training=training, configs=[self._config]
-        )
+        return train_step(self._stack, self._optimizer, images, labels, training=training, configs=[self._config])
 
     def _check_finite(self, losses: Tensor, epoch: int) -> None:
         bad = torch.nonzero(~losses.isfinite()).flatten()
         if len(bad):
             step = int(bad[0])
             raise RunFailedError(
-                f"epoch {epoch}, step {step + 1} of {self._steps_per_epoch}: the training loss is {float(losses[step])}; "
+                f"epoch {epoch}, step {step + 1} of {self._steps_per_epoch}: "
+                f"the training loss is {float(losses[step])}; "
                 f"try a learning_rate below {self._config.learning_rate:g} or a gradient_clip_norm"
             )
 
@@ -320,8 +320,8 @@ class _Run:
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         count = len(self._data.validation_labels)
         batches = zip(
-            self._data.validation_images.split(_EVALUATION_BATCH),
-            self._data.validation_labels.split(_EVALUATION_BATCH),
+            torch.split(self._data.validation_images, _EVALUATION_BATCH),
+            torch.split(self._data.validation_labels, _EVALUATION_BATCH),
             strict=True,
         )
         for images, labels in batches:
@@ -339,5 +339,7 @@ class _Run:
         return TrainState(
             history=self.history,
             model=self._stack.state_dict(0),
-            optimizer={name: value.detach().to("cpu", copy=True) for name, value in optimizer.items() if value is not None},
+            optimizer={
+                name: value.detach().to("cpu", copy=True) for name, value in optimizer.items() if value is not None
+            },
         )

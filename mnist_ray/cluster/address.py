@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from mnist_ray.errors import ClusterError, ConfigError
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 _LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 _HOW_TO_WRITE_IT = "write it as http://HOST:PORT, the dashboard of the cluster's head (port 8265 unless changed)"
 
@@ -101,7 +102,7 @@ def read_token(environ: Mapping[str, str] = os.environ) -> Token | None:
         RAY_AUTH_MODE=disabled means none; without a mode a token that is there is used.
 
     Raises:
-      ClusterError: the named file can't be read, or what is there is no token.
+      ClusterError: the named file can't be read, what is there is no token, or RAY_AUTH_MODE=token finds none.
     """
     if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
@@ -111,7 +112,11 @@ def read_token(environ: Mapping[str, str] = os.environ) -> Token | None:
         path = Path(environ["RAY_AUTH_TOKEN_PATH"])
         return _check_token(_read_file(path, "RAY_AUTH_TOKEN_PATH"), f"RAY_AUTH_TOKEN_PATH={path}")
     path = Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    return _check_token(_read_file(path, "token file"), str(path)) if path.exists() else None
+    if path.exists():
+        return _check_token(_read_file(path, "token file"), str(path))
+    if environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        raise ClusterError(f"RAY_AUTH_MODE=token: no token was found; give one in {WHERE_TOKENS_ARE}")
+    return None
 
 
 def _read_file(path: Path, setting: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import time
+from collections.abc import AsyncGenerator
 from typing import TextIO
 
 import aiohttp
@@ -79,17 +80,23 @@ class _LogWriter:
 
 
 async def _tail_log(client: JobClient, job_id: str, writer: _LogWriter) -> None:
+    writer.restart()
+    async with contextlib.aclosing(_log_parts(client, job_id)) as parts:
+        async for text in parts:
+            writer.write(text)
+
+
+async def _log_parts(client: JobClient, job_id: str) -> AsyncGenerator[str, None]:
     url = f"{client.address}{job_path(job_id)}/logs/tail"
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
     # What breaks the connection is not told apart here: the caller asks for the job's state next, and that says.
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(headers=client.headers, timeout=timeout, trust_env=True) as session,
             session.ws_connect(url, timeout=aiohttp.ClientWSTimeout(ws_close=1)) as socket,
         ):
-            writer.restart()
             while (message := await socket.receive(SILENCE_S)).type is aiohttp.WSMsgType.TEXT:
-                writer.write(message.data)
+                yield message.data
 
 
 def _write_rest(client: JobClient, job_id: str, writer: _LogWriter) -> None:

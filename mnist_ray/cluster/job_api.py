@@ -13,10 +13,11 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from mnist_ray.cluster.address import Token, is_loopback, read_token
+from mnist_ray.cluster.address import WHERE_TOKENS_ARE, Token, is_loopback, read_token
 from mnist_ray.errors import ClusterError, ConfigError
 
-CONNECT_TIMEOUT_S = 15.0
+# aiohttp rounds up to the next second: given up within 15 s.
+CONNECT_TIMEOUT_S = 14.0
 REQUEST_TIMEOUT_S = 60.0
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -192,17 +193,24 @@ def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> 
     except TimeoutError:
         raise Unreachable(f"{client.address}: no answer within {timeout_s:g} s; check the address") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"{client.address}: no Ray dashboard reached: {last_line(str(error))}") from None
+        raise Unreachable(f"{client.address}: no Ray dashboard reached: {_reason(error)}") from None
     if status in (401, 403):
         raise ClusterError(_token_message(client, status))
     return status, text
 
 
+def _reason(error: Exception) -> str:
+    # The number says what the text of a failed connection leaves out, such as 'Connection refused'.
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "what answers there does not speak HTTP; the dashboard's port is usually 8265"
+    return last_line(str(error))
+
+
 def _token_message(client: JobClient, status: int) -> str:
-    where = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-    if client.token:
-        return f"{client.address}: HTTP {status}: wrong token in {client.token.source}; give this cluster's in {where}"
-    return f"{client.address}: HTTP {status}: a token is needed and none was found; give one in {where}"
+    fault = f"wrong token in {client.token.source}" if client.token else "a token is needed and none was found"
+    return f"{client.address}: HTTP {status}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}"
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def train(job: TrainJob) -> TrainOutcome:
     folder.claim(job.config, data, resume=job.resume)
     if folder.is_finished():
         return TrainOutcome(_history(folder), already_done=True)
+    # Train announces its local mode and every report at INFO; the epochs' lines say more.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
         _fit(job, scaling=ScalingConfig(num_workers=0))
     else:
@@ -99,8 +101,6 @@ def _history(folder: RunFolder) -> tuple[EpochResult, ...]:
 
 
 def _fit(job: TrainJob, *, scaling: ScalingConfig) -> None:
-    # Train announces its local mode and every report at INFO; the epochs' lines say more.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     settings = {
         "config": job.config.model_dump(mode="json"),
         "run": job.run,
@@ -135,7 +135,9 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> tuple[str, str] | None:
             f"run {job.run!r}: worker {rank} failed ({reason}); go on with --resume, or allow restarts with --max-failures"
         ) from error
     except (TrainingFailedError, RayActorError) as error:
-        raise ClusterError(f"run {job.run!r}: Ray's controller failed: {str(error).strip().splitlines()[-1]}") from error
+        raise ClusterError(
+            f"run {job.run!r}: Ray's controller failed: {str(error).strip().splitlines()[-1]}"
+        ) from error
     value: tuple[str, str] | None = result.return_value
     return value
 
@@ -189,4 +191,3 @@ def _epoch_line(run: str, config: TrainConfig, row: EpochResult) -> str:
         f"{run}: epoch {row.epoch}/{config.epochs}  train loss {row.train_loss:.4f} acc {row.train_accuracy:.4f}  "
         f"val loss {row.val_loss:.4f} acc {row.val_accuracy:.4f}  {row.examples / row.epoch_seconds:,.0f} examples/s"
     )
-

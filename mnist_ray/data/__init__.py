@@ -1,8 +1,101 @@
-"""Data sets by name; a split is two tensors in memory.
+"""Data sets by name, and the user's own; a split is two tensors in memory.
 
-Nothing here imports torch before a split is loaded: the command line lists these names.
+Nothing heavy (torch, torchvision, pyarrow, Pillow, scikit-learn) is imported before a split is loaded: the command
+line lists these names.
 """
 
-import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-TORCHVISION_DATASETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist_balanced", "emnist_letters")
+from mnist_ray.data.digits import DIGIT_NAMES, load_digits
+from mnist_ray.data.examples import Examples, Split
+from mnist_ray.data.idx import load_idx_folder
+from mnist_ray.data.image_folder import load_image_folder
+from mnist_ray.data.parquet import load_parquet
+from mnist_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision_set
+from mnist_ray.errors import ConfigError
+from mnist_ray.storage import check_uri
+from mnist_ray.suggestions import did_you_mean
+
+__all__ = ["DATASETS", "Dataset", "Examples", "Split", "check_dataset", "default_data_dir", "load_examples"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with a name of its own.
+
+    Attributes:
+      class_names: names of the classes.
+      load: called with split, data_dir= and download=, returns the split's Examples.
+    """
+
+    class_names: tuple[str, ...]
+    load: Callable[..., Examples]
+
+
+DATASETS: dict[str, Dataset] = {
+    **{
+        name: Dataset(wanted.class_names, partial(load_torchvision_set, wanted))
+        for name, wanted in TORCHVISION_SETS.items()
+    },
+    "digits": Dataset(DIGIT_NAMES, load_digits),
+}
+
+# The user's own data: what is before the colon -> what loads the place after it.
+FORMATS: dict[str, Callable[[str, Split], Examples]] = {
+    "idx": load_idx_folder,
+    "folder": load_image_folder,
+    "parquet": load_parquet,
+}
+
+
+def check_dataset(value: str) -> str:
+    """Returns the value if it names a data set: a name, idx:FOLDER, folder:URI or parquet:URI.
+
+    Raises:
+      ValueError: unknown, or with a place that is empty, unsupported or carries credentials.
+    """
+    if value in DATASETS:
+        return value
+    kind, colon, place = value.partition(":")
+    if not colon or kind not in FORMATS:
+        choices = f"{', '.join(DATASETS)}, or idx:FOLDER, folder:URI, parquet:URI"
+        raise ValueError(f"choose one of {choices}{did_you_mean(value, DATASETS)}")
+    try:
+        checked = check_uri(place, kind)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if kind == "idx" and checked.startswith("s3://"):
+        raise ValueError(f"idx={place!r}: use a local folder; folder: and parquet: read from S3")
+    return value
+
+
+def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool = True) -> Examples:
+    """Loads one split of a data set into memory.
+
+    Args:
+      dataset: a name of DATASETS, idx:FOLDER, folder:URI or parquet:URI.
+      split: the split wanted.
+      data_dir: where the files of named sets lie or are downloaded to.
+      download: whether named sets may be downloaded.
+
+    Raises:
+      ValueError: see check_dataset.
+      DataError: the data is missing, damaged or can't be downloaded.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    check_dataset(dataset)
+    if dataset in DATASETS:
+        return DATASETS[dataset].load(split, data_dir=data_dir, download=download)
+    kind, _, place = dataset.partition(":")
+    return FORMATS[kind](place, split)
+
+
+def default_data_dir() -> Path:
+    """MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
+    if chosen := os.environ.get("MNIST_RAY_DATA"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-ray"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 DIGIT_NAMES = tuple("0123456789")
 
 
-def load_digits(split: Split, data_dir: "Path", download: bool) -> Examples:  # noqa: ARG001
+def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Examples:  # noqa: ARG001
     """Loads the 1,797 digits, 8x8 with values 0 to 16, scaled to 0 to 255 and resized bilinearly to 28x28.
 
     There is no official split: the fifth, tenth, ... image of each class is a test image (1,442 train, 355 test).

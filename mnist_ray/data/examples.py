@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def make_examples(
       conversion: see Examples.
 
     Raises:
-      DataError: no example, as many labels as images missing, or a label outside the classes.
+      DataError: no example, counts that differ, or a label outside the classes.
     """
     if len(images) != len(labels):
         raise DataError(f"{source}: has {len(images)} images but {len(labels)} labels; both files must be of one set")
@@ -83,8 +84,8 @@ def content_fingerprint(images: "Tensor", labels: "Tensor", class_names: tuple[s
     """
     header = {"class_names": class_names, "images": list(images.shape), "labels": list(labels.shape)}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
-    digest.update(images.contiguous().numpy())
-    digest.update(labels.contiguous().numpy().astype("<i8"))
+    digest.update(images.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().astype("<i8").data)
     return digest.hexdigest()
 
 
@@ -110,6 +111,6 @@ def indices_of_split(classes: Iterable[Hashable], split: Split) -> list[int]:
 def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:
     """Distinct class names by name, or by value if all are whole numbers ('2' before '10')."""
     distinct = set(names)
-    if all(name.isascii() and name.isdigit() for name in distinct):
+    if all(re.fullmatch("-?[0-9]{1,18}", name) for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
     return tuple(sorted(distinct))

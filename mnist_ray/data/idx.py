@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
 from mnist_ray.errors import DataError
+from mnist_ray.storage import check_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,18 +132,22 @@ def read_labels(path: Path) -> "Tensor":
     return torch.from_numpy(read_idx(path, LABELS_MAGIC).astype(np.int64))
 
 
-def load_idx_folder(folder: Path, split: Split) -> Examples:
+def load_idx_folder(place: str, split: Split) -> Examples:
     """Loads idx:FOLDER, the user's own set under the four usual file names.
 
     The classes are 0 to the largest training label, in both splits. Images of another size are resized to 28x28,
     bilinearly, without keeping their proportions.
 
+    Args:
+      place: a local folder, or its file:// URI.
+      split: the split wanted.
+
     Raises:
-      DataError: a file is missing or damaged, the counts differ, or a test label is no training label.
+      DataError: a file is missing or damaged, the counts differ, or a test label is beyond the training labels.
     """
     import torch
 
-    source = f"dataset=idx:{folder}"
+    folder = Path(check_uri(place))
     images_name, labels_name = USUAL_NAMES[split]
     images = read_images(_existing(folder, images_name))
     labels = read_labels(_existing(folder, labels_name))
@@ -153,7 +158,7 @@ def load_idx_folder(folder: Path, split: Split) -> Examples:
         torch.from_numpy(resized).unsqueeze(1),  # [n, 28, 28] -> [n, 1, 28, 28]
         labels,
         class_names=class_names,
-        source=f"{source} ({split})",
+        source=f"dataset=idx:{folder} ({split})",
         conversion=conversion,
     )
 

@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mnist_ray.data.examples import IMAGE_SIDE
@@ -35,14 +35,14 @@ def resize_grey(image: "GreyImage") -> "GreyImage":
     return np.asarray(resized)
 
 
-def decode_images(encoded: Iterable[tuple[str, Callable[[], bytes]]], source: str) -> tuple["Tensor", str | None]:
+def decode_images(encoded: Iterable[tuple[str, bytes]], source: str) -> tuple["Tensor", str | None]:
     """Decodes images and converts them to 28x28 grey.
 
     The first frame counts, turned as its EXIF orientation says; transparency is laid over white; 16-bit greys
     keep their upper byte; colours become their luma; the size is changed bilinearly without keeping proportions.
 
     Args:
-      encoded: name of each image for messages, and a function that returns its bytes.
+      encoded: name of each image for messages, and its bytes.
       source: the data set that a message names.
 
     Returns:
@@ -59,9 +59,8 @@ def decode_images(encoded: Iterable[tuple[str, Callable[[], bytes]]], source: st
     count = 0
     with warnings.catch_warnings():
         _choose_warnings()
-        for name, read in encoded:
+        for name, content in encoded:
             count += 1
-            content = read()
             try:
                 image, kind = _decode(content)
             # Pillow's decoders raise nearly every built-in exception on a damaged file.
@@ -72,7 +71,8 @@ def decode_images(encoded: Iterable[tuple[str, Callable[[], bytes]]], source: st
             grey += image.tobytes()
     if broken:
         raise DataError(
-            f"{source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]}; remove or replace them"
+            f"{source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]};"
+            " remove or replace them"
         )
     if not count:
         raise DataError(f"{source}: has no images; at least one is needed")

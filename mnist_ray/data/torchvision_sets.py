@@ -89,7 +89,13 @@ _SETS = (
         "emnist_balanced", "EMNIST", _BALANCED_CLASSES, _emnist_names("balanced"), "balanced", transposed=True
     ),
     TorchvisionSet(
-        "emnist_letters", "EMNIST", _LETTERS_CLASSES, _emnist_names("letters"), "letters", first_label=1, transposed=True
+        "emnist_letters",
+        "EMNIST",
+        _LETTERS_CLASSES,
+        _emnist_names("letters"),
+        "letters",
+        first_label=1,
+        transposed=True,
     ),
 )
 TORCHVISION_SETS = {entry.name: entry for entry in _SETS}
@@ -110,7 +116,9 @@ def load_torchvision_set(wanted: TorchvisionSet, split: Split, *, data_dir: Path
     files = _find_files(wanted, split, data_dir)
     if files is None:
         if not download:
-            raise DataError(f"dataset={wanted.name}: not in {data_dir} and downloading is off; {_offline(wanted, data_dir)}")
+            raise DataError(
+                f"dataset={wanted.name}: not in {data_dir} and downloading is off; {_offline(wanted, data_dir)}"
+            )
         _download(wanted, split, data_dir)
         files = _find_files(wanted, split, data_dir)
         assert files is not None
@@ -162,10 +170,11 @@ def _download(wanted: TorchvisionSet, split: Split, data_dir: Path) -> None:
     keep = {name for entry in _SETS for pair in entry.file_names.values() for name in pair}
     final = data_dir / wanted.torchvision_name / "raw"
     try:
-        final.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
             _download_with_torchvision(wanted, split, temporary)
-            for path in sorted(Path(temporary).rglob("*-ubyte")) + sorted(Path(temporary).rglob("*-int")):
+            final.mkdir(parents=True, exist_ok=True)
+            for path in Path(temporary).rglob("*"):
                 if path.name in keep:
                     os.replace(path, final / path.name)
     except (OSError, RuntimeError, ImportError, http.client.HTTPException) as error:

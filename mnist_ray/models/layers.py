@@ -6,6 +6,9 @@ output, writes the parameters' gradients to their place and returns the gradient
 The tests hold each of them to autograd over the plain torch.nn layer.
 """
 
+# The layers' methods are documented once, in Layer; not every layer needs the pass.
+# ruff: noqa: ARG002, D102
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -59,7 +62,7 @@ class Layer(Protocol):
 class Flatten:
     """[runs, batch, ...] -> [runs, batch, features]."""
 
-    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         self._shape = inputs.shape
         return inputs.flatten(2)
 
@@ -73,7 +76,7 @@ class Linear:
     def __init__(self, weight: Parameter, bias: Parameter | None, dtype: torch.dtype) -> None:
         self._weight, self._bias, self._dtype = weight, bias, dtype
 
-    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         self._inputs = inputs.to(self._dtype)
         weight = self._weight.value.to(self._dtype).transpose(1, 2)
         if self._bias is None:
@@ -102,17 +105,17 @@ class Conv2d:
     def __init__(self, weight: Parameter, bias: Parameter | None, *, padding: int, dtype: torch.dtype) -> None:
         self._weight, self._bias, self._padding, self._dtype = weight, bias, padding, dtype
 
-    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         runs = inputs.shape[0]
         self._inputs = inputs.to(self._dtype).transpose(0, 1).flatten(1, 2)  # [batch, runs * channels, h, w]
         bias = None if self._bias is None else self._bias.value.to(self._dtype).flatten(0, 1)
         outputs = functional.conv2d(self._inputs, self._filters(), bias, padding=self._padding, groups=runs)
-        return outputs.to(inputs.dtype).unflatten(1, (runs, -1)).transpose(0, 1)
+        return torch.unflatten(outputs.to(inputs.dtype), 1, (runs, -1)).transpose(0, 1)
 
     def backward(self, gradient: Tensor) -> Tensor:
         by_inputs = self._backward(gradient, by_inputs=True)
         assert by_inputs is not None
-        return by_inputs.to(gradient.dtype).unflatten(1, (gradient.shape[0], -1)).transpose(0, 1)
+        return torch.unflatten(by_inputs.to(gradient.dtype), 1, (gradient.shape[0], -1)).transpose(0, 1)
 
     def backward_parameters(self, gradient: Tensor) -> None:
         """The backward pass of a network's first layer, which needs no gradient by the images."""
@@ -155,7 +158,7 @@ class BatchNorm:
             return (inputs - mean) * (weight * torch.rsqrt(variance + self._epsilon)) + bias
         self._dims = [dim for dim in range(1, inputs.dim()) if dim != 2]
         self._ranks = training.ranks
-        pixels = inputs[0, 0, 0].numel()
+        pixels = inputs.shape[3:].numel()
         self._count = training.global_batch_size * pixels
         mean, squares = self._statistics(inputs, pixels)
         self._inverse_deviation = torch.rsqrt(squares / self._count + self._epsilon)
@@ -197,27 +200,28 @@ class BatchNorm:
 class ReLU:
     """max(x, 0)."""
 
-    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         self._outputs = torch.relu(inputs)
         return self._outputs
 
     def backward(self, gradient: Tensor) -> Tensor:
-        return torch.ops.aten.threshold_backward(gradient, self._outputs, 0)
+        by_inputs: Tensor = torch.ops.aten.threshold_backward(gradient, self._outputs, 0)
+        return by_inputs
 
 
 class MaxPool2d:
     """Largest value of each 2x2 square."""
 
-    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         self._inputs = inputs.flatten(0, 1)
         outputs, self._indices = functional.max_pool2d(self._inputs, 2, return_indices=True)
-        return outputs.unflatten(0, inputs.shape[:2])
+        return torch.unflatten(outputs, 0, inputs.shape[:2])
 
     def backward(self, gradient: Tensor) -> Tensor:
         by_inputs = torch.ops.aten.max_pool2d_with_indices_backward(
             gradient.flatten(0, 1), self._inputs, [2, 2], [2, 2], [0, 0], [1, 1], False, self._indices
         )
-        return by_inputs.unflatten(0, gradient.shape[:2])
+        return torch.unflatten(by_inputs, 0, gradient.shape[:2])
 
 
 class Dropout:
@@ -242,7 +246,7 @@ class Dropout:
         if training is None or not self._active:
             return inputs
         keys = [stream_key(seed, self._name, training.step) for seed in training.seeds]
-        draws = draws16(keys, training.rows, inputs[0, 0].numel())
+        draws = draws16(keys, training.rows, inputs.shape[2:].numel())
         # `out` gives the comparison's result as 0.0 or 1.0 at once, five times as fast as a cast from bool.
         kept = torch.ge(draws, self._thresholds, out=torch.empty_like(draws, dtype=inputs.dtype))
         self._factors = kept.mul_(self._scales).view(inputs.shape)

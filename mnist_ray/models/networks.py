@@ -70,4 +70,4 @@ def _initialize(network: nn.Sequential, seed: int) -> None:
             with torch.no_grad():
                 parameter.copy_((2 * draws - 1) * bound)
         if layers[position + 1 : position + 2] and isinstance(layers[position + 1][1], BATCH_NORMS):
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))

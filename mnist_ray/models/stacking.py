@@ -45,9 +45,9 @@ class Stack:
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         self._parameters = {
-            name: Parameter(value[:, : prod(shape)].unflatten(1, shape), gradient[:, : prod(shape)].unflatten(1, shape))
+            name: Parameter(_unpadded(value, shape), _unpadded(gradient, shape))
             for (name, shape), value, gradient in zip(
-                shapes.items(), values.split(padded, 1), self.gradients.split(padded, 1), strict=True
+                shapes.items(), torch.split(values, padded, 1), torch.split(self.gradients, padded, 1), strict=True
             )
         }
         self._buffers = {
@@ -134,3 +134,8 @@ class Stack:
             case nn.Flatten():
                 return layers.Flatten()
         raise TypeError(f"no stacked form of {type(child).__name__}")
+
+
+def _unpadded(flat: Tensor, shape: torch.Size) -> Tensor:
+    """[runs, padded] -> [runs, *shape], the same memory."""
+    return torch.unflatten(flat[:, : prod(shape)], 1, shape)

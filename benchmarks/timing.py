@@ -1,0 +1,122 @@
+"""Rates of several ways to do the same work, measured in turn in one process.
+
+The rate of a shared machine drifts by the minute; what runs back to back drifts together, so the ratio within a
+round is the figure to trust.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+# The scripts run from a checkout that nobody installed: each imports this module before mnist_ray.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of one figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], int]], *, rounds: int, chunk_seconds: float, label: str
+) -> dict[str, list[float]]:
+    """Measures each contender once a round, each round starting with the next one.
+
+    Args:
+      contenders: name -> a function that does some work and returns how many items it did.
+      rounds: measurements of each contender, after one untimed call.
+      chunk_seconds: each measurement calls the function until this time has passed.
+      label: what the progress on stderr names.
+
+    Returns:
+      Items per second, one figure a round, for each contender.
+    """
+    for run in contenders.values():
+        run()
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for index in range(rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            rates[name].append(_rate(contenders[name], chunk_seconds))
+        shown = ", ".join(f"{name} {rates[name][-1]:,.0f}" for name in names)
+        print(f"{label}: round {index + 1} of {rounds}: {shown} a second", file=sys.stderr)
+    return rates
+
+
+def _rate(run: Callable[[], int], chunk_seconds: float) -> float:
+    items = 0
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < chunk_seconds or not items:
+        items += run()
+    return items / elapsed
+
+
+def spread(values: list[float]) -> Spread:
+    """Summarizes one figure of every round."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratios(rates: Mapping[str, list[float]], name: str, reference: str) -> Spread:
+    """Summarizes how many times faster one contender was than another, round by round."""
+    return spread([ours / theirs for ours, theirs in zip(rates[name], rates[reference], strict=True)])
+
+
+def add_timing_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every benchmark has."""
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each contender (%(default)s)")
+    parser.add_argument("--chunk-seconds", type=float, default=2.0, help="shortest measurement (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def print_results(rows: Sequence[Mapping[str, str | Spread]], *, as_json: bool) -> None:
+    """Prints hardware and results: as JSON, or as a table with a rate's median, a ratio's median and extremes."""
+    if as_json:
+        plain = [{name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()} for row in rows]
+        print(json.dumps({"hardware": hardware(), "results": plain}, indent=1))
+        return
+    print(", ".join(f"{name} {value}" for name, value in hardware().items()))
+    lines = [list(rows[0]), *([_shown(name, cell) for name, cell in row.items()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _shown(name: str, cell: str | Spread) -> str:
+    if not isinstance(cell, Spread):
+        return cell
+    if name.startswith("ratio"):
+        return f"{cell.median:.2f} ({cell.low:.2f}-{cell.high:.2f})"
+    return f"{cell.median:,.0f}"
+
+
+def hardware() -> dict[str, str | int]:
+    """Returns what the absolute rates depend on."""
+    return {
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,48 @@
+"""MNIST for the benchmarks: as the tutorial loads it, through torchvision, and as mnist-ray does."""
+
+import argparse
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mnist_ray.data import Examples, default_data_dir, load_examples
+from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
+from torchvision import datasets, transforms
+
+# Of the 60,000 training images, as in the tutorial.
+MEAN, STD = 0.1307, 0.3081
+_SHARED_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "mnist"
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --data-dir: by default MNIST_RAY_DATA, files beside the checkout, or mnist-ray's cache folder."""
+    default = default_data_dir()
+    if _SHARED_DATA_DIR.is_dir() and not default.is_dir():
+        default = _SHARED_DATA_DIR
+    parser.add_argument("--data-dir", type=Path, default=default, help="folder of the MNIST files (%(default)s)")
+
+
+def load_mnist(data_dir: Path) -> tuple[Examples, Examples]:
+    """Returns MNIST's training and test split."""
+    return load_examples("mnist", "train", data_dir=data_dir), load_examples("mnist", "test", data_dir=data_dir)
+
+
+@contextmanager
+def torchvision_mnist(train: Examples, test: Examples) -> Iterator[tuple[datasets.MNIST, datasets.MNIST]]:
+    """Yields the splits as torchvision's data sets with the tutorial's transform, from a temporary folder."""
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder, "MNIST", "raw")
+        raw.mkdir(parents=True)
+        for names, examples in ((USUAL_NAMES["train"], train), (USUAL_NAMES["test"], test)):
+            _write_idx(raw, names, examples)
+        yield tuple(datasets.MNIST(folder, train=is_train, transform=transform) for is_train in (True, False))
+
+
+def _write_idx(folder: Path, names: tuple[str, str], examples: Examples) -> None:
+    count = len(examples)
+    images, labels = examples.images.numpy().tobytes(), examples.labels.byte().numpy().tobytes()
+    (folder / names[0]).write_bytes(struct.pack(">IIII", IMAGES_MAGIC, count, 28, 28) + images)
+    (folder / names[1]).write_bytes(struct.pack(">II", LABELS_MAGIC, count) + labels)

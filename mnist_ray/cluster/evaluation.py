@@ -1,0 +1,142 @@
+"""The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them in one step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from mnist_ray import tables
+from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cluster.session import on_cluster, ray_session
+from mnist_ray.config import EvaluationConfig
+from mnist_ray.data import Examples, load_examples
+from mnist_ray.errors import CheckpointError, MnistRayError, RunFailedError
+from mnist_ray.evaluation import (
+    Plan, Shard, ShardResult, cut_into_shards, evaluate_shard, make_plan, manifest, write_tables,
+)  # fmt: skip
+from mnist_ray.storage import PendingFolder, Storage, open_storage
+
+_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """An evaluation and where it is done.
+
+    Attributes:
+      config: data set, split and sizes.
+      runs: names of the runs; empty for every finished run of the storage.
+      storage_uri: where runs are read and the evaluation is written.
+      data_dir: folder of the data sets.
+      num_workers: processes that share the shards.
+    """
+
+    config: EvaluationConfig
+    runs: tuple[str, ...]
+    storage_uri: str
+    data_dir: Path
+    num_workers: int = 1
+
+
+@dataclass(frozen=True)
+class EvaluateOutcome:
+    """A committed evaluation.
+
+    Attributes:
+      name: of its folder in evaluations/.
+      uri: of the folder.
+      already_done: whether it was there before, so that nothing was computed.
+      metrics: the rows of its metrics table.
+    """
+
+    name: str
+    uri: str
+    already_done: bool
+    metrics: list[dict[str, Any]]
+
+
+def evaluate(job: EvaluateJob) -> EvaluateOutcome:
+    """Evaluates runs on a split, each example exactly once; the same evaluation again is a no-op.
+
+    One worker on this machine evaluates in this very process; more, or a job on a cluster, are Ray workers.
+    """
+    storage = open_storage(job.storage_uri)
+    storage.check()
+    checkpoints = [RunFolder(storage, run).best() for run in _runs(storage, job.runs)]
+    examples = load_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
+    plan = make_plan(job.config, checkpoints, examples)
+    folder = f"evaluations/{plan.name}"
+    already_done = storage.read_manifest(folder) is not None
+    if already_done:
+        storage.complete_commit(folder)
+    else:
+        already_done = not _evaluate_and_commit(job, plan, examples, storage.pending_folder(folder))
+    metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
+    return EvaluateOutcome(plan.name, storage.uri_of(folder), already_done, metrics)
+
+
+def _runs(storage: Storage, names: tuple[str, ...]) -> list[str]:
+    if names:
+        return sorted(set(names))
+    finished = [run for run in storage.list_folders("runs") if RunFolder(storage, run).is_finished()]
+    if not finished:
+        raise CheckpointError(f"storage={storage.uri!r}: no finished run; train one with mnist-ray train")
+    return finished
+
+
+def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: Examples, pending: PendingFolder) -> bool:
+    try:
+        if job.num_workers == 1 and not on_cluster():
+            results = list(_in_process(plan, examples, pending))
+        else:
+            with ray_session(num_workers=job.num_workers) as use_gpu:
+                results = list(_on_workers(job, plan, examples, pending, use_gpu=use_gpu))
+        files = write_tables(plan, results, pending)
+        return pending.commit(files, manifest(plan, len(examples)))
+    except BaseException:
+        pending.abort()
+        raise
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    # One thread: the same bits in every process, and the fastest for networks of this size.
+    torch.set_num_threads(1)
+    return torch.device("cpu")
+
+
+def _in_process(plan: Plan, examples: Examples, pending: PendingFolder) -> Iterator[ShardResult]:
+    for shard in cut_into_shards(examples, plan.config.shard_size):
+        yield evaluate_shard(plan, shard, pending, device=_device())
+
+
+def _evaluate_remotely(plan: Plan, shard: Shard, pending: PendingFolder) -> ShardResult:
+    return evaluate_shard(plan, shard, pending, device=_device())
+
+
+def _on_workers(
+    job: EvaluateJob, plan: Plan, examples: Examples, pending: PendingFolder, *, use_gpu: bool
+) -> Iterator[ShardResult]:
+    """Keeps every worker busy with one shard; never more than num_workers shards are under way."""
+    task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=_RETRIES)(_evaluate_remotely)
+    shared_plan = ray.put(plan)
+    shards = cut_into_shards(examples, plan.config.shard_size)
+    under_way: list[ray.ObjectRef[ShardResult]] = []
+    try:
+        for shard in shards:
+            under_way.append(task.remote(shared_plan, shard, pending))
+            if len(under_way) == job.num_workers:
+                done, under_way = ray.wait(under_way)
+                yield ray.get(done[0])
+        yield from ray.get(under_way)
+    except RayTaskError as error:
+        if isinstance(error.cause, MnistRayError):
+            raise error.cause from error
+        raise
+    except RayError as error:
+        raise RunFailedError(f"evaluation {plan.name}: a worker was lost {_RETRIES + 1} times: {error}") from error

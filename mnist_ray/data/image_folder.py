@@ -1,0 +1,71 @@
+"""folder:URI: one folder of images for each class."""
+
+from mnist_ray.data.examples import Examples, Split, indices_of_split, make_examples, sorted_class_names
+from mnist_ray.data.images import decode_images
+from mnist_ray.data.sources import list_paths, list_words, read_files
+from mnist_ray.errors import DataError
+from mnist_ray.storage import open_storage
+
+
+def load_image_folder(uri: str, split: Split) -> Examples:
+    """Loads images that lie in one folder for each class, at any depth below it.
+
+    Subfolders train/ and test/, if both are there, are the splits and hold the class folders; otherwise the fifth,
+    tenth, ... image of each class by name is a test image. Classes are the folder names in order, by value if all
+    are whole numbers. Images are converted as images.decode_images says. Hidden files and the junk of file managers
+    are left out.
+
+    Args:
+      uri: local folder, file:// or s3://.
+      split: the split wanted.
+
+    Raises:
+      DataError: no such place, a file outside the class folders, fewer than two classes, a class without training
+        images, or a file that isn't an image.
+      StorageError: the storage can't be read.
+    """
+    import torch
+
+    source = f"dataset=folder:{uri}"
+    storage = open_storage(uri)
+    by_split = _paths_by_split(list_paths(storage, source), source)
+    class_names = _checked_class_names(by_split, source)
+    paths = by_split[split]
+    images, conversion = decode_images(read_files(storage, [path for path, _ in paths]), source)
+    index_of = {name: index for index, name in enumerate(class_names)}
+    labels = torch.tensor([index_of[name] for _, name in paths])
+    return make_examples(images, labels, class_names=class_names, source=source, conversion=conversion)
+
+
+def _paths_by_split(paths: list[str], source: str) -> dict[Split, list[tuple[str, str]]]:
+    """Path and class of the images of each split."""
+    if {"train", "test"} <= {path.split("/")[0] for path in paths if "/" in path}:
+        return {
+            "train": _with_class([path for path in paths if path.startswith("train/")], "train/", source),
+            "test": _with_class([path for path in paths if path.startswith("test/")], "test/", source),
+        }
+    images = _with_class(paths, "", source)
+    classes = [name for _, name in images]
+    return {
+        "train": [images[index] for index in indices_of_split(classes, "train")],
+        "test": [images[index] for index in indices_of_split(classes, "test")],
+    }
+
+
+def _with_class(paths: list[str], prefix: str, source: str) -> list[tuple[str, str]]:
+    relative = [path.removeprefix(prefix) for path in paths]
+    outside = [path for path, below in zip(paths, relative, strict=True) if "/" not in below]
+    if outside:
+        raise DataError(f"{source}: the files {list_words(outside)} lie outside the class folders; move or remove them")
+    return [(path, below.split("/")[0]) for path, below in zip(paths, relative, strict=True)]
+
+
+def _checked_class_names(by_split: dict[Split, list[tuple[str, str]]], source: str) -> tuple[str, ...]:
+    class_names = sorted_class_names(name for _, name in by_split["train"])
+    if len(class_names) < 2:
+        found = f" ({class_names[0]})" if class_names else ""
+        raise DataError(f"{source}: has {len(class_names)} class folders{found}; at least two with images are needed")
+    unknown = sorted({name for _, name in by_split["test"]} - set(class_names))
+    if unknown:
+        raise DataError(f"{source}: has test images but no training images of the classes {list_words(unknown)}")
+    return class_names

@@ -1,0 +1,76 @@
+"""The whole pipeline on scikit-learn's handwritten digits, offline, in minutes."""
+
+import sys
+from statistics import mean
+from typing import Any
+
+from rich.progress import Progress
+
+from mnist_ray.cluster.evaluation import EvaluateJob, EvaluateOutcome, evaluate
+from mnist_ray.cluster.training import TrainJob, TrainOutcome, train
+from mnist_ray.config import EvaluationConfig
+from mnist_ray.data import default_data_dir
+from mnist_ray.evaluation import report_of_run
+from mnist_ray.printing import print_table
+from mnist_ray.storage import open_storage
+from mnist_ray.variants import variant_config
+
+VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
+DATASET = "digits"
+
+
+def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
+    """Trains the three variants with some seeds, evaluates them and prints what came out."""
+    outcomes: dict[str, TrainOutcome] = {}
+    for variant in VARIANTS:
+        for seed in range(seeds):
+            run = f"demo-{variant}-e{epochs}-s{seed}"
+            config = variant_config(variant, {"dataset": DATASET, "epochs": epochs, "seed": seed})
+            outcomes[run] = train(TrainJob(config, run, storage, default_data_dir(), resume=True))
+    job = EvaluateJob(EvaluationConfig(dataset=DATASET), tuple(outcomes), storage, default_data_dir())
+    outcome = evaluate(job)
+    _print_before_and_after(outcome, outcomes)
+    best = min(outcome.metrics, key=lambda row: outcomes[row["run"]].best.val_loss)["run"]
+    print(f"Classification report of {best} (lowest validation loss) on the test split:\n")
+    print(report_of_run(open_storage(storage), outcome.name, best))
+    _print_next(outcome, storage)
+
+
+def _print_before_and_after(outcome: EvaluateOutcome, runs: dict[str, TrainOutcome]) -> None:
+    groups: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    for row in outcome.metrics:
+        groups[row["variant"]].append(row)
+    before = mean(row["accuracy"] for row in groups["baseline"])
+    lines = []
+    for variant, rows in groups.items():
+        test = [row["accuracy"] for row in rows]
+        train_accuracy = mean(runs[row["run"]].best.train_accuracy for row in rows)
+        lines.append(
+            [
+                variant,
+                f"{rows[0]['dropout']:g}",
+                "yes" if rows[0]["batch_norm"] else "no",
+                f"{rows[0]['weight_decay']:g}",
+                f"{train_accuracy:.4f}",
+                f"{mean(test):.4f}",
+                f"{min(test):.4f}-{max(test):.4f}",
+                f"{100 * (mean(test) - before):+.2f}",
+                f"{mean(row['log_loss'] for row in rows):.4f}",
+            ]
+        )
+    names = ["variant", "dropout", "batch norm", "weight decay", "train acc", "test acc", "over seeds", "points", "log loss"]
+    seeds, count = len(groups["baseline"]), outcome.metrics[0]["num_examples"]
+    print_table(names, lines, title=f"Before and after regularization: {DATASET}, {count} test images, {seeds} seeds")
+    print(f"One accuracy on {count} images has a 95 % interval of about +-{_half_width(outcome):.1f} points.\n")
+
+
+def _half_width(outcome: EvaluateOutcome) -> float:
+    return 100 * mean((row["accuracy_high"] - row["accuracy_low"]) / 2 for row in outcome.metrics)
+
+
+def _print_next(outcome: EvaluateOutcome, storage: str) -> None:
+    done = "was there already" if outcome.already_done else "committed"
+    print(f"Evaluation {done}: {outcome.uri}\n\nNext:")
+    print(f"  mnist-ray train --variant dropout_batchnorm --dataset mnist --epochs 5 --name mnist-a --storage {storage}")
+    print(f"  mnist-ray evaluate --run mnist-a --dataset mnist --storage {storage}")
+    print(f"  duckdb -c \"SELECT run, accuracy, log_loss FROM '{outcome.uri}/metrics.parquet' ORDER BY log_loss\"")

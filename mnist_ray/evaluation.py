@@ -1,0 +1,270 @@
+"""Evaluating checkpoints on a split, shard by shard, and committing the tables in one step; no Ray here."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from mnist_ray import tables
+from mnist_ray.checkpoints import Checkpoint
+from mnist_ray.code_version import code_version
+from mnist_ray.config import EvaluationConfig
+from mnist_ray.data import Examples
+from mnist_ray.errors import CheckpointError
+from mnist_ray.inference import log_probabilities
+from mnist_ray.metrics import Tally, calibration, class_rates, classification_report, predictions, rates, tally
+from mnist_ray.models.networks import make_network
+from mnist_ray.storage import PendingFolder, Storage, StoredFile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the shards of one evaluation have in common.
+
+    Attributes:
+      config: the evaluation's config.
+      checkpoints: the runs' best checkpoints, sorted by run.
+      class_names: one a class.
+      data_sha256: fingerprint of the split.
+    """
+
+    config: EvaluationConfig
+    checkpoints: tuple[Checkpoint, ...]
+    class_names: tuple[str, ...]
+    data_sha256: str
+
+    @property
+    def name(self) -> str:
+        """The evaluation's name; its last part is a hash of all that the result depends on."""
+        dataset = "".join(letter if letter.isalnum() else "-" for letter in self.config.dataset)[:24]
+        runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
+        return f"{dataset}-{self.config.split}-{runs}-{self.content_hash[:12]}"
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of checkpoints, data, config and code, in hexadecimal."""
+        content = {
+            "checkpoints": [[checkpoint.run, checkpoint.sha256] for checkpoint in self.checkpoints],
+            "data_sha256": self.data_sha256,
+            "config": self.config.model_dump(mode="json"),
+            "code_version": code_version(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive examples of the split.
+
+    Attributes:
+      number: of the shard, from 0.
+      first: index of its first example.
+      images: uint8 [n, 1, 28, 28].
+      labels: int64 [n].
+    """
+
+    number: int
+    first: int
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What evaluating a shard leaves: its part file and one tally a run."""
+
+    number: int
+    file: StoredFile
+    tallies: tuple[Tally, ...]
+
+
+def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: Examples) -> Plan:
+    """Checks that the checkpoints fit the data and returns the plan.
+
+    Raises:
+      CheckpointError: a checkpoint has other classes than the data, or weights that don't fit its config.
+    """
+    for checkpoint in checkpoints:
+        names = tuple(checkpoint.document["class_names"])
+        if names != examples.class_names:
+            raise CheckpointError(
+                f"run {checkpoint.run!r}: trained on {len(names)} classes ({_shortened(names)}), dataset="
+                f"{config.dataset!r} has {len(examples.class_names)} ({_shortened(examples.class_names)})"
+            )
+        load_network(checkpoint)
+    ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
+    return Plan(config, ordered, examples.class_names, examples.fingerprint)
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Sequential:
+    """Returns a checkpoint's network in evaluation mode.
+
+    Raises:
+      CheckpointError: the weights belong to another architecture than the config.
+    """
+    network = make_network(checkpoint.config, len(checkpoint.document["class_names"]))
+    try:
+        network.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"run {checkpoint.run!r}: weights of another architecture than its config: {reason[:300]}") from None
+    return network.eval()
+
+
+def cut_into_shards(examples: Examples, shard_size: int) -> Iterator[Shard]:
+    """Yields the split in pieces that depend on its size alone, not on who will evaluate them."""
+    for number, first in enumerate(range(0, len(examples), shard_size)):
+        part = slice(first, first + shard_size)
+        yield Shard(number, first, examples.images[part], examples.labels[part])
+
+
+def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: torch.device) -> ShardResult:
+    """Evaluates every checkpoint on a shard in one pass and stores its part of the predictions.
+
+    The same shard gives the same bytes, wherever and however often it is evaluated.
+    """
+    normalizations = [
+        (checkpoint.document["normalization"]["mean"], checkpoint.document["normalization"]["std"])
+        for checkpoint in plan.checkpoints
+    ]
+    networks = [load_network(checkpoint).to(device) for checkpoint in plan.checkpoints]
+    scores = log_probabilities(
+        networks, shard.images, normalizations=normalizations, batch_size=plan.config.batch_size, device=device
+    )
+    names = np.asarray(plan.class_names, dtype=object)
+    parts, tallies = [], []
+    for checkpoint, of_run in zip(plan.checkpoints, scores, strict=True):
+        shown = predictions(of_run, shard.labels)
+        tallies.append(tally(shown, num_bins=plan.config.num_bins))
+        columns = {
+            "run": checkpoint.run,
+            "dataset": plan.config.dataset,
+            "split": plan.config.split,
+            "example_index": np.arange(shard.first, shard.first + len(shard.labels)),
+            "label": shown.label,
+            "label_name": names[shown.label],
+            "predicted_label": shown.predicted_label,
+            "predicted_label_name": names[shown.predicted_label],
+            "correct": shown.correct,
+            "confidence": shown.confidence,
+            "label_probability": shown.label_probability,
+            "loss": shown.loss,
+            "probabilities": shown.probabilities,
+        }
+        parts.append(_table(plan, "predictions", columns))
+    data = tables.to_parquet_bytes(pa.concat_tables(parts).unify_dictionaries())
+    file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
+    return ShardResult(shard.number, file, tuple(tallies))
+
+
+def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFolder) -> list[StoredFile]:
+    """Stores the tables that are computed from the tallies of all shards."""
+    ordered = sorted(results, key=lambda result: result.number)
+    totals = [sum(rest, start=first) for first, *rest in zip(*(result.tallies for result in ordered), strict=True)]
+    made = {
+        "metrics": [_metrics(plan, checkpoint, total) for checkpoint, total in zip(plan.checkpoints, totals, strict=True)],
+        "per_class": _rows(plan, totals, _per_class),
+        "confusion": _rows(plan, totals, _confusion),
+        "calibration": _rows(plan, totals, lambda _, total: _by_row(calibration(total))),
+    }
+    files = [result.file for result in ordered]
+    for name, rows in made.items():
+        columns = {column: [row[column] for row in rows] for column in rows[0]}
+        files.append(pending.write(f"{name}.parquet", tables.to_parquet_bytes(_table(plan, name, columns))))
+    return files
+
+
+def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
+    """Returns what the committed folder says of itself."""
+    return {
+        "evaluation": plan.name,
+        "content_hash": plan.content_hash,
+        "config": plan.config.model_dump(mode="json"),
+        "data_sha256": plan.data_sha256,
+        "num_examples": num_examples,
+        "class_names": list(plan.class_names),
+        "code_version": code_version(),
+        "runs": {checkpoint.run: checkpoint.sha256 for checkpoint in plan.checkpoints},
+    }
+
+
+def report_of_run(storage: Storage, evaluation: str, run: str) -> str:
+    """Returns the classification report of one run, from the confusion table of a committed evaluation."""
+    content = storage.read_committed(f"evaluations/{evaluation}", "confusion.parquet")
+    rows = [row for row in tables.read_parquet(content).to_pylist() if row["run"] == run]
+    names = list(dict.fromkeys(row["label_name"] for row in sorted(rows, key=lambda row: row["label"])))
+    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+    for row in rows:
+        confusion[row["label"], row["predicted_label"]] = row["count"]
+    return classification_report(confusion, names)
+
+
+def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]:
+    settings = {name: column[0] for name, column in tables.config_columns([checkpoint.config]).items()}
+    return {
+        **settings,
+        **asdict(rates(total)),
+        "run": checkpoint.run,
+        "dataset": plan.config.dataset,
+        "split": plan.config.split,
+        "grid": None,
+        "epoch": checkpoint.document["epoch"],
+        "config_hash": checkpoint.document["config_hash"],
+        "checkpoint_sha256": checkpoint.sha256,
+        "data_sha256": plan.data_sha256,
+        "code_version": code_version(),
+    }
+
+
+def _per_class(plan: Plan, total: Tally) -> list[dict[str, Any]]:
+    classes = class_rates(total.confusion)
+    return _by_row(
+        {
+            "class": list(range(len(plan.class_names))),
+            "class_name": list(plan.class_names),
+            "precision": classes.precision.tolist(),
+            "recall": classes.recall.tolist(),
+            "f1": classes.f1.tolist(),
+            "support": classes.support.tolist(),
+        }
+    )
+
+
+def _confusion(plan: Plan, total: Tally) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": label,
+            "label_name": plan.class_names[label],
+            "predicted_label": predicted,
+            "predicted_label_name": plan.class_names[predicted],
+            "count": count,
+        }
+        for label, row in enumerate(total.confusion.tolist())
+        for predicted, count in enumerate(row)
+    ]
+
+
+def _rows(plan: Plan, totals: Sequence[Tally], make: Any) -> list[dict[str, Any]]:
+    return [
+        {"run": checkpoint.run, "dataset": plan.config.dataset, "split": plan.config.split, **row}
+        for checkpoint, total in zip(plan.checkpoints, totals, strict=True)
+        for row in make(plan, total)
+    ]
+
+
+def _by_row(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _table(plan: Plan, name: str, columns: dict[str, Any]) -> pa.Table:
+    return tables.make_table(name, columns, code_version=code_version(), num_classes=len(plan.class_names))
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

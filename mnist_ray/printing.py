@@ -1,0 +1,69 @@
+"""Tables on the terminal."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def console() -> Console:
+    """Returns a console on stdout; into a pipe or file it doesn't cut lines at 80 columns."""
+    found = Console()
+    return found if found.is_terminal else Console(width=200)
+
+
+def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> None:
+    """Prints one line a row, or JSON."""
+    if as_json:
+        print(json.dumps(list(rows), indent=1))
+    elif not rows:
+        print(empty)
+    else:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        print_table(names, [[cell(row.get(name)) for name in names] for row in rows])
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Prints a table; columns of numbers are aligned to the right."""
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for position, name in enumerate(names):
+        numeric = all(_is_number(row[position]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
+    """Prints accuracy with its interval, log loss and calibration error of each run."""
+    rows = [
+        [
+            row["run"],
+            f"{row['accuracy']:.4f}",
+            f"{row['accuracy_low']:.4f}-{row['accuracy_high']:.4f}",
+            f"{row['log_loss']:.4f}",
+            f"{row['ece']:.4f}",
+            f"{row['f1_macro']:.4f}",
+            str(row["num_examples"]),
+        ]
+        for row in metrics
+    ]
+    print_table(["run", "accuracy", "95 % interval", "log loss", "ECE", "macro F1", "examples"], rows)
+
+
+def cell(value: object) -> str:
+    """Returns a value as a short text; None as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == "-"
+    return True

@@ -1,0 +1,117 @@
+"""A real Ray head on this machine, apart from every other Ray: own ports, own temporary folder, own HOME."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 90
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head.
+
+    Args:
+      address: URL of its dashboard and job API.
+      gcs_address: what ray.init(address=...) takes.
+      environment: for child processes that talk to the head (their HOME, PATH, token).
+    """
+
+    address: str
+    gcs_address: str
+    environment: dict[str, str]
+
+
+@contextlib.contextmanager
+def ray_head(token: str | None = None, num_cpus: int = 2) -> Iterator[RayHead]:
+    """Runs a head until the block ends; with a token, its token authentication is on."""
+    # In /tmp, since Ray's socket paths must stay under 107 characters.
+    with tempfile.TemporaryDirectory(prefix="rh", dir="/tmp") as name:
+        folder = Path(name)
+        environment = _environment(folder / "home", token)
+        gcs_port, dashboard_port, agent_port, client_port = _free_ports(4)
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--include-dashboard=true", f"--temp-dir={folder / 'ray'}", f"--num-cpus={num_cpus}"),
+            *(
+                f"--port={gcs_port}",
+                f"--dashboard-port={dashboard_port}",
+                f"--dashboard-agent-listen-port={agent_port}",
+            ),
+            *(f"--ray-client-server-port={client_port}", "--object-store-memory=100000000"),
+        ]
+        with _running(command, environment, folder / "head.log") as head:
+            address = f"http://127.0.0.1:{dashboard_port}"
+            node_ip = _wait_until_ready(head, address, token, folder / "head.log")
+            yield RayHead(address, f"{node_ip}:{gcs_port}", environment)
+
+
+@contextlib.contextmanager
+def _running(command: list[str], environment: dict[str, str], log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (
+        open(log_path, "wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as head,
+    ):
+        try:
+            yield head
+        finally:
+            _end(head)
+
+
+def _environment(home: Path, token: str | None) -> dict[str, str]:
+    home.mkdir()
+    inherited = {name: value for name, value in os.environ.items() if not re.match("RAY_|AWS_|MNIST_RAY_|PYTHON", name)}
+    # The entry point of a job is `python ...`: it must find the interpreter that has Ray.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {**inherited, "HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1"}
+    return {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else environment
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_ready(head: subprocess.Popen[bytes], address: str, token: str | None, log: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while head.poll() is None and time.monotonic() < deadline:
+        if nodes := _alive_nodes(address, token):
+            return str(nodes[0]["node_ip"])
+        time.sleep(0.2)
+    raise RuntimeError(f"the Ray head did not start:\n{log.read_text(errors='replace')}")
+
+
+def _alive_nodes(address: str, token: str | None) -> list[dict[str, object]]:
+    request = urllib.request.Request(f"{address}/api/v0/nodes?detail=1")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            nodes = json.load(response)["data"]["result"]["result"]
+    except OSError:  # Not listening yet, or still starting (HTTP 5xx).
+        return []
+    return [node for node in nodes if node["state"] == "ALIVE"]
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    head.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        head.wait(20)
+    # Whatever outlived the head is in its session's process group.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGKILL)

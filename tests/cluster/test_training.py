@@ -1,0 +1,100 @@
+"""The training and evaluation jobs on a real Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+SETTINGS = ["--dataset", "digits", "--variant", "dropout_batchnorm", "--seed", "3"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def mnist_ray(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+
+
+def train(storage: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
+    arguments = ["train", *SETTINGS, "--storage", str(storage), "--name", name, *more]
+    return subprocess.run(mnist_ray(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+
+
+def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(storage / f"runs/{name}/best/model.safetensors")
+
+
+def test_two_ray_workers_give_the_result_of_one_process_and_a_killed_worker_changes_no_bit(tmp_path: Path) -> None:
+    float64 = ["--epochs", "4", "--precision", "float64"]
+    assert train(tmp_path, "one", *float64).returncode == 0
+    done = train(tmp_path, "two", *float64, "--num-workers", "2")
+    assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-9)
+
+    arguments = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "1"]
+    arguments += ["--storage", str(tmp_path), "--name", "killed"]
+    process = subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    first_epoch = tmp_path / "runs/killed/checkpoints/epoch-0001/checkpoint.json"
+    while not first_epoch.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(a_train_worker_under(process.pid), signal.SIGKILL)
+    _, log = process.communicate(timeout=200)
+    assert process.returncode == 0, log
+    assert "goes on after epoch" in log
+    killed = weights(tmp_path, "killed")
+    assert all(torch.equal(killed[name], value) for name, value in two.items())
+
+
+def a_train_worker_under(driver: int) -> int:
+    """Returns the pid of a Ray Train worker among the driver's descendants."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    for pid in parents:
+        ancestor = pid
+        while ancestor in parents and ancestor != driver:
+            ancestor = parents[ancestor]
+        title = Path(f"/proc/{pid}/cmdline").read_bytes() if ancestor == driver else b""
+        if b"RayTrainWorker" in title:
+            return pid
+    raise AssertionError("no Ray Train worker is running")
+
+
+def test_more_workers_than_cpus_end_with_5_and_what_there_is(tmp_path: Path) -> None:
+    done = train(tmp_path, "a", "--num-workers", "900")
+    assert done.returncode == 5
+    assert "num_workers=900" in done.stderr.splitlines()[-1]
+    assert f"has {os.cpu_count()}" in done.stderr
+
+
+def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert train(tmp_path, name, "--epochs", "1", "--learning-rate", {"a": "1e-3", "b": "2e-3"}[name]).returncode == 0
+    shards = {}
+    for workers in ("1", "2"):
+        arguments = ["evaluate", "--run", "a", "--run", "b", "--dataset", "digits", "--shard-size", "100"]
+        arguments += ["--num-workers", workers, "--storage", str(tmp_path), "--json"]
+        done = subprocess.run(mnist_ray(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        folder = Path(json.loads(done.stdout)["uri"])
+        shards[workers] = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+        query = f"SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) FROM '{folder}/predictions-*.parquet' GROUP BY run ORDER BY run"
+        assert duckdb.sql(query).fetchall() == [("a", 355, 355, 0, 354), ("b", 355, 355, 0, 354)]
+        folder.rename(tmp_path / f"moved-{workers}")
+    assert len([name for name in shards["1"] if name.startswith("predictions")]) == 4
+    assert shards["1"] == shards["2"]

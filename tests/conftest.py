@@ -1,0 +1,16 @@
+import os
+from pathlib import Path
+
+import pytest
+
+_USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
+_FIRST_FILE = "train-images-idx3-ubyte.gz"
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with the four real MNIST files."""
+    folder = Path(os.environ.get("MNIST_RAY_DATA") or _USUAL_FOLDER)
+    if not (folder / _FIRST_FILE).is_file():
+        pytest.skip(f"the real MNIST files are not in {folder}: set MNIST_RAY_DATA to the folder that has them")
+    return folder

@@ -1,0 +1,185 @@
+"""The launcher as a person meets it: help, messages and exit codes, in real processes where it matters."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from mnist_ray.cli import cli, run_command
+
+ROOT = Path(__file__).parent.parent
+
+
+def walk(command: click.Command, name: str = "mnist-ray") -> list[tuple[str, click.Command]]:
+    found = [(name, command)]
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            found += walk(child, f"{name} {child.name}")
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), walk(cli), ids=[name for name, _ in walk(cli)])
+def test_every_command_and_option_has_help(name: str, command: click.Command) -> None:
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_every_command_is_documented_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, command in walk(cli):
+        if isinstance(command, click.Group):
+            continue
+        words = name.split()
+        assert name in readme or (words[1] == "jobs" and f"`{words[2]}`" in readme or name.endswith("jobs list")), name
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from mnist_ray.cli import run_command\n"
+        "for arguments in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['demo', '--help']):\n"
+        "    assert run_command(arguments) == 0\n"
+        "loaded = {'torch', 'ray', 'pyarrow', 'numpy', 'boto3'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def line_of(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["train", "--epoch", "3"], 2, ["--epoch", "--epochs"]),
+        (["trian"], 2, ["trian"]),
+        (["train", "--epochs", "0"], 2, ["epochs=0", "greater than or equal to 1"]),
+        (["train", "--epochs", "five"], 2, ["epochs='five'"]),
+        (["train", "--global-batch-size", "-1"], 2, ["global_batch_size=-1"]),
+        (["train", "--num-workers", "0"], 2, ["--num-workers", "0"]),
+        (["train", "--learning-rate", "nan"], 2, ["learning_rate"]),
+        (["train", "--dropout", "1.0"], 2, ["dropout=1.0", "less than 1"]),
+        (["train", "--variant", "dropuot"], 2, ["variant='dropuot'", "did you mean dropout"]),
+        (["train", "--dataset", "mnits"], 2, ["dataset='mnits'", "did you mean mnist"]),
+        (["train", "--optimizer", "adamm"], 2, ["optimizer='adamm'", "did you mean adam"]),
+        (["train", "--set", "dropuot=0.1"], 2, ["'dropuot'", "did you mean dropout"]),
+        (["train", "--set", "dropout"], 2, ["--set 'dropout'", "KEY=VALUE"]),
+        (["train", "--name", "../x", "--dataset", "digits"], 2, ["name='../x'"]),
+        (["train", "--config", "/nowhere.yaml"], 2, ["/nowhere.yaml", "No such file"]),
+        (["train", "--dataset", "digits", "--storage", "ftp://x/y"], 2, ["ftp"]),
+        (["train", "--dataset", "digits", "--storage", "s3://key:secret@bucket/x"], 2, ["credentials"]),
+        (["train", "--dataset", "digits", "--storage", "/dev/null/x"], 4, ["/dev/null/x"]),
+        (["train", "--dataset", "idx:/nowhere"], 3, ["/nowhere"]),
+        (["evaluate", "--dataset", "digits"], 2, ["--run"]),
+        (["evaluate", "--run", "a", "--split", "tset", "--dataset", "digits"], 2, ["split='tset'"]),
+        (["train", "--dataset", "digits", "--address", "ray://x:10001"], 2, ["ray://"]),
+        (["train", "--dataset", "digits", "--address", "http://127.0.0.1:9", "--storage", "/tmp/x"], 5, ["127.0.0.1:9"]),
+    ],
+)
+def test_a_mistake_ends_with_its_exit_code_and_one_line(
+    arguments: list[str], code: int, parts: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run_command(arguments) == code
+    line = line_of(capsys)
+    for part in parts:
+        assert part in line
+    assert "secret" not in line
+    assert list(tmp_path.rglob("runs")) == []
+
+
+def test_a_key_that_stands_twice_in_the_config_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("dropout: 0.1\nepochs: 2\ndropout: 0.2\n")
+    assert run_command(["train", "--config", str(config)]) == 2
+    assert re.search(r"line 3: the key 'dropout' stands there twice", line_of(capsys))
+
+
+def test_train_evaluate_and_list_work_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = ["--storage", str(tmp_path / "results")]
+    train = ["train", "--dataset", "digits", "--epochs", "2", "--name", "a", *storage]
+    assert run_command(train) == 0
+    assert "a is finished: best of 2 epochs" in capsys.readouterr().out
+    assert run_command([*train, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["already_done"] is True
+
+    assert run_command([*train, "--epochs", "3"]) == 6
+    assert "epochs=2 there, 3 here" in line_of(capsys)
+
+    evaluate = ["evaluate", "--run", "a", "--dataset", "digits", *storage, "--json"]
+    assert run_command(evaluate) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["already_done"] is False
+    assert first["metrics"][0]["num_examples"] == 355
+    assert run_command(evaluate) == 0
+    assert json.loads(capsys.readouterr().out) == {**first, "already_done": True}
+
+    assert run_command(["runs", *storage, "--json"]) == 0
+    assert [row["status"] for row in json.loads(capsys.readouterr().out)] == ["finished"]
+    assert run_command(["evaluations", *storage]) == 0
+    assert first["evaluation"] in capsys.readouterr().out
+
+
+def test_evaluating_a_missing_or_tampered_run_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = ["--storage", str(tmp_path / "results")]
+    assert run_command(["evaluate", "--run", "nobody", "--dataset", "digits", *storage]) == 3
+    assert "'nobody'" in line_of(capsys)
+    assert run_command(["train", "--dataset", "digits", "--epochs", "1", "--name", "a", *storage]) == 0
+    capsys.readouterr()
+    weights = tmp_path / "results/runs/a/best/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    assert run_command(["evaluate", "--run", "a", "--dataset", "digits", *storage]) == 3
+    assert "SHA-256 differs" in line_of(capsys)
+    assert not (tmp_path / "results/evaluations").exists()
+
+
+def test_a_diverging_run_ends_with_7_and_is_never_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = ["--storage", str(tmp_path / "results")]
+    arguments = ["train", "--dataset", "digits", "--learning-rate", "1e30", "--name", "a", *storage]
+    assert run_command(arguments) == 7
+    line = line_of(capsys)
+    assert "epoch 1, step" in line
+    assert not (tmp_path / "results/runs/a/best").exists()
+
+
+@pytest.mark.slow
+def test_interrupting_a_run_exits_130_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    base = ["--dataset", "digits", "--epochs", "6", "--train-limit", "600", "--batch-norm", "--dropout", "0.3"]
+
+    def command(storage: str, *more: str) -> list[str]:
+        arguments = ["train", *base, "--name", "a", "--storage", str(tmp_path / storage), *more]
+        return [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+
+    subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
+    with subprocess.Popen(command("cut"), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "epoch 2/6" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 130, rest
+    assert "Traceback" not in rest
+    refused = subprocess.run(command("cut"), env=environment, capture_output=True, text=True)
+    assert refused.returncode == 6
+    assert "--resume" in refused.stderr
+    subprocess.run(command("cut", "--resume"), check=True, env=environment, capture_output=True)
+    one, two = (tmp_path / name / "runs/a/best/model.safetensors" for name in ("whole", "cut"))
+    assert one.read_bytes() == two.read_bytes()
