@@ -20,6 +20,8 @@ import torch
 # The scripts run from a checkout that nobody installed: each imports this module before mnist_ray.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -31,7 +33,7 @@ class Spread:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], int]], *, rounds: int, chunk_seconds: float, label: str
+    contenders: Mapping[str, Callable[[], int]], *, rounds: int, chunk_seconds: float, clock: str, label: str
 ) -> dict[str, list[float]]:
     """Measures each contender once a round, each round starting with the next one.
 
@@ -39,6 +41,7 @@ def interleave(
       contenders: name -> a function that does some work and returns how many items it did.
       rounds: measurements of each contender, after one untimed call.
       chunk_seconds: each measurement calls the function until this time has passed.
+      clock: a key of CLOCKS.
       label: what the progress on stderr names.
 
     Returns:
@@ -51,16 +54,16 @@ def interleave(
     for index in range(rounds):
         first = index % len(names)
         for name in names[first:] + names[:first]:
-            rates[name].append(_rate(contenders[name], chunk_seconds))
+            rates[name].append(_rate(contenders[name], chunk_seconds, CLOCKS[clock]))
         shown = ", ".join(f"{name} {rates[name][-1]:,.0f}" for name in names)
         print(f"{label}: round {index + 1} of {rounds}: {shown} a second", file=sys.stderr)
     return rates
 
 
-def _rate(run: Callable[[], int], chunk_seconds: float) -> float:
+def _rate(run: Callable[[], int], chunk_seconds: float, now: Callable[[], float]) -> float:
     items = 0
-    started = time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < chunk_seconds or not items:
+    started = now()
+    while (elapsed := now() - started) < chunk_seconds or not items:
         items += run()
     return items / elapsed
 
@@ -79,6 +82,9 @@ def add_timing_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that every benchmark has."""
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each contender (%(default)s)")
     parser.add_argument("--chunk-seconds", type=float, default=2.0, help="shortest measurement (%(default)s)")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: of this process, for a busy machine (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -86,7 +92,9 @@ def add_timing_options(parser: argparse.ArgumentParser) -> None:
 def print_results(rows: Sequence[Mapping[str, str | Spread]], *, as_json: bool) -> None:
     """Prints hardware and results: as JSON, or as a table with a rate's median, a ratio's median and extremes."""
     if as_json:
-        plain = [{name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()} for row in rows]
+        plain = [
+            {name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()} for row in rows
+        ]
         print(json.dumps({"hardware": hardware(), "results": plain}, indent=1))
         return
     print(", ".join(f"{name} {value}" for name, value in hardware().items()))

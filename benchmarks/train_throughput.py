@@ -115,7 +115,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
                 "in_memory": in_memory_loop(config, images, train.labels),
                 "mnist_ray": mnist_ray_loop(config, train),
             }
-            rates = interleave(loops, rounds=arguments.rounds, chunk_seconds=arguments.chunk_seconds, label=variant)
+            rates = interleave(
+                loops,
+                rounds=arguments.rounds,
+                chunk_seconds=arguments.chunk_seconds,
+                clock=arguments.clock,
+                label=variant,
+            )
             rows.append(
                 {"variant": variant}
                 | {f"{name}_samples_per_s": spread(rates[name]) for name in CONTENDERS}

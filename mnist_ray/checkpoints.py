@@ -21,7 +21,7 @@ import mnist_ray
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
 from mnist_ray.config import TrainConfig, make_config
-from mnist_ray.errors import CheckpointError, ConflictError, DataError
+from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.storage import MissingError, Storage
 from mnist_ray.training import EpochResult, TrainingData, TrainState, best_epoch
 
@@ -78,9 +78,15 @@ class RunFolder:
             return
         existing = self.document()
         if existing["config_hash"] != document["config_hash"]:
-            raise ConflictError(f"run {self.run!r}: exists with another config ({_first_difference(existing, document)}); choose another --name")
+            raise ConflictError(
+                f"run {self.run!r}: exists with another config ({_first_difference(existing, document)}); "
+                "choose another --name"
+            )
         if existing["data_sha256"] != data.fingerprint:
-            raise ConflictError(f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now {data.fingerprint[:12]}); choose another --name")
+            raise ConflictError(
+                f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
+                f"{data.fingerprint[:12]}); choose another --name"
+            )
         if not resume and not self.is_finished():
             raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
 
@@ -93,7 +99,9 @@ class RunFolder:
         try:
             return dict(json.loads(self.storage.read_bytes(self.path("config.json"))))
         except MissingError:
-            raise CheckpointError(f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is") from None
+            raise CheckpointError(
+                f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is"
+            ) from None
 
     def is_finished(self) -> bool:
         """Tells whether the run is done and its best checkpoint written."""
@@ -106,9 +114,13 @@ class RunFolder:
             "model.safetensors": safetensors.torch.save(state.model),
             "optimizer.safetensors": safetensors.torch.save(state.optimizer),
         }
-        self._write(f"checkpoints/{_epoch_name(epoch)}", files, self._checkpoint_document(config, data, state.history, files))
+        self._write(
+            f"checkpoints/{_epoch_name(epoch)}", files, self._checkpoint_document(config, data, state.history, files)
+        )
         self._write_history(state.history)
-        kept = {_epoch_name(best_epoch(state.history))} | {_epoch_name(epoch - back) for back in range(_KEPT_CHECKPOINTS)}
+        kept = {_epoch_name(best_epoch(state.history))} | {
+            _epoch_name(epoch - back) for back in range(_KEPT_CHECKPOINTS)
+        }
         for name in self.storage.list_folders(self.path("checkpoints")):
             if name not in kept:
                 self.storage.delete_folder(self.path("checkpoints", name))
@@ -146,7 +158,9 @@ class RunFolder:
         """
         run_document = self.document()
         if not self.is_finished():
-            raise CheckpointError(f"run {self.run!r}: not finished, so it has no best checkpoint; go on with mnist-ray train --name {self.run} --resume")
+            raise CheckpointError(
+                f"run {self.run!r}: not finished, so it has no best checkpoint; train it again with --resume"
+            )
         document, weights = self._read("best", "model.safetensors")
         config = make_config(TrainConfig, document["config"], f"run {self.run!r}: checkpoint.json")
         if document["config_hash"] != run_document["config_hash"] or config.config_hash() != document["config_hash"]:

@@ -14,7 +14,15 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray.config import EvaluationConfig, TrainConfig, check_name, make_config, parse_override, parse_value, read_yaml
+from mnist_ray.config import (
+    EvaluationConfig,
+    TrainConfig,
+    check_name,
+    make_config,
+    parse_override,
+    parse_value,
+    read_yaml,
+)
 from mnist_ray.errors import MnistRayError
 from mnist_ray.variants import VARIANTS, variant_config
 
@@ -57,7 +65,11 @@ def _text(value: object) -> str:
 
 
 _storage = click.option(
-    "--storage", default="results", show_default=True, metavar="URI", help="Folder or s3://bucket/prefix of all results."
+    "--storage",
+    default="results",
+    show_default=True,
+    metavar="URI",
+    help="Folder or s3://bucket/prefix of all results.",
 )
 _data_dir = click.option(
     "--data-dir",
@@ -78,9 +90,7 @@ _num_workers = click.option(
 
 
 @cli.command()
-@click.option(
-    "--variant", default=None, metavar="NAME", help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]"
-)
+@click.option("--variant", default=None, metavar="NAME", help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]")
 @click.option(
     "--dataset",
     default=None,
@@ -96,7 +106,9 @@ _num_workers = click.option(
 @click.option(
     "--max-failures", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a worker died."
 )
-@click.option("--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them.")
+@click.option(
+    "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
 @_config_options
 @_address
@@ -105,6 +117,7 @@ _num_workers = click.option(
 @click.pass_context
 def train(
     context: click.Context,
+    /,
     variant: str | None,
     dataset: str | None,
     name: str | None,
@@ -132,7 +145,8 @@ def train(
         text = yaml.safe_dump(config.model_dump(mode="json"))
         _submit(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
         return
-    from mnist_ray.cluster.training import TrainJob, train as train_run
+    from mnist_ray.cluster.training import TrainJob
+    from mnist_ray.cluster.training import train as train_run
 
     job = TrainJob(config, run, storage, _data_folder(data_dir), num_workers, resume, max_failures)
     outcome = train_run(job)
@@ -156,7 +170,15 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
     for name, value in options.items():
         if value is not None:
             settings[name] = value if TrainConfig.model_fields[name].annotation in (str, bool) else parse_value(value)
+    if isinstance(settings.get("dataset"), str):
+        settings["dataset"] = _absolute_dataset(settings["dataset"])
     return variant_config(settings.pop("variant", "baseline"), settings)
+
+
+def _absolute_dataset(dataset: str) -> str:
+    """Makes the path of a data set of one's own absolute: Ray's workers run in other folders."""
+    kind, colon, place = dataset.partition(":")
+    return f"{kind}:{Path(place).absolute()}" if colon and place and "://" not in place else dataset
 
 
 def default_run_name(config: TrainConfig) -> str:
@@ -197,19 +219,22 @@ def evaluate(
     """Evaluates runs on a data set in one pass over its images and commits the tables in one step."""
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
-    config = make_config(EvaluationConfig, {"dataset": dataset, "split": split, **chosen}, "evaluate")
+    config = make_config(
+        EvaluationConfig, {"dataset": _absolute_dataset(dataset), "split": split, **chosen}, "evaluate"
+    )
     names = [check_name(run, "run") for run in runs]
     if bool(names) == all_runs:
         raise click.UsageError("give --run NAME (once or more) or --all-runs")
     target = _cluster(context, address)
     if target:
         arguments = [part for run in names for part in ("--run", run)] + (["--all-runs"] if all_runs else [])
-        arguments += ["--dataset", dataset, "--split", split, "--storage", _remote(storage)]
+        arguments += ["--dataset", config.dataset, "--split", split, "--storage", _remote(storage)]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
         _submit(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers, run=None)
         return
-    from mnist_ray.cluster.evaluation import EvaluateJob, evaluate as evaluate_runs
+    from mnist_ray.cluster.evaluation import EvaluateJob
+    from mnist_ray.cluster.evaluation import evaluate as evaluate_runs
 
     job = EvaluateJob(config, tuple(names), storage, _data_folder(data_dir), num_workers)
     outcome = evaluate_runs(job)
@@ -354,7 +379,14 @@ def _needed_cluster(context: click.Context, option: str | None) -> str:
 
 
 def _submit(
-    target: str, script: str, arguments: Sequence[str], *, config_yaml: str | None, wait: bool, num_workers: int, run: str | None
+    target: str,
+    script: str,
+    arguments: Sequence[str],
+    *,
+    config_yaml: str | None,
+    wait: bool,
+    num_workers: int,
+    run: str | None,
 ) -> None:
     from mnist_ray.cluster import job_api, submission
 
@@ -385,7 +417,9 @@ def _follow(client: Any, job_id: str, target: str) -> int:
 def _remote(storage: str) -> str:
     """Checks a storage for a job elsewhere, where a relative path would mean another folder."""
     if "://" not in storage and not Path(storage).is_absolute():
-        raise click.UsageError(f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has")
+        raise click.UsageError(
+            f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has"
+        )
     return storage
 
 

@@ -179,7 +179,9 @@ def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
         return f"{setting}: a value is needed"
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule[0].lower() + rule[1:]
-    return f"{setting}={first['input']!r}: {rule}" if setting else rule
+    # A data set's URI may hold credentials; its own message shows what can be shown.
+    shown = "" if setting == "dataset" and ":" in str(first["input"]) else f"={first['input']!r}"
+    return f"{setting}{shown}: {rule}" if setting else rule
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -1,10 +1,7 @@
 """The whole pipeline on scikit-learn's handwritten digits, offline, in minutes."""
 
-import sys
 from statistics import mean
 from typing import Any
-
-from rich.progress import Progress
 
 from mnist_ray.cluster.evaluation import EvaluateJob, EvaluateOutcome, evaluate
 from mnist_ray.cluster.training import TrainJob, TrainOutcome, train
@@ -58,19 +55,31 @@ def _print_before_and_after(outcome: EvaluateOutcome, runs: dict[str, TrainOutco
                 f"{mean(row['log_loss'] for row in rows):.4f}",
             ]
         )
-    names = ["variant", "dropout", "batch norm", "weight decay", "train acc", "test acc", "over seeds", "points", "log loss"]
+    names = [
+        "variant",
+        "dropout",
+        "batch norm",
+        "weight decay",
+        "train acc",
+        "test acc",
+        "over seeds",
+        "points",
+        "log loss",
+    ]
     seeds, count = len(groups["baseline"]), outcome.metrics[0]["num_examples"]
     print_table(names, lines, title=f"Before and after regularization: {DATASET}, {count} test images, {seeds} seeds")
     print(f"One accuracy on {count} images has a 95 % interval of about +-{_half_width(outcome):.1f} points.\n")
 
 
 def _half_width(outcome: EvaluateOutcome) -> float:
-    return 100 * mean((row["accuracy_high"] - row["accuracy_low"]) / 2 for row in outcome.metrics)
+    return 100.0 * float(mean((row["accuracy_high"] - row["accuracy_low"]) / 2 for row in outcome.metrics))
 
 
 def _print_next(outcome: EvaluateOutcome, storage: str) -> None:
     done = "was there already" if outcome.already_done else "committed"
     print(f"Evaluation {done}: {outcome.uri}\n\nNext:")
-    print(f"  mnist-ray train --variant dropout_batchnorm --dataset mnist --epochs 5 --name mnist-a --storage {storage}")
+    print(
+        f"  mnist-ray train --variant dropout_batchnorm --dataset mnist --epochs 5 --name mnist-a --storage {storage}"
+    )
     print(f"  mnist-ray evaluate --run mnist-a --dataset mnist --storage {storage}")
     print(f"  duckdb -c \"SELECT run, accuracy, log_loss FROM '{outcome.uri}/metrics.parquet' ORDER BY log_loss\"")

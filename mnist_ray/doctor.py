@@ -64,7 +64,11 @@ def _storage(uri: str) -> str:
 def _token() -> str:
     from mnist_ray.cluster.address import read_token
 
-    return "found" if read_token() else "none; a cluster with token authentication needs RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    return (
+        "found"
+        if read_token()
+        else "none; a cluster with token authentication needs RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    )
 
 
 def _cluster(address: str) -> str:

@@ -32,12 +32,14 @@ class Plan:
       checkpoints: the runs' best checkpoints, sorted by run.
       class_names: one a class.
       data_sha256: fingerprint of the split.
+      code_version: of the process that planned; the shards' workers write it too, whatever lies on their disks.
     """
 
     config: EvaluationConfig
     checkpoints: tuple[Checkpoint, ...]
     class_names: tuple[str, ...]
     data_sha256: str
+    code_version: str
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class Plan:
             "checkpoints": [[checkpoint.run, checkpoint.sha256] for checkpoint in self.checkpoints],
             "data_sha256": self.data_sha256,
             "config": self.config.model_dump(mode="json"),
-            "code_version": code_version(),
+            "code_version": self.code_version,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -99,7 +101,7 @@ def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examp
             )
         load_network(checkpoint)
     ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
-    return Plan(config, ordered, examples.class_names, examples.fingerprint)
+    return Plan(config, ordered, examples.class_names, examples.fingerprint, code_version())
 
 
 def load_network(checkpoint: Checkpoint) -> nn.Sequential:
@@ -113,7 +115,9 @@ def load_network(checkpoint: Checkpoint) -> nn.Sequential:
         network.load_state_dict(checkpoint.model)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"run {checkpoint.run!r}: weights of another architecture than its config: {reason[:300]}") from None
+        raise CheckpointError(
+            f"run {checkpoint.run!r}: weights of another architecture than its config: {reason[:300]}"
+        ) from None
     return network.eval()
 
 
@@ -158,7 +162,7 @@ def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: 
             "probabilities": shown.probabilities,
         }
         parts.append(_table(plan, "predictions", columns))
-    data = tables.to_parquet_bytes(pa.concat_tables(parts).unify_dictionaries())
+    data = tables.to_parquet_bytes(pa.concat_tables(parts))
     file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
     return ShardResult(shard.number, file, tuple(tallies))
 
@@ -168,7 +172,9 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
     ordered = sorted(results, key=lambda result: result.number)
     totals = [sum(rest, start=first) for first, *rest in zip(*(result.tallies for result in ordered), strict=True)]
     made = {
-        "metrics": [_metrics(plan, checkpoint, total) for checkpoint, total in zip(plan.checkpoints, totals, strict=True)],
+        "metrics": [
+            _metrics(plan, checkpoint, total) for checkpoint, total in zip(plan.checkpoints, totals, strict=True)
+        ],
         "per_class": _rows(plan, totals, _per_class),
         "confusion": _rows(plan, totals, _confusion),
         "calibration": _rows(plan, totals, lambda _, total: _by_row(calibration(total))),
@@ -189,7 +195,7 @@ def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
         "data_sha256": plan.data_sha256,
         "num_examples": num_examples,
         "class_names": list(plan.class_names),
-        "code_version": code_version(),
+        "code_version": plan.code_version,
         "runs": {checkpoint.run: checkpoint.sha256 for checkpoint in plan.checkpoints},
     }
 
@@ -218,7 +224,7 @@ def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]
         "config_hash": checkpoint.document["config_hash"],
         "checkpoint_sha256": checkpoint.sha256,
         "data_sha256": plan.data_sha256,
-        "code_version": code_version(),
+        "code_version": plan.code_version,
     }
 
 
@@ -263,7 +269,7 @@ def _by_row(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _table(plan: Plan, name: str, columns: dict[str, Any]) -> pa.Table:
-    return tables.make_table(name, columns, code_version=code_version(), num_classes=len(plan.class_names))
+    return tables.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
 
 
 def _shortened(names: Sequence[str]) -> str:

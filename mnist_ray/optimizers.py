@@ -69,7 +69,7 @@ def _constant(progress: float, config: "TrainConfig") -> float:  # noqa: ARG001 
 def _cosine(progress: float, config: "TrainConfig") -> float:
     """Half a cosine from 1 down to 0 over what follows the warm-up (Loshchilov and Hutter 2017)."""
     share = (progress - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-12)
-    return 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    return 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
 
 def _step(progress: float, config: "TrainConfig") -> float:

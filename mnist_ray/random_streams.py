@@ -52,14 +52,17 @@ def random_words(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tenso
 
 def _words_on_cpu(keys: Sequence[int], rows: np.ndarray, words_per_row: int) -> Tensor:
     # numpy has unsigned shifts and is three times as fast here as the same operations in torch.
-    columns = np.arange(1, words_per_row + 1, dtype=np.uint64)
-    counter = rows.astype(np.uint64)[:, None] * np.uint64(words_per_row) + columns
+    # The counter is row * words_per_row + column; multiplied part by part, modulo 2**64.
+    gamma = np.uint64(_GAMMA)
+    columns = np.arange(1, words_per_row + 1, dtype=np.uint64) * gamma
+    first = rows.astype(np.uint64)[:, None] * (np.asarray([words_per_row], dtype=np.uint64) * gamma)
     # torch's memory: an empty numpy array has strides that torch can't view as int16.
     words = torch.empty(len(keys), len(rows), words_per_row, dtype=torch.int64)
     bits = words.numpy().view(np.uint64)
-    np.add(np.asarray(keys, dtype=np.int64).view(np.uint64)[:, None, None], counter * np.uint64(_GAMMA), out=bits)
+    np.add(np.asarray(keys, dtype=np.int64).view(np.uint64)[:, None, None] + first, columns, out=bits)
+    shifted = np.empty_like(bits)
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
-        bits ^= bits >> np.uint64(shift)
+        bits ^= np.right_shift(bits, np.uint64(shift), out=shifted)
         if multiplier is not None:
             bits *= np.uint64(multiplier)
     return words

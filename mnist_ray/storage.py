@@ -221,10 +221,11 @@ class Storage:
     def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
         """Removes what killed writers left in the staging area, by the age of the newest file of each."""
         before = time.time() - older_than_s
-        with storage_errors(self.uri_of(STAGING), "deleted"):
-            for name, modified in self._backend.staged().items():
-                if modified < before:
-                    self._backend.delete_folder(f"{STAGING}/{name}")
+        with storage_errors(self.uri_of(STAGING), "listed"):
+            staged = self._backend.staged()
+        for name, modified in staged.items():
+            if modified < before:
+                self.delete_folder(f"{STAGING}/{name}")
 
     def read_manifest(self, path: str) -> dict[str, Any] | None:
         """Returns the manifest of a committed folder, None if the folder isn't committed.
@@ -525,6 +526,7 @@ class _S3:
         # So the first contact is impatient; any answer, even a refusal, shows that somebody is there.
         with contextlib.suppress(ClientError):
             probe.head_bucket(Bucket=self.bucket)
+        probe.close()
         return _s3_client(session, attempts=10, read_timeout_s=60)
 
     @cached_property
@@ -598,7 +600,7 @@ class _S3:
     def create(self, path: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, None):
+        for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
             try:
                 self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*")
                 return True

@@ -277,7 +277,7 @@ class _Run:
         self._check_finite(losses, epoch)
         val_loss, val_accuracy = self._validate()
         if not math.isfinite(val_loss):
-            raise RunFailedError(f"epoch {epoch}, step {self._steps_per_epoch}: validation loss is {val_loss}")
+            raise self._diverged(epoch, self._steps_per_epoch, f"validation loss is {val_loss}")
         sizes = torch.tensor([len(batch) for batch in torch.split(order, self._config.global_batch_size)])
         result = EpochResult(
             epoch=epoch,
@@ -309,11 +309,13 @@ class _Run:
         bad = torch.nonzero(~losses.isfinite()).flatten()
         if len(bad):
             step = int(bad[0])
-            raise RunFailedError(
-                f"epoch {epoch}, step {step + 1} of {self._steps_per_epoch}: "
-                f"the training loss is {float(losses[step])}; "
-                f"try a learning_rate below {self._config.learning_rate:g} or a gradient_clip_norm"
-            )
+            raise self._diverged(epoch, step + 1, f"training loss is {float(losses[step])}")
+
+    def _diverged(self, epoch: int, step: int, what: str) -> RunFailedError:
+        return RunFailedError(
+            f"epoch {epoch}, step {step} of {self._steps_per_epoch}: the {what}; "
+            f"try a learning_rate below {self._config.learning_rate:g} or a gradient_clip_norm"
+        )
 
     def _validate(self) -> tuple[float, float]:
         """Returns mean loss and accuracy over the validation examples, each rank taking its rows of each batch."""

@@ -38,7 +38,7 @@ def test_every_command_is_documented_in_the_readme() -> None:
         if isinstance(command, click.Group):
             continue
         words = name.split()
-        assert name in readme or (words[1] == "jobs" and f"`{words[2]}`" in readme or name.endswith("jobs list")), name
+        assert name in readme or f"`{words[-1]}`" in readme, name
 
 
 def test_help_loads_neither_torch_nor_ray() -> None:
@@ -85,7 +85,11 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["evaluate", "--dataset", "digits"], 2, ["--run"]),
         (["evaluate", "--run", "a", "--split", "tset", "--dataset", "digits"], 2, ["split='tset'"]),
         (["train", "--dataset", "digits", "--address", "ray://x:10001"], 2, ["ray://"]),
-        (["train", "--dataset", "digits", "--address", "http://127.0.0.1:9", "--storage", "/tmp/x"], 5, ["127.0.0.1:9"]),
+        (
+            ["train", "--dataset", "digits", "--address", "http://127.0.0.1:9", "--storage", "/tmp/x"],
+            5,
+            ["127.0.0.1:9"],
+        ),
     ],
 )
 def test_a_mistake_ends_with_its_exit_code_and_one_line(

@@ -485,7 +485,7 @@ def test_of_processes_committing_different_content_one_wins_and_stays(uri: str) 
     ("uri", "events", "least_points"),
     [
         ("local", "open,os.mkdir,os.rename,os.link,os.remove,os.rmdir", 15),
-        pytest.param("s3", "http.client.send", 12, marks=pytest.mark.s3),
+        pytest.param("s3", "http.client.send", 12, marks=[pytest.mark.s3, pytest.mark.slow]),
     ],
     indirect=["uri"],
 )

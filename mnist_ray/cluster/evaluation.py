@@ -1,5 +1,6 @@
 """The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them in one step."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,14 @@ from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.errors import CheckpointError, MnistRayError, RunFailedError
 from mnist_ray.evaluation import (
-    Plan, Shard, ShardResult, cut_into_shards, evaluate_shard, make_plan, manifest, write_tables,
+    Plan,
+    Shard,
+    ShardResult,
+    cut_into_shards,
+    evaluate_shard,
+    make_plan,
+    manifest,
+    write_tables,
 )  # fmt: skip
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
@@ -68,6 +76,8 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     storage.check()
     checkpoints = [RunFolder(storage, run).best() for run in _runs(storage, job.runs)]
     examples = load_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
+    if examples.conversion:
+        print(f"dataset {job.config.dataset}: {examples.conversion}", file=sys.stderr)
     plan = make_plan(job.config, checkpoints, examples)
     folder = f"evaluations/{plan.name}"
     already_done = storage.read_manifest(folder) is not None

@@ -68,7 +68,8 @@ def _check_cpus(cpus: float, num_workers: int) -> None:
     if cpus < num_workers:
         where = "the cluster" if on_cluster() else "this machine"
         raise ClusterError(
-            f"num_workers={num_workers}: needs a CPU for each, {where} has {cpus:g}; use --num-workers {max(int(cpus), 1)} or less"
+            f"num_workers={num_workers}: needs a CPU for each, {where} has {cpus:g}; "
+            f"use --num-workers {max(int(cpus), 1)} or less"
         )
 
 

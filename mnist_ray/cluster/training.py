@@ -78,7 +78,10 @@ def train(job: TrainJob) -> TrainOutcome:
     storage.check()
     folder = RunFolder(storage, job.run)
     device = torch.device("cpu")
-    data = prepare_data(job.config, load_examples(job.config.dataset, "train", data_dir=job.data_dir), device=device)
+    examples = load_examples(job.config.dataset, "train", data_dir=job.data_dir)
+    if examples.conversion:
+        print(f"dataset {job.config.dataset}: {examples.conversion}", file=sys.stderr)
+    data = prepare_data(job.config, examples, device=device)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
     folder.claim(job.config, data, resume=job.resume)
@@ -132,7 +135,8 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> tuple[str, str] | None:
         rank, cause = sorted(error.worker_failures.items())[0]
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
         raise RunFailedError(
-            f"run {job.run!r}: worker {rank} failed ({reason}); go on with --resume, or allow restarts with --max-failures"
+            f"run {job.run!r}: worker {rank} failed ({reason}); "
+            "go on with --resume, or allow restarts with --max-failures"
         ) from error
     except (TrainingFailedError, RayActorError) as error:
         raise ClusterError(
@@ -169,11 +173,12 @@ def _train_rank(settings: dict[str, Any]) -> None:
     state = _shared_state(folder, ranks)
     if state is not None and ranks.rank == 0:
         print(f"{folder.run}: goes on after epoch {state.history[-1].epoch}", file=sys.stderr, flush=True)
-    for state in fit(config, data, device=device, ranks=ranks, state=state):
+    for reached in fit(config, data, device=device, ranks=ranks, state=state):
+        row = reached.history[-1]
         if ranks.rank == 0:
-            folder.save(config, data, state)
-            print(_epoch_line(folder.run, config, state.history[-1]), file=sys.stderr, flush=True)
-        ray.train.report({"epoch": state.history[-1].epoch, "val_loss": state.history[-1].val_loss})
+            folder.save(config, data, reached)
+            print(_epoch_line(folder.run, config, row), file=sys.stderr, flush=True)
+        ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
     if ranks.rank == 0:
         folder.finish()
 

@@ -95,7 +95,7 @@ def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> t
     if num_bytes == 0:
         raise DataError(f"{path}: {announced}, an empty set; at least one example is needed")
     if num_bytes > MAX_CONTENT_BYTES:
-        raise DataError(f"{path}: {announced}, more than the {MAX_CONTENT_BYTES >> 30} GiB that a split may have")
+        raise DataError(f"{path}: {announced}, more than the {MAX_CONTENT_BYTES >> 30} GiB a split may have")
     if len(header) + num_bytes > capacity:
         raise DataError(f"{path}: cut short: {announced}, more than the file holds; get it again")
     content = bytearray()

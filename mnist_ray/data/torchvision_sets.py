@@ -156,9 +156,10 @@ def _read(wanted: TorchvisionSet, images_path: Path, labels_path: Path) -> Examp
 
 def _offline(wanted: TorchvisionSet, data_dir: Path) -> str:
     names = ", ".join(f"{name}.gz" for pair in wanted.file_names.values() for name in pair)
+    place = "" if wanted.name == "mnist" else f" in {wanted.name}/"
     return (
         f"put the four files {names} into {wanted.folders(data_dir)[0]},"
-        " or point --data-dir or MNIST_RAY_DATA to the folder that has them"
+        f" or point --data-dir or MNIST_RAY_DATA to the folder that has them{place}"
     )
 
 

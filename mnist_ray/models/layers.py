@@ -100,41 +100,68 @@ class Linear:
 
 
 class Conv2d:
-    """Convolution with stride 1; the K networks are the groups of one grouped convolution."""
+    """Convolution with stride 1, weight [runs, outputs, channels, size, size].
+
+    On a CPU each network is convolved by itself, since the bits of a grouped convolution depend on the number of
+    groups; on other devices the networks are the groups of one convolution.
+    """
 
     def __init__(self, weight: Parameter, bias: Parameter | None, *, padding: int, dtype: torch.dtype) -> None:
         self._weight, self._bias, self._padding, self._dtype = weight, bias, padding, dtype
 
     def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
-        runs = inputs.shape[0]
-        self._inputs = inputs.to(self._dtype).transpose(0, 1).flatten(1, 2)  # [batch, runs * channels, h, w]
-        bias = None if self._bias is None else self._bias.value.to(self._dtype).flatten(0, 1)
-        outputs = functional.conv2d(self._inputs, self._filters(), bias, padding=self._padding, groups=runs)
-        return torch.unflatten(outputs.to(inputs.dtype), 1, (runs, -1)).transpose(0, 1)
+        self._inputs = inputs.to(self._dtype)
+        return _joined([self._forward(part).to(inputs.dtype) for part in _parts(inputs)])
 
     def backward(self, gradient: Tensor) -> Tensor:
-        by_inputs = self._backward(gradient, by_inputs=True)
-        assert by_inputs is not None
-        return torch.unflatten(by_inputs.to(gradient.dtype), 1, (gradient.shape[0], -1)).transpose(0, 1)
+        by_inputs = [self._backward(gradient, part, by_inputs=True) for part in _parts(gradient)]
+        return _joined([part.to(gradient.dtype) for part in by_inputs])
 
     def backward_parameters(self, gradient: Tensor) -> None:
         """The backward pass of a network's first layer, which needs no gradient by the images."""
-        self._backward(gradient, by_inputs=False)
+        for part in _parts(gradient):
+            self._backward(gradient, part, by_inputs=False)
 
-    def _filters(self) -> Tensor:
-        return self._weight.value.to(self._dtype).flatten(0, 1)  # [runs * outputs, channels, size, size]
+    def _forward(self, part: slice) -> Tensor:
+        inputs = self._inputs[part]
+        bias = None if self._bias is None else self._bias.value[part].to(self._dtype).flatten()
+        outputs = functional.conv2d(
+            _as_channels(inputs), self._filters(part), bias, padding=self._padding, groups=len(inputs)
+        )
+        return torch.unflatten(outputs, 1, (len(inputs), -1)).transpose(0, 1)
 
-    def _backward(self, gradient: Tensor, *, by_inputs: bool) -> Tensor | None:
-        outputs = gradient.to(self._dtype).transpose(0, 1).flatten(1, 2)
-        filters = self._filters()
+    def _filters(self, part: slice) -> Tensor:
+        return self._weight.value[part].to(self._dtype).flatten(0, 1)  # [runs * outputs, channels, size, size]
+
+    def _backward(self, gradient: Tensor, part: slice, *, by_inputs: bool) -> Tensor:
+        """Writes the gradients of a part's parameters and returns that by its inputs, empty if not wanted."""
+        outputs, inputs, filters = gradient[part].to(self._dtype), self._inputs[part], self._filters(part)
         by_input, by_weight, by_bias = torch.ops.aten.convolution_backward(
-            outputs, self._inputs, filters, [filters.shape[0]], [1, 1], [self._padding] * 2, [1, 1], False, [0, 0],
-            gradient.shape[0], [by_inputs, True, self._bias is not None],
+            _as_channels(outputs), _as_channels(inputs), filters, [len(filters)], [1, 1], [self._padding] * 2, [1, 1],
+            False, [0, 0], len(inputs), [by_inputs, True, self._bias is not None],
         )  # fmt: skip
-        self._weight.gradient.copy_(by_weight.view_as(self._weight.gradient))
+        target = self._weight.gradient[part]
+        target.copy_(by_weight.view_as(target))
         if self._bias is not None:
-            self._bias.gradient.copy_(by_bias.view_as(self._bias.gradient))
-        return by_input if by_inputs else None
+            target = self._bias.gradient[part]
+            target.copy_(by_bias.view_as(target))
+        return torch.unflatten(by_input, 1, (len(inputs), -1)).transpose(0, 1) if by_inputs else gradient[:0]
+
+
+def _parts(stacked: Tensor) -> list[slice]:
+    """The runs that are convolved together."""
+    if stacked.device.type == "cpu":
+        return [slice(run, run + 1) for run in range(len(stacked))]
+    return [slice(0, len(stacked))]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _as_channels(stacked: Tensor) -> Tensor:
+    """[runs, batch, channels, height, width] -> [batch, runs * channels, height, width]."""
+    return stacked.transpose(0, 1).flatten(1, 2)
 
 
 class BatchNorm:
@@ -160,11 +187,11 @@ class BatchNorm:
         self._ranks = training.ranks
         pixels = inputs.shape[3:].numel()
         self._count = training.global_batch_size * pixels
-        mean, squares = self._statistics(inputs, pixels)
-        self._inverse_deviation = torch.rsqrt(squares / self._count + self._epsilon)
-        self._normalized = (inputs - mean) * self._inverse_deviation
+        mean, squares, centered = self._statistics(inputs, pixels)
+        self._inverse_deviation = (squares / self._count).add_(self._epsilon).rsqrt_()
+        self._normalized = centered.mul_(self._inverse_deviation)
         self._track(mean, squares)
-        return self._normalized * weight + bias
+        return torch.addcmul(bias, self._normalized, weight)
 
     def backward(self, gradient: Tensor) -> Tensor:
         by_bias = gradient.sum(self._dims, keepdim=True)
@@ -174,20 +201,24 @@ class BatchNorm:
         if self._ranks.world_size > 1:
             by_bias, by_weight = self._ranks.sum_(torch.stack((by_bias, by_weight))).unbind()
         scale = self._weight.value.view(self._shape) * self._inverse_deviation
-        centered = gradient - (by_bias / self._count) - self._normalized * (by_weight / self._count)
-        return centered.mul_(scale)
+        centered = gradient - by_bias / self._count
+        return centered.addcmul_(self._normalized, by_weight, value=-1 / self._count).mul_(scale)
 
-    def _statistics(self, inputs: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-        """Returns mean and sum of squared deviations over the global batch, each [runs, 1, features, ...]."""
+    def _statistics(self, inputs: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns mean and sum of squared deviations over the global batch, and this rank's deviations.
+
+        The first two are [runs, 1, features, ...].
+        """
         local_count = inputs.shape[1] * pixels
         mean = inputs.sum(self._dims, keepdim=True) / max(local_count, 1)
-        squares = (inputs - mean).square_().sum(self._dims, keepdim=True)
+        centered = inputs - mean
+        squares = centered.square().sum(self._dims, keepdim=True)
         if self._ranks.world_size == 1:
-            return mean, squares
+            return mean, squares, centered
         counts = torch.full_like(mean, local_count)
         counts, means, all_squares = self._ranks.gather(torch.stack((counts, mean, squares))).unbind(1)
         mean = (counts * means).sum(0) / self._count
-        return mean, (all_squares + counts * (means - mean).square()).sum(0)
+        return mean, (all_squares + counts * (means - mean).square()).sum(0), inputs - mean
 
     def _track(self, mean: Tensor, squares: Tensor) -> None:
         unbiased = squares / max(self._count - 1, 1)

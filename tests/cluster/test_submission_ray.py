@@ -235,5 +235,3 @@ def test_a_cluster_with_tokens_takes_its_own_and_no_other(
         exit_code, log = _follow(client, job_id)
         assert exit_code == 3
         assert "ARGUMENTS" in log
-        job_id = submit(client, script="echo", arguments=["sleep"], working_dir=working_dir)
-        assert job_stop(client, job_id).status == "STOPPED"

@@ -84,7 +84,9 @@ def test_more_workers_than_cpus_end_with_5_and_what_there_is(tmp_path: Path) -> 
 
 def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert train(tmp_path, name, "--epochs", "1", "--learning-rate", {"a": "1e-3", "b": "2e-3"}[name]).returncode == 0
+        assert (
+            train(tmp_path, name, "--epochs", "1", "--learning-rate", {"a": "1e-3", "b": "2e-3"}[name]).returncode == 0
+        )
     shards = {}
     for workers in ("1", "2"):
         arguments = ["evaluate", "--run", "a", "--run", "b", "--dataset", "digits", "--shard-size", "100"]
@@ -93,8 +95,11 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_number
         assert done.returncode == 0, done.stderr
         folder = Path(json.loads(done.stdout)["uri"])
         shards[workers] = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
-        query = f"SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) FROM '{folder}/predictions-*.parquet' GROUP BY run ORDER BY run"
-        assert duckdb.sql(query).fetchall() == [("a", 355, 355, 0, 354), ("b", 355, 355, 0, 354)]
+        counts = duckdb.sql(
+            "SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) "
+            f"FROM '{folder}/predictions-*.parquet' GROUP BY run ORDER BY run"
+        )
+        assert counts.fetchall() == [("a", 355, 355, 0, 354), ("b", 355, 355, 0, 354)]
         folder.rename(tmp_path / f"moved-{workers}")
     assert len([name for name in shards["1"] if name.startswith("predictions")]) == 4
     assert shards["1"] == shards["2"]

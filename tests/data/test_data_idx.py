@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from idx_files import idx_bytes, some_images, write_pair
 from PIL import Image
@@ -58,8 +58,7 @@ def test_an_idx_file_gives_back_what_was_written_raw_or_packed(tmp_path, packed)
         ),
         (
             struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1),
-            "the header announces 4294967295 x 4294967295 x 4294967295 elements,"
-            " more than the 8 GiB that a split may have",
+            f"the header announces {' x '.join(['4294967295'] * 3)} elements, more than the 8 GiB a split may have",
         ),
     ],
 )
@@ -112,6 +111,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read_idx(tmp_path / "gone", LABELS_MAGIC)
 
 
+@settings(deadline=None)
 @given(data=st.data(), packed=st.booleans())
 def test_a_mutated_file_gives_a_data_error_or_an_array_of_the_announced_shape(tmp_path_factory, data, packed):
     content = idx_bytes(IMAGES)
@@ -124,14 +124,15 @@ def test_a_mutated_file_gives_a_data_error_or_an_array_of_the_announced_shape(tm
     try:
         array = read_idx(path, IMAGES_MAGIC)
     except DataError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
-        assert mutated != original
-        return
-    read_back = gzip.decompress(mutated) if packed else bytes(mutated)
-    assert idx_bytes(array) == read_back
+        array, message = None, str(error)
     if mutated == original:
         assert np.array_equal(array, IMAGES)
+    elif array is None:
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+    else:
+        # A change of a pixel, or of what gzip's header says about the file's name and time.
+        assert idx_bytes(array) == (gzip.decompress(mutated) if packed else mutated)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -6,11 +6,15 @@ import pytest
 
 from mnist_ray.data import DATASETS, check_dataset, default_data_dir, load_examples
 
+CHOICES = (
+    "choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits,"
+    " or idx:FOLDER, folder:URI, parquet:URI"
+)
+
 
 @pytest.mark.parametrize(
     "value",
-    ["mnist", "fashion_mnist", "kmnist", "qmnist", "emnist_balanced", "emnist_letters", "digits"]
-    + ["idx:some/folder", "idx:file:///a", "folder:/a/b", "folder:s3://bucket/a", "parquet:a.parquet", "parquet:s3://ab"],
+    [*DATASETS, "idx:a/b", "idx:file:///a", "folder:/a/b", "folder:s3://bucket/a", "parquet:a.parquet"],
 )
 def test_a_data_set_that_can_be_meant_is_returned_as_it_is(value):
     assert check_dataset(value) == value
@@ -21,13 +25,11 @@ def test_a_data_set_that_can_be_meant_is_returned_as_it_is(value):
     [
         (
             "mnits",
-            "choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits,"
-            " or idx:FOLDER, folder:URI, parquet:URI; did you mean mnist?",
+            f"{CHOICES}; did you mean mnist?",
         ),
         (
             "csv:a",
-            "choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits,"
-            " or idx:FOLDER, folder:URI, parquet:URI",
+            CHOICES,
         ),
         ("idx:", "idx='': give a folder, or s3://bucket/prefix"),
         ("idx:s3://bucket/a", "idx='s3://bucket/a': use a local folder; folder: and parquet: read from S3"),

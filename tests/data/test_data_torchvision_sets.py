@@ -124,7 +124,7 @@ def test_a_mirror_that_is_not_there_is_an_error_with_exit_code_3(tmp_path, mirro
 def test_a_mirror_that_says_nothing_is_given_up(tmp_path, mirror, monkeypatch):
     monkeypatch.setattr(torchvision_sets, "DOWNLOAD_TIMEOUT_S", 0.3)
     released = threading.Event()
-    mirror.on_get = lambda name: released.wait(30)
+    mirror.on_get = lambda _: released.wait(30)
     try:
         assert "timed out" in failed_download(tmp_path)
     finally:
@@ -153,7 +153,7 @@ def test_ctrl_c_in_a_download_leaves_nothing(tmp_path, mnist_mirror):
 
 def test_a_data_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="the download failed .*Not a directory"):
+    with pytest.raises(DataError, match=r"the download failed .*Not a directory"):
         load_examples("mnist", "train", data_dir=tmp_path / "file" / "data")
 
 
@@ -174,8 +174,12 @@ def test_files_in_the_top_folder_are_mnist_and_never_another_set(tmp_path):
     write_pair(tmp_path / "fashion_mnist", "train", some_images(1), [7])
     fashion = load_examples("fashion_mnist", "train", data_dir=tmp_path, download=False)
     assert fashion.labels.tolist() == [7]
-    with pytest.raises(DataError, match=r"dataset=kmnist: not in .* and downloading is off; put the four files"):
+    with pytest.raises(DataError) as error:
         load_examples("kmnist", "train", data_dir=tmp_path, download=False)
+    assert str(error.value) == (
+        f"dataset=kmnist: not in {tmp_path} and downloading is off; put the four files {', '.join(NAMES)} into"
+        f" {tmp_path / 'kmnist'}, or point --data-dir or MNIST_RAY_DATA to the folder that has them in kmnist/"
+    )
 
 
 def test_a_named_set_has_images_of_28x28_only(tmp_path):

@@ -1,0 +1,70 @@
+"""The same jobs on a real head: through the launcher and through plain `ray job submit`."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray_head import RayHead, ray_head
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with ray_head() as running:
+        yield running
+
+
+def run(head: RayHead, *command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**head.environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def launcher(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+    return run(head, *command, "--address", head.address)
+
+
+def test_plain_ray_job_submit_trains_from_the_checkout(head: RayHead, tmp_path: Path) -> None:
+    environment = {name: value for name, value in head.environment.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address]
+    command += ["--working-dir", ".", "--", "python", "jobs/train.py", "--variant", "baseline", "--dataset", "digits"]
+    command += ["--epochs", "2", "--name", "plain", "--storage", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "plain is finished" in done.stdout
+    assert (tmp_path / "runs/plain/best/model.safetensors").is_file()
+
+
+def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: RayHead, tmp_path: Path) -> None:
+    storage = ["--storage", str(tmp_path)]
+    train = ["train", "--dataset", "digits", "--epochs", "2", "--name", "a", "--num-workers", "2", *storage]
+    done = launcher(head, *train)
+    assert done.returncode == 0, done.stderr
+    assert "a is finished" in done.stderr
+    job_id = done.stdout.strip()
+
+    conflict = launcher(head, *train, "--set", "dropout=0.1")
+    assert conflict.returncode == 6
+    assert "exists with another config" in conflict.stderr
+
+    evaluated = launcher(head, "evaluate", "--run", "a", "--dataset", "digits", *storage)
+    assert evaluated.returncode == 0, evaluated.stderr
+    (manifest,) = tmp_path.glob("evaluations/*/_manifest.json")
+    assert json.loads(manifest.read_text())["num_examples"] == 355
+
+    listed = launcher(head, "jobs", "list", "--json")
+    jobs = {row["job"]: row for row in json.loads(listed.stdout)}
+    assert jobs[job_id]["status"] == "SUCCEEDED"
+    assert jobs[job_id]["run"] == "a"
+    logs = launcher(head, "jobs", "logs", job_id)
+    assert "a is finished" in logs.stdout
+
+    too_many = launcher(head, *train[:-3], "900", *storage)
+    assert too_many.returncode == 5
+    assert too_many.stderr.count("\n") == 1, too_many.stderr

@@ -1,0 +1,194 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mnist_ray.config import TrainConfig
+from mnist_ray.models.layers import TrainingPass
+from mnist_ray.models.networks import make_network
+from mnist_ray.models.stacking import Stack
+from mnist_ray.optimizers import make_optimizer
+from mnist_ray.random_streams import draws16, stream_key
+from mnist_ray.sharding import Ranks
+from mnist_ray.training import cross_entropy, train_step
+from mnist_ray.variants import variant_config
+
+CPU = torch.device("cpu")
+SMALL = {
+    "mlp": {"model": "mlp", "hidden_sizes": (16, 12)},
+    "cnn": {"model": "cnn", "hidden_sizes": (3, 4)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> object:
+    """Bits are promised for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class MaskedDropout(nn.Module):
+    """Dropout as it is defined, its mask drawn from the run's stream for one step."""
+
+    def __init__(self, seed: int, name: str, rate: float, *, step: int) -> None:
+        super().__init__()
+        self.key, self.rate = stream_key(seed, name, step), rate
+
+    def forward(self, values: Tensor) -> Tensor:
+        draws = draws16([self.key], torch.arange(len(values)), values[0].numel())[0].long() + 32768
+        return values * (draws >= self.rate * 65536).view(values.shape) / (1 - self.rate)
+
+
+def configs_of(runs: int, **settings: object) -> list[TrainConfig]:
+    """Runs with different seeds and dropout rates (multiples of 1/65536, so that the mask's rule is exact)."""
+    rates = [0.25, 0.5, 0.0][:runs]
+    return [variant_config("baseline", {"seed": seed, "dropout": rate, **settings}) for seed, rate in enumerate(rates)]
+
+
+def batch(runs: int, size: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(runs, size, 1, 28, 28, dtype=dtype, generator=generator)
+    return images, torch.randint(10, (runs, size), generator=generator)
+
+
+def plain_networks(configs: Sequence[TrainConfig], *, step: int) -> list[nn.Sequential]:
+    networks = []
+    for config in configs:
+        network = make_network(config, 10)
+        for name, child in network.named_children():
+            if isinstance(child, nn.Dropout):
+                network.set_submodule(name, MaskedDropout(config.seed, name, child.p, step=step))
+        networks.append(network)
+    return networks
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("model", SMALL)
+def test_a_stack_has_the_logits_losses_and_gradients_of_its_plain_networks(
+    model: str, batch_norm: bool, runs: int
+) -> None:
+    configs = configs_of(runs, **SMALL[model], batch_norm=batch_norm, precision="float64")
+    stack = Stack([make_network(config, 10) for config in configs], device=CPU)
+    images, labels = batch(runs, 16, dtype=torch.float64)
+    training = TrainingPass([config.seed for config in configs], 7, torch.arange(16), 16, Ranks())
+    logits = stack.forward(images, training)
+    losses, gradient = cross_entropy(logits, labels, smoothing=0.1)
+    stack.backward(gradient / 16)
+    for run, network in enumerate(plain_networks(configs, step=7)):
+        expected = network(images[run])
+        torch.testing.assert_close(logits[run], expected.detach(), rtol=0, atol=1e-12)
+        loss = functional.cross_entropy(expected, labels[run], label_smoothing=0.1)
+        torch.testing.assert_close(losses[run].mean(), loss.detach(), rtol=0, atol=1e-12)
+        loss.backward()
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(stack._parameters[name].gradient[run], parameter.grad, rtol=0, atol=1e-12)
+        for name, buffer in network.named_buffers():
+            torch.testing.assert_close(stack.state_dict(run)[name], buffer, rtol=0, atol=1e-12)
+        expected = network.eval()
+        for name, child in expected.named_children():
+            if isinstance(child, MaskedDropout):
+                expected.set_submodule(name, nn.Identity())
+        torch.testing.assert_close(stack.forward(images)[run], expected(images[run]).detach(), rtol=0, atol=1e-12)
+
+
+def trained(configs: Sequence[TrainConfig], *, steps: int, batch_size: int) -> list[dict[str, Tensor]]:
+    """Trains the configs as one stack on random images, each run on its seed's own."""
+    stack = Stack([make_network(config, 10) for config in configs], device=CPU)
+    optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
+    for step in range(steps):
+        images, labels = batches_of(configs, step=step, batch_size=batch_size)
+        training = TrainingPass(
+            [config.seed for config in configs], step, torch.arange(batch_size), batch_size, Ranks()
+        )
+        train_step(stack, optimizer, images, labels, training=training, configs=configs)
+    return [stack.state_dict(run) for run in range(len(configs))]
+
+
+def batches_of(configs: Sequence[TrainConfig], *, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for config in configs:
+        generator = torch.Generator().manual_seed(1000 * config.seed + step)
+        images.append(torch.randn(batch_size, 1, 28, 28, generator=generator))
+        labels.append(torch.randint(10, (batch_size,), generator=generator))
+    return torch.stack(images), torch.stack(labels)
+
+
+DIFFERENT: list[dict[str, object]] = [
+    {"seed": 0, "dropout": 0.3, "weight_decay": 1e-5, "learning_rate": 1e-3},
+    {"seed": 7, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 3e-3, "label_smoothing": 0.1},
+    {"seed": 2, "dropout": 0.5, "weight_decay": 1e-2, "learning_rate": 1e-3, "gradient_clip_norm": 0.5},
+]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_a_run_gives_the_same_weights_alone_and_in_a_stack(optimizer: str) -> None:
+    configs = [variant_config("dropout_batchnorm", {**settings, "optimizer": optimizer}) for settings in DIFFERENT]
+    together = trained(configs, steps=30, batch_size=32)
+    for run, config in enumerate(configs):
+        (alone,) = trained([config], steps=30, batch_size=32)
+        assert [name for name in alone if not torch.equal(alone[name], together[run][name])] == []
+
+
+def test_a_run_without_batch_norm_gives_the_same_weights_alone_and_in_a_stack() -> None:
+    configs = [variant_config("dropout", settings) for settings in DIFFERENT]
+    together = trained(configs, steps=30, batch_size=64)
+    for run, config in enumerate(configs):
+        (alone,) = trained([config], steps=30, batch_size=64)
+        assert [name for name in alone if not torch.equal(alone[name], together[run][name])] == []
+
+
+def test_a_cnn_gives_the_same_weights_alone_and_in_a_stack() -> None:
+    configs = [variant_config("cnn", {**settings, "hidden_sizes": (16, 16)}) for settings in DIFFERENT]
+    together = trained(configs, steps=10, batch_size=16)
+    for run, config in enumerate(configs):
+        (alone,) = trained([config], steps=10, batch_size=16)
+        assert [name for name in alone if not torch.equal(alone[name], together[run][name])] == []
+
+
+def test_a_run_that_diverges_leaves_its_neighbours_alone() -> None:
+    wild = variant_config("dropout_batchnorm", {**DIFFERENT[0], "learning_rate": 1e38})
+    calm = variant_config("dropout_batchnorm", DIFFERENT[1])
+    broken, neighbour = trained([wild, calm], steps=5, batch_size=16)
+    (alone,) = trained([calm], steps=5, batch_size=16)
+    assert not all(value.isfinite().all() for value in broken.values())
+    assert all(torch.equal(alone[name], neighbour[name]) for name in alone)
+
+
+def test_a_state_dict_is_a_copy_that_loads_back_and_into_the_plain_network() -> None:
+    configs = configs_of(3, **SMALL["mlp"], batch_norm=True)
+    networks = [make_network(config, 10) for config in configs]
+    stack = Stack(networks, device=CPU)
+    states = [stack.state_dict(run) for run in range(3)]
+    for network, state in zip(networks, states, strict=True):
+        assert list(state) == [*(name for name, _ in network.named_parameters()), *dict(network.named_buffers())]
+        assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    for parameter in stack.parameters:
+        parameter.zero_()
+    assert float(states[0]["fc1.weight"].abs().sum()) > 0
+    stack.load_state_dicts(list(reversed(states)))
+    assert torch.equal(stack.state_dict(0)["fc1.weight"], states[2]["fc1.weight"])
+
+
+def test_a_stack_holds_copies_of_the_networks_weights() -> None:
+    network = make_network(variant_config("baseline"), 10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    stack = Stack([network], device=CPU)
+    stack.parameters[0].fill_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_every_parameter_of_every_run_starts_on_a_64_byte_boundary() -> None:
+    stack = Stack([make_network(config, 10) for config in configs_of(3, hidden_sizes=(13, 7))], device=CPU)
+    for value, gradient in stack._parameters.values():
+        assert [tensor[run].data_ptr() % 64 for tensor in (value, gradient) for run in range(3)] == [0] * 6
+
+
+def test_a_layer_without_a_stacked_form_is_refused() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Sigmoid())
+    with pytest.raises(TypeError, match="no stacked form of Sigmoid"):
+        Stack([network], device=CPU)
