@@ -62,7 +62,8 @@ def augment(name: str, images: "Tensor", *, seeds: Sequence[int], step: int, row
     from torch.nn import functional
 
     settings = AUGMENTATIONS[name]
-    if settings == Augmentation():
+    # torch refuses to sample no images: what a rank has of a last batch with fewer rows than ranks.
+    if settings == Augmentation() or not len(rows):
         return images
     flat = images.flatten(0, 1)
     size = images.shape[-1]

@@ -76,7 +76,7 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     storage.check()
     checkpoints = [RunFolder(storage, run).best() for run in _runs(storage, job.runs)]
     examples = load_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
-    if examples.conversion:
+    if examples.conversion and ":" in job.config.dataset:
         print(f"dataset {job.config.dataset}: {examples.conversion}", file=sys.stderr)
     plan = make_plan(job.config, checkpoints, examples)
     folder = f"evaluations/{plan.name}"

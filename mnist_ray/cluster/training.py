@@ -79,7 +79,7 @@ def train(job: TrainJob) -> TrainOutcome:
     folder = RunFolder(storage, job.run)
     device = torch.device("cpu")
     examples = load_examples(job.config.dataset, "train", data_dir=job.data_dir)
-    if examples.conversion:
+    if examples.conversion and ":" in job.config.dataset:
         print(f"dataset {job.config.dataset}: {examples.conversion}", file=sys.stderr)
     data = prepare_data(job.config, examples, device=device)
     if len(data.labels) < job.num_workers:
