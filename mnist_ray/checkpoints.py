@@ -103,6 +103,14 @@ class RunFolder:
                 f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is"
             ) from None
 
+    def history(self) -> tuple[EpochResult, ...]:
+        """Returns the epochs in history.parquet, none before the first is done."""
+        try:
+            table = tables.read_parquet(self.storage.read_bytes(self.path("history.parquet")), source=self.path())
+        except MissingError:
+            return ()
+        return tuple(EpochResult(**row) for row in table.drop_columns(["run"]).to_pylist())
+
     def is_finished(self) -> bool:
         """Tells whether the run is done and its best checkpoint written."""
         return self.storage.exists(self.path("best", "checkpoint.json"))

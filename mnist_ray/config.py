@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -19,6 +20,7 @@ from mnist_ray.suggestions import did_you_mean
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_CONFIG_BYTES = 1 << 20
+MAX_COUNT = 2**31 - 1
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
 Split = Literal["train", "test"]
@@ -26,6 +28,14 @@ Split = Literal["train", "test"]
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true as 1 where it wants a number.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys and no spaces: equal configs give equal text."""
@@ -48,7 +58,9 @@ class TrainConfig(_Config):
         (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn)"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training")
-    dropout_layers: int = Field(2, ge=0, description="number of leading hidden layers that dropout follows")
+    dropout_layers: int = Field(
+        2, ge=0, le=MAX_COUNT, description="number of leading hidden layers that dropout follows"
+    )
     batch_norm: bool = Field(False, description="batch normalization after each hidden layer, before ReLU")
 
     optimizer: str = Field("adam", description="optimizer")
@@ -59,20 +71,20 @@ class TrainConfig(_Config):
     )
     schedule: str = Field("constant", description="learning rate after the warm-up")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction")
-    step_epochs: int = Field(3, ge=1, description="epochs between two drops of the step schedule")
+    step_epochs: int = Field(3, ge=1, le=MAX_COUNT, description="epochs between two drops of the step schedule")
     step_factor: float = Field(0.1, gt=0, le=1, description="factor of each drop of the step schedule")
     gradient_clip_norm: float | None = Field(None, gt=0, description="largest global norm of a step's gradient")
 
-    epochs: int = Field(5, ge=1, description="passes over the training examples")
-    global_batch_size: int = Field(64, ge=1, description="examples in one step, over all workers")
+    epochs: int = Field(5, ge=1, le=MAX_COUNT, description="passes over the training examples")
+    global_batch_size: int = Field(64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over the classes")
     augmentation: str = Field("none", description="random distortion of the training images")
     early_stopping_patience: int | None = Field(
-        None, ge=1, description="epochs without a lower validation loss after which the run ends"
+        None, ge=1, le=MAX_COUNT, description="epochs without a lower validation loss after which the run ends"
     )
     precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
 
-    train_limit: int | None = Field(None, ge=1, description="use the first N training examples only")
+    train_limit: int | None = Field(None, ge=1, le=MAX_COUNT, description="use the first N training examples only")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
     )
@@ -104,13 +116,13 @@ class TrainConfig(_Config):
     @field_validator("hidden_sizes", mode="before")
     @classmethod
     def _split_hidden_sizes(cls, value: Any) -> Any:
-        return value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int) else value
+        return value.split(",") if isinstance(value, str) else (value,) if type(value) is int else value
 
     @field_validator("hidden_sizes")
     @classmethod
     def _check_hidden_sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or any(size < 1 for size in value):
-            raise ValueError("needs at least one hidden layer, each of at least one unit")
+        if not value or not all(1 <= size <= MAX_COUNT for size in value):
+            raise ValueError(f"needs at least one hidden layer, each of 1 to {MAX_COUNT} units")
         return value
 
     @model_validator(mode="after")
@@ -127,8 +139,8 @@ class EvaluationConfig(_Config):
 
     dataset: str = Field(description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
     split: Split = Field("test", description="split of the data set")
-    batch_size: int = Field(1000, ge=1, description="images in one pass through the networks")
-    shard_size: int = Field(10_000, ge=1, description="images in one part file")
+    batch_size: int = Field(1000, ge=1, le=MAX_COUNT, description="images in one pass through the networks")
+    shard_size: int = Field(10_000, ge=1, le=MAX_COUNT, description="images in one part file")
     num_bins: int = Field(15, ge=1, le=1000, description="bins of the calibration table")
 
     @field_validator("dataset")
@@ -174,25 +186,43 @@ def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     setting = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {setting!r}{did_you_mean(setting, kind.model_fields)}"
+        advice = did_you_mean(setting, kind.model_fields) or f"; choose one of {', '.join(kind.model_fields)}"
+        return f"unknown setting {_short(setting)}{advice}"
     if first["type"] == "missing":
         return f"{setting}: a value is needed"
-    rule = first["msg"].removeprefix("Value error, ")
-    rule = rule[0].lower() + rule[1:]
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    rule = rule.replace("a valid tuple", "a list of whole numbers")
     # A data set's URI may hold credentials; its own message shows what can be shown.
-    shown = "" if setting == "dataset" and ":" in str(first["input"]) else f"={first['input']!r}"
+    shown = "" if setting == "dataset" and ":" in str(first["input"]) else f"={_short(first['input'])}"
     return f"{setting}{shown}: {rule}" if setting else rule
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing a key that stands twice in one mapping."""
+def _short(value: Any) -> str:
+    """repr, cut where it is long."""
+    limited = reprlib.Repr()
+    limited.maxstring = limited.maxother = limited.maxlong = 100
+    return limited.repr(value)
+
+
+# What PyYAML raises besides its own errors, for such scalars as 2026-13-45 or !!bool maybe and for deep nesting.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing aliases and a key that stands twice in one mapping."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # A few lines of aliases of aliases unfold to billions of values.
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError(f"line {self.line + 1}: aliases (*name) are not read here")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands there twice")
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {_short(key)} stands there twice")
             seen.add(key if isinstance(key, str) else id(key_node))
         return super().construct_mapping(node, deep)
 
@@ -211,10 +241,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
     try:
-        content = yaml.load(text, _UniqueKeyLoader)
+        content = yaml.load(text, _ConfigLoader)
     except ConfigError as error:
         raise ConfigError(f"--config {path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -227,24 +257,20 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Splits KEY=VALUE; the value is read as YAML, so 1e-3, true, null and [256, 128] mean what they say.
 
     Raises:
-      ConfigError: no '=', no key, or a value that is not YAML.
+      ConfigError: no '=' or no key.
     """
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {text!r}: write it as KEY=VALUE")
-    try:
-        return key.strip(), parse_value(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value is not YAML") from None
+        raise ConfigError(f"--set {_short(text)}: write it as KEY=VALUE")
+    return key.strip(), parse_value(value)
 
 
 def parse_value(text: str) -> Any:
-    """Reads one setting's text as YAML, 1e-3 as the number that it means.
-
-    Raises:
-      yaml.YAMLError: not YAML.
-    """
-    value = yaml.safe_load(text)
+    """Reads one setting's text as YAML, 1e-3 as the number that it means; what is not YAML stays text."""
+    try:
+        value = yaml.load(text, _ConfigLoader)
+    except (ConfigError, *_YAML_ERRORS):
+        return text
     if isinstance(value, str):
         # YAML 1.1 reads 1e-3 as text, since it has no point; a person means the number.
         try:

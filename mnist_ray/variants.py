@@ -46,7 +46,8 @@ def variant_config(variant: str, settings: Mapping[str, Any] | None = None) -> T
     Raises:
       ConfigError: no such variant, or a setting breaks a rule.
     """
-    if variant not in VARIANTS:
-        known = f"choose one of {', '.join(VARIANTS)}{did_you_mean(variant, VARIANTS)}"
+    # A config file may hold a list here, which no dict can look up.
+    if variant not in tuple(VARIANTS):
+        known = f"choose one of {', '.join(VARIANTS)}{did_you_mean(str(variant), VARIANTS)}"
         raise ConfigError(f"variant={variant!r}: {known}")
     return make_config(TrainConfig, {**VARIANTS[variant], **(settings or {}), "variant": variant})

@@ -3,6 +3,9 @@
 import logging
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedEr
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
 from mnist_ray.training import EpochResult, TrainState, best_epoch, fit, prepare_data
+
+_PROGRESS_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -86,28 +91,52 @@ def train(job: TrainJob) -> TrainOutcome:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
     folder.claim(job.config, data, resume=job.resume)
     if folder.is_finished():
-        return TrainOutcome(_history(folder), already_done=True)
+        return TrainOutcome(folder.history(), already_done=True)
     # Train announces its local mode and every report at INFO; the epochs' lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
-        _fit(job, scaling=ScalingConfig(num_workers=0))
-    else:
-        with ray_session(num_workers=job.num_workers) as use_gpu:
-            _fit(job, scaling=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu))
-    return TrainOutcome(_history(folder), already_done=False)
+    with _progress(folder, job.config):
+        if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
+            _fit(job, scaling=ScalingConfig(num_workers=0))
+        else:
+            with ray_session(num_workers=job.num_workers) as use_gpu:
+                _fit(job, scaling=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu))
+    return TrainOutcome(folder.history(), already_done=False)
 
 
-def _history(folder: RunFolder) -> tuple[EpochResult, ...]:
-    state = folder.latest_state()
-    assert state is not None
-    return state.history
+@contextmanager
+def _progress(folder: RunFolder, config: TrainConfig) -> Iterator[None]:
+    """Prints a line for each epoch that reaches the storage, wherever the workers are."""
+    ended = threading.Event()
+    shown = len(folder.history())
+    if shown:
+        print(f"{folder.run}: goes on after epoch {shown}", file=sys.stderr, flush=True)
+
+    def watch() -> None:
+        last = shown
+        while True:
+            ending = ended.wait(_PROGRESS_INTERVAL_S)
+            history = folder.history()
+            for row in history[last:]:
+                print(_epoch_line(folder.run, config, row), file=sys.stderr, flush=True)
+            last = len(history)
+            if ending:
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _fit(job: TrainJob, *, scaling: ScalingConfig) -> None:
     settings = {
         "config": job.config.model_dump(mode="json"),
         "run": job.run,
-        "storage_uri": job.storage_uri,
+        # Ray's workers run in folders of their own: a relative path would mean another place there.
+        "storage_uri": open_storage(job.storage_uri).uri,
         "data_dir": str(job.data_dir.absolute()),
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
@@ -171,13 +200,10 @@ def _train_rank(settings: dict[str, Any]) -> None:
     examples = load_examples(config.dataset, "train", data_dir=Path(settings["data_dir"]))
     data = prepare_data(config, examples, device=device)
     state = _shared_state(folder, ranks)
-    if state is not None and ranks.rank == 0:
-        print(f"{folder.run}: goes on after epoch {state.history[-1].epoch}", file=sys.stderr, flush=True)
     for reached in fit(config, data, device=device, ranks=ranks, state=state):
         row = reached.history[-1]
         if ranks.rank == 0:
             folder.save(config, data, reached)
-            print(_epoch_line(folder.run, config, row), file=sys.stderr, flush=True)
         ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
     if ranks.rank == 0:
         folder.finish()

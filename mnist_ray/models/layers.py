@@ -201,7 +201,7 @@ class BatchNorm:
         if self._ranks.world_size > 1:
             by_bias, by_weight = self._ranks.sum_(torch.stack((by_bias, by_weight))).unbind()
         scale = self._weight.value.view(self._shape) * self._inverse_deviation
-        centered = gradient - by_bias / self._count
+        centered = torch.sub(gradient, by_bias, alpha=1 / self._count)
         return centered.addcmul_(self._normalized, by_weight, value=-1 / self._count).mul_(scale)
 
     def _statistics(self, inputs: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
