@@ -12,7 +12,6 @@ All three train the same networks on the same images with the same batch size, o
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 

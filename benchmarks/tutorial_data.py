@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torchvision import datasets, transforms
+
 from mnist_ray.data import Examples, default_data_dir, load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
-from torchvision import datasets, transforms
 
 # Of the 60,000 training images, as in the tutorial.
 MEAN, STD = 0.1307, 0.3081

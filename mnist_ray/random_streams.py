@@ -9,6 +9,7 @@ Reference: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _DRAWS_PER_WORD = 4
+# 256 KiB of draws stay in a core's cache until they are used; more than 16 steps save no more.
+_DRAWS_AHEAD = 1 << 17
+_STEPS_AHEAD = 16
 
 
 def stream_key(seed: int, purpose: str, *counters: int) -> int:
@@ -88,6 +92,33 @@ def draws16(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:
     """Returns uniform 16-bit draws, int16 [keys, rows, columns], in [-32768, 32767]."""
     words = random_words(keys, rows, math.ceil(columns / _DRAWS_PER_WORD))
     return words.view(torch.int16)[..., :columns]
+
+
+def draws16_for_step(seeds: Sequence[int], purpose: str, step: int, rows: Tensor, columns: int) -> Tensor:
+    """Returns the uniform 16-bit draws of the streams (seed, purpose, step); not to be changed in place.
+
+    On a CPU small draws are made for several steps at once: the calls take longer than the drawing.
+
+    Returns:
+      int16 [seeds, rows, columns], in [-32768, 32767].
+    """
+    draws_per_step = len(seeds) * len(rows) * columns
+    # Nothing to draw is a rank without rows in a partial batch.
+    steps = min(_DRAWS_AHEAD // draws_per_step, _STEPS_AHEAD) if draws_per_step else 0
+    if rows.device.type != "cpu" or steps < 2:
+        return draws16([stream_key(seed, purpose, step) for seed in seeds], rows, columns)
+    block, position = divmod(step, steps)
+    return _draws_ahead(
+        tuple(seeds), purpose, range(block * steps, (block + 1) * steps), rows.numpy().tobytes(), columns
+    )[position]
+
+
+@lru_cache(maxsize=8)
+def _draws_ahead(seeds: tuple[int, ...], purpose: str, steps: range, rows: bytes, columns: int) -> Tensor:
+    """Returns int16 [steps, seeds, rows, columns]."""
+    keys = [stream_key(seed, purpose, step) for step in steps for seed in seeds]
+    draws = draws16(keys, torch.frombuffer(bytearray(rows), dtype=torch.int64), columns)
+    return torch.unflatten(draws, 0, (len(steps), len(seeds)))
 
 
 def uniform(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:

@@ -82,6 +82,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "--dataset", "digits", "--storage", "s3://key:secret@bucket/x"], 2, ["credentials"]),
         (["train", "--dataset", "digits", "--storage", "/dev/null/x"], 4, ["/dev/null/x"]),
         (["train", "--dataset", "idx:/nowhere"], 3, ["/nowhere"]),
+        (["train", "--dataset", "digits", "--train-limit", "20", "--num-workers", "90"], 3, ["num_workers=90"]),
         (["evaluate", "--dataset", "digits"], 2, ["--run"]),
         (["evaluate", "--run", "a", "--split", "tset", "--dataset", "digits"], 2, ["split='tset'"]),
         (["train", "--dataset", "digits", "--address", "ray://x:10001"], 2, ["ray://"]),

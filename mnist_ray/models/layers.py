@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mnist_ray.random_streams import draws16, stream_key
+from mnist_ray.random_streams import draws16_for_step
 from mnist_ray.sharding import Ranks
 
 _DRAW_RANGE = 1 << 16
@@ -276,8 +276,8 @@ class Dropout:
     def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         if training is None or not self._active:
             return inputs
-        keys = [stream_key(seed, self._name, training.step) for seed in training.seeds]
-        draws = draws16(keys, training.rows, inputs.shape[2:].numel())
+        features = inputs.shape[2:].numel()
+        draws = draws16_for_step(training.seeds, self._name, training.step, training.rows, features)
         # `out` gives the comparison's result as 0.0 or 1.0 at once, five times as fast as a cast from bool.
         kept = torch.ge(draws, self._thresholds, out=torch.empty_like(draws, dtype=inputs.dtype))
         self._factors = kept.mul_(self._scales).view(inputs.shape)

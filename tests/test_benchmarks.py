@@ -1,0 +1,96 @@
+import json
+import runpy
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from mnist_ray.data import load_examples
+from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+VARIANTS = ["baseline", "dropout", "dropout_batchnorm"]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A folder with the names of MNIST's four files and 200 handwritten digits of another set in each split."""
+    for split, (images_name, labels_name) in USUAL_NAMES.items():
+        examples = load_examples("digits", split, data_dir=tmp_path)
+        images, labels = examples.images[:200].numpy().tobytes(), examples.labels[:200].byte().numpy().tobytes()
+        (tmp_path / images_name).write_bytes(struct.pack(">IIII", IMAGES_MAGIC, 200, 28, 28) + images)
+        (tmp_path / labels_name).write_bytes(struct.pack(">II", LABELS_MAGIC, 200) + labels)
+    return tmp_path
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, data_dir: Path):
+    """Runs a benchmark as `python benchmarks/NAME OPTIONS` does, in this process."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(name: str, *options: str) -> None:
+        shortest = ["--rounds", "2", "--chunk-seconds", "0.001", "--data-dir", str(data_dir)]
+        monkeypatch.setattr(sys, "argv", [name, *shortest, *options])
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def timing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import timing
+
+    return timing
+
+
+@pytest.mark.parametrize(
+    ("script", "references", "unit"),
+    [
+        ("train_throughput.py", ["tutorial", "in_memory"], "samples_per_s"),
+        ("evaluate_throughput.py", ["data_loader", "in_memory"], "items_per_s"),
+    ],
+)
+def test_a_benchmark_measures_each_variant_in_every_way(run_script, capsys, script, references, unit) -> None:
+    run_script(script, "--json")
+    output = capsys.readouterr()
+    document = json.loads(output.out)
+    assert document["hardware"]["threads"] == 1
+    assert document["hardware"]["torch"] == torch.__version__
+    assert [row["variant"] for row in document["results"]] == VARIANTS
+    for row in document["results"]:
+        cells = [row[f"{name}_{unit}"] for name in (*references, "mnist_ray")]
+        cells += [row[f"ratio_to_{name}"] for name in references]
+        assert all(0 < cell["low"] <= cell["median"] <= cell["high"] for cell in cells)
+    assert output.err.count("round 2 of 2") == 3
+
+
+def test_the_table_has_a_hardware_line_a_header_and_one_line_a_variant(run_script, capsys) -> None:
+    run_script("evaluate_throughput.py", "--models", "2")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("cpu ")
+    assert lines[1].split()[:2] == ["variant", "models"]
+    assert [line.split()[:2] for line in lines[2:]] == [[variant, "2"] for variant in VARIANTS]
+
+
+def test_contenders_take_turns_and_each_round_starts_with_the_next_one(timing: ModuleType, capsys) -> None:
+    calls = []
+
+    def contender(name: str):
+        return lambda: calls.append(name) or 1
+
+    timing.interleave(
+        {"a": contender("a"), "b": contender("b")}, rounds=3, chunk_seconds=0.0, clock="wall", label="order"
+    )
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_a_ratio_is_taken_round_by_round(timing: ModuleType) -> None:
+    rates = {"ours": [2.0, 9.0, 4.0], "theirs": [1.0, 3.0, 1.0]}
+    assert timing.ratios(rates, "ours", "theirs") == timing.Spread(median=3.0, low=2.0, high=4.0)

@@ -1,0 +1,323 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_ray.config import (
+    EvaluationConfig,
+    TrainConfig,
+    check_name,
+    make_config,
+    parse_override,
+    parse_value,
+    read_yaml,
+)
+from mnist_ray.errors import ConfigError
+from mnist_ray.optimizers import OPTIMIZERS, SCHEDULES
+
+COUNTS = st.integers(1, 2**31 - 1)
+SEEDS = st.integers(0, 2**63 - 1)
+POSITIVE = st.floats(0, allow_infinity=False, exclude_min=True)
+SHARES = st.floats(0, 1, exclude_max=True)
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "dataset": st.sampled_from(["mnist", "digits", "idx:/data/ä '\""]),
+        "seed": SEEDS,
+        "hidden_sizes": st.lists(COUNTS, min_size=1, max_size=4),
+        "dropout": SHARES,
+        "batch_norm": st.booleans(),
+        "optimizer": st.sampled_from(sorted(OPTIMIZERS)),
+        "learning_rate": POSITIVE,
+        "weight_decay": st.floats(0, allow_infinity=False),
+        "schedule": st.sampled_from(sorted(SCHEDULES)),
+        "warmup_epochs": st.floats(0, 5),
+        "gradient_clip_norm": st.none() | POSITIVE,
+        "epochs": st.integers(5, 2**31 - 1),
+        "global_batch_size": COUNTS,
+        "early_stopping_patience": st.none() | COUNTS,
+        "precision": st.sampled_from(["bf16", "tf32", "float32", "float64"]),
+        "validation_seed": SEEDS,
+    },
+)
+
+
+def message(settings: dict[str, object], kind: type[TrainConfig] | type[EvaluationConfig] = TrainConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_config(kind, settings)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "config.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def yaml_message(folder: Path, text: str | bytes) -> str:
+    path = written(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+    prefix = f"--config {path}: "
+    assert str(caught.value).startswith(prefix)
+    return str(caught.value).removeprefix(prefix)
+
+
+@settings(deadline=None)
+@given(SETTINGS)
+def test_a_config_is_the_same_after_a_round_trip_through_json_or_yaml(settings: dict[str, object]) -> None:
+    config = make_config(TrainConfig, settings)
+    for content in (
+        config.model_dump(),
+        json.loads(config.canonical_json()),
+        json.loads(config.model_dump_json()),
+        yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))),
+    ):
+        again = make_config(TrainConfig, content)
+        assert again == config
+        assert again.config_hash() == config.config_hash()
+
+
+@settings(deadline=None)
+@given(SETTINGS, SETTINGS)
+def test_hashes_are_equal_just_where_configs_are(first: dict[str, object], second: dict[str, object]) -> None:
+    configs = make_config(TrainConfig, first), make_config(TrainConfig, second)
+    assert (configs[0] == configs[1]) == (configs[0].config_hash() == configs[1].config_hash())
+
+
+def test_the_canonical_json_has_sorted_keys_and_no_spaces() -> None:
+    assert EvaluationConfig(dataset="mnist").canonical_json() == (
+        '{"batch_size":1000,"dataset":"mnist","num_bins":15,"shard_size":10000,"split":"test"}'
+    )
+
+
+def test_a_config_hash_never_changes_between_versions() -> None:
+    # Runs in storages are recognized by it.
+    assert EvaluationConfig(dataset="mnist").config_hash() == (
+        "4a5975f3377daf55901db49c1e7c7f7411cab85fd74064d1ccaf802636ef44d4"
+    )
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for kind in (TrainConfig, EvaluationConfig):
+        assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"learning_rte": 1}, "unknown setting 'learning_rte'; did you mean learning_rate?"),
+        ({"epochs": 0}, "epochs=0: must be greater than or equal to 1"),
+        ({"epochs": -3}, "epochs=-3: must be greater than or equal to 1"),
+        ({"epochs": 2.5}, "epochs=2.5: must be a valid integer, got a number with a fractional part"),
+        ({"epochs": "five"}, "epochs='five': must be a valid integer, unable to parse string as an integer"),
+        ({"epochs": None}, "epochs=None: must be a valid integer"),
+        ({"epochs": True}, "epochs=True: must not be true or false"),
+        ({"epochs": 10**12}, "epochs=1000000000000: must be less than or equal to 2147483647"),
+        ({"global_batch_size": 0}, "global_batch_size=0: must be greater than or equal to 1"),
+        ({"learning_rate": math.nan}, "learning_rate=nan: must be a finite number"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: must be a finite number"),
+        ({"learning_rate": 0}, "learning_rate=0: must be greater than 0"),
+        ({"learning_rate": [1]}, "learning_rate=[1]: must be a valid number"),
+        ({"dropout": 1.0}, "dropout=1.0: must be less than 1"),
+        ({"dropout": -0.1}, "dropout=-0.1: must be greater than or equal to 0"),
+        ({"batch_norm": "maybe"}, "batch_norm='maybe': must be a valid boolean, unable to interpret input"),
+        ({"seed": -1}, "seed=-1: must be greater than or equal to 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808: must be less than 9223372036854775808"),
+        ({"validation_fraction": 1}, "validation_fraction=1: must be less than 1"),
+        ({"optimizer": "adm"}, "optimizer='adm': choose one of adam, adamw, sgd, rmsprop; did you mean adam?"),
+        ({"schedule": "x"}, "schedule='x': choose one of constant, cosine, step"),
+        (
+            {"augmentation": "afine"},
+            "augmentation='afine': choose one of none, shift, affine, elastic, affine_elastic; did you mean affine?",
+        ),
+        ({"model": "rnn"}, "model='rnn': must be 'mlp' or 'cnn'"),
+        ({"precision": "fp8"}, "precision='fp8': must be 'bf16', 'tf32', 'float32' or 'float64'"),
+        ({"hidden_sizes": []}, "hidden_sizes=[]: needs at least one hidden layer, each of 1 to 2147483647 units"),
+        (
+            {"hidden_sizes": [8, 0]},
+            "hidden_sizes=[8, 0]: needs at least one hidden layer, each of 1 to 2147483647 units",
+        ),
+        ({"hidden_sizes": 3.5}, "hidden_sizes=3.5: must be a list of whole numbers"),
+        ({"hidden_sizes": True}, "hidden_sizes=True: must not be true or false"),
+        ({"hidden_sizes": "8,x"}, "hidden_sizes='x': must be a valid integer, unable to parse string as an integer"),
+        ({"epochs": 5, "warmup_epochs": 9}, "warmup_epochs=9.0: must not exceed epochs=5"),
+        (
+            {"model": "cnn", "hidden_sizes": [1] * 5},
+            "hidden_sizes=(1, 1, 1, 1, 1): a cnn halves 28 pixels four times at most",
+        ),
+        (
+            {"dataset": "mnits"},
+            (
+                "dataset='mnits': choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, "
+                "digits, or idx:FOLDER, folder:URI, parquet:URI; did you mean mnist?"
+            ),
+        ),
+    ],
+)
+def test_a_broken_rule_is_named_in_one_line(settings: dict[str, object], expected: str) -> None:
+    assert message(settings) == f"config: {expected}"
+
+
+def test_an_unknown_setting_with_no_near_one_lists_all() -> None:
+    assert message({"dataset": "mnist", "zzz": 1}, EvaluationConfig) == (
+        "config: unknown setting 'zzz'; choose one of dataset, split, batch_size, shard_size, num_bins"
+    )
+
+
+def test_a_missing_setting_is_asked_for() -> None:
+    assert message({}, EvaluationConfig) == "config: dataset: a value is needed"
+
+
+def test_the_validation_split_is_not_evaluated_for_reports() -> None:
+    assert message({"dataset": "mnist", "split": "validation"}, EvaluationConfig) == (
+        "config: split='validation': must be 'train' or 'test'"
+    )
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    assert len(message({"dropout": "x" * 100_000})) < 300
+    assert len(message({"x" * 100_000: 1})) < 1000
+
+
+def test_where_the_settings_came_from_leads_the_message() -> None:
+    with pytest.raises(ConfigError, match=r"^checkpoint\.json: epochs=0: "):
+        make_config(TrainConfig, {"epochs": 0}, "checkpoint.json")
+
+
+def test_hidden_sizes_may_be_text_or_one_number_as_on_a_command_line() -> None:
+    assert make_config(TrainConfig, {"hidden_sizes": "256, 128"}).hidden_sizes == (256, 128)
+    assert make_config(TrainConfig, {"hidden_sizes": 256}).hidden_sizes == (256,)
+
+
+@pytest.mark.parametrize("name", ["a", "A1", "0-b_c.d", "x" * 64])
+def test_names_of_letters_digits_and_some_signs_are_kept(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "a/b", "a b", "x" * 65, "a\n", "ä", "../a"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_name(name, "run")
+    assert str(caught.value) == (
+        f"run={name!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+    )
+
+
+def test_a_yaml_file_is_a_mapping_of_settings(tmp_path: Path) -> None:
+    text = "learning_rate: 1e-3\nepochs: 7\nhidden_sizes: [256, 128]\nbatch_norm: true\ntrain_limit:\n"
+    config = make_config(TrainConfig, read_yaml(written(tmp_path, text)))
+    assert (config.learning_rate, config.epochs, config.hidden_sizes) == (0.001, 7, (256, 128))
+    assert (config.batch_norm, config.train_limit) == (True, None)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n"])
+def test_an_empty_yaml_file_changes_no_setting(tmp_path: Path, text: str) -> None:
+    assert read_yaml(written(tmp_path, text)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epochs: 1\nseed: 2\nepochs: 3\n", "line 3: the key 'epochs' stands there twice"),
+        ("a: {b: 1, b: 2}\n", "line 1: the key 'b' stands there twice"),
+        ("a: &x 1\nb: *x\n", "line 2: aliases (*name) are not read here"),
+        ("- epochs\n", "needs one mapping of setting names to values"),
+        ("just text\n", "needs one mapping of setting names to values"),
+        ("1: 2\n", "needs one mapping of setting names to values"),
+        ("epochs: 2026-13-45\n", "not YAML: month must be in 1..12"),
+        (b"\xff\xfe\xff", "not YAML: "),
+        ("a: [1\n", "not YAML: while parsing a flow sequence"),
+        ("a: !!python/object/apply:os.system [true]\n", "not YAML: could not determine a constructor for the tag"),
+        ("[" * 100_000, "not YAML: maximum recursion depth exceeded"),
+    ],
+)
+def test_a_yaml_file_that_is_no_config_is_refused_in_one_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    assert yaml_message(tmp_path, text).startswith(expected)
+
+
+def test_aliases_of_aliases_are_refused_before_they_unfold(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    assert yaml_message(tmp_path, "\n".join(lines)) == "line 2: aliases (*name) are not read here"
+
+
+def test_merge_keys_are_refused_before_they_unfold(tmp_path: Path) -> None:
+    lines = ["a0: &a0 {k: 1}"] + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)]
+    assert yaml_message(tmp_path, "\n".join(lines)) == "line 2: aliases (*name) are not read here"
+
+
+def test_a_file_over_a_mebibyte_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a sparse file of a tebibyte
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"--config {path}: larger than 1048576 bytes, which no config is"
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "absent.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError) as caught:
+            read_yaml(path)
+        assert str(caught.value) == f"--config {path}: {reason}"
+
+
+@settings(deadline=None)
+@given(st.text() | st.text(alphabet="{}[]:,&*!<>|-?'\"# \nab01.~e", max_size=60))
+def test_any_text_is_a_mapping_or_a_config_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    try:
+        content, refusal = read_yaml(path), ""
+    except ConfigError as error:
+        content, refusal = {}, str(error)
+    assert all(isinstance(key, str) for key in content)
+    assert len(refusal.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learning_rate=1e-3", ("learning_rate", 0.001)),
+        ("learning_rate=3E-4", ("learning_rate", 0.0003)),
+        ("epochs=7", ("epochs", 7)),
+        ("batch_norm=true", ("batch_norm", True)),
+        ("train_limit=null", ("train_limit", None)),
+        ("hidden_sizes=[256, 128]", ("hidden_sizes", [256, 128])),
+        ("hidden_sizes=256,128", ("hidden_sizes", "256,128")),
+        ("dataset=folder:s3://bucket/a=b", ("dataset", "folder:s3://bucket/a=b")),
+        (" epochs =7", ("epochs", 7)),
+        ("dataset=idx:/a/{b", ("dataset", "idx:/a/{b")),
+        ("epochs=", ("epochs", None)),
+        ("epochs=2026-13-45", ("epochs", "2026-13-45")),
+    ],
+)
+def test_an_override_is_a_key_and_a_yaml_value(text: str, expected: tuple[str, object]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["epochs", "", "=3", " =3"])
+def test_an_override_without_key_or_equals_sign_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_override(text)
+    assert str(caught.value) == f"--set {text!r}: write it as KEY=VALUE"
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_is_some_value(text: str) -> None:
+    parse_value(text)
+
+
+@settings(deadline=None)
+@given(st.floats(allow_nan=False))
+def test_every_number_reads_back_as_itself(number: float) -> None:
+    assert parse_value(repr(number)) == number

@@ -1,0 +1,60 @@
+"""Ray only at the edge: what importing the core brings along, seen from fresh processes."""
+
+import ast
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mnist_ray
+
+ROOT = Path(mnist_ray.__file__).parent.parent
+EDGE = ("mnist_ray.cli", "mnist_ray.cluster", "mnist_ray.demo")
+
+
+def core_modules() -> list[str]:
+    names = [module.name for module in pkgutil.walk_packages(mnist_ray.__path__, "mnist_ray.")]
+    return [name for name in names if not name.startswith(EDGE)]
+
+
+def imported_with(*modules: str) -> set[str]:
+    """Top-level packages in sys.modules after the imports, in a process of its own."""
+    code = (
+        "import importlib, json, sys\n"
+        f"for name in {list(modules)!r}: importlib.import_module(name)\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(process.stdout))
+
+
+def test_the_core_loads_no_ray() -> None:
+    modules = core_modules()
+    assert {"mnist_ray.training", "mnist_ray.models.layers", "mnist_ray.data.idx"} <= set(modules)
+    imported = imported_with(*modules)
+    assert "torch" in imported
+    assert "ray" not in imported
+
+
+def test_the_config_loads_neither_torch_nor_ray_nor_pyarrow_nor_numpy() -> None:
+    imported = imported_with("mnist_ray.config", "mnist_ray.variants")
+    assert "pydantic" in imported
+    assert imported & {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "sklearn", "boto3"} == set()
+
+
+def test_only_the_cluster_folder_imports_ray() -> None:
+    package = ROOT / "mnist_ray"
+    importers = {path.relative_to(package).parts[0] for path in package.rglob("*.py") if "ray" in packages_in(path)}
+    assert importers == {"cluster"}
+
+
+def packages_in(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere, inside functions too."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            packages.add(node.module.partition(".")[0])
+    return packages
