@@ -361,7 +361,10 @@ def read_parquet(data: bytes | pa.NativeFile, *, source: str = "table") -> pa.Ta
     """
     content = pa.py_buffer(data) if isinstance(data, bytes) else data.read_buffer()
     try:
-        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        # Not pq.read_table: its threads may still hold the bytes when Python ends, which aborts a process that has
+        # loaded Ray.
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            return file.read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{source}: not a whole Parquet file ({reason}): copy it again, or make it again") from None
