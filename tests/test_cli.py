@@ -167,7 +167,8 @@ def test_a_diverging_run_ends_with_7_and_is_never_best(tmp_path: Path, capsys: p
 @pytest.mark.slow
 def test_interrupting_a_run_exits_130_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    base = ["--dataset", "digits", "--epochs", "6", "--train-limit", "600", "--batch-norm", "--dropout", "0.3"]
+    # Long enough to be interrupted in the middle, however late the epoch lines are seen.
+    base = ["--dataset", "digits", "--epochs", "40", "--batch-norm", "--dropout", "0.3"]
 
     def command(storage: str, *more: str) -> list[str]:
         arguments = ["train", *base, "--name", "a", "--storage", str(tmp_path / storage), *more]
@@ -176,7 +177,7 @@ def test_interrupting_a_run_exits_130_and_resume_gives_the_same_bits(tmp_path: P
     subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
     with subprocess.Popen(command("cut"), env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "epoch 2/6" not in process.stderr.readline():
+        while "epoch 2/40" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()

@@ -1,6 +1,7 @@
 """The training job: Ray Train's TorchTrainer around the core's loop, a checkpoint after each epoch."""
 
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -160,6 +161,11 @@ def _fit(job: TrainJob, *, scaling: ScalingConfig) -> None:
 def _run(trainer: TorchTrainer, job: TrainJob) -> tuple[str, str] | None:
     try:
         result = trainer.fit()
+    except SystemExit as error:
+        # Train's own handler of Ctrl-C ends the workers and then the process with 0 or 1; SIGTERM is ours.
+        if error.code == 128 + signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None
     except WorkerGroupError as error:
         rank, cause = sorted(error.worker_failures.items())[0]
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]

@@ -61,6 +61,21 @@ def test_two_ray_workers_give_the_result_of_one_process_and_a_killed_worker_chan
     assert all(torch.equal(killed[name], value) for name, value in two.items())
 
 
+def test_ctrl_c_ends_the_workers_with_130_and_one_line(tmp_path: Path) -> None:
+    arguments = ["train", *SETTINGS, "--epochs", "500", "--num-workers", "2", "--storage", str(tmp_path), "--name", "a"]
+    with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "epoch 1/500" not in process.stderr.readline():
+            assert process.poll() is None
+        worker = a_train_worker_under(process.pid)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=100) == 130, rest
+    assert "--resume" in rest.splitlines()[-1]
+    assert "Traceback" not in rest
+    assert not Path(f"/proc/{worker}").exists()
+
+
 def a_train_worker_under(driver: int) -> int:
     """Returns the pid of a Ray Train worker among the driver's descendants."""
     parents = {}
