@@ -133,7 +133,7 @@ _RUN = Column("run", NAME, "", "name of the run")
 _EVALUATION = (
     _RUN,
     Column("dataset", NAME, "", "data set that the run was evaluated on"),
-    Column("split", NAME, "", "split of the data set: train, validation or test"),
+    Column("split", NAME, "", "split of the data set: train or test"),
 )
 _LABEL = (
     Column("label", INT64, "class", "true class, from 0"),
