@@ -23,7 +23,7 @@ from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mn
 
 from mnist_ray.inference import log_probabilities
 from mnist_ray.models.networks import make_network
-from mnist_ray.training import normalize
+from mnist_ray.training_data import normalize
 from mnist_ray.variants import variant_config
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")

@@ -117,6 +117,7 @@ def hardware() -> dict[str, str | int]:
     return {
         "cpu": _cpu_model(),
         "cpus": os.cpu_count() or 1,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

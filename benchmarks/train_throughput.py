@@ -25,7 +25,8 @@ from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mn
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import Examples
 from mnist_ray.models.networks import make_network
-from mnist_ray.training import fit, normalize, prepare_data
+from mnist_ray.training import fit
+from mnist_ray.training_data import normalize, prepare_data
 from mnist_ray.variants import variant_config
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")

@@ -4,6 +4,7 @@
                      history.parquet          one row an epoch, replaced whole after each
                      checkpoints/epoch-NNNN/  model.safetensors, optimizer.safetensors, checkpoint.json
                      best/                    model.safetensors, checkpoint.json: written once, when the run is done
+                     status.json              only of a run that diverged or was stopped before its end: which, and why
 """
 
 import hashlib
@@ -23,7 +24,8 @@ from mnist_ray.code_version import code_version
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.storage import MissingError, Storage
-from mnist_ray.training import EpochResult, TrainingData, TrainState, best_epoch
+from mnist_ray.training import EpochResult, TrainState, best_epoch
+from mnist_ray.training_data import TrainingData
 
 _KEPT_CHECKPOINTS = 2
 
@@ -48,6 +50,24 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the weights' file, in hexadecimal."""
         return str(self.document["files"]["model.safetensors"])
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+      status: finished, stopped (before its end, with a best checkpoint), diverged (without one) or unfinished.
+      reason: why it was stopped or diverged.
+    """
+
+    status: str
+    reason: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.status != "unfinished"
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,28 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Tells whether the run is done and its best checkpoint written."""
         return self.storage.exists(self.path("best", "checkpoint.json"))
+
+    def mark(self, status: str, reason: str) -> None:
+        """Notes why a run ends here: "stopped", before its best checkpoint is written, or "diverged"."""
+        self.storage.write_bytes(self.path("status.json"), _json_bytes({"status": status, "reason": reason}))
+
+    def status(self) -> RunStatus:
+        """Returns how far the run is; a run that isn't there is unfinished.
+
+        Raises:
+          CheckpointError: status.json is damaged.
+        """
+        is_finished = self.is_finished()
+        try:
+            document = json.loads(self.storage.read_bytes(self.path("status.json")))
+            noted = RunStatus(document["status"], document["reason"])
+        except MissingError:
+            return RunStatus("finished" if is_finished else "unfinished")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"run {self.run!r}: status.json is damaged ({error})") from None
+        if noted.status == "stopped" and not is_finished:
+            return RunStatus("unfinished")
+        return noted
 
     def save(self, config: TrainConfig, data: TrainingData, state: TrainState) -> None:
         """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.training import normalize
+from mnist_ray.training_data import normalize
 
 
 def log_probabilities(

@@ -37,6 +37,11 @@ def _rmsprop(groups: list[dict[str, Any]], _: "TrainConfig") -> "torch.optim.Opt
     return torch.optim.RMSprop(groups)
 
 
+# What the learning rate of a step and the decay depend on.
+_GROUP_SETTINGS = (
+    "learning_rate", "weight_decay", "schedule", "warmup_epochs", "step_epochs", "step_factor", "epochs",
+)  # fmt: skip
+
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], "TrainConfig"], "torch.optim.Optimizer"]] = {
     "adam": _adam,
     "adamw": _adamw,
@@ -50,16 +55,26 @@ def make_optimizer(
 ) -> "torch.optim.Optimizer":
     """Makes one optimizer for the runs of a stack.
 
+    Runs with the same learning rates and weight decay share a group, and so one call of a fused kernel; each group
+    holds a config under "config", for `set_learning_rates`.
+
     Args:
       name: a key of OPTIMIZERS.
       parameters: one flat leaf tensor a run, its `.grad` set.
-      configs: one config a run; learning rate and weight decay are the run's own.
+      configs: one config a run; learning rate, its schedule and weight decay are the run's own.
     """
-    groups = [
-        {"params": [parameter], "lr": config.learning_rate, "weight_decay": config.weight_decay}
-        for parameter, config in zip(parameters, configs, strict=True)
-    ]
-    return OPTIMIZERS[name](groups, configs[0])
+    groups: dict[object, dict[str, Any]] = {}
+    for parameter, config in zip(parameters, configs, strict=True):
+        key = tuple(getattr(config, setting) for setting in _GROUP_SETTINGS)
+        new = {"params": [], "lr": config.learning_rate, "weight_decay": config.weight_decay, "config": config}
+        groups.setdefault(key, new)["params"].append(parameter)
+    return OPTIMIZERS[name](list(groups.values()), configs[0])
+
+
+def set_learning_rates(optimizer: "torch.optim.Optimizer", step: int, steps_per_epoch: int) -> None:
+    """Sets each run's learning rate of a step; see learning_rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, steps_per_epoch, group["config"])
 
 
 def _constant(progress: float, config: "TrainConfig") -> float:  # noqa: ARG001 - a schedule's signature

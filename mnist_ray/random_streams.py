@@ -97,20 +97,45 @@ def draws16(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:
 def draws16_for_step(seeds: Sequence[int], purpose: str, step: int, rows: Tensor, columns: int) -> Tensor:
     """Returns the uniform 16-bit draws of the streams (seed, purpose, step); not to be changed in place.
 
-    On a CPU small draws are made for several steps at once: the calls take longer than the drawing.
+    Equal seeds are drawn once. On a CPU small draws are made for several steps at once: the calls take longer than
+    the drawing.
 
     Returns:
       int16 [seeds, rows, columns], in [-32768, 32767].
     """
+    distinct = tuple(dict.fromkeys(seeds))
+    draws = _draws_of_distinct(distinct, purpose, step, rows, columns)
+    return for_each_seed(draws, seeds, distinct)
+
+
+def for_each_seed(values: Tensor, seeds: Sequence[int], distinct: Sequence[int]) -> Tensor:
+    """Repeats what belongs to a seed wherever the seed stands, without a copy if all are equal or all distinct.
+
+    Args:
+      values: [distinct seeds, ...].
+      seeds: a seed for each run.
+      distinct: the seeds without repetitions, in the order of their first appearance.
+
+    Returns:
+      [seeds, ...], not to be changed in place.
+    """
+    if len(distinct) == 1:
+        return values.expand(len(seeds), *values.shape[1:])
+    if len(distinct) == len(seeds):
+        return values
+    place = {seed: index for index, seed in enumerate(distinct)}
+    return values.index_select(0, torch.tensor([place[seed] for seed in seeds], device=values.device))
+
+
+def _draws_of_distinct(seeds: tuple[int, ...], purpose: str, step: int, rows: Tensor, columns: int) -> Tensor:
     draws_per_step = len(seeds) * len(rows) * columns
     # Nothing to draw is a rank without rows in a partial batch.
     steps = min(_DRAWS_AHEAD // draws_per_step, _STEPS_AHEAD) if draws_per_step else 0
     if rows.device.type != "cpu" or steps < 2:
         return draws16([stream_key(seed, purpose, step) for seed in seeds], rows, columns)
     block, position = divmod(step, steps)
-    return _draws_ahead(
-        tuple(seeds), purpose, range(block * steps, (block + 1) * steps), rows.numpy().tobytes(), columns
-    )[position]
+    steps_ahead = range(block * steps, (block + 1) * steps)
+    return _draws_ahead(seeds, purpose, steps_ahead, rows.numpy().tobytes(), columns)[position]
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,8 @@ from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation import cut_into_shards, evaluate_shard, make_plan, manifest, write_tables
 from mnist_ray.models.networks import make_network
 from mnist_ray.storage import open_storage
-from mnist_ray.training import fit, prepare_data
+from mnist_ray.training import fit
+from mnist_ray.training_data import prepare_data
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")

@@ -26,7 +26,8 @@ from mnist_ray.data import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
-from mnist_ray.training import EpochResult, TrainState, best_epoch, fit, prepare_data
+from mnist_ray.training import EpochResult, TrainState, best_epoch, fit
+from mnist_ray.training_data import prepare_data
 
 _PROGRESS_INTERVAL_S = 0.5
 

@@ -10,7 +10,7 @@ The tests hold each of them to autograd over the plain torch.nn layer.
 # ruff: noqa: ARG002, D102
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -40,6 +40,10 @@ class TrainingPass:
     rows: Tensor
     global_batch_size: int
     ranks: Ranks
+
+    def of(self, runs: slice) -> "TrainingPass":
+        """Returns the pass of some of the runs."""
+        return replace(self, seeds=self.seeds[runs])
 
 
 class Parameter(NamedTuple):
@@ -90,13 +94,20 @@ class Linear:
 
     def backward_parameters(self, gradient: Tensor) -> None:
         """The backward pass of a network's first layer, which needs no gradient by the images."""
-        transposed = gradient.to(self._dtype).transpose(1, 2)
-        if self._dtype == self._weight.gradient.dtype:
-            torch.bmm(transposed, self._inputs, out=self._weight.gradient)
-        else:
-            self._weight.gradient.copy_(torch.bmm(transposed, self._inputs))
+        _bmm_into(self._weight.gradient, gradient.to(self._dtype).transpose(1, 2), self._inputs)
         if self._bias is not None:
             torch.sum(gradient, dim=1, out=self._bias.gradient)
+
+
+def _bmm_into(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """Computes target = left @ right, [runs, ...]; on a CPU run by run, as bmm would copy into a strided target."""
+    if left.dtype != target.dtype:
+        target.copy_(torch.bmm(left, right))
+    elif target.device.type == "cpu":
+        for run, of_run in enumerate(target):
+            torch.mm(left[run], right[run], out=of_run)
+    else:
+        torch.bmm(left, right, out=target)
 
 
 class Conv2d:

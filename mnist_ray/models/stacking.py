@@ -6,6 +6,7 @@ and gives plain state_dicts back.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from math import prod
 
 import torch
@@ -15,7 +16,7 @@ from mnist_ray.models import layers
 from mnist_ray.models.layers import Layer, Parameter, TrainingPass
 from mnist_ray.models.networks import BATCH_NORMS
 
-# Every parameter starts on a 64-byte boundary, so that vector code treats it alike in stacks of any size.
+# 16 float32 are 64 bytes: vector code treats what starts on such a boundary alike in stacks of any size.
 _ALIGNMENT = 16
 
 
@@ -36,26 +37,60 @@ class Stack:
           bf16: whether matrix products and convolutions round their inputs to bfloat16.
         """
         template = networks[0]
-        shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
-        padded = [-(-prod(shape) // _ALIGNMENT) * _ALIGNMENT for shape in shapes.values()]
+        self._shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
+        length = sum(_padded(shape) for shape in self._shapes.values())
         dtype = next(template.parameters()).dtype
-        values = torch.zeros(len(networks), sum(padded), dtype=dtype, device=device)
-        self.gradients = torch.zeros_like(values)
-        self.parameters = list(values.unbind())
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient
-        self._parameters = {
-            name: Parameter(_unpadded(value, shape), _unpadded(gradient, shape))
-            for (name, shape), value, gradient in zip(
-                shapes.items(), torch.split(values, padded, 1), torch.split(self.gradients, padded, 1), strict=True
-            )
-        }
-        self._buffers = {
+        values = torch.zeros(len(networks), length, dtype=dtype, device=device)
+        buffers = {
             name: buffer.expand(len(networks), *buffer.shape).to(device, copy=True)
             for name, buffer in template.named_buffers()
         }
-        self._layers = self._make_layers(networks, torch.bfloat16 if bf16 else dtype)
+        self._compute_dtype = torch.bfloat16 if bf16 else dtype
+        self._place(networks, values, torch.zeros_like(values), buffers)
         self.load_state_dicts([network.state_dict() for network in networks])
+        self._singles = [self]
+        if len(networks) > 1:
+            self._singles = [self._single(networks, values, run) for run in range(len(networks))]
+
+    def _place(
+        self, networks: Sequence[nn.Sequential], values: Tensor, gradients: Tensor, buffers: dict[str, Tensor]
+    ) -> None:
+        """Builds the layers over the memory of parameters and gradients, both [runs, padded], and buffers."""
+        self.gradients = gradients
+        self.parameters = list(values.unbind())
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        lengths = [_padded(shape) for shape in self._shapes.values()]
+        self._parameters = {
+            name: Parameter(_unpadded(value, shape), _unpadded(gradient, shape))
+            for (name, shape), value, gradient in zip(
+                self._shapes.items(), torch.split(values, lengths, 1), torch.split(gradients, lengths, 1), strict=True
+            )
+        }
+        self._buffers = buffers
+        self._layers = self._make_layers(networks)
+
+    def _single(self, networks: Sequence[nn.Sequential], values: Tensor, run: int) -> "Stack":
+        """Returns a stack of one run that shares this one's memory."""
+        part = slice(run, run + 1)
+        single = copy(self)
+        buffers = {name: buffer[part] for name, buffer in self._buffers.items()}
+        single._place(networks[part], values[part], self.gradients[part], buffers)
+        return single
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def parts(self, num_rows: int) -> list[tuple[slice, "Stack"]]:
+        """Returns the runs that compute a batch as one program, and a stack of each such part.
+
+        On a CPU a run keeps the bits that it has alone if each run's share of every tensor starts on a 64-byte
+        boundary: with batches of a multiple of 16 rows it does. With others, such as an epoch's last one, the runs
+        compute one after the other.
+        """
+        if self.gradients.device.type != "cpu" or num_rows % _ALIGNMENT == 0:
+            return [(slice(0, len(self)), self)]
+        return [(slice(run, run + 1), single) for run, single in enumerate(self._singles)]
 
     def forward(self, images: Tensor, training: TrainingPass | None = None) -> Tensor:
         """Computes the logits of each network.
@@ -97,19 +132,18 @@ class Stack:
     def _values(self) -> dict[str, Tensor]:
         return {name: parameter.value for name, parameter in self._parameters.items()} | self._buffers
 
-    def _make_layers(self, networks: Sequence[nn.Sequential], dtype: torch.dtype) -> list[Layer]:
+    def _make_layers(self, networks: Sequence[nn.Sequential]) -> list[Layer]:
         children = list(networks[0].named_children())
         followers = [child for _, child in children[1:]] + [None]
         made = []
         for (name, child), follower in zip(children, followers, strict=True):
-            layer = self._make_layer(name, child, networks, dtype=dtype, has_bias=not isinstance(follower, BATCH_NORMS))
+            layer = self._make_layer(name, child, networks, has_bias=not isinstance(follower, BATCH_NORMS))
             made.append(layer)
         self._first = next(layer for layer in made if isinstance(layer, layers.Linear | layers.Conv2d))
         return made
 
-    def _make_layer(
-        self, name: str, child: nn.Module, networks: Sequence[nn.Sequential], *, dtype: torch.dtype, has_bias: bool
-    ) -> Layer:
+    def _make_layer(self, name: str, child: nn.Module, networks: Sequence[nn.Sequential], *, has_bias: bool) -> Layer:
+        dtype = self._compute_dtype
         weight, bias = (self._parameters.get(f"{name}.{kind}") for kind in ("weight", "bias"))
         match child:
             case nn.Linear():
@@ -134,6 +168,11 @@ class Stack:
             case nn.Flatten():
                 return layers.Flatten()
         raise TypeError(f"no stacked form of {type(child).__name__}")
+
+
+def _padded(shape: torch.Size) -> int:
+    """Returns the elements that a parameter takes: every parameter starts on a 64-byte boundary."""
+    return -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
 
 
 def _unpadded(flat: Tensor, shape: torch.Size) -> Tensor:
