@@ -23,8 +23,10 @@ from mnist_ray import tables
 from mnist_ray.code_version import code_version
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
+from mnist_ray.history import EpochResult, best_epoch
+from mnist_ray.run_progress import RunStatus, read_history, read_status
 from mnist_ray.storage import MissingError, Storage
-from mnist_ray.training import EpochResult, TrainState, best_epoch
+from mnist_ray.training import TrainState
 from mnist_ray.training_data import TrainingData
 
 _KEPT_CHECKPOINTS = 2
@@ -50,24 +52,6 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the weights' file, in hexadecimal."""
         return str(self.document["files"]["model.safetensors"])
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How far a run is.
-
-    Attributes:
-      status: finished, stopped (before its end, with a best checkpoint), diverged (without one) or unfinished.
-      reason: why it was stopped or diverged.
-    """
-
-    status: str
-    reason: str | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self.status != "unfinished"
 
 
 @dataclass(frozen=True)
@@ -125,11 +109,7 @@ class RunFolder:
 
     def history(self) -> tuple[EpochResult, ...]:
         """Returns the epochs in history.parquet, none before the first is done."""
-        try:
-            table = tables.read_parquet(self.storage.read_bytes(self.path("history.parquet")), source=self.path())
-        except MissingError:
-            return ()
-        return tuple(EpochResult(**row) for row in table.drop_columns(["run"]).to_pylist())
+        return read_history(self.storage, self.run)
 
     def is_finished(self) -> bool:
         """Tells whether the run is done and its best checkpoint written."""
@@ -140,22 +120,8 @@ class RunFolder:
         self.storage.write_bytes(self.path("status.json"), _json_bytes({"status": status, "reason": reason}))
 
     def status(self) -> RunStatus:
-        """Returns how far the run is; a run that isn't there is unfinished.
-
-        Raises:
-          CheckpointError: status.json is damaged.
-        """
-        is_finished = self.is_finished()
-        try:
-            document = json.loads(self.storage.read_bytes(self.path("status.json")))
-            noted = RunStatus(document["status"], document["reason"])
-        except MissingError:
-            return RunStatus("finished" if is_finished else "unfinished")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"run {self.run!r}: status.json is damaged ({error})") from None
-        if noted.status == "stopped" and not is_finished:
-            return RunStatus("unfinished")
-        return noted
+        """Returns how far the run is; see read_status."""
+        return read_status(self.storage, self.run)
 
     def save(self, config: TrainConfig, data: TrainingData, state: TrainState) -> None:
         """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last."""

@@ -1,10 +1,9 @@
 """The launcher: options -> config -> one call. Imports neither torch nor ray until a command needs them."""
 
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -14,19 +13,29 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray.config import (
-    EvaluationConfig,
-    TrainConfig,
-    check_name,
-    make_config,
-    parse_override,
-    parse_value,
-    read_yaml,
+from mnist_ray import cli_grids
+from mnist_ray.cli_options import (
+    DATASET_HELP,
+    absolute_dataset,
+    address_option,
+    as_json_option,
+    config_options,
+    data_dir_option,
+    data_folder,
+    follow_job,
+    needed_cluster,
+    no_wait_option,
+    num_workers_option,
+    parse_settings,
+    remote_storage,
+    say,
+    storage_option,
+    submit_job,
+    target_cluster,
 )
+from mnist_ray.config import EvaluationConfig, TrainConfig, check_name, make_config, parse_value, read_yaml
 from mnist_ray.errors import MnistRayError
 from mnist_ray.variants import VARIANTS, variant_config
-
-_OWN_OPTIONS = ("variant", "dataset")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -41,67 +50,18 @@ def cli(context: click.Context) -> None:
     context.ensure_object(dict)
 
 
-def _config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds one option for every setting of TrainConfig; values stay text until the config checks them."""
-    for name, field in reversed(TrainConfig.model_fields.items()):
-        if name in _OWN_OPTIONS:
-            continue
-        default = "none" if field.default is None else _text(field.default)
-        text = f"{field.description}  [default: {default}, or the variant's]"
-        if field.annotation is bool:
-            option = click.option(f"--{_dashed(name)}/--no-{_dashed(name)}", name, default=None, help=text)
-        else:
-            option = click.option(f"--{_dashed(name)}", name, metavar="VALUE", help=text)
-        command = option(command)
-    return command
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-_storage = click.option(
-    "--storage",
-    default="results",
-    show_default=True,
-    metavar="URI",
-    help="Folder or s3://bucket/prefix of all results.",
-)
-_data_dir = click.option(
-    "--data-dir",
-    metavar="FOLDER",
-    help="Where data sets lie or are downloaded to.  [default: $MNIST_RAY_DATA, or the user's cache folder]",
-)
-_address = click.option(
-    "--address",
-    metavar="URL",
-    help="Submit to the Ray cluster with this job API, such as http://127.0.0.1:8265.  "
-    "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS; without, this machine]",
-)
-_no_wait = click.option("--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-_num_workers = click.option(
-    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the work."
-)
-
-
 @cli.command()
 @click.option("--variant", default=None, metavar="NAME", help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]")
 @click.option(
     "--dataset",
     default=None,
     metavar="NAME",
-    help="mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits, or your own: idx:FOLDER, "
-    "folder:URI, parquet:URI.  [default: mnist]",
+    help=f"{DATASET_HELP}  [default: mnist]",
 )
 @click.option("--name", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
-@_storage
-@_data_dir
-@_num_workers
+@storage_option
+@data_dir_option
+@num_workers_option
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted; starts it if there is none.")
 @click.option(
     "--max-failures", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a worker died."
@@ -110,10 +70,10 @@ _num_workers = click.option(
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
-@_config_options
-@_address
-@_no_wait
-@_as_json
+@config_options(without=("variant", "dataset"))
+@address_option
+@no_wait_option
+@as_json_option
 @click.pass_context
 def train(
     context: click.Context,
@@ -137,18 +97,23 @@ def train(
     chosen = {**settings, "dataset": dataset, "variant": variant}
     config = _train_config(config_file, overrides, chosen)
     run = check_name(name or default_run_name(config))
-    target = _cluster(context, address)
+    if context.obj.get("plan"):
+        from mnist_ray.planning import plan_run
+
+        cli_grids.print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
+        return
+    target = target_cluster(context, address)
     if target:
-        arguments = ["--config", "job.yaml", "--name", run, "--storage", _remote(storage)]
+        arguments = ["--config", "job.yaml", "--name", run, "--storage", remote_storage(storage)]
         arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
         arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
         text = yaml.safe_dump(config.model_dump(mode="json"))
-        _submit(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
+        submit_job(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
         return
     from mnist_ray.cluster.training import TrainJob
     from mnist_ray.cluster.training import train as train_run
 
-    job = TrainJob(config, run, storage, _data_folder(data_dir), num_workers, resume, max_failures)
+    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures)
     outcome = train_run(job)
     best = outcome.best
     if as_json:
@@ -166,19 +131,10 @@ def train(
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
     settings = read_yaml(Path(config_file)) if config_file else {}
-    settings.update(parse_override(text) for text in overrides)
-    for name, value in options.items():
-        if value is not None:
-            settings[name] = value if TrainConfig.model_fields[name].annotation in (str, bool) else parse_value(value)
+    settings.update(parse_settings(overrides, options))
     if isinstance(settings.get("dataset"), str):
-        settings["dataset"] = _absolute_dataset(settings["dataset"])
+        settings["dataset"] = absolute_dataset(settings["dataset"])
     return variant_config(settings.pop("variant", "baseline"), settings)
-
-
-def _absolute_dataset(dataset: str) -> str:
-    """Makes the path of a data set of one's own absolute: Ray's workers run in other folders."""
-    kind, colon, place = dataset.partition(":")
-    return f"{kind}:{Path(place).absolute()}" if colon and place and "://" not in place else dataset
 
 
 def default_run_name(config: TrainConfig) -> str:
@@ -194,12 +150,12 @@ def default_run_name(config: TrainConfig) -> str:
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
 @click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
-@_storage
-@_data_dir
-@_num_workers
-@_address
-@_no_wait
-@_as_json
+@storage_option
+@data_dir_option
+@num_workers_option
+@address_option
+@no_wait_option
+@as_json_option
 @click.pass_context
 def evaluate(
     context: click.Context,
@@ -219,24 +175,22 @@ def evaluate(
     """Evaluates runs on a data set in one pass over its images and commits the tables in one step."""
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
-    config = make_config(
-        EvaluationConfig, {"dataset": _absolute_dataset(dataset), "split": split, **chosen}, "evaluate"
-    )
+    config = make_config(EvaluationConfig, {"dataset": absolute_dataset(dataset), "split": split, **chosen}, "evaluate")
     names = [check_name(run, "run") for run in runs]
     if bool(names) == all_runs:
         raise click.UsageError("give --run NAME (once or more) or --all-runs")
-    target = _cluster(context, address)
+    target = target_cluster(context, address)
     if target:
         arguments = [part for run in names for part in ("--run", run)] + (["--all-runs"] if all_runs else [])
-        arguments += ["--dataset", config.dataset, "--split", split, "--storage", _remote(storage)]
+        arguments += ["--dataset", config.dataset, "--split", split, "--storage", remote_storage(storage)]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
-        _submit(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers, run=None)
+        submit_job(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers, run=None)
         return
     from mnist_ray.cluster.evaluation import EvaluateJob
     from mnist_ray.cluster.evaluation import evaluate as evaluate_runs
 
-    job = EvaluateJob(config, tuple(names), storage, _data_folder(data_dir), num_workers)
+    job = EvaluateJob(config, tuple(names), storage, data_folder(data_dir), num_workers)
     outcome = evaluate_runs(job)
     if as_json:
         click.echo(json.dumps({"evaluation": outcome.name, "uri": outcome.uri, "already_done": outcome.already_done,
@@ -250,8 +204,8 @@ def evaluate(
 
 
 @cli.command()
-@_storage
-@_as_json
+@storage_option
+@as_json_option
 def runs(storage: str, as_json: bool) -> None:
     """Lists the runs of a storage."""
     from mnist_ray.listing import list_runs
@@ -261,8 +215,8 @@ def runs(storage: str, as_json: bool) -> None:
 
 
 @cli.command()
-@_storage
-@_as_json
+@storage_option
+@as_json_option
 def evaluations(storage: str, as_json: bool) -> None:
     """Lists the committed evaluations of a storage."""
     from mnist_ray.listing import list_evaluations
@@ -272,7 +226,7 @@ def evaluations(storage: str, as_json: bool) -> None:
 
 
 @cli.command()
-@_storage
+@storage_option
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Epochs of each run.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of each variant.")
 def demo(storage: str, epochs: int, seeds: int) -> None:
@@ -283,15 +237,15 @@ def demo(storage: str, epochs: int, seeds: int) -> None:
 
 
 @cli.command()
-@_storage
-@_data_dir
-@_address
+@storage_option
+@data_dir_option
+@address_option
 @click.pass_context
 def doctor(context: click.Context, storage: str, data_dir: str | None, address: str | None) -> None:
     """Says what works here (Python, torch, GPU, Ray, data, storage, cluster) and what to do about the rest."""
     from mnist_ray.doctor import examine
 
-    healthy = examine(storage, _data_folder(data_dir), _cluster(context, address))
+    healthy = examine(storage, data_folder(data_dir), target_cluster(context, address))
     if not healthy:
         context.exit(1)
 
@@ -302,58 +256,62 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@_address
-@_as_json
+@address_option
+@as_json_option
 @click.pass_context
 def jobs_list(context: click.Context, address: str | None, as_json: bool) -> None:
     """Lists the cluster's jobs, the newest first."""
     from mnist_ray.cluster import job_api
     from mnist_ray.printing import print_rows
 
-    found = job_api.jobs_list(job_api.connect(_needed_cluster(context, address)))
+    found = job_api.jobs_list(job_api.connect(needed_cluster(context, address)))
     print_rows([_job_row(job) for job in found], as_json=as_json, empty="no jobs")
 
 
 @jobs.command("status")
 @click.argument("job_id")
-@_address
-@_as_json
+@address_option
+@as_json_option
 @click.pass_context
 def jobs_status(context: click.Context, job_id: str, address: str | None, as_json: bool) -> None:
     """Prints one job's status."""
     from mnist_ray.cluster import job_api
     from mnist_ray.printing import print_rows
 
-    job = job_api.job_status(job_api.connect(_needed_cluster(context, address)), job_id)
+    job = job_api.job_status(job_api.connect(needed_cluster(context, address)), job_id)
     print_rows([_job_row(job)], as_json=as_json, empty="")
 
 
 @jobs.command("logs")
 @click.argument("job_id")
 @click.option("--follow", is_flag=True, help="Go on until the job ends, and exit with its code.")
-@_address
+@address_option
 @click.pass_context
 def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | None) -> None:
     """Prints one job's log."""
     from mnist_ray.cluster import job_api
 
-    target = _needed_cluster(context, address)
+    target = needed_cluster(context, address)
     client = job_api.connect(target)
     if follow:
-        context.exit(_follow(client, job_id, target))
+        context.exit(follow_job(client, job_id, target))
     click.echo(job_api.job_logs(client, job_id), nl=False)
 
 
 @jobs.command("stop")
 @click.argument("job_id")
-@_address
+@address_option
 @click.pass_context
 def jobs_stop(context: click.Context, job_id: str, address: str | None) -> None:
     """Stops one job and waits until it has ended."""
     from mnist_ray.cluster import job_api
 
-    job = job_api.job_stop(job_api.connect(_needed_cluster(context, address)), job_id)
+    job = job_api.job_stop(job_api.connect(needed_cluster(context, address)), job_id)
     click.echo(f"{job.job_id}: {job.status}")
+
+
+for _command in (cli_grids.tune, cli_grids.plan, cli_grids.grids):
+    cli.add_command(_command)
 
 
 def _job_row(job: Any) -> dict[str, Any]:
@@ -362,98 +320,26 @@ def _job_row(job: Any) -> dict[str, Any]:
     return {**row, "run": job.metadata.get("run"), "entrypoint": job.entrypoint}
 
 
-def _cluster(context: click.Context, option: str | None) -> str | None:
-    """Returns the job API to submit to, or None to work here: a job on a cluster never submits another."""
-    if context.obj.get("in_job"):
-        return None
-    from mnist_ray.cluster.address import resolve_address
-
-    return resolve_address(option, os.environ)
-
-
-def _needed_cluster(context: click.Context, option: str | None) -> str:
-    target = _cluster(context, option)
-    if target is None:
-        raise click.UsageError("--address: which cluster? Give --address URL or set RAY_API_SERVER_ADDRESS")
-    return target
-
-
-def _submit(
-    target: str,
-    script: str,
-    arguments: Sequence[str],
-    *,
-    config_yaml: str | None,
-    wait: bool,
-    num_workers: int,
-    run: str | None,
-) -> None:
-    from mnist_ray.cluster import job_api, submission
-
-    client = job_api.connect(target)
-    with submission.stage_working_dir(config_yaml) as working_dir:
-        job_id = submission.submit(
-            client,
-            script=script,
-            arguments=arguments,
-            working_dir=working_dir,
-            metadata={"run": run} if run else {},
-            resources={"CPU": num_workers},
-        )
-    click.echo(job_id)
-    if wait:
-        sys.exit(_follow(client, job_id, target))
-
-
-def _follow(client: Any, job_id: str, target: str) -> int:
-    from mnist_ray.cluster.following import follow, how_to_stop
-
-    try:
-        return follow(client, job_id, output=sys.stderr)
-    except KeyboardInterrupt:
-        return _say(how_to_stop(job_id, target), 130)
-
-
-def _remote(storage: str) -> str:
-    """Checks a storage for a job elsewhere, where a relative path would mean another folder."""
-    if "://" not in storage and not Path(storage).is_absolute():
-        raise click.UsageError(
-            f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has"
-        )
-    return storage
-
-
-def _data_folder(option: str | None) -> Path:
-    from mnist_ray.data import default_data_dir
-
-    return Path(option) if option else default_data_dir()
-
-
-def _say(message: str, code: int) -> int:
-    click.echo(f"mnist-ray: {message}", err=True)
-    return code
-
-
 def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
     """Runs one command line and returns its exit code; every error that a person can cause is one line."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         result = cli.main(list(arguments), prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
     except MnistRayError as error:
-        return _say(f"error: {error}", error.exit_code)
+        return say(f"error: {error}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
-        return _say(f"error: {error.format_message()} (see `{where} --help`)", 2)
+        return say(f"error: {error.format_message()} (see `{where} --help`)", 2)
     except (click.Abort, KeyboardInterrupt):
-        return _say("stopped; an unfinished run goes on with --resume", 130)
+        return say("stopped; an unfinished run goes on with --resume", 130)
     return result if isinstance(result, int) else 0
 
 
 def _terminated(_: int, __: FrameType | None) -> NoReturn:
-    _say("terminated; an unfinished run goes on with --resume", 143)
+    say("terminated; an unfinished run goes on with --resume", 143)
     raise SystemExit(143)
 
 

@@ -134,6 +134,42 @@ class TrainConfig(_Config):
         return self
 
 
+class Range(_Config):
+    """Values of a setting that a search chooses from."""
+
+    kind: Literal["uniform", "loguniform", "randint"] = Field(description="distribution; randint includes both ends")
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"the low end {self.low:g} must lie below the high end {self.high:g}")
+        if self.kind == "loguniform" and self.low <= 0:
+            raise ValueError(f"the low end {self.low:g} of loguniform must lie above 0")
+        if self.kind == "randint" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("the ends of randint must be whole numbers")
+        return self
+
+
+class GridConfig(_Config):
+    """The runs of a grid: every combination of the axes' levels with every seed."""
+
+    axes: dict[str, tuple[Any, ...]] = Field(description="setting -> its levels")
+    ranges: dict[str, Range] = Field(description="setting -> the range that a search chooses from")
+    fixed: dict[str, Any] = Field(description="settings of every run")
+    seeds: tuple[int, ...] = Field(description="seeds")
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        for name, levels in self.axes.items():
+            if not levels:
+                raise ValueError(f"{name}: an axis needs at least one level")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: must be distinct, and at least one")
+        return self
+
+
 class EvaluationConfig(_Config):
     """All that an evaluation depends on besides the checkpoints and the data."""
 

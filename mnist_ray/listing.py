@@ -1,9 +1,11 @@
 """What is in a storage: its runs and evaluations."""
 
 import json
+from collections import Counter
 from typing import Any
 
-from mnist_ray import tables
+from mnist_ray.grid_folder import GridFolder
+from mnist_ray.run_progress import read_progress
 from mnist_ray.storage import MissingError, Storage, open_storage
 
 
@@ -23,26 +25,16 @@ def _run_row(storage: Storage, run: str) -> dict[str, Any]:
         config = json.loads(storage.read_bytes(f"runs/{run}/config.json"))["config"]
     except (MissingError, ValueError, KeyError):
         return row
-    finished = storage.exists(f"runs/{run}/best/checkpoint.json")
-    history = _history(storage, run)
-    best = min(history, key=lambda epoch: epoch["val_loss"]) if history else None
+    progress = read_progress(storage, run)
     return {
         "run": run,
-        "status": "finished" if finished else "unfinished",
+        "status": progress.status,
         **{name: config[name] for name in ("variant", "dataset", "seed")},
-        "epochs": len(history),
-        "best_epoch": best["epoch"] if best else None,
-        "val_accuracy": best["val_accuracy"] if best else None,
-        "val_loss": best["val_loss"] if best else None,
+        "epochs": progress.epochs_done,
+        "best_epoch": progress.best_epoch,
+        "val_accuracy": progress.best_val_accuracy,
+        "val_loss": progress.best_val_loss,
     }
-
-
-def _history(storage: Storage, run: str) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = tables.read_parquet(storage.read_bytes(f"runs/{run}/history.parquet")).to_pylist()
-    except MissingError:
-        return []
-    return rows
 
 
 def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
@@ -63,3 +55,37 @@ def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def list_grids(storage_uri: str) -> list[dict[str, Any]]:
+    """Returns one row a grid: its axes, its runs by status, the best of them by validation accuracy.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    storage = open_storage(storage_uri)
+    rows = []
+    for name in storage.list_folders("grids"):
+        folder = GridFolder(storage, name)
+        document = folder.document()
+        if document is None:
+            continue
+        runs = folder.read_runs()
+        status = Counter(row["status"] for row in runs)
+        best = max((row for row in runs if row["best_val_accuracy"] is not None), key=_rank, default=None)
+        rows.append(
+            {
+                "grid": name,
+                "axes": " x ".join(f"{axis} ({len(levels)})" for axis, levels in document["settings"]["axes"].items()),
+                "seeds": len(document["settings"]["seeds"]),
+                "runs": len(document["runs"]),
+                **{name: status[name] for name in ("finished", "stopped", "diverged")},
+                "best_val_accuracy": best["best_val_accuracy"] if best else None,
+                "best_run": best["run"] if best else None,
+            }
+        )
+    return rows
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, str]:
+    return row["best_val_accuracy"], row["run"]

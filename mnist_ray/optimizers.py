@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def _adam(groups: list[dict[str, Any]], _: "TrainConfig") -> "torch.optim.Optimizer":
-    import torch
+    from mnist_ray.fused_adam import Adam
 
-    return torch.optim.Adam(groups, fused=True)
+    return Adam(groups, fused=True)
 
 
 def _adamw(groups: list[dict[str, Any]], _: "TrainConfig") -> "torch.optim.Optimizer":
-    import torch
+    from mnist_ray.fused_adam import AdamW
 
-    return torch.optim.AdamW(groups, fused=True)
+    return AdamW(groups, fused=True)
 
 
 def _sgd(groups: list[dict[str, Any]], config: "TrainConfig") -> "torch.optim.Optimizer":

@@ -252,11 +252,39 @@ HISTORY = Table(
         Column("val_accuracy", FLOAT64, "fraction", "accuracy on the validation split after the epoch"),
         Column("learning_rate", FLOAT64, "", "learning rate of the epoch's last step"),
         Column("examples", INT64, "examples", "training examples seen in the epoch"),
-        Column("epoch_seconds", FLOAT64, "s", "wall time of the epoch, validation included"),
+        Column(
+            "epoch_seconds",
+            FLOAT64,
+            "s",
+            "wall time of the epoch, validation included; in a stack the run's equal share of it",
+        ),
     ),
 )
 
-TABLES = {table.name: table for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY)}
+RUNS = Table(
+    "runs",
+    "a run of a grid",
+    (
+        _RUN,
+        Column("grid", NAME, "", "grid that the run belongs to"),
+        *(_setting_column(setting) for setting in TrainConfig.model_fields),
+        Column(
+            "status",
+            NAME,
+            "",
+            "finished; stopped: ended early by the scheduler; diverged: its loss was no number; unfinished",
+        ),
+        Column("reason", STRING, "", "why the run was stopped or diverged", nullable=True),
+        Column("epochs_done", INT64, "epochs", "epochs trained"),
+        Column("best_epoch", INT64, "epochs", "epoch with the lowest validation loss, from 1", nullable=True),
+        Column("best_val_loss", FLOAT64, "nats", "validation loss of the best epoch", nullable=True),
+        Column("best_val_accuracy", FLOAT64, "fraction", "validation accuracy of the best epoch", nullable=True),
+        Column("seconds", FLOAT64, "s", "training time; in a stack the run's equal share of each epoch's"),
+        Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
+    ),
+)
+
+TABLES = {table.name: table for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY, RUNS)}
 
 
 def make_table(name: str, columns: Mapping[str, Any], *, code_version: str, num_classes: int | None = None) -> pa.Table:

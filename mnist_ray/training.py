@@ -11,6 +11,7 @@ from torch import Tensor
 from mnist_ray.augmentation import augment
 from mnist_ray.config import TrainConfig
 from mnist_ray.errors import DataError, RunFailedError
+from mnist_ray.history import EpochResult, is_finished
 from mnist_ray.models.layers import TrainingPass
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.stacking import Stack
@@ -21,24 +22,6 @@ from mnist_ray.training_data import TrainingData, normalize
 
 # A multiple of 16 rows: see Stack.parts.
 _EVALUATION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One row of a run's history; losses are mean cross-entropies in nats, accuracies fractions.
-
-    The training loss is the minimized one (dropout, augmentation and label smoothing included), averaged over the
-    epoch's steps as the weights moved.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    learning_rate: float
-    examples: int
-    epoch_seconds: float
 
 
 @dataclass(frozen=True)
@@ -70,9 +53,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Tensor | float =
     log_probabilities = torch.log_softmax(logits, dim=-1)
     hit = log_probabilities.gather(-1, labels[..., None])[..., 0]
     gradient = log_probabilities.exp()
-    target = torch.zeros_like(gradient).scatter_(-1, labels[..., None], 1.0)
     if isinstance(smoothing, float) and not smoothing:
-        return -hit, gradient.sub_(target)
+        return hit.neg_(), gradient.scatter_add_(
+            -1, labels[..., None], gradient.new_full((1,), -1.0).expand_as(hit)[..., None]
+        )
+    target = torch.zeros_like(gradient).scatter_(-1, labels[..., None], 1.0)
     losses = -(1 - smoothing) * hit - smoothing * log_probabilities.mean(-1)
     share = torch.as_tensor(smoothing, dtype=logits.dtype, device=logits.device)[..., None]
     return losses, gradient.sub_((1 - share) * target + share / logits.shape[-1])
@@ -135,19 +120,6 @@ def _clip(gradients: Tensor, configs: Sequence[TrainConfig]) -> None:
     for gradient, limit in zip(gradients, limits, strict=True):
         if limit is not None:
             gradient.mul_((limit / (gradient.norm() + 1e-6)).clamp_(max=1.0))
-
-
-def best_epoch(history: Sequence[EpochResult]) -> int:
-    """Returns the epoch (from 1) with the lowest validation loss, the first of equals."""
-    return min(history, key=lambda row: row.val_loss).epoch
-
-
-def is_finished(config: TrainConfig, history: Sequence[EpochResult]) -> bool:
-    """Tells whether a run has had all its epochs, or none better for as long as its patience."""
-    if len(history) >= config.epochs:
-        return True
-    patience = config.early_stopping_patience
-    return bool(history) and patience is not None and len(history) - best_epoch(history) >= patience
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mnist_ray.config import TrainConfig
-from mnist_ray.data import Examples
+from mnist_ray.data import Examples, load_examples
 from mnist_ray.errors import DataError
 from mnist_ray.random_streams import permutation, stream_key
+
+_DATA_SETTINGS = ("dataset", "train_limit", "validation_fraction", "validation_seed")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,27 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
         class_names=examples.class_names,
         fingerprint=examples.fingerprint,
     )
+
+
+def data_settings(config: TrainConfig) -> TrainConfig:
+    """Returns a config with the settings that a run's examples depend on, and defaults for all others."""
+    return TrainConfig(**{name: getattr(config, name) for name in _DATA_SETTINGS})
+
+
+def load_data(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
+    """Returns a run's examples on a device; those of the run before, if they are the same, without loading them.
+
+    Raises:
+      DataError: the data is missing, damaged or too small.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    return _load(data_settings(config), data_dir, device)
+
+
+# One set at a time: a worker goes through the stacks of one data set before the next.
+@lru_cache(maxsize=1)
+def _load(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
+    return prepare_data(config, load_examples(config.dataset, "train", data_dir=data_dir), device=device)
 
 
 def normalize(images: Tensor, *, mean: float, std: float, dtype: torch.dtype) -> Tensor:

@@ -15,10 +15,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.config import TrainConfig
+from mnist_ray.history import EpochResult
 from mnist_ray.models.networks import make_network
 from mnist_ray.random_streams import permutation, stream_key
 from mnist_ray.sharding import Ranks
-from mnist_ray.training import EpochResult, TrainState, fit
+from mnist_ray.training import TrainState, fit
 from mnist_ray.training_data import TrainingData, normalize
 from mnist_ray.variants import variant_config
 

@@ -78,6 +78,20 @@ def other_tables():
         "calibration": metrics.calibration(total),
     }
     made = {name: tables.make_table(name, {**EVALUATION, **own}, code_version="1") for name, own in columns.items()}
+    runs = {
+        "run": ["a", "b"],
+        "grid": "g",
+        **tables.config_columns(CONFIGS),
+        "status": ["finished", "diverged"],
+        "reason": [None, "epoch 1"],
+        "epochs_done": [5, 0],
+        "best_epoch": [4, None],
+        "best_val_loss": [0.1, None],
+        "best_val_accuracy": [0.97, None],
+        "seconds": [1.5, 0.0],
+        "checkpoint": ["runs/a/best", None],
+    }
+    made["runs"] = tables.make_table("runs", runs, code_version="1")
     made["history"] = tables.make_table(
         "history", {**epochs, **{name: [0.5, 0.25] for name in rates}}, code_version="1"
     )

@@ -24,9 +24,10 @@ from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.data import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
+from mnist_ray.history import EpochResult, best_epoch
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
-from mnist_ray.training import EpochResult, TrainState, best_epoch, fit
+from mnist_ray.training import TrainState, fit
 from mnist_ray.training_data import prepare_data
 
 _PROGRESS_INTERVAL_S = 0.5
@@ -98,10 +99,10 @@ def train(job: TrainJob) -> TrainOutcome:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with _progress(folder, job.config):
         if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
-            _fit(job, scaling=ScalingConfig(num_workers=0))
+            fit_run(job, scaling=ScalingConfig(num_workers=0))
         else:
             with ray_session(num_workers=job.num_workers) as use_gpu:
-                _fit(job, scaling=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu))
+                fit_run(job, scaling=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu))
     return TrainOutcome(folder.history(), already_done=False)
 
 
@@ -133,7 +134,12 @@ def _progress(folder: RunFolder, config: TrainConfig) -> Iterator[None]:
         watcher.join()
 
 
-def _fit(job: TrainJob, *, scaling: ScalingConfig) -> None:
+def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
+    """Trains a run that was claimed, on Ray Train's workers.
+
+    Raises:
+      MnistRayError: as the error tree says.
+    """
     settings = {
         "config": job.config.model_dump(mode="json"),
         "run": job.run,
@@ -207,11 +213,16 @@ def _train_rank(settings: dict[str, Any]) -> None:
     examples = load_examples(config.dataset, "train", data_dir=Path(settings["data_dir"]))
     data = prepare_data(config, examples, device=device)
     state = _shared_state(folder, ranks)
-    for reached in fit(config, data, device=device, ranks=ranks, state=state):
-        row = reached.history[-1]
+    try:
+        for reached in fit(config, data, device=device, ranks=ranks, state=state):
+            row = reached.history[-1]
+            if ranks.rank == 0:
+                folder.save(config, data, reached)
+            ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
+    except RunFailedError as error:
         if ranks.rank == 0:
-            folder.save(config, data, reached)
-        ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
+            folder.mark("diverged", str(error))
+        raise
     if ranks.rank == 0:
         folder.finish()
 

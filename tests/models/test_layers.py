@@ -198,11 +198,10 @@ def test_a_rate_just_below_one_still_keeps_finite_values() -> None:
 
 
 def test_dropout_draws_other_noise_in_each_step_run_and_layer() -> None:
-    ones = torch.ones(2, 8, 64)
     first = layers.Dropout("dropout1", [0.5, 0.5], dtype=torch.float32, device=CPU)
     second = layers.Dropout("dropout2", [0.5, 0.5], dtype=torch.float32, device=CPU)
-    masks = [*first.forward(ones, one_rank(2, 8)), *first.forward(ones, one_rank(2, 8, step=1))]
-    masks += [*second.forward(ones, one_rank(2, 8))]
+    passes = [(first, one_rank(2, 8)), (first, one_rank(2, 8, step=1)), (second, one_rank(2, 8))]
+    masks = [mask for layer, training in passes for mask in layer.forward(torch.ones(2, 8, 64), training)]
     assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 6
 
 

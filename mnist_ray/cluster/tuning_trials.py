@@ -1,0 +1,156 @@
+"""What Ray Tune's workers do, and what they tell the driver."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.train import ScalingConfig
+
+from mnist_ray.asha import Decision, Rungs
+from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cluster.training import TrainJob, fit_run
+from mnist_ray.errors import MnistRayError
+from mnist_ray.grid_progress import GridProgress
+from mnist_ray.grid_training import train_stack
+from mnist_ray.grids import GridRun
+from mnist_ray.run_progress import RunProgress, read_progress
+from mnist_ray.storage import Storage, open_storage
+from mnist_ray.training_data import load_data
+
+
+@dataclass
+class Failure:
+    """An error that trying again would not mend, told by a worker; None until there is one."""
+
+    kind: str | None = None
+    message: str = ""
+
+
+class Watcher(tune.Callback):  # type: ignore[misc]
+    """Passes the workers' reports on to the view."""
+
+    def __init__(self, view: GridProgress) -> None:
+        self.view, self.failure = view, Failure()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks to a file that nobody reads here, and a view can't be written.
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Takes a report; Tune calls this."""
+        del iteration, trials, trial
+        self.view.update(RunProgress(**row) for row in result.get("progress", ()))
+        if "failure" in result:
+            self.failure.kind, self.failure.message = result["failure"]
+
+
+@dataclass(frozen=True)
+class StopAtFailure(tune.Stopper):  # type: ignore[misc]
+    """Ends the grid at the first failure."""
+
+    failure: Failure
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Tells whether one trial ends; Tune asks after each report."""
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        """Tells whether all end; Tune asks after each report."""
+        return self.failure.kind is not None
+
+
+class RungKeeper:
+    """The rungs of a grid in one actor: runs arrive from all workers."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        self._rungs = rungs
+
+    def judge(self, run: str, epoch: int, val_loss: float) -> bool:
+        """See Rungs.judge."""
+        return self._rungs.judge(run, epoch, val_loss)
+
+    def decisions(self) -> list[Decision]:
+        """Returns the decisions so far."""
+        return self._rungs.decisions
+
+
+def start_rungs(rungs: Rungs, progress: Iterable[RunProgress], storage: Storage) -> Any:
+    """Starts the actor; runs of an earlier command have arrived where their histories say."""
+    for found in progress:
+        history = RunFolder(storage, found.run).history() if found.epochs_done else ()
+        for row in history:
+            if rungs.is_rung(row.epoch):
+                rungs.remember(row.epoch, [min(before.val_loss for before in history[: row.epoch])])
+    return ray.remote(num_cpus=0)(RungKeeper).remote(rungs)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What all trials of a grid share.
+
+    Attributes:
+      storage_uri: absolute: workers run in folders of their own.
+      data_dir: absolute folder of the data sets.
+      workers_per_run: 0 for stacks, else the workers that share a run.
+      rungs: the actor that ends runs early, or None.
+    """
+
+    storage_uri: str
+    data_dir: Path
+    workers_per_run: int
+    rungs: Any
+
+
+def train_trial(chosen: dict[str, int], *, trials: Sequence[Sequence[GridRun]], settings: WorkerSettings) -> None:
+    """Trains the runs of one trial and reports how far they are.
+
+    An error that trying again would not mend is reported; a raised one Tune would retry.
+    """
+    runs = trials[chosen["trial"]]
+    storage = open_storage(settings.storage_uri)
+    try:
+        if settings.workers_per_run:
+            _train_on_workers(runs[0], storage, settings)
+        else:
+            _train_stack(runs, storage, settings)
+    except MnistRayError as error:
+        tune.report({"failure": (type(error).__name__, str(error))})
+        return
+    tune.report({"progress": [read_progress(storage, run.run).as_dict() for run in runs]})
+
+
+def _train_stack(runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings) -> None:
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    if device.type == "cpu":
+        # One thread a worker: the fastest for networks of this size, and the same bits everywhere.
+        torch.set_num_threads(1)
+    data = load_data(runs[0].config, settings.data_dir, device)
+    for progress in train_stack(runs, data, storage=storage, device=device, goes_on=_judge(settings.rungs)):
+        tune.report({"progress": [row.as_dict() for row in progress]})
+
+
+def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
+    """Returns what decides after each epoch whether a run goes on."""
+
+    def goes_on(progress: RunProgress) -> bool:
+        return bool(ray.get(rungs.judge.remote(progress.run, progress.epochs_done, progress.best_val_loss)))
+
+    return goes_on if rungs else lambda _: True
+
+
+def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) -> None:
+    """Trains one run as a TorchTrainer of its own; one that diverges leaves its note and ends the trial only."""
+    folder = RunFolder(storage, run.run)
+    folder.claim(run.config, load_data(run.config, settings.data_dir, torch.device("cpu")), resume=True)
+    num_workers = settings.workers_per_run
+    job = TrainJob(run.config, run.run, settings.storage_uri, settings.data_dir, num_workers)
+    try:
+        fit_run(job, scaling=ScalingConfig(num_workers=num_workers, use_gpu=bool(ray.cluster_resources().get("GPU"))))
+    except MnistRayError:
+        if folder.status().status != "diverged":
+            raise

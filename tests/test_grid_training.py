@@ -1,0 +1,166 @@
+"""Stacks leave each run in the storage as if it had been trained alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_digits import tiny_digits
+
+from mnist_ray.checkpoints import RunFolder
+from mnist_ray.config import TrainConfig
+from mnist_ray.errors import ConflictError
+from mnist_ray.grid_training import train_stack
+from mnist_ray.grids import GridRun
+from mnist_ray.history import EpochResult
+from mnist_ray.run_progress import RunProgress, read_progress
+from mnist_ray.storage import Storage, open_storage
+from mnist_ray.training import fit
+from mnist_ray.training_data import TrainingData, prepare_data
+from mnist_ray.variants import variant_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> object:
+    """Bits are promised for one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_of(seed: int, **settings: object) -> GridRun:
+    small = {"dataset": "digits", "hidden_sizes": (16, 12), "epochs": 3, "seed": seed}
+    return GridRun(f"r{seed}", variant_config("dropout_batchnorm", {**small, **settings}))
+
+
+def data_of(config: TrainConfig) -> TrainingData:
+    return prepare_data(config, tiny_digits(300), device=CPU)
+
+
+def train(
+    runs: list[GridRun],
+    storage: Storage,
+    *,
+    goes_on: Callable[[RunProgress], bool] = lambda _: True,
+    stop_after: int | None = None,
+) -> list[list[RunProgress]]:
+    reported = []
+    for progress in train_stack(runs, data_of(runs[0].config), storage=storage, device=CPU, goes_on=goes_on):
+        reported.append(progress)
+        if len(reported) == stop_after:
+            break
+    return reported
+
+
+def alone(run: GridRun, storage: Storage) -> None:
+    folder, data = RunFolder(storage, run.run), data_of(run.config)
+    folder.claim(run.config, data, resume=False)
+    for state in fit(run.config, data, device=CPU):
+        folder.save(run.config, data, state)
+    folder.finish()
+
+
+def timeless(history: tuple[EpochResult, ...]) -> list[EpochResult]:
+    return [replace(row, epoch_seconds=0) for row in history]
+
+
+def files_of(root: Path, run: str) -> list[str]:
+    return sorted(str(path.relative_to(root / "runs" / run)) for path in (root / "runs" / run).rglob("*"))
+
+
+def assert_same_folders(root: Path, expected_root: Path, runs: list[GridRun]) -> None:
+    for run in runs:
+        assert files_of(root, run.run) == files_of(expected_root, run.run)
+        folder, expected = (RunFolder(open_storage(str(place)), run.run) for place in (root, expected_root))
+        assert timeless(folder.history()) == timeless(expected.history())
+        assert folder.best().sha256 == expected.best().sha256
+        assert folder.best().document["epoch"] == expected.best().document["epoch"]
+        assert folder.document() == expected.document()
+
+
+def test_a_stack_leaves_the_folders_that_single_runs_leave(tmp_path: Path) -> None:
+    runs = [run_of(seed, dropout=0.1 * seed) for seed in range(4)]
+    reported = train(runs, open_storage(str(tmp_path / "stack")))
+    assert [[row.epochs_done for row in rows] for rows in reported] == [[1] * 4, [2] * 4, [3] * 4]
+    assert {row.status for row in reported[-1]} == {"finished"}
+    for run in runs:
+        alone(run, open_storage(str(tmp_path / "alone")))
+    assert_same_folders(tmp_path / "stack", tmp_path / "alone", runs)
+
+
+def test_a_stack_that_was_interrupted_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    runs = [run_of(seed) for seed in range(4)]
+    storage = open_storage(str(tmp_path / "stack"))
+    # The first two are an epoch further than the others, and the first is done.
+    train([runs[0]], storage)
+    train([runs[1]], storage, stop_after=2)
+    train(runs[2:], storage, stop_after=1)
+    before = (tmp_path / "stack/runs/r0/best/checkpoint.json").stat().st_mtime_ns
+    reported = train(runs, storage)
+    assert [[(row.run, row.epochs_done) for row in rows] for rows in reported] == [
+        [("r2", 2), ("r3", 2)],
+        [("r2", 3), ("r3", 3)],
+        [("r1", 3)],
+    ]
+    assert (tmp_path / "stack/runs/r0/best/checkpoint.json").stat().st_mtime_ns == before
+    for run in runs:
+        alone(run, open_storage(str(tmp_path / "alone")))
+    assert_same_folders(tmp_path / "stack", tmp_path / "alone", runs)
+    assert train(runs, storage) == []
+
+
+def test_a_run_killed_between_its_last_epoch_and_its_best_checkpoint_is_finished_without_training(
+    tmp_path: Path,
+) -> None:
+    run, storage = run_of(0), open_storage(str(tmp_path))
+    folder, data = RunFolder(storage, run.run), data_of(run.config)
+    folder.claim(run.config, data, resume=False)
+    for state in fit(run.config, data, device=CPU):
+        folder.save(run.config, data, state)
+    assert [[(row.status, row.epochs_done) for row in rows] for rows in train([run], storage)] == [[("finished", 3)]]
+    assert folder.best().document["epoch"] in (1, 2, 3)
+
+
+def test_a_diverged_run_is_marked_and_its_neighbours_are_as_without_it(tmp_path: Path) -> None:
+    runs = [run_of(0), run_of(1, learning_rate=1e38), run_of(2)]
+    storage = open_storage(str(tmp_path / "with"))
+    reported = train(runs, storage)
+    assert [(row.run, row.status) for row in reported[0]][1] == ("r1", "diverged")
+    progress = read_progress(storage, "r1")
+    assert progress.reason is not None
+    assert "try a learning_rate below 1e+38" in progress.reason
+    assert (progress.epochs_done, progress.best_epoch) == (0, None)
+    assert not (tmp_path / "with/runs/r1/best").exists()
+    others = [runs[0], runs[2]]
+    train(others, open_storage(str(tmp_path / "without")))
+    assert_same_folders(tmp_path / "with", tmp_path / "without", others)
+    # Nothing is tried again.
+    assert train(runs, storage) == []
+
+
+def test_a_stopped_run_keeps_its_best_checkpoint_and_is_not_trained_again(tmp_path: Path) -> None:
+    runs, storage = [run_of(seed) for seed in range(3)], open_storage(str(tmp_path / "asha"))
+    reported = train(runs, storage, goes_on=lambda row: not (row.run == "r1" and row.epochs_done == 2))
+    assert [[row.run for row in rows] for rows in reported] == [["r0", "r1", "r2"], ["r0", "r1", "r2"], ["r0", "r2"]]
+    stopped = read_progress(storage, "r1")
+    assert (stopped.status, stopped.epochs_done) == ("stopped", 2)
+    assert stopped.reason == "asha: not among the best after epoch 2"
+    weights = load_file(tmp_path / f"asha/runs/r1/checkpoints/epoch-{stopped.best_epoch:04d}/model.safetensors")
+    for name, value in RunFolder(storage, "r1").best().model.items():
+        assert torch.equal(value, weights[name])
+    assert train(runs, storage) == []
+    others = [runs[0], runs[2]]
+    train(others, open_storage(str(tmp_path / "without")))
+    assert_same_folders(tmp_path / "asha", tmp_path / "without", others)
+
+
+def test_a_name_that_belongs_to_another_config_is_refused(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    train([run_of(0)], storage)
+    with pytest.raises(ConflictError, match=r"run 'r0': exists with another config \(dropout=0.3 there, 0.4 here\)"):
+        train([run_of(0, dropout=0.4)], storage)
