@@ -145,6 +145,7 @@ def default_run_name(config: TrainConfig) -> str:
 
 @cli.command()
 @click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be given many times.")
+@click.option("--grid", "grid_name", metavar="NAME", help="Every run of a grid that has a checkpoint.")
 @click.option("--all-runs", is_flag=True, help="Every finished run of the storage.")
 @click.option("--dataset", default="mnist", show_default=True, metavar="NAME", help="Data set, as for train.")
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
@@ -160,6 +161,7 @@ def default_run_name(config: TrainConfig) -> str:
 def evaluate(
     context: click.Context,
     runs: Sequence[str],
+    grid_name: str | None,
     all_runs: bool,
     dataset: str,
     split: str,
@@ -175,13 +177,16 @@ def evaluate(
     """Evaluates runs on a data set in one pass over its images and commits the tables in one step."""
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
-    config = make_config(EvaluationConfig, {"dataset": absolute_dataset(dataset), "split": split, **chosen}, "evaluate")
     names = [check_name(run, "run") for run in runs]
-    if bool(names) == all_runs:
-        raise click.UsageError("give --run NAME (once or more) or --all-runs")
+    if [bool(names), bool(grid_name), all_runs].count(True) != 1:
+        raise click.UsageError("give one of --run NAME (once or more), --grid NAME and --all-runs")
+    if grid_name:
+        chosen["grid"] = check_name(grid_name, "grid")
+    config = make_config(EvaluationConfig, {"dataset": absolute_dataset(dataset), "split": split, **chosen}, "evaluate")
     target = target_cluster(context, address)
     if target:
         arguments = [part for run in names for part in ("--run", run)] + (["--all-runs"] if all_runs else [])
+        arguments += ["--grid", grid_name] if grid_name else []
         arguments += ["--dataset", config.dataset, "--split", split, "--storage", remote_storage(storage)]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
@@ -196,9 +201,12 @@ def evaluate(
         click.echo(json.dumps({"evaluation": outcome.name, "uri": outcome.uri, "already_done": outcome.already_done,
                                "metrics": outcome.metrics}))  # fmt: skip
         return
-    from mnist_ray.printing import print_metrics
+    if grid_name:
+        cli_grids.print_test_leaderboard(outcome.metrics, storage, grid_name)
+    else:
+        from mnist_ray.printing import print_metrics
 
-    print_metrics(outcome.metrics)
+        print_metrics(outcome.metrics)
     done = "was there already, nothing to do" if outcome.already_done else "committed"
     click.echo(f"evaluation {outcome.name} {done}: {outcome.uri}")
 
@@ -310,7 +318,7 @@ def jobs_stop(context: click.Context, job_id: str, address: str | None) -> None:
     click.echo(f"{job.job_id}: {job.status}")
 
 
-for _command in (cli_grids.tune, cli_grids.plan, cli_grids.grids):
+for _command in (cli_grids.tune, cli_grids.plan, cli_grids.grids, cli_grids.report):
     cli.add_command(_command)
 
 
@@ -334,12 +342,12 @@ def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
         return say(f"error: {error.format_message()} (see `{where} --help`)", 2)
     except (click.Abort, KeyboardInterrupt):
-        return say("stopped; an unfinished run goes on with --resume", 130)
+        return say("stopped; the same command goes on, train with --resume", 130)
     return result if isinstance(result, int) else 0
 
 
 def _terminated(_: int, __: FrameType | None) -> NoReturn:
-    say("terminated; an unfinished run goes on with --resume", 143)
+    say("terminated; the same command goes on, train with --resume", 143)
     raise SystemExit(143)
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import yaml
@@ -25,6 +25,7 @@ from mnist_ray.cli_options import (
 )
 from mnist_ray.config import GridConfig
 from mnist_ray.grids import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
+from mnist_ray.search import Search
 from mnist_ray.variants import VARIANTS
 
 
@@ -72,6 +73,15 @@ from mnist_ray.variants import VARIANTS
     "--asha-factor", type=click.IntRange(min=2), default=3, show_default=True, help="One in how many goes on."
 )
 @click.option(
+    "--search",
+    "search_kind",
+    type=click.Choice(["random", "optuna"]),
+    help="Train --num-samples settings, chosen from the axes and from ranges such as dropout: {uniform: [0, 0.5]}, "
+    "weight_decay: {loguniform: [1e-6, 1e-3]}, instead of every combination.",
+)
+@click.option("--num-samples", type=click.IntRange(min=1), help="Settings that --search chooses, each with every seed.")
+@click.option("--search-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --search.")
+@click.option(
     "--max-failures",
     type=click.IntRange(min=0),
     default=3,
@@ -106,6 +116,9 @@ def tune(
     scheduler: str,
     asha_epochs: int,
     asha_factor: int,
+    search_kind: Literal["random", "optuna"] | None,
+    num_samples: int | None,
+    search_seed: int,
     max_failures: int,
     max_runs: int,
     overrides: Sequence[str],
@@ -125,7 +138,11 @@ def tune(
         source=f"grid {grid_name!r}",
     )
     grid_folder_name = check_grid_name(name or default_grid_name(grid_name, grid))
-    expand(grid, name=grid_folder_name, max_runs=max_runs)
+    if (search_kind is None) != (num_samples is None):
+        raise click.UsageError("--search and --num-samples go together")
+    search = Search(search_kind, num_samples, search_seed) if search_kind and num_samples else None
+    if search is None:
+        expand(grid, name=grid_folder_name, max_runs=max_runs)
     target = target_cluster(context, address)
     options = {
         "--num-workers": num_workers,
@@ -135,6 +152,9 @@ def tune(
         "--scheduler": scheduler,
         "--asha-epochs": asha_epochs,
         "--asha-factor": asha_factor,
+        "--search": search_kind,
+        "--num-samples": num_samples,
+        "--search-seed": search_seed,
         "--max-failures": max_failures,
         "--max-runs": max_runs,
         "--data-dir": data_dir,
@@ -163,13 +183,19 @@ def tune(
         asha=Rungs(asha_epochs, asha_factor) if scheduler == "asha" else None,
         max_failures=max_failures,
         max_runs=max_runs,
+        search=search,
     )
     if context.obj.get("plan"):
         from mnist_ray.planning import plan_grid
 
         print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
         return
-    outcome = tune_grid(job)
+    if search and search.kind == "optuna":
+        from mnist_ray.cluster.searching import search_grid
+
+        outcome = search_grid(job, search)
+    else:
+        outcome = tune_grid(job)
     _print_outcome(job, outcome, as_json=as_json)
 
 
@@ -180,10 +206,15 @@ def default_grid_name(grid_name: str, grid: GridConfig) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)[:32]
 
 
+def shown_settings(grid: GridConfig) -> tuple[str, ...]:
+    """Returns the settings that tell the runs of a grid apart."""
+    return (*grid.axes, *grid.ranges) or ("variant",)
+
+
 def _print_outcome(job: Any, outcome: Any, *, as_json: bool) -> None:
     from mnist_ray.leaderboard import leaderboard, print_leaderboard
 
-    columns = tuple(job.grid.axes) or ("variant",)
+    columns = shown_settings(job.grid)
     board = leaderboard(outcome.rows, columns)
     if as_json:
         click.echo(
@@ -195,6 +226,17 @@ def _print_outcome(job: Any, outcome: Any, *, as_json: bool) -> None:
     dataset = outcome.rows[0]["train_dataset"]
     click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
     click.echo(f"next: mnist-ray evaluate --grid {job.name} --dataset {dataset} --storage {job.storage_uri}")
+
+
+def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:
+    """Prints a grid's settings, ranked on validation data, with their test accuracies."""
+    from mnist_ray.grid_folder import GridFolder
+    from mnist_ray.leaderboard import print_leaderboard, test_leaderboard
+    from mnist_ray.storage import open_storage
+
+    folder = GridFolder(open_storage(storage), grid_name)
+    columns = shown_settings(folder.settings())
+    print_leaderboard(test_leaderboard(folder.read_runs(), metrics, columns), columns)
 
 
 @click.command()
@@ -282,3 +324,32 @@ def _stack_row(stack: Any) -> dict[str, Any]:
 
 def _shown(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+@click.command()
+@click.argument("evaluation")
+@storage_option
+@as_json_option
+def report(evaluation: str, storage: str, as_json: bool) -> None:
+    """Prints what an evaluation says; of a grid also what each setting changes, and stores that as effects.parquet.
+
+    EVALUATION is a name that `mnist-ray evaluations` lists.
+    """
+    from dataclasses import asdict
+
+    from mnist_ray.printing import print_metrics
+    from mnist_ray.report.grid_report import print_effects, report_grid
+
+    found = report_grid(storage, evaluation)
+    if as_json:
+        rows = [asdict(effect) for effect in found.effects]
+        click.echo(json.dumps({"evaluation": evaluation, "grid": found.grid, "uri": found.uri, "effects": rows}))
+        return
+    if found.grid is None:
+        print_metrics(found.metrics)
+        click.echo("the evaluation is not of a grid: effects need mnist-ray evaluate --grid NAME")
+        return
+    print_test_leaderboard(found.metrics, storage, found.grid)
+    if found.effects:
+        print_effects(found.effects)
+        click.echo(f"all effects: {found.uri}")

@@ -6,7 +6,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
@@ -158,7 +158,13 @@ class GridConfig(_Config):
     axes: dict[str, tuple[Any, ...]] = Field(description="setting -> its levels")
     ranges: dict[str, Range] = Field(description="setting -> the range that a search chooses from")
     fixed: dict[str, Any] = Field(description="settings of every run")
-    seeds: tuple[int, ...] = Field(description="seeds")
+    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**63)], ...] = Field(description="seeds")
+
+    @field_validator("axes", "fixed")
+    @classmethod
+    def _freeze_lists(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # JSON has no tuples, which a level such as hidden_sizes is: a grid read back equals the one written.
+        return {name: _frozen(levels) for name, levels in value.items()}
 
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
@@ -170,6 +176,10 @@ class GridConfig(_Config):
         return self
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
 class EvaluationConfig(_Config):
     """All that an evaluation depends on besides the checkpoints and the data."""
 
@@ -178,6 +188,7 @@ class EvaluationConfig(_Config):
     batch_size: int = Field(1000, ge=1, le=MAX_COUNT, description="images in one pass through the networks")
     shard_size: int = Field(10_000, ge=1, le=MAX_COUNT, description="images in one part file")
     num_bins: int = Field(15, ge=1, le=1000, description="bins of the calibration table")
+    grid: str | None = Field(None, description="name of the grid that the runs belong to")
 
     @field_validator("dataset")
     @classmethod
@@ -216,6 +227,20 @@ def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str
         return kind.model_validate(dict(settings))
     except pydantic.ValidationError as error:
         raise ConfigError(f"{source}: {_first_error(kind, error)}") from None
+
+
+def check_setting(name: str, value: Any, source: str) -> None:
+    """Refuses a value that TrainConfig's setting of that name can never have.
+
+    Raises:
+      ConfigError: the rule that the value breaks, in one line.
+    """
+    try:
+        TrainConfig.model_validate({name: value})
+    except pydantic.ValidationError as error:
+        # Without a place it is a rule that joins several settings: the others may satisfy it.
+        if error.errors()[0]["loc"]:
+            raise ConfigError(f"{source}: {_first_error(TrainConfig, error)}") from None
 
 
 def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:

@@ -17,6 +17,7 @@ from mnist_ray.config import GridConfig, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.grids import GridRun
 from mnist_ray.run_progress import RunProgress
+from mnist_ray.search import Search
 from mnist_ray.storage import MissingError, Storage
 
 
@@ -69,37 +70,55 @@ class GridFolder:
             ) from None
         return document
 
-    def claim(self, grid: GridConfig, runs: Sequence[GridRun], *, search: Mapping[str, Any] | None = None) -> None:
+    def claim(
+        self,
+        grid: GridConfig,
+        runs: Sequence[GridRun],
+        *,
+        search: Search | None = None,
+        samples: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         """Takes the grid's name, or extends the grid of that name: all its runs must be among the new ones.
 
         Args:
           grid: the settings.
           runs: all runs, old and new; for a search those that are known so far.
-          search: what else the runs of a search depend on; must not change.
+          search: how samples are chosen: kind and seed must not change.
+          samples: the settings that a search has chosen so far.
 
         Raises:
           ConflictError: the name belongs to a grid with other runs.
         """
         names = [run.run for run in runs]
+        how = {"kind": search.kind, "seed": search.seed} if search else None
         existing = self.document()
         if existing is not None:
-            missing = [name for name in existing["runs"] if name not in set(names)]
-            if missing or existing["search"] != (dict(search) if search else None):
-                what = (
-                    f"{len(missing)} of its {len(existing['runs'])} runs are not in this one" if missing else "search"
-                )
+            missing = set(existing["runs"]) - set(names)
+            if missing or existing["search"] != how:
+                counted = f"{len(missing)} of its {len(existing['runs'])} runs are not in this one"
                 raise ConflictError(
-                    f"grid {self.name!r}: exists with other settings ({what}); a grid can only grow, by levels or "
-                    "seeds: give all the old ones too, or choose another --name"
+                    f"grid {self.name!r}: exists with other settings ({counted if missing else 'another search'}); a "
+                    "grid can only grow, by levels or seeds: give all the old ones too, or choose another --name"
                 )
         document = {
             "grid": self.name,
             "settings": grid.model_dump(mode="json"),
-            "search": dict(search) if search else None,
+            "search": how,
+            "samples": [dict(sample) for sample in samples or ()],
             "runs": names,
         }
         if document != existing:
             self._write_json("grid.json", document)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Returns the settings that a search has chosen, none if there is no such grid yet."""
+        document = self.document()
+        samples = document["samples"] if document else []
+        # JSON has no tuples, which a level such as hidden_sizes is.
+        return [
+            {name: tuple(value) if isinstance(value, list) else value for name, value in sample.items()}
+            for sample in samples
+        ]
 
     def write_runs(self, runs: Sequence[GridRun], progress: Mapping[str, RunProgress]) -> None:
         """Writes runs.parquet, a row for each run in the grid's order."""

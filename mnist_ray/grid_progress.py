@@ -60,7 +60,7 @@ class GridProgress:
     ) -> None:
         if self._live:
             self._live.stop()
-        self._console.print(self.line(), highlight=False, soft_wrap=True)
+        self.say(self.line())
 
     def add(self, runs: Iterable[GridRun]) -> None:
         """Takes up runs that weren't known at the start: those of a search."""
@@ -76,7 +76,11 @@ class GridProgress:
             self._live.update(self._table())
         elif self._now() - self._last_line >= _LINE_INTERVAL_S:
             self._last_line = self._now()
-            self._console.print(self.line(), highlight=False, soft_wrap=True)
+            self.say(self.line())
+
+    def say(self, line: str) -> None:
+        """Shows a line, above the live table if there is one."""
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def counts(self) -> dict[str, int]:
         """Returns how many runs are finished, stopped, diverged, running and waiting."""

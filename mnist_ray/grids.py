@@ -11,13 +11,27 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, get_origin
 
-from mnist_ray.config import GridConfig, Range, TrainConfig, check_name, make_config, parse_value, read_yaml
+from mnist_ray.config import (
+    GridConfig,
+    Range,
+    TrainConfig,
+    check_name,
+    check_setting,
+    make_config,
+    parse_value,
+    read_yaml,
+)
 from mnist_ray.errors import ConfigError
 from mnist_ray.suggestions import did_you_mean
 from mnist_ray.variants import variant_config
 
 _MAX_GRID_NAME = 32
+_MAX_SEEDS = 1_000_000
 _RANGE_KINDS = ("uniform", "loguniform", "randint")
+
+_SEED_SETTINGS = ("seed", "seeds")
+_WHOLE_NUMBERS = (int, int | None)
+_NUMBERS = (float, float | None)
 
 # As a person would write them in a YAML file: a list is an axis.
 GRIDS: dict[str, dict[str, Any]] = {
@@ -96,16 +110,14 @@ def read_grid(
       source: where the settings came from, for messages.
 
     Raises:
-      ConfigError: an unknown setting, or a value that is no list, range or setting.
+      ConfigError: an unknown setting, or a level, range or value that it can't have.
     """
-    wanted = {**settings, **overrides}
-    given_seeds = [wanted.pop(name) for name in ("seed", "seeds") if name in wanted]
-    if len(given_seeds) > 1:
-        raise ConfigError(f"{source}: give seed or seeds, not both")
     axes: dict[str, tuple[Any, ...]] = {}
     ranges: dict[str, Range] = {}
     fixed: dict[str, Any] = {}
-    for name, value in wanted.items():
+    for name, value in {**settings, **overrides}.items():
+        if name in _SEED_SETTINGS:
+            continue
         if name not in TrainConfig.model_fields:
             advice = (
                 did_you_mean(name, TrainConfig.model_fields) or f"; choose one of {', '.join(TrainConfig.model_fields)}"
@@ -114,10 +126,10 @@ def read_grid(
         if isinstance(value, Mapping):
             ranges[name] = _range(name, value, source)
         elif _is_axis(name, value):
-            axes[name] = tuple(_level(level) for level in value)
+            axes[name] = tuple(_level(name, level, source) for level in value)
         else:
-            fixed[name] = _level(value)
-    chosen = _seeds(seeds, source) if seeds is not None else _given_seeds(given_seeds, source)
+            fixed[name] = _level(name, value, source)
+    chosen = _seeds(seeds, source) if seeds is not None else _given_seeds(overrides, settings, source)
     document = {"axes": axes, "ranges": ranges, "fixed": fixed, "seeds": chosen}
     return make_config(GridConfig, document, source)
 
@@ -131,11 +143,17 @@ def _is_axis(name: str, value: Any) -> bool:
     return all(isinstance(level, list | tuple | str) for level in value)
 
 
-def _level(value: Any) -> Any:
-    # YAML reads 1e-6 as text.
-    if isinstance(value, str):
+def _level(name: str, value: Any, source: str) -> Any:
+    annotation = TrainConfig.model_fields[name].annotation
+    # YAML reads 1e-6 as text; in a setting that is text, such as a folder, nothing is to be read.
+    if isinstance(value, str) and annotation is not str:
         value = parse_value(value)
-    return tuple(value) if isinstance(value, list) else value
+    # A network of one layer as a list too: written as [16, 8], an axis of two would be read back as one network.
+    if get_origin(annotation) is tuple and type(value) is int:
+        value = (value,)
+    # Before any message shows it: a data set's URI may hold credentials.
+    check_setting(name, value, source)
+    return value
 
 
 def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:
@@ -144,14 +162,22 @@ def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:
         raise ConfigError(
             f"{source}: {name}={dict(value)!r}: write a range as {{{'|'.join(_RANGE_KINDS)}: [low, high]}}"
         )
-    ends = [_level(end) for end in value[kinds[0]]]
+    ends = value[kinds[0]]
     if len(ends) != 2:
         raise ConfigError(f"{source}: {name}: {kinds[0]} needs two ends, not {len(ends)}")
-    return make_config(Range, {"kind": kinds[0], "low": ends[0], "high": ends[1]}, f"{source}: {name}")
+    found = make_config(Range, {"kind": kinds[0], "low": ends[0], "high": ends[1]}, f"{source}: {name}")
+    annotation = TrainConfig.model_fields[name].annotation
+    if annotation not in (*_WHOLE_NUMBERS, *_NUMBERS):
+        raise ConfigError(f"{source}: {name}: a range is for one number; give a list of levels")
+    if annotation in _WHOLE_NUMBERS and found.kind != "randint":
+        raise ConfigError(f"{source}: {name}: takes whole numbers, which {found.kind} does not give; write randint")
+    for end in ends:
+        check_setting(name, end, source)
+    return found
 
 
 def _seeds(text: str, source: str) -> tuple[int, ...]:
-    parts = text.split(",")
+    parts = text.removesuffix(",").split(",")
     try:
         numbers = tuple(int(part) for part in parts)
     except ValueError:
@@ -160,17 +186,21 @@ def _seeds(text: str, source: str) -> tuple[int, ...]:
         return numbers
     if numbers[0] < 1:
         raise ConfigError(f"{source}: seeds={text!r}: at least one is needed")
+    if numbers[0] > _MAX_SEEDS:
+        raise ConfigError(f"{source}: seeds={text!r}: at most {_MAX_SEEDS}; for the one seed write {text},")
     return tuple(range(numbers[0]))
 
 
-def _given_seeds(given: Sequence[Any], source: str) -> tuple[Any, ...]:
-    if not given:
-        return (0,)
-    if isinstance(given[0], list | tuple):
-        return tuple(given[0])
-    if isinstance(given[0], str):
-        return _seeds(given[0], source)
-    return (given[0],)
+def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
+    for given in (overrides, settings):
+        found = [given[name] for name in _SEED_SETTINGS if name in given]
+        if len(found) > 1:
+            raise ConfigError(f"{source}: give seed or seeds, not both")
+        if found and isinstance(found[0], str):
+            return _seeds(found[0], source)
+        if found:
+            return tuple(found[0]) if isinstance(found[0], list | tuple) else (found[0],)
+    return (0,)
 
 
 def written_grid(grid: GridConfig) -> dict[str, Any]:
@@ -193,9 +223,7 @@ def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]
     """
     if grid.ranges:
         raise ConfigError(f"{next(iter(grid.ranges))}: a range needs --search random or optuna; an axis is a list")
-    count = prod(len(levels) for levels in grid.axes.values()) * len(grid.seeds)
-    if count > max_runs:
-        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if that is meant")
+    check_count(prod(len(levels) for levels in grid.axes.values()) * len(grid.seeds), name, max_runs)
     return distinct_runs(
         [
             (dict(zip(grid.axes, levels, strict=True)), seed)
@@ -205,6 +233,16 @@ def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]
         grid,
         name=name,
     )
+
+
+def check_count(count: int, name: str, max_runs: int) -> None:
+    """Refuses more runs than a limit against typing mistakes.
+
+    Raises:
+      ConfigError: there are more.
+    """
+    if count > max_runs:
+        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if that is meant")
 
 
 def distinct_runs(

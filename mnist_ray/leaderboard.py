@@ -32,18 +32,44 @@ def leaderboard(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> li
     return sorted(board, key=lambda row: _rank(row, columns))
 
 
+def test_leaderboard(
+    rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Adds an evaluation to the leaderboard; the ranking stays that of the validation data.
+
+    Args:
+      rows: rows of a runs table.
+      metrics: rows of the metrics table of an evaluation of the same runs.
+      columns: the settings that are shown.
+
+    Returns:
+      The rows of leaderboard(), with accuracy_mean, accuracy_std and log_loss_mean of the evaluated runs.
+    """
+    evaluated = {row["run"]: row for row in metrics}
+    return leaderboard([{**row, "evaluated": evaluated.get(row["run"])} for row in rows], columns)
+
+
 def _summary(group: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
     done = [row for row in group if row["checkpoint"] is not None]
-    accuracies = [row["best_val_accuracy"] for row in done]
+    found = [row["evaluated"] for row in group if row.get("evaluated")]
     return {
         **{name: group[0][name] for name in columns},
         "num_runs": len(group),
         "num_done": len(done),
         "num_diverged": sum(row["status"] == "diverged" for row in group),
-        "val_accuracy_mean": fmean(accuracies) if done else None,
-        "val_accuracy_std": stdev(accuracies) if len(done) > 1 else None,
-        "val_loss_mean": fmean(row["best_val_loss"] for row in done) if done else None,
-        "best_epoch_mean": fmean(row["best_epoch"] for row in done) if done else None,
+        "seconds_mean": fmean(row["seconds"] for row in group),
+        **_mean_and_std("val_accuracy", [row["best_val_accuracy"] for row in done]),
+        **_mean_and_std("val_loss", [row["best_val_loss"] for row in done]),
+        **_mean_and_std("best_epoch", [row["best_epoch"] for row in done]),
+        **(_mean_and_std("accuracy", [row["accuracy"] for row in found]) if found else {}),
+        **(_mean_and_std("log_loss", [row["log_loss"] for row in found]) if found else {}),
+    }
+
+
+def _mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    return {
+        f"{name}_mean": fmean(values) if values else None,
+        f"{name}_std": stdev(values) if len(values) > 1 else None,
     }
 
 
@@ -60,33 +86,33 @@ def _text(values: Sequence[Any]) -> str:
     return json.dumps(values, default=str)
 
 
-def print_leaderboard(
-    board: Sequence[Mapping[str, Any]], columns: Sequence[str], *, limit: int = 20, more: Sequence[str] = ()
-) -> None:
+def print_leaderboard(board: Sequence[Mapping[str, Any]], columns: Sequence[str], *, limit: int = 20) -> None:
     """Prints the best settings.
 
     Args:
-      board: rows of leaderboard().
+      board: rows of leaderboard(), or of test_leaderboard().
       columns: the settings that are shown.
       limit: most rows.
-      more: further columns of the board, printed as they are.
     """
-    names = ["", *columns, "runs", "val accuracy", "val loss", "best epoch", *more]
+    has_test = any("accuracy_mean" in row for row in board)
+    names = ["", *columns, "runs", "val accuracy", "val loss", "best epoch", "seconds a run"]
+    names += ["test accuracy", "test log loss"] if has_test else []
     lines = [
         [
             str(place),
             *(setting_text(row[name]) for name in columns),
             _runs_text(row),
-            mean_text(row["val_accuracy_mean"], row["val_accuracy_std"]),
-            "-" if row["val_loss_mean"] is None else f"{row['val_loss_mean']:.4f}",
-            "-" if row["best_epoch_mean"] is None else f"{row['best_epoch_mean']:.1f}",
-            *(str(row[name]) for name in more),
+            _mean_text(row, "val_accuracy"),
+            _number_text(row["val_loss_mean"], 4),
+            _number_text(row["best_epoch_mean"], 1),
+            _number_text(row["seconds_mean"], 1),
+            *([_mean_text(row, "accuracy"), _number_text(row.get("log_loss_mean"), 4)] if has_test else []),
         ]
         for place, row in enumerate(board[:limit], start=1)
     ]
     print_table(names, lines)
     rest = f"; {len(board) - limit} more settings follow" if len(board) > limit else ""
-    print(f"Ranked by mean validation accuracy of the best epochs; +- is the standard deviation over seeds{rest}.")
+    print(f"Ranked by mean validation accuracy of the best epochs; ± is the standard deviation over seeds{rest}.")
 
 
 def setting_text(value: Any) -> str:
@@ -98,11 +124,13 @@ def setting_text(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def mean_text(mean: float | None, deviation: float | None) -> str:
-    """Returns '0.9812 +- 0.0012', without the deviation where there is none."""
-    if mean is None:
-        return "-"
-    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} +- {deviation:.4f}"
+def _mean_text(row: Mapping[str, Any], name: str) -> str:
+    mean, deviation = row.get(f"{name}_mean"), row.get(f"{name}_std")
+    return _number_text(mean, 4) if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+
+
+def _number_text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _runs_text(row: Mapping[str, Any]) -> str:

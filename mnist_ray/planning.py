@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mnist_ray.asha import Rungs
 from mnist_ray.config import GridConfig, TrainConfig
-from mnist_ray.grids import GridRun, expand, stacks
+from mnist_ray.grids import GridRun, check_count, expand, stacks
 from mnist_ray.run_progress import RunProgress, read_progress
+from mnist_ray.search import Search, random_samples, runs_of_samples
 from mnist_ray.storage import Storage, open_storage
 from mnist_ray.training import Divergence, StackTraining
 from mnist_ray.training_data import TrainingData, load_data
@@ -42,6 +44,7 @@ class TuneJob:
       asha: rungs that end runs early, or None.
       max_failures: how often a stack is started again after its worker died.
       max_runs: most runs that the grid may have.
+      search: how settings are chosen, instead of every combination; None for a grid.
     """
 
     grid: GridConfig
@@ -55,6 +58,24 @@ class TuneJob:
     asha: Rungs | None = None
     max_failures: int = 3
     max_runs: int = 1000
+    search: Search | None = None
+
+    def samples(self) -> list[dict[str, Any]] | None:
+        """Returns the settings of a random search, None for a grid; those of optuna show as it goes."""
+        if self.search is None:
+            return None
+        return random_samples(self.grid, self.search) if self.search.kind == "random" else []
+
+    def runs(self, samples: Sequence[dict[str, Any]] | None) -> tuple[GridRun, ...]:
+        """Returns the runs of some samples, or of the grid.
+
+        Raises:
+          ConfigError: more runs than max_runs, or an invalid setting.
+        """
+        if samples is None:
+            return expand(self.grid, name=self.name, max_runs=self.max_runs)
+        check_count(len(samples) * len(self.grid.seeds), self.name, self.max_runs)
+        return runs_of_samples(samples, self.grid, name=self.name)
 
     def trials_at_once(self, available: float, *, use_gpu: bool) -> int:
         """Returns how many trials run at once, on so many CPUs or GPUs; 0 where not even one fits."""
@@ -119,7 +140,7 @@ def plan_grid(job: TuneJob) -> GridPlan:
     Raises:
       MnistRayError: the grid, its data or its storage are not as they must be.
     """
-    return _plan(expand(job.grid, name=job.name, max_runs=job.max_runs), job)
+    return _plan(job.runs(job.samples()), job)
 
 
 def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:

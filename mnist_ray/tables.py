@@ -284,7 +284,47 @@ RUNS = Table(
     ),
 )
 
-TABLES = {table.name: table for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY, RUNS)}
+EFFECTS = Table(
+    "effects",
+    "an effect of a grid's setting on a metric",
+    (
+        Column("evaluation", NAME, "", "evaluation that the metrics come from"),
+        Column("grid", NAME, "", "grid"),
+        Column("dataset", NAME, "", "data set that the runs were evaluated on"),
+        Column("split", NAME, "", "split of the data set: train or test"),
+        Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats)"),
+        Column("kind", NAME, "", "main, or interaction of two settings"),
+        Column("axis", NAME, "", "setting"),
+        Column("level", STRING, "", "its level, as JSON"),
+        Column("reference_level", STRING, "", "the level that it is compared with, as JSON"),
+        Column("second_axis", NAME, "", "second setting of an interaction", nullable=True),
+        Column("second_level", STRING, "", "its level, as JSON", nullable=True),
+        Column("second_reference_level", STRING, "", "the level that it is compared with, as JSON", nullable=True),
+        Column(
+            "effect",
+            FLOAT64,
+            "the metric's",
+            "difference of the level from its reference, averaged over the other settings and the seeds; of an "
+            "interaction, how much that difference changes with the second setting",
+        ),
+        Column("effect_low", FLOAT64, "the metric's", "lower end of the 95 % t interval over seeds", nullable=True),
+        Column("effect_high", FLOAT64, "the metric's", "upper end of the 95 % t interval over seeds", nullable=True),
+        Column("p_value", FLOAT64, "probability", "of a two-sided paired t test over seeds", nullable=True),
+        Column(
+            "p_adjusted",
+            FLOAT64,
+            "probability",
+            "p_value after Holm's correction over all effects of the metric",
+            nullable=True,
+        ),
+        Column("num_seeds", INT64, "seeds", "seeds that were averaged"),
+        Column("num_pairs", INT64, "combinations", "combinations of the other settings averaged for each seed"),
+    ),
+)
+
+TABLES = {
+    table.name: table for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY, RUNS, EFFECTS)
+}
 
 
 def make_table(name: str, columns: Mapping[str, Any], *, code_version: str, num_classes: int | None = None) -> pa.Table:

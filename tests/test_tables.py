@@ -91,6 +91,25 @@ def other_tables():
         "seconds": [1.5, 0.0],
         "checkpoint": ["runs/a/best", None],
     }
+    effects = {
+        "evaluation": "e",
+        "grid": "g",
+        "dataset": "digits",
+        "split": "test",
+        "metric": "accuracy",
+        "kind": ["main", "interaction"],
+        "axis": "dropout",
+        "level": "0.3",
+        "reference_level": "0",
+        "second_axis": [None, "batch_norm"],
+        "second_level": [None, "true"],
+        "second_reference_level": [None, "false"],
+        **{name: [0.01, None] for name in ("effect_low", "effect_high", "p_value", "p_adjusted")},
+        "effect": [0.02, 0.0],
+        "num_seeds": [3, 1],
+        "num_pairs": [8, 4],
+    }
+    made["effects"] = tables.make_table("effects", effects, code_version="1")
     made["runs"] = tables.make_table("runs", runs, code_version="1")
     made["history"] = tables.make_table(
         "history", {**epochs, **{name: [0.5, 0.25] for name in rates}}, code_version="1"

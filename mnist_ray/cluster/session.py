@@ -1,8 +1,9 @@
 """A Ray to work on: the cluster whose job this is, or one of our own on this machine."""
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import ray
@@ -42,11 +43,12 @@ def ray_session(*, num_workers: int) -> Iterator[bool]:
         _start_local()
     try:
         resources = ray.cluster_resources()
-        if resources.get("GPU", 0) >= num_workers:
-            yield True
-        else:
+        use_gpu = resources.get("GPU", 0) >= num_workers
+        if not use_gpu:
             _check_cpus(resources.get("CPU", 0), num_workers)
-            yield False
+        # What Ray says of a lost worker goes to stdout, where a command's results belong.
+        with redirect_stdout(sys.stderr):
+            yield use_gpu
     finally:
         ray.shutdown()
 

@@ -1,8 +1,9 @@
 """The tuning job: Ray Tune schedules stacks of runs; a trial is a stack, its worker goes from stack to stack."""
 
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,12 @@ import torch
 from ray import tune
 from ray.exceptions import RayError
 
-from mnist_ray import errors
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
 from mnist_ray.errors import ClusterError, ConfigError, RunFailedError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_progress import GridProgress
-from mnist_ray.grids import GridRun, expand
+from mnist_ray.grids import GridRun
 from mnist_ray.planning import TuneJob, read_all_progress
 from mnist_ray.storage import Storage, open_storage
 from mnist_ray.training_data import data_settings, load_data
@@ -29,6 +29,7 @@ _TUNE_SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 
 
@@ -55,70 +56,137 @@ def tune_grid(job: TuneJob) -> TuneOutcome:
     """
     storage = open_storage(job.storage_uri)
     storage.check()
-    runs = expand(job.grid, name=job.name, max_runs=job.max_runs)
     if job.asha and job.workers_per_run:
         raise ConfigError("scheduler='asha': works on stacks; leave out --workers-per-run")
-    for config in dict.fromkeys(data_settings(run.config) for run in runs):
-        # An error in the data shows before anything is started.
-        load_data(config, job.data_dir, torch.device("cpu"))
+    samples = job.samples()
+    runs = job.runs(samples)
+    check_data(job, runs)
     folder = GridFolder(storage, job.name)
-    folder.claim(job.grid, runs)
-    before = read_all_progress(storage, runs)
-    missing = [run for run in runs if before[run.run].status == "unfinished"]
-    view = GridProgress(runs, before)
+    folder.claim(job.grid, runs, search=job.search, samples=samples)
+    view = GridProgress(runs, read_all_progress(storage, runs))
+    num_trained = train_missing(job, storage, runs, view)
+    return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
+
+
+def check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
+    """Loads the runs' data: an error in it shows before anything is started.
+
+    Raises:
+      DataError: the data is missing, damaged or too small.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    for config in dict.fromkeys(data_settings(run.config) for run in runs):
+        load_data(config, job.data_dir, torch.device("cpu"))
+
+
+def train_missing(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress) -> int:
+    """Trains the runs that are not done, writes runs.parquet and returns how many there were.
+
+    Raises:
+      MnistRayError: as the error tree says; runs.parquet is written all the same.
+    """
+    missing = [run for run in runs if view.progress[run.run].status == "unfinished"]
+
+    def stacks_of(at_once: int, use_gpu: bool) -> Trials:
+        trials = job.trials(missing, at_once, use_gpu=use_gpu)
+        points = tune.grid_search(list(range(len(trials))))
+        return Trials(train_trial, {"trials": trials}, {"trial": points})
+
     try:
         if missing:
-            with view:
-                _train(job, storage, missing, view)
+            run_tuner(job, storage, stacks_of, Watcher(view))
     finally:
-        folder.write_runs(runs, view.progress)
-    _check_done(job, [run for run in runs if view.progress[run.run].status == "unfinished"])
-    return TuneOutcome(storage.uri_of(folder.path()), len(missing), folder.read_runs())
+        GridFolder(storage, job.name).write_runs(runs, view.progress)
+    check_done(job, view)
+    return len(missing)
 
 
-def _check_done(job: TuneJob, unfinished: Sequence[GridRun]) -> None:
+def check_done(job: TuneJob, view: GridProgress) -> None:
+    """Checks that every run has come to its end.
+
+    Raises:
+      RunFailedError: some haven't.
+    """
+    unfinished = [row for row in view.progress.values() if row.status == "unfinished"]
     if unfinished:
         raise RunFailedError(
-            f"grid {job.name!r}: {len(unfinished)} runs are not finished, as their workers were lost "
-            f"{job.max_failures + 1} times; the same command goes on with them"
+            f"grid {job.name!r}: {len(unfinished)} runs are not finished: a worker was lost more than "
+            f"--max-failures {job.max_failures} times; the same command goes on with them"
         )
 
 
-def _train(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress) -> None:
-    watcher = Watcher(view)
+@dataclass(frozen=True)
+class Trials:
+    """What Tune calls, and with what.
+
+    Attributes:
+      trainable: called with a point of the space, the parameters and settings=WorkerSettings.
+      parameters: what all calls share.
+      space: Tune's space of points.
+      searcher: what chooses points, for num_samples of them; None for every point of the space.
+      num_samples: points that the searcher chooses.
+    """
+
+    trainable: Callable[..., None]
+    parameters: dict[str, Any]
+    space: dict[str, Any]
+    searcher: Any = None
+    num_samples: int = 1
+
+
+def run_tuner(job: TuneJob, storage: Storage, make_trials: Callable[[int, bool], Trials], watcher: Watcher) -> None:
+    """Runs trials on a Ray cluster, or on a Ray of our own.
+
+    Args:
+      job: the grid and how it is trained.
+      storage: where its folder is.
+      make_trials: called with the number of trials that run at once, and whether they get GPUs.
+      watcher: takes the workers' reports.
+
+    Raises:
+      MnistRayError: as the error tree says.
+    """
+    # The view tells of lost workers, and an error that a worker reports is raised.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     with (
+        watcher.view,
         ray_session(num_workers=max(job.workers_per_run, 1)) as use_gpu,
         tempfile.TemporaryDirectory(prefix="mnist-ray-tune-") as bookkeeping,
     ):
-        resources = ray.cluster_resources()
-        at_once = job.trials_at_once(resources.get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
-        trials = job.trials(runs, at_once, use_gpu=use_gpu)
-        rungs = start_rungs(job.asha, view.progress.values(), storage) if job.asha else None
+        at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
+        trials = make_trials(at_once, use_gpu)
+        rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
         settings = WorkerSettings(storage.uri, job.data_dir.absolute(), job.workers_per_run, rungs)
-        trainable = tune.with_parameters(train_trial, trials=trials, settings=settings)
+        trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _resources(job, use_gpu=use_gpu)),
+            param_space=trials.space,
+            tune_config=tune.TuneConfig(
+                reuse_actors=not job.workers_per_run,
+                max_concurrent_trials=at_once,
+                search_alg=trials.searcher,
+                num_samples=trials.num_samples,
+            ),
+            run_config=tune.RunConfig(
+                name=job.name,
+                storage_path=bookkeeping,
+                verbose=0,
+                callbacks=[watcher],
+                stop=StopAtFailure(watcher.failure),
+                failure_config=tune.FailureConfig(max_failures=job.max_failures),
+            ),
+        )
         try:
-            tune.Tuner(
-                tune.with_resources(trainable, _resources(job, use_gpu=use_gpu)),
-                param_space={"trial": tune.grid_search(list(range(len(trials))))},
-                tune_config=tune.TuneConfig(reuse_actors=not job.workers_per_run, max_concurrent_trials=at_once),
-                run_config=tune.RunConfig(
-                    name=job.name,
-                    storage_path=bookkeeping,
-                    verbose=0,
-                    callbacks=[watcher],
-                    stop=StopAtFailure(watcher.failure),
-                    failure_config=tune.FailureConfig(max_failures=job.max_failures),
-                ),
-            ).fit()
+            tuner.fit()
         except (tune.TuneError, RayError) as error:
             raise ClusterError(f"grid {job.name!r}: Ray failed: {str(error).strip().splitlines()[-1]}") from error
         finally:
             if rungs:
                 GridFolder(storage, job.name).write_decisions(ray.get(rungs.decisions.remote()))
-    if watcher.failure.kind:
-        raise getattr(errors, watcher.failure.kind)(watcher.failure.message)
+    if watcher.failure.error:
+        raise watcher.failure.error
 
 
 def _resources(job: TuneJob, *, use_gpu: bool) -> dict[str, float]:

@@ -1,15 +1,17 @@
 """What Ray Tune's workers do, and what they tell the driver."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayError, RayTaskError
 from ray.train import ScalingConfig
 
+from mnist_ray import errors
 from mnist_ray.asha import Decision, Rungs
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cluster.training import TrainJob, fit_run
@@ -24,10 +26,13 @@ from mnist_ray.training_data import load_data
 
 @dataclass
 class Failure:
-    """An error that trying again would not mend, told by a worker; None until there is one."""
+    """What ends a grid, told by a worker.
 
-    kind: str | None = None
-    message: str = ""
+    Attributes:
+      error: an error that trying again would not mend; None until there is one.
+    """
+
+    error: Exception | None = None
 
 
 class Watcher(tune.Callback):  # type: ignore[misc]
@@ -45,7 +50,28 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         del iteration, trials, trial
         self.view.update(RunProgress(**row) for row in result.get("progress", ()))
         if "failure" in result:
-            self.failure.kind, self.failure.message = result["failure"]
+            kind, message = result["failure"]
+            self.failure.error = getattr(errors, kind)(message)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Tells that a trial is started again; Tune calls this."""
+        del iteration, trials
+        if not self._is_bug(trial):
+            self.view.say("a worker was lost; its runs go on from their last epochs")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Tells that a trial is given up; Tune calls this."""
+        del iteration, trials
+        if not self._is_bug(trial):
+            self.view.say("a worker was lost and is not started again; the others go on")
+
+    def _is_bug(self, trial: Any) -> bool:
+        """Tells whether a trial failed by an exception in its code; then it is the grid's failure."""
+        # get_pickled_error() looks where the file comes later.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+            self.failure.error = error
+        return self.failure.error is not None
 
 
 @dataclass(frozen=True)
@@ -61,7 +87,7 @@ class StopAtFailure(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tells whether all end; Tune asks after each report."""
-        return self.failure.kind is not None
+        return self.failure.error is not None
 
 
 class RungKeeper:
@@ -107,31 +133,47 @@ class WorkerSettings:
 
 
 def train_trial(chosen: dict[str, int], *, trials: Sequence[Sequence[GridRun]], settings: WorkerSettings) -> None:
-    """Trains the runs of one trial and reports how far they are.
+    """Trains the runs of one of some trials."""
+    train_runs(trials[chosen["trial"]], settings)
+
+
+def train_runs(
+    runs: Sequence[GridRun],
+    settings: WorkerSettings,
+    judge: Callable[[Sequence[RunProgress]], dict[str, float]] = lambda _: {},
+) -> None:
+    """Trains runs and reports how far they are.
 
     An error that trying again would not mend is reported; a raised one Tune would retry.
+
+    Args:
+      runs: those of one stack, or a single one.
+      settings: how.
+      judge: what else is reported of them.
     """
-    runs = trials[chosen["trial"]]
     storage = open_storage(settings.storage_uri)
     try:
         if settings.workers_per_run:
             _train_on_workers(runs[0], storage, settings)
         else:
-            _train_stack(runs, storage, settings)
+            for progress in _train_stack(runs, storage, settings):
+                tune.report({"progress": [row.as_dict() for row in progress], **judge(progress)})
+        found = [read_progress(storage, run.run) for run in runs]
     except MnistRayError as error:
-        tune.report({"failure": (type(error).__name__, str(error))})
-        return
-    tune.report({"progress": [read_progress(storage, run.run).as_dict() for run in runs]})
+        tune.report({"failure": (type(error).__name__, str(error)), **judge([])})
+    else:
+        tune.report({"progress": [row.as_dict() for row in found], **judge(found)})
 
 
-def _train_stack(runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings) -> None:
+def _train_stack(
+    runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings
+) -> Iterator[Sequence[RunProgress]]:
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     if device.type == "cpu":
         # One thread a worker: the fastest for networks of this size, and the same bits everywhere.
         torch.set_num_threads(1)
     data = load_data(runs[0].config, settings.data_dir, device)
-    for progress in train_stack(runs, data, storage=storage, device=device, goes_on=_judge(settings.rungs)):
-        tune.report({"progress": [row.as_dict() for row in progress]})
+    yield from train_stack(runs, data, storage=storage, device=device, goes_on=_judge(settings.rungs))
 
 
 def _judge(rungs: Any) -> Callable[[RunProgress], bool]:

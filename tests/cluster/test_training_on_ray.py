@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
+from processes import descendants
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -78,20 +79,7 @@ def test_ctrl_c_ends_the_workers_with_130_and_one_line(tmp_path: Path) -> None:
 
 def a_train_worker_under(driver: int) -> int:
     """Returns the pid of a Ray Train worker among the driver's descendants."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    for pid in parents:
-        ancestor = pid
-        while ancestor in parents and ancestor != driver:
-            ancestor = parents[ancestor]
-        title = Path(f"/proc/{pid}/cmdline").read_bytes() if ancestor == driver else b""
-        if b"RayTrainWorker" in title:
-            return pid
-    raise AssertionError("no Ray Train worker is running")
+    return descendants(driver, title=b"RayTrainWorker")[0]
 
 
 def test_more_workers_than_cpus_end_with_5_and_what_there_is(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""What each setting of a grid changes: main effects and two-way interactions, with intervals over seeds."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+METRICS = ("accuracy", "log_loss")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One row of the effects table.
+
+    Attributes:
+      metric: accuracy (fraction) or log_loss (nats).
+      kind: main or interaction.
+      axis, level, reference_level: the setting, its level and the level that it is compared with.
+      second_axis, second_level, second_reference_level: of an interaction; None for a main effect.
+      effect: the mean difference.
+      effect_low, effect_high: its 95 % interval over seeds; None with one seed.
+      p_value: of a two-sided paired t test over seeds; None with one seed.
+      p_adjusted: p_value after Holm's correction over all effects of the metric.
+      num_seeds: seeds that count.
+      num_pairs: combinations of the other axes that are averaged for each seed.
+    """
+
+    metric: str
+    kind: str
+    axis: str
+    level: str
+    reference_level: str
+    second_axis: str | None
+    second_level: str | None
+    second_reference_level: str | None
+    effect: float
+    effect_low: float | None
+    effect_high: float | None
+    p_value: float | None
+    p_adjusted: float | None
+    num_seeds: int
+    num_pairs: int
+
+
+def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> list[Effect]:
+    """Computes every main effect and two-way interaction of a grid.
+
+    The main effect of a level is the difference from the axis's first level, averaged over all combinations of the
+    other axes; an interaction is how much the difference of one axis changes with the level of another,
+    m(a, b) - m(a0, b) - m(a, b0) + m(a0, b0). Both are averaged within each seed first: runs with the same seed share
+    batches and noise, so the seeds' averages are paired differences, independent of each other. Their mean has a t
+    interval. It covers what other seeds would give on this very test set, not other test examples.
+
+    Where runs are missing (diverged), a combination counts only if all its cells are there for every seed; so every
+    seed averages the same combinations, and what is left is unbiased for them. An effect without any is left out.
+
+    Args:
+      rows: rows of a metrics table: the settings, seed, accuracy, log_loss.
+      axes: setting -> its levels; the first is the reference.
+
+    Reference: Montgomery, "Design and Analysis of Experiments", chapter 5; Holm 1979.
+    """
+    found: list[Effect] = []
+    for metric in METRICS:
+        of_metric = list(_effects_of(metric, _Cells(rows, axes, metric)))
+        adjusted = holm([effect.p_value for effect in of_metric])
+        found += [Effect(**{**asdict(effect), "p_adjusted": p}) for effect, p in zip(of_metric, adjusted, strict=True)]
+    return found
+
+
+class _Cells:
+    """One metric of every cell: values[level of axis 1, ..., seed], NaN where there is no run."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]], metric: str) -> None:
+        # An axis of one level has no effect.
+        self.axes = {name: [_text(level) for level in levels] for name, levels in axes.items() if len(levels) > 1}
+        seeds = sorted({row["seed"] for row in rows})
+        self.values = np.full([*map(len, self.axes.values()), len(seeds)], np.nan)
+        for row in rows:
+            place = [levels.index(_text(row[name])) for name, levels in self.axes.items()]
+            self.values[(*place, seeds.index(row["seed"]))] = row[metric]
+
+    def contrast(self, parts: Sequence[tuple[str, int]]) -> npt.NDArray[np.float64]:
+        """Returns the difference of levels from the first, of one axis or of two: [combinations, seeds]."""
+        names = list(self.axes)
+        chosen = np.moveaxis(self.values, [names.index(name) for name, _ in parts], range(len(parts)))
+        total: npt.NDArray[np.float64] = np.zeros(chosen.shape[len(parts) :])
+        for levels in product(*([(level, 1), (0, -1)] for _, level in parts)):
+            total = total + np.prod([sign for _, sign in levels]) * chosen[tuple(level for level, _ in levels)]
+        return total.reshape(-1, total.shape[-1])
+
+
+def _effects_of(metric: str, cells: _Cells) -> Iterator[Effect]:
+    for name, levels in cells.axes.items():
+        for level in range(1, len(levels)):
+            yield from _effect(metric, cells, [(name, level)])
+    for first, second in combinations(cells.axes, 2):
+        for level, other in product(range(1, len(cells.axes[first])), range(1, len(cells.axes[second]))):
+            yield from _effect(metric, cells, [(first, level), (second, other)])
+
+
+def _effect(metric: str, cells: _Cells, parts: Sequence[tuple[str, int]]) -> Iterator[Effect]:
+    differences = cells.contrast(parts)
+    whole = differences[~np.isnan(differences).any(axis=1)]
+    if not len(whole):
+        return
+    per_seed = whole.mean(axis=0)
+    low, high, p_value = t_interval(per_seed)
+    (axis, level), *rest = parts
+    second, second_level = rest[0] if rest else (None, 0)
+    yield Effect(
+        metric=metric,
+        kind="interaction" if second else "main",
+        axis=axis,
+        level=cells.axes[axis][level],
+        reference_level=cells.axes[axis][0],
+        second_axis=second,
+        second_level=cells.axes[second][second_level] if second else None,
+        second_reference_level=cells.axes[second][0] if second else None,
+        effect=float(per_seed.mean()),
+        effect_low=low,
+        effect_high=high,
+        p_value=p_value,
+        p_adjusted=None,
+        num_seeds=len(per_seed),
+        num_pairs=len(whole),
+    )
+
+
+def t_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
+    """Returns the 95 % t interval of the mean and the two-sided p value of a mean of zero; None for one value.
+
+    Values without any spread give an interval of no width, and 1 or 0 as the p value of a zero or another mean.
+    """
+    count = len(values)
+    if count < 2:
+        return None, None, None
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / count**0.5
+    if error == 0:
+        return mean, mean, float(mean == 0)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    return mean - half, mean + half, float(2 * stats.t.sf(abs(mean / error), count - 1))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Returns Holm's step-down adjusted p values; None stays None and doesn't count."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min((len(known) - rank) * p, 1.0))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _text(level: Any) -> str:
+    """Returns a level as JSON; numbers alike, however they were written."""
+    if isinstance(level, tuple | list):
+        return json.dumps(list(level))
+    if isinstance(level, int | float) and not isinstance(level, bool):
+        return f"{level:.12g}"
+    return json.dumps(level)

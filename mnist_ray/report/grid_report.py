@@ -1,0 +1,115 @@
+"""The effects of a grid's settings, printed and stored."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mnist_ray import tables
+from mnist_ray.code_version import code_version
+from mnist_ray.effects import Effect, effects
+from mnist_ray.errors import CheckpointError
+from mnist_ray.grid_folder import GridFolder
+from mnist_ray.printing import print_table
+from mnist_ray.storage import open_storage
+
+_SHOWN_INTERACTIONS = 10
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """What an evaluation says of its grid.
+
+    Attributes:
+      evaluation: name of the evaluation.
+      grid: name of the grid; None if the evaluation was of no grid.
+      metrics: the rows of its metrics table.
+      effects: main effects and interactions; none without a grid, or with one setting only.
+      uri: of the stored effects.parquet, None without effects.
+    """
+
+    evaluation: str
+    grid: str | None
+    metrics: list[dict[str, Any]]
+    effects: list[Effect]
+    uri: str | None
+
+
+def report_grid(storage_uri: str, evaluation: str) -> GridReport:
+    """Computes the effects of an evaluation's grid and stores them as reports/<evaluation>/effects.parquet.
+
+    Raises:
+      CheckpointError: no such evaluation, or its grid is gone.
+      StorageError: the storage can't be read or written.
+    """
+    storage = open_storage(storage_uri)
+    folder = f"evaluations/{evaluation}"
+    manifest = storage.read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
+    metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
+    grid = manifest["config"].get("grid")
+    if grid is None:
+        return GridReport(evaluation, None, metrics, [], None)
+    axes = GridFolder(storage, grid).settings().axes
+    found = effects([{**row, "dataset": row["train_dataset"]} for row in metrics], axes)
+    if not found:
+        return GridReport(evaluation, grid, metrics, [], None)
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in asdict(found[0])}
+    named = {"evaluation": evaluation, "grid": grid, "dataset": metrics[0]["dataset"], "split": metrics[0]["split"]}
+    columns |= {name: [value] * len(found) for name, value in named.items()}
+    path = f"reports/{evaluation}/effects.parquet"
+    table = tables.make_table("effects", columns, code_version=code_version())
+    storage.write_bytes(path, tables.to_parquet_bytes(table))
+    return GridReport(evaluation, grid, metrics, found, storage.uri_of(path))
+
+
+def print_effects(found: Sequence[Effect]) -> None:
+    """Prints the effects on accuracy, in points: main effects setting by setting, then the largest interactions."""
+    shown = [effect for effect in found if effect.metric == "accuracy"]
+    losses = {_key(effect): effect for effect in found if effect.metric == "log_loss"}
+    main = [effect for effect in shown if effect.kind == "main"]
+    interactions = sorted(
+        (effect for effect in shown if effect.kind == "interaction"), key=lambda effect: -abs(effect.effect)
+    )
+    names = ["effect of", "against", "accuracy, points", "95 % interval", "p (Holm)", "log loss", "seeds", "pairs"]
+    for title, rows in (
+        ("Main effects", main),
+        ("Interactions: how much the first effect changes with the second", interactions[:_SHOWN_INTERACTIONS]),
+    ):
+        if rows:
+            print_table(names, [_line(effect, losses[_key(effect)]) for effect in rows], title=title)
+    if len(interactions) > _SHOWN_INTERACTIONS:
+        print(f"{len(interactions) - _SHOWN_INTERACTIONS} smaller interactions are in effects.parquet.")
+    if shown and shown[0].num_seeds < 2:
+        print("One seed gives no intervals; --seeds 5 or more does.")
+    else:
+        print(
+            "Intervals: paired t over seeds, for this test set; p: over all effects of the metric, Holm's correction."
+        )
+
+
+def _key(effect: Effect) -> tuple[object, ...]:
+    return effect.axis, effect.level, effect.second_axis, effect.second_level
+
+
+def _line(effect: Effect, loss: Effect) -> list[str]:
+    what, against = f"{effect.axis}={effect.level}", effect.reference_level
+    if effect.second_axis is not None:
+        what, against = (
+            f"{what} x {effect.second_axis}={effect.second_level}",
+            (f"{against} x {effect.second_reference_level}"),
+        )
+    interval = "-"
+    if effect.effect_low is not None and effect.effect_high is not None:
+        interval = f"{100 * effect.effect_low:+.2f} to {100 * effect.effect_high:+.2f}"
+    p_value = "-" if effect.p_adjusted is None else f"{effect.p_adjusted:.3g}"
+    return [
+        what,
+        against,
+        f"{100 * effect.effect:+.2f}",
+        interval,
+        p_value,
+        f"{loss.effect:+.4f}",
+        str(effect.num_seeds),
+        str(effect.num_pairs),
+    ]

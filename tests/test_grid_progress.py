@@ -1,0 +1,69 @@
+import io
+
+from rich.console import Console
+
+from mnist_ray.grid_progress import GridProgress, duration
+from mnist_ray.grids import expand, read_grid
+from mnist_ray.run_progress import RunProgress
+
+
+def progress(run: str, epochs: int, status: str = "unfinished", accuracy: float = 0.9) -> RunProgress:
+    return RunProgress(run, status, None, epochs, 1, 0.5, accuracy, 1.0)
+
+
+def view_of(seconds: list[float], *, terminal: bool = False) -> tuple[GridProgress, list[str], io.StringIO]:
+    grid = read_grid({"dropout": [0.1, 0.2, 0.3, 0.4], "epochs": 4}, seeds=None, overrides={}, source="test")
+    runs = expand(grid, name="g", max_runs=10)
+    names = [run.run for run in runs]
+    before = {name: RunProgress(name, "unfinished", None, 0, None, None, None, 0.0) for name in names}
+    before[names[0]] = progress(names[0], 4, "finished", 0.8)
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=200)
+    return GridProgress(runs, before, now=lambda: seconds[0], console=console), names, output
+
+
+def test_pace_and_time_left_count_only_what_this_command_did() -> None:
+    clock = [0.0]
+    view, names, _ = view_of(clock)
+    assert view.counts() == {"finished": 1, "stopped": 0, "diverged": 0, "running": 0, "waiting": 3}
+    assert view.seconds_left() is None
+    clock[0] = 30.0
+    view.update([progress(names[1], 4, "finished", 0.95), progress(names[2], 2)])
+    # 6 epochs in 30 s; 2 + 4 epochs are left.
+    assert view.seconds_left() == 30.0
+    assert view.runs_per_minute() == 2.0
+    assert view.line() == f"2/4 runs done, 1 running, best 0.9500 ({names[1]}), 2.0 runs/min, 0:30 left"
+
+
+def test_stopped_and_diverged_runs_are_done_and_their_epochs_are_not_left() -> None:
+    clock = [0.0]
+    view, names, _ = view_of(clock)
+    clock[0] = 10.0
+    view.update([progress(names[1], 1, "stopped"), progress(names[2], 1, "diverged"), progress(names[3], 3)])
+    assert view.counts() == {"finished": 1, "stopped": 1, "diverged": 1, "running": 1, "waiting": 0}
+    assert view.seconds_left() == 2.0
+    assert "1 running, 1 stopped, 1 diverged" in view.line()
+
+
+def test_a_pipe_gets_a_line_now_and_then_and_one_at_the_end() -> None:
+    clock = [0.0]
+    view, names, output = view_of(clock)
+    with view:
+        for epoch in range(1, 5):
+            clock[0] += 4.0
+            view.update([progress(names[1], epoch)])
+    assert output.getvalue().count("\n") == 2
+
+
+def test_a_terminal_gets_a_live_table_and_lines_above_it() -> None:
+    view, names, output = view_of([0.0], terminal=True)
+    with view:
+        view.update([progress(names[1], 1)])
+        view.say("a worker was lost")
+    shown = output.getvalue()
+    assert "time left" in shown
+    assert "a worker was lost" in shown
+
+
+def test_durations_are_written_as_on_a_clock() -> None:
+    assert [duration(seconds) for seconds in (0.4, 59.6, 61, 3909)] == ["0:00", "1:00", "1:01", "1:05:09"]

@@ -1,0 +1,67 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnist_ray.cli import run_command
+from mnist_ray.grids import grid_settings, read_grid
+from mnist_ray.planning import TuneJob, makespan, plan_grid
+
+
+def job_of(storage: Path, **more: Any) -> TuneJob:
+    grid = read_grid(grid_settings("smoke"), seeds="3", overrides={}, source="test")
+    return TuneJob(grid, "g", str(storage), storage, **more)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_plan_has_every_run_once_and_a_time_from_a_probe_and_trains_nothing(tmp_path: Path) -> None:
+    plan = plan_grid(job_of(tmp_path, num_workers=2, stack_size=4))
+    assert (plan.num_runs, plan.num_done) == (12, 0)
+    # Two shapes (with and without batch norm) of six runs each.
+    assert [len(stack.runs) for stack in plan.stacks] == [3, 3, 3, 3]
+    assert len({run.run for stack in plan.stacks for run in stack.runs}) == 12
+    for stack in plan.stacks:
+        assert stack.samples_per_s > 0
+        # Two epochs of three runs on digits' 1,295 training examples.
+        assert stack.seconds == pytest.approx(2 * 3 * 1295 / stack.samples_per_s, rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stacks_are_so_small_that_every_worker_has_one(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    runs = job.runs(job.samples())
+    assert [len(stack) for stack in job.trials(runs, 12, use_gpu=False)] == [1] * 12
+    assert max(len(stack) for stack in job.trials(runs, 1, use_gpu=False)) == 3
+    assert [len(stack) for stack in job.trials(runs, 1, use_gpu=True)] == [6, 6]
+
+
+def test_the_number_of_trials_at_once_follows_the_resources(tmp_path: Path) -> None:
+    assert job_of(tmp_path).trials_at_once(16, use_gpu=False) == 16
+    assert job_of(tmp_path, num_workers=3).trials_at_once(16, use_gpu=False) == 3
+    assert job_of(tmp_path, gpus_per_stack=0.5).trials_at_once(2, use_gpu=True) == 4
+    assert job_of(tmp_path, workers_per_run=3).trials_at_once(8, use_gpu=False) == 2
+
+
+def test_the_makespan_is_that_of_workers_that_take_the_next_when_they_are_free() -> None:
+    assert makespan([3.0, 2.0, 2.0, 1.0], 2) == 4.0
+    assert makespan([3.0, 2.0], 8) == 3.0
+
+
+def test_plan_prints_what_a_command_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = ["--storage", str(tmp_path)]
+    assert run_command(["plan", "tune", "--grid", "smoke", "--seeds", "2", *storage]) == 0
+    shown = capsys.readouterr().out
+    assert "smoke-digits: 8 runs, 0 done already" in shown
+    assert "judged by a probe" in shown
+    assert run_command(["plan", "train", "--dataset", "digits", *storage]) == 0
+    assert "baseline-digits-s0: 1 run, 0 done already; 1 stack to train" in capsys.readouterr().out
+    assert run_command(["plan", "tune", "--grid", "smoke", "--epochs", "0", *storage]) == 2
+    assert "epochs=0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
