@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint
 from mnist_ray.code_version import code_version
 from mnist_ray.config import EvaluationConfig
-from mnist_ray.data import Examples
-from mnist_ray.errors import CheckpointError
+from mnist_ray.data import ExampleStream
+from mnist_ray.data.examples import Fingerprint
+from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.inference import log_probabilities
 from mnist_ray.metrics import Tally, calibration, class_rates, classification_report, predictions, rates, tally
 from mnist_ray.models.networks import make_network
@@ -46,7 +48,8 @@ class Plan:
         """The evaluation's name; its last part is a hash of all that the result depends on."""
         dataset = "".join(letter if letter.isalnum() else "-" for letter in self.config.dataset)[:24]
         runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
-        return f"{dataset}-{self.config.split}-{runs}-{self.content_hash[:12]}"
+        which = f"{self.config.grid}-{runs}" if self.config.grid else runs
+        return f"{dataset}-{self.config.split}-{which}-{self.content_hash[:12]}"
 
     @property
     def content_hash(self) -> str:
@@ -86,8 +89,16 @@ class ShardResult:
     tallies: tuple[Tally, ...]
 
 
-def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: Examples) -> Plan:
+def make_plan(
+    config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream, *, data_sha256: str
+) -> Plan:
     """Checks that the checkpoints fit the data and returns the plan.
+
+    Args:
+      config: the evaluation's config.
+      checkpoints: the runs' best checkpoints.
+      examples: the split.
+      data_sha256: its fingerprint.
 
     Raises:
       CheckpointError: a checkpoint has other classes than the data, or weights that don't fit its config.
@@ -101,7 +112,7 @@ def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examp
             )
         load_network(checkpoint)
     ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
-    return Plan(config, ordered, examples.class_names, examples.fingerprint, code_version())
+    return Plan(config, ordered, examples.class_names, data_sha256, code_version())
 
 
 def load_network(checkpoint: Checkpoint) -> nn.Sequential:
@@ -121,11 +132,46 @@ def load_network(checkpoint: Checkpoint) -> nn.Sequential:
     return network.eval()
 
 
-def cut_into_shards(examples: Examples, shard_size: int) -> Iterator[Shard]:
-    """Yields the split in pieces that depend on its size alone, not on who will evaluate them."""
-    for number, first in enumerate(range(0, len(examples), shard_size)):
-        part = slice(first, first + shard_size)
-        yield Shard(number, first, examples.images[part], examples.labels[part])
+def cut_into_shards(examples: ExampleStream, plan: Plan) -> Iterator[Shard]:
+    """Yields the split in pieces that depend on its size alone, not on who will evaluate them.
+
+    The images of one shard are in memory at a time.
+
+    Raises:
+      DataError: an image is damaged, or the images are no longer those of the plan: it comes after the last shard,
+        before anything is committed.
+      StorageError: the images can't be read.
+    """
+    fingerprint = Fingerprint(examples)
+    first = 0
+    for number, images in enumerate(_in_pieces(examples.read(), plan.config.shard_size)):
+        fingerprint.add(images)
+        yield Shard(number, first, images, examples.labels[first : first + len(images)])
+        first += len(images)
+    if fingerprint.hexdigest() != plan.data_sha256:
+        raise DataError(f"{examples.source}: changed while it was evaluated; evaluate it again")
+
+
+def num_shards(examples: ExampleStream, plan: Plan) -> int:
+    """Returns how many shards the split has."""
+    return math.ceil(len(examples) / plan.config.shard_size)
+
+
+def _in_pieces(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yields the same rows in pieces of a size, the last one smaller."""
+    held: list[Tensor] = []
+    count = 0
+    for piece in images:
+        rest = piece
+        while len(rest):
+            part, rest = rest[: size - count], rest[size - count :]
+            held.append(part)
+            count += len(part)
+            if count == size:
+                yield torch.cat(held)
+                held, count = [], 0
+    if held:
+        yield torch.cat(held)
 
 
 def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: torch.device) -> ShardResult:
@@ -219,7 +265,7 @@ def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]
         "run": checkpoint.run,
         "dataset": plan.config.dataset,
         "split": plan.config.split,
-        "grid": None,
+        "grid": plan.config.grid,
         "epoch": checkpoint.document["epoch"],
         "config_hash": checkpoint.document["config_hash"],
         "checkpoint_sha256": checkpoint.sha256,

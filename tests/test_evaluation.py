@@ -1,16 +1,24 @@
 """Evaluating without Ray: what the plan refuses, and what the tables say."""
 
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint, RunFolder
+from mnist_ray.cli import run_command
 from mnist_ray.config import EvaluationConfig
-from mnist_ray.data import Examples, load_examples
-from mnist_ray.errors import CheckpointError
+from mnist_ray.data import ExampleStream, stream_examples
+from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation import cut_into_shards, evaluate_shard, make_plan, manifest, write_tables
 from mnist_ray.models.networks import make_network
 from mnist_ray.storage import open_storage
@@ -19,17 +27,19 @@ from mnist_ray.training_data import prepare_data
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")
+SHA256 = "0" * 64
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def examples() -> Examples:
-    return load_examples("digits", "test", data_dir=Path("unused"))
+def examples() -> ExampleStream:
+    return stream_examples("digits", "test", data_dir=Path("unused"))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> Checkpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, examples: ExampleStream) -> Checkpoint:
     config = variant_config("dropout_batchnorm", {"dataset": "digits", "epochs": 1})
-    data = prepare_data(config, examples, device=CPU)
+    data = prepare_data(config, examples.load(), device=CPU)
     folder = RunFolder(open_storage(str(tmp_path_factory.mktemp("storage"))), "a")
     folder.claim(config, data, resume=False)
     for state in fit(config, data, device=CPU):
@@ -38,25 +48,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> 
     return folder.best()
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(checkpoint: Checkpoint, examples: Examples) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused(checkpoint: Checkpoint, examples: ExampleStream) -> None:
     other = replace(checkpoint, model=make_network(variant_config("baseline"), 10).state_dict())
     with pytest.raises(CheckpointError, match="run 'a': weights of another architecture than its config"):
-        make_plan(EvaluationConfig(dataset="digits"), [other], examples)
+        make_plan(EvaluationConfig(dataset="digits"), [other], examples, data_sha256=SHA256)
 
 
-def test_a_checkpoint_of_other_classes_is_refused(checkpoint: Checkpoint, examples: Examples) -> None:
+def test_a_checkpoint_of_other_classes_is_refused(checkpoint: Checkpoint, examples: ExampleStream) -> None:
     letters = replace(examples, class_names=tuple("abcdefghij"))
     with pytest.raises(
         CheckpointError, match=r"run 'a': trained on 10 classes \(0, 1, 2, 3, \.\.\.\), dataset='digits'"
     ):
-        make_plan(EvaluationConfig(dataset="digits"), [checkpoint], letters)
+        make_plan(EvaluationConfig(dataset="digits"), [checkpoint], letters, data_sha256=SHA256)
 
 
-def test_the_plans_name_depends_on_all_that_the_result_depends_on(checkpoint: Checkpoint, examples: Examples) -> None:
-    plan = make_plan(EvaluationConfig(dataset="digits"), [checkpoint], examples)
+def test_the_plans_name_depends_on_all_that_the_result_depends_on(
+    checkpoint: Checkpoint, examples: ExampleStream
+) -> None:
+    plan = make_plan(EvaluationConfig(dataset="digits"), [checkpoint], examples, data_sha256=examples.scan()[0])
     changed = [
         replace(plan, config=EvaluationConfig(dataset="digits", shard_size=7)),
-        replace(plan, data_sha256="0" * 64),
+        replace(plan, data_sha256=SHA256),
         replace(plan, code_version="0.0.0"),
         replace(plan, checkpoints=(replace(checkpoint, run="b"),)),
     ]
@@ -64,12 +76,14 @@ def test_the_plans_name_depends_on_all_that_the_result_depends_on(checkpoint: Ch
 
 
 def test_metrics_of_many_shards_equal_those_of_plain_torch(
-    checkpoint: Checkpoint, examples: Examples, tmp_path: Path
+    checkpoint: Checkpoint, examples: ExampleStream, tmp_path: Path
 ) -> None:
-    plan = make_plan(EvaluationConfig(dataset="digits", shard_size=100), [checkpoint], examples)
+    plan = make_plan(
+        EvaluationConfig(dataset="digits", shard_size=100), [checkpoint], examples, data_sha256=examples.scan()[0]
+    )
     storage = open_storage(str(tmp_path))
     pending = storage.pending_folder("evaluations/x")
-    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in cut_into_shards(examples, 100)]
+    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in cut_into_shards(examples, plan)]
     files = write_tables(plan, list(reversed(results)), pending)
     assert pending.commit(files, manifest(plan, len(examples)))
     (row,) = tables.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
@@ -79,10 +93,79 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     network.eval()
     normalization = checkpoint.document["normalization"]
     with torch.no_grad():
-        logits = network((examples.images / 255 - normalization["mean"]) / normalization["std"])
+        logits = network((examples.load().images / 255 - normalization["mean"]) / normalization["std"])
     assert row["num_examples"] == 355
     assert row["accuracy"] == pytest.approx((logits.argmax(1) == examples.labels).float().mean().item())
     expected = torch.nn.functional.cross_entropy(logits, examples.labels).item()
     assert row["log_loss"] == pytest.approx(expected, rel=1e-5)
     assert row["variant"] == "dropout_batchnorm"
     assert row["train_dataset"] == "digits"
+
+
+def test_shards_have_every_example_once_in_order_however_the_images_arrive(
+    checkpoint: Checkpoint, examples: ExampleStream
+) -> None:
+    whole = examples.load()
+    config = EvaluationConfig(dataset="digits", shard_size=100)
+    plan = make_plan(config, [checkpoint], examples, data_sha256=whole.fingerprint)
+    for sizes in ([355], [1] * 355, [99, 1, 155, 100], [250, 105]):
+        pieces = replace(examples, read=lambda sizes=sizes: Pieces(whole.images.split(sizes)))
+        shards = list(cut_into_shards(pieces, plan))
+        assert [len(shard.labels) for shard in shards] == [100, 100, 100, 55]
+        assert [shard.first for shard in shards] == [0, 100, 200, 300]
+        assert torch.equal(torch.cat([shard.images for shard in shards]), whole.images)
+        assert torch.equal(torch.cat([shard.labels for shard in shards]), whole.labels)
+
+
+def test_images_that_change_while_they_are_evaluated_are_refused(
+    checkpoint: Checkpoint, examples: ExampleStream
+) -> None:
+    images = examples.load().images
+    plan = make_plan(EvaluationConfig(dataset="digits"), [checkpoint], examples, data_sha256=examples.scan()[0])
+    other = replace(examples, read=lambda: Pieces((images.flip(0),)))
+    with pytest.raises(DataError, match="dataset=digits: changed while it was evaluated"):
+        list(cut_into_shards(other, plan))
+    fewer = replace(examples, read=lambda: Pieces((images[1:],)))
+    with pytest.raises(DataError, match="has 354 images but 355 labels"):
+        list(cut_into_shards(fewer, plan))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    images: tuple[torch.Tensor, ...]
+    conversion = None
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self.images)
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    def write(name: str, count: int) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (1000, 784), dtype=np.uint8)
+        images = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 784)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with pq.ParquetWriter(tmp_path / name, pa.schema([("image", images.type), ("label", pa.int64())])) as file:
+            for _ in range(count // 1000):
+                file.write_table(pa.table({"image": images, "label": np.arange(1000) % 10}))
+
+    write("small/train.parquet", 1000)
+    write("small/test.parquet", 2000)
+    storage = ["--storage", str(tmp_path / "results")]
+    train = ["train", "--dataset", f"parquet:{tmp_path}/small", "--epochs", "1", "--name", "a", *storage]
+    assert run_command(train) == 0
+    peaks = {}
+    for count in (20_000, 200_000):
+        write(f"{count}/train.parquet", 1000)
+        write(f"{count}/test.parquet", count)
+        arguments = ["evaluate", "--run", "a", "--dataset", f"parquet:{tmp_path}/{count}", "--shard-size", "2000"]
+        code = (
+            "import resource, sys; from mnist_ray.cli import run_command; code = run_command(sys.argv[1:])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        )
+        command = [sys.executable, "-c", code, *arguments, *storage]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[count] = int(done.stdout.split()[-1]) * 1024
+    # 180,000 more images are 141 MB of pixels; their labels are 1.4 MB.
+    assert peaks[200_000] - peaks[20_000] < 40e6, peaks

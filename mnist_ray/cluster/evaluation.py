@@ -1,7 +1,8 @@
 """The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them in one step."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from rich.console import Console
+from rich.progress import Progress
 
 from mnist_ray import tables
-from mnist_ray.checkpoints import RunFolder
+from mnist_ray.checkpoints import Checkpoint, RunFolder
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import EvaluationConfig
-from mnist_ray.data import Examples, load_examples
+from mnist_ray.data import ExampleStream, stream_examples
 from mnist_ray.errors import CheckpointError, MnistRayError, RunFailedError
 from mnist_ray.evaluation import (
     Plan,
@@ -24,11 +27,14 @@ from mnist_ray.evaluation import (
     evaluate_shard,
     make_plan,
     manifest,
+    num_shards,
     write_tables,
-)  # fmt: skip
+)
+from mnist_ray.grid_folder import GridFolder
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
 _RETRIES = 3
+_REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class EvaluateJob:
 
     Attributes:
       config: data set, split and sizes.
-      runs: names of the runs; empty for every finished run of the storage.
+      runs: names of the runs; empty for those of the config's grid, or without one for every finished run.
       storage_uri: where runs are read and the evaluation is written.
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.
@@ -74,11 +80,12 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     """
     storage = open_storage(job.storage_uri)
     storage.check()
-    checkpoints = [RunFolder(storage, run).best() for run in _runs(storage, job.runs)]
-    examples = load_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
-    if examples.conversion and ":" in job.config.dataset:
-        print(f"dataset {job.config.dataset}: {examples.conversion}", file=sys.stderr)
-    plan = make_plan(job.config, checkpoints, examples)
+    checkpoints = _best_checkpoints(storage, _runs(storage, job))
+    examples = stream_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
+    data_sha256, conversion = examples.scan()
+    if conversion and ":" in job.config.dataset:
+        print(f"dataset {job.config.dataset}: {conversion}", file=sys.stderr)
+    plan = make_plan(job.config, checkpoints, examples, data_sha256=data_sha256)
     folder = f"evaluations/{plan.name}"
     already_done = storage.read_manifest(folder) is not None
     if already_done:
@@ -89,27 +96,49 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     return EvaluateOutcome(plan.name, storage.uri_of(folder), already_done, metrics)
 
 
-def _runs(storage: Storage, names: tuple[str, ...]) -> list[str]:
-    if names:
-        return sorted(set(names))
-    finished = [run for run in storage.list_folders("runs") if RunFolder(storage, run).is_finished()]
+def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
+    if job.runs:
+        return sorted(set(job.runs))
+    if job.config.grid is not None:
+        names, what = GridFolder(storage, job.config.grid).run_names(), f"grid {job.config.grid!r}"
+    else:
+        names, what = storage.list_folders("runs"), f"storage={storage.uri!r}"
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        is_finished = list(pool.map(lambda run: RunFolder(storage, run).is_finished(), names))
+    finished = [run for run, done in zip(names, is_finished, strict=True) if done]
     if not finished:
-        raise CheckpointError(f"storage={storage.uri!r}: no finished run; train one with mnist-ray train")
+        raise CheckpointError(f"{what}: no finished run; train one with mnist-ray train or tune")
+    if job.config.grid is not None and len(finished) < len(names):
+        print(f"{what}: {len(names) - len(finished)} of {len(names)} runs have no checkpoint", file=sys.stderr)
     return finished
 
 
-def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: Examples, pending: PendingFolder) -> bool:
+def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]:
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(lambda run: RunFolder(storage, run).best(), runs))
+
+
+def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder) -> bool:
     try:
         if job.num_workers == 1 and not on_cluster():
-            results = list(_in_process(plan, examples, pending))
+            results = list(_shown(_in_process(plan, examples, pending), num_shards(examples, plan)))
         else:
             with ray_session(num_workers=job.num_workers) as use_gpu:
-                results = list(_on_workers(job, plan, examples, pending, use_gpu=use_gpu))
+                done = _on_workers(job, plan, examples, pending, use_gpu=use_gpu)
+                results = list(_shown(done, num_shards(examples, plan)))
         files = write_tables(plan, results, pending)
         return pending.commit(files, manifest(plan, len(examples)))
     except BaseException:
         pending.abort()
         raise
+
+
+def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
+    """Passes results on and shows on a terminal how many there are; one shard is over before a person looks."""
+    console = Console(file=sys.stderr)
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        is_shown = console.is_terminal and total > 1
+        yield from progress.track(results, total=total, description="shards") if is_shown else results
 
 
 def _device() -> torch.device:
@@ -120,8 +149,8 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def _in_process(plan: Plan, examples: Examples, pending: PendingFolder) -> Iterator[ShardResult]:
-    for shard in cut_into_shards(examples, plan.config.shard_size):
+def _in_process(plan: Plan, examples: ExampleStream, pending: PendingFolder) -> Iterator[ShardResult]:
+    for shard in cut_into_shards(examples, plan):
         yield evaluate_shard(plan, shard, pending, device=_device())
 
 
@@ -130,12 +159,12 @@ def _evaluate_remotely(plan: Plan, shard: Shard, pending: PendingFolder) -> Shar
 
 
 def _on_workers(
-    job: EvaluateJob, plan: Plan, examples: Examples, pending: PendingFolder, *, use_gpu: bool
+    job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder, *, use_gpu: bool
 ) -> Iterator[ShardResult]:
     """Keeps every worker busy with one shard; never more than num_workers shards are under way."""
     task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=_RETRIES)(_evaluate_remotely)
     shared_plan = ray.put(plan)
-    shards = cut_into_shards(examples, plan.config.shard_size)
+    shards = cut_into_shards(examples, plan)
     under_way: list[ray.ObjectRef[ShardResult]] = []
     try:
         for shard in shards:

@@ -1,4 +1,4 @@
-"""Data sets by name, and the user's own; a split is two tensors in memory.
+"""Data sets by name, and the user's own; a split is two tensors in memory, or read in pieces.
 
 Nothing heavy (torch, torchvision, pyarrow, Pillow, scikit-learn) is imported before a split is loaded: the command
 line lists these names.
@@ -11,16 +11,26 @@ from functools import partial
 from pathlib import Path
 
 from mnist_ray.data.digits import DIGIT_NAMES, load_digits
-from mnist_ray.data.examples import Examples, Split
+from mnist_ray.data.examples import Examples, ExampleStream, Split
 from mnist_ray.data.idx import load_idx_folder
-from mnist_ray.data.image_folder import load_image_folder
-from mnist_ray.data.parquet import load_parquet
+from mnist_ray.data.image_folder import stream_image_folder
+from mnist_ray.data.parquet import stream_parquet
 from mnist_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision_set
 from mnist_ray.errors import ConfigError
 from mnist_ray.storage import check_uri
 from mnist_ray.suggestions import did_you_mean
 
-__all__ = ["DATASETS", "Dataset", "Examples", "Split", "check_dataset", "default_data_dir", "load_examples"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "ExampleStream",
+    "Examples",
+    "Split",
+    "check_dataset",
+    "default_data_dir",
+    "load_examples",
+    "stream_examples",
+]
 
 
 @dataclass(frozen=True)
@@ -44,11 +54,11 @@ DATASETS: dict[str, Dataset] = {
     "digits": Dataset(DIGIT_NAMES, load_digits),
 }
 
-# The user's own data: what is before the colon -> what loads the place after it.
-FORMATS: dict[str, Callable[[str, Split], Examples]] = {
-    "idx": load_idx_folder,
-    "folder": load_image_folder,
-    "parquet": load_parquet,
+# The user's own data: what is before the colon -> what finds the images at the place after it.
+FORMATS: dict[str, Callable[[str, Split], ExampleStream]] = {
+    "idx": lambda place, split: load_idx_folder(place, split).stream(f"dataset=idx:{place}"),
+    "folder": stream_image_folder,
+    "parquet": stream_parquet,
 }
 
 
@@ -91,7 +101,25 @@ def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool 
     if dataset in DATASETS:
         return DATASETS[dataset].load(split, data_dir=data_dir, download=download)
     kind, _, place = dataset.partition(":")
-    return FORMATS[kind](place, split)
+    return FORMATS[kind](place, split).load()
+
+
+def stream_examples(dataset: str, split: Split, *, data_dir: Path) -> ExampleStream:
+    """Finds one split of a data set; the images of the user's own folders and Parquet files stay where they are.
+
+    Args: as of load_examples.
+
+    Raises:
+      ValueError: see check_dataset.
+      DataError: the data is missing, damaged or can't be downloaded; what is found in the images is raised when they
+        are read.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    check_dataset(dataset)
+    kind, _, place = dataset.partition(":")
+    if kind in FORMATS:
+        return FORMATS[kind](place, split)
+    return load_examples(dataset, split, data_dir=data_dir).stream(f"dataset={dataset}")
 
 
 def default_data_dir() -> Path:

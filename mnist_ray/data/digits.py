@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, indices_of_split, make_examples
+from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples, rows_of_split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
     from mnist_ray.data.images import resize_grey
 
     bunch = datasets.load_digits()
-    chosen = indices_of_split(bunch.target.tolist(), split)
+    chosen = rows_of_split(bunch.target, split)
     scaled = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
     images = torch.from_numpy(np.stack([resize_grey(image) for image in scaled])).unsqueeze(1)
     return make_examples(
@@ -38,5 +38,5 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
         torch.from_numpy(bunch.target[chosen].astype(np.int64)),
         class_names=DIGIT_NAMES,
         source="dataset=digits",
-        conversion=f"{len(chosen)} images of 8x8 grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey",
+        conversion=f"{chosen.sum()} images of 8x8 grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey",
     )

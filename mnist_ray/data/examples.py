@@ -1,19 +1,21 @@
-"""A split in memory, its fingerprint, and the split that a data set without an official one gets."""
+"""A split in memory or in pieces, its fingerprint, and the split that a data set without an official one gets."""
 
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mnist_ray.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 IMAGE_SIDE = 28
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE
 TEST_EVERY = 5
@@ -39,6 +41,99 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def stream(self, source: str) -> "ExampleStream":
+        """Returns the split as a stream of one piece.
+
+        Args:
+          source: the data set that a message names.
+        """
+        return ExampleStream(self.labels, self.class_names, source, lambda: _WholeSplit(self))
+
+
+class ImagePieces(Protocol):
+    """The images of a split, piece by piece in their order: uint8 [k, 1, 28, 28] each."""
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        """Yields the pieces.
+
+        Raises:
+          DataError: an image is damaged.
+        """
+
+    @property
+    def conversion(self) -> str | None:
+        """One line that says how the images that were read became 28x28 grey, None if they were that already."""
+
+
+@dataclass(frozen=True)
+class _WholeSplit:
+    examples: Examples
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        yield self.examples.images
+
+    @property
+    def conversion(self) -> str | None:
+        return self.examples.conversion
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleStream:
+    """One split of a data set whose labels are in memory and whose images are read when they are needed.
+
+    Args:
+      labels: int64 [n], indices into class_names.
+      class_names: one name for each class, the same in both splits.
+      source: the data set that a message names.
+      read: begins to read the images; may be called again.
+
+    Raises:
+      DataError: there are no examples.
+    """
+
+    labels: "Tensor"
+    class_names: tuple[str, ...]
+    source: str
+    read: Callable[[], ImagePieces]
+
+    def __post_init__(self) -> None:
+        if not len(self):
+            raise DataError(f"{self.source}: has no images; at least one is needed")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def scan(self) -> tuple[str, str | None]:
+        """Reads all images once and returns the split's fingerprint and what was converted.
+
+        Raises:
+          DataError: an image is damaged, or there are not as many as labels.
+          StorageError: the images can't be read.
+        """
+        fingerprint = Fingerprint(self)
+        pieces = self.read()
+        for images in pieces:
+            fingerprint.add(images)
+        return fingerprint.hexdigest(), pieces.conversion
+
+    def load(self) -> Examples:
+        """Reads all images into memory.
+
+        Raises:
+          DataError: an image is damaged, or there are not as many as labels.
+          StorageError: the images can't be read.
+        """
+        import torch
+
+        images = torch.empty(len(self), 1, IMAGE_SIDE, IMAGE_SIDE, dtype=torch.uint8)
+        fingerprint, pieces, count = Fingerprint(self), self.read(), 0
+        for piece in pieces:
+            fingerprint.add(piece)
+            place = images[count : count + len(piece)]
+            place.copy_(piece[: len(place)])
+            count += len(piece)
+        return Examples(images, self.labels, self.class_names, fingerprint.hexdigest(), pieces.conversion)
 
 
 def make_examples(
@@ -67,45 +162,92 @@ def make_examples(
             f"{source}: the label {int(labels[first])} of example {first} is outside the"
             f" {len(class_names)} classes 0 to {len(class_names) - 1}"
         )
-    fingerprint = content_fingerprint(images, labels, class_names)
-    return Examples(images, labels, class_names, fingerprint, conversion)
+    fingerprint = Fingerprint(Examples(images, labels, class_names, fingerprint="").stream(source))
+    fingerprint.add(images)
+    return Examples(images, labels, class_names, fingerprint.hexdigest(), conversion)
 
 
-def content_fingerprint(images: "Tensor", labels: "Tensor", class_names: tuple[str, ...]) -> str:
-    """SHA-256, in hexadecimal, of a split's content.
+class Fingerprint:
+    """SHA-256 of a split's content, taken up piece by piece.
 
     It covers one line of JSON (class names and both shapes), the images' bytes, then the labels as
-    little-endian int64: the file format, the compression and the place don't enter.
-
-    Args:
-      images: uint8 [n, 1, 28, 28].
-      labels: int64 [n].
-      class_names: names of the classes.
+    little-endian int64: the file format, the compression, the pieces and the place don't enter.
     """
-    header = {"class_names": class_names, "images": list(images.shape), "labels": list(labels.shape)}
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
-    digest.update(images.contiguous().numpy().data)
-    digest.update(labels.contiguous().numpy().astype("<i8").data)
-    return digest.hexdigest()
+
+    def __init__(self, split: ExampleStream) -> None:
+        """Begins with what is known before the images."""
+        self._split = split
+        self._num_images = 0
+        shape = [len(split), 1, IMAGE_SIDE, IMAGE_SIDE]
+        header = {"class_names": split.class_names, "images": shape, "labels": [len(split)]}
+        self._digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
+
+    def add(self, images: "Tensor") -> None:
+        """Takes up the next images, uint8 [k, 1, 28, 28]."""
+        self._num_images += len(images)
+        self._digest.update(images.contiguous().numpy().data)
+
+    def hexdigest(self) -> str:
+        """Returns the fingerprint after the last image, in hexadecimal.
+
+        Raises:
+          DataError: there were not as many images as labels.
+        """
+        if self._num_images != len(self._split):
+            raise DataError(
+                f"{self._split.source}: has {self._num_images} images but {len(self._split)} labels; "
+                "it changed while it was read"
+            )
+        self._digest.update(self._split.labels.contiguous().numpy().astype("<i8").data)
+        return self._digest.hexdigest()
 
 
-def indices_of_split(classes: Iterable[Hashable], split: Split) -> list[int]:
-    """Positions of a split's examples in a set without an official split.
+def rows_of_split(classes: "npt.NDArray[np.integer]", split: Split) -> "npt.NDArray[np.bool_]":
+    """Tells which examples of a set without an official split belong to a split.
 
     The fifth, tenth, ... example of each class is a test example, so every class with a test example has training
     examples too, and a set that grows at its end keeps its test examples.
 
     Args:
-      classes: the class of each example.
+      classes: [n], a number for the class of each example.
       split: the split wanted.
+
+    Returns:
+      bool [n].
     """
-    seen: Counter[Hashable] = Counter()
-    chosen = []
-    for index, name in enumerate(classes):
-        seen[name] += 1
-        if (seen[name] % TEST_EVERY == 0) == (split == "test"):
-            chosen.append(index)
-    return chosen
+    import numpy as np
+
+    # Sorted by class, an example's place in its class is its distance from the first of the class.
+    order = np.argsort(classes, kind="stable")
+    ordered = classes[order]
+    place = np.arange(len(classes)) - np.searchsorted(ordered, ordered)
+    is_chosen = np.empty(len(classes), dtype=np.bool_)
+    is_chosen[order] = (place % TEST_EVERY == TEST_EVERY - 1) == (split == "test")
+    return is_chosen
+
+
+def numbered(names: Iterable[str]) -> "tuple[npt.NDArray[np.int64], list[str]]":
+    """Returns a number for each name, int64 [n], and the distinct names in the order of these numbers."""
+    import numpy as np
+
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64), list(numbers)
+
+
+def labels_of(numbers: "npt.NDArray[np.integer]", names: list[str], class_names: tuple[str, ...]) -> "Tensor":
+    """Returns the labels of examples, int64 [n].
+
+    Args:
+      numbers: [n], the place of each example's class in `names`.
+      names: names of classes, all among class_names where an example has them.
+      class_names: names of the classes 0, 1, ...
+    """
+    import numpy as np
+    import torch
+
+    label_of = {name: label for label, name in enumerate(class_names)}
+    lookup = np.array([label_of.get(name, -1) for name in names], dtype=np.int64)
+    return torch.from_numpy(lookup[numbers])
 
 
 def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:

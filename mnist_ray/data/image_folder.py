@@ -1,18 +1,26 @@
 """folder:URI: one folder of images for each class."""
 
-from mnist_ray.data.examples import Examples, Split, indices_of_split, make_examples, sorted_class_names
-from mnist_ray.data.images import decode_images
+from mnist_ray.data.examples import (
+    SPLITS,
+    ExampleStream,
+    Split,
+    labels_of,
+    numbered,
+    rows_of_split,
+    sorted_class_names,
+)
+from mnist_ray.data.images import DecodedImages
 from mnist_ray.data.sources import list_paths, list_words, read_files
 from mnist_ray.errors import DataError
 from mnist_ray.storage import open_storage
 
 
-def load_image_folder(uri: str, split: Split) -> Examples:
-    """Loads images that lie in one folder for each class, at any depth below it.
+def stream_image_folder(uri: str, split: Split) -> ExampleStream:
+    """Finds images that lie in one folder for each class, at any depth below it.
 
     Subfolders train/ and test/, if both are there, are the splits and hold the class folders; otherwise the fifth,
     tenth, ... image of each class by name is a test image. Classes are the folder names in order, by value if all
-    are whole numbers. Images are converted as images.decode_images says. Hidden files and the junk of file managers
+    are whole numbers. Images are converted as images.DecodedImages says. Hidden files and the junk of file managers
     are left out.
 
     Args:
@@ -21,20 +29,16 @@ def load_image_folder(uri: str, split: Split) -> Examples:
 
     Raises:
       DataError: no such place, a file outside the class folders, fewer than two classes, a class without training
-        images, or a file that isn't an image.
+        images. A file that isn't an image is one too, when the images are read.
       StorageError: the storage can't be read.
     """
-    import torch
-
     source = f"dataset=folder:{uri}"
     storage = open_storage(uri)
     by_split = _paths_by_split(list_paths(storage, source), source)
     class_names = _checked_class_names(by_split, source)
-    paths = by_split[split]
-    images, conversion = decode_images(read_files(storage, [path for path, _ in paths]), source)
-    index_of = {name: index for index, name in enumerate(class_names)}
-    labels = torch.tensor([index_of[name] for _, name in paths])
-    return make_examples(images, labels, class_names=class_names, source=source, conversion=conversion)
+    paths = [path for path, _ in by_split[split]]
+    labels = labels_of(*numbered(name for _, name in by_split[split]), class_names)
+    return ExampleStream(labels, class_names, source, lambda: DecodedImages(read_files(storage, paths), source))
 
 
 def _paths_by_split(paths: list[str], source: str) -> dict[Split, list[tuple[str, str]]]:
@@ -45,10 +49,10 @@ def _paths_by_split(paths: list[str], source: str) -> dict[Split, list[tuple[str
             "test": _with_class([path for path in paths if path.startswith("test/")], "test/", source),
         }
     images = _with_class(paths, "", source)
-    classes = [name for _, name in images]
+    classes, _ = numbered(name for _, name in images)
     return {
-        "train": [images[index] for index in indices_of_split(classes, "train")],
-        "test": [images[index] for index in indices_of_split(classes, "test")],
+        name: [image for image, is_chosen in zip(images, rows_of_split(classes, name), strict=True) if is_chosen]
+        for name in SPLITS
     }
 
 

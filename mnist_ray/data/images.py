@@ -3,10 +3,11 @@
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 REFUSED_FORMATS = {"EPS", "WMF"}
 MODE_WORDS = {"L": "grey", "1": "black-and-white", "P": "palette"}
 MAX_KINDS_SAID = 3
+IMAGES_PER_PIECE = 1024
 
 # What an image was: columns, rows, Pillow's mode.
 Kind = tuple[int, int, str]
@@ -35,8 +37,9 @@ def resize_grey(image: "GreyImage") -> "GreyImage":
     return np.asarray(resized)
 
 
-def decode_images(encoded: Iterable[tuple[str, bytes]], source: str) -> tuple["Tensor", str | None]:
-    """Decodes images and converts them to 28x28 grey.
+@dataclass(frozen=True)
+class DecodedImages:
+    """Encoded images, decoded and converted to 28x28 grey as they are asked for; see ImagePieces.
 
     The first frame counts, turned as its EXIF orientation says; transparency is laid over white; 16-bit greys
     keep their upper byte; colours become their luma; the size is changed bilinearly without keeping proportions.
@@ -44,40 +47,59 @@ def decode_images(encoded: Iterable[tuple[str, bytes]], source: str) -> tuple["T
     Args:
       encoded: name of each image for messages, and its bytes.
       source: the data set that a message names.
-
-    Returns:
-      uint8 [n, 1, 28, 28], and one line saying what was converted, None if nothing was.
-
-    Raises:
-      DataError: some can't be decoded; it names the first and says how many.
     """
-    import torch
 
-    grey = bytearray()
-    kinds: Counter[Kind] = Counter()
-    broken: list[str] = []
-    count = 0
-    with warnings.catch_warnings():
-        _choose_warnings()
-        for name, content in encoded:
+    encoded: Iterable[tuple[str, bytes]]
+    source: str
+    _kinds: Counter[Kind] = field(default_factory=Counter)
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        """Yields uint8 [k, 1, 28, 28], images in their order.
+
+        Raises:
+          DataError: some can't be decoded; it comes after the last, names the first and says how many.
+        """
+        broken: list[str] = []
+        count = 0
+        grey = bytearray()
+        for name, content in self.encoded:
             count += 1
             try:
-                image, kind = _decode(content)
+                image, kind = _decode_quietly(content)
             # Pillow's decoders raise nearly every built-in exception on a damaged file.
             except Exception as error:
                 broken.append(f"{name} ({_reason(error)})")
                 continue
-            kinds[kind] += 1
+            self._kinds[kind] += 1
             grey += image.tobytes()
-    if broken:
-        raise DataError(
-            f"{source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]};"
-            " remove or replace them"
-        )
-    if not count:
-        raise DataError(f"{source}: has no images; at least one is needed")
-    images = torch.frombuffer(grey, dtype=torch.uint8).reshape(count, 1, IMAGE_SIDE, IMAGE_SIDE)
-    return images, describe_conversion(kinds)
+            if len(grey) == IMAGES_PER_PIECE * IMAGE_BYTES:
+                yield _as_images(grey)
+                grey = bytearray()
+        if broken:
+            raise DataError(
+                f"{self.source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]};"
+                " remove or replace them"
+            )
+        if grey:
+            yield _as_images(grey)
+
+    @property
+    def conversion(self) -> str | None:
+        """See describe_conversion."""
+        return describe_conversion(self._kinds)
+
+
+def _as_images(grey: bytearray) -> "Tensor":
+    import torch
+
+    return torch.frombuffer(grey, dtype=torch.uint8).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+
+
+def _decode_quietly(content: bytes) -> tuple["GreyImage", Kind]:
+    # Around each image: the code that reads the pieces keeps its own filters in between.
+    with warnings.catch_warnings():
+        _choose_warnings()
+        return _decode(content)
 
 
 def _choose_warnings() -> None:

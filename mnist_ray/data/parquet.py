@@ -2,34 +2,38 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.data.examples import (
     IMAGE_BYTES,
     IMAGE_SIDE,
-    Examples,
+    ExampleStream,
+    ImagePieces,
     Split,
-    indices_of_split,
-    make_examples,
+    labels_of,
+    rows_of_split,
     sorted_class_names,
 )
-from mnist_ray.data.images import decode_images
+from mnist_ray.data.images import DecodedImages
 from mnist_ray.data.sources import list_paths, list_words
 from mnist_ray.errors import DataError
 from mnist_ray.storage import Storage, open_storage, storage_errors
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 ROWS_PER_BATCH = 1024
 IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
 
 
-def load_parquet(uri: str, split: Split) -> Examples:
-    """Loads a Parquet file or folder with the columns image and label.
+def stream_parquet(uri: str, split: Split) -> ExampleStream:
+    """Finds a Parquet file or folder with the columns image and label, and reads its labels.
 
     image holds encoded images (binary, or a struct with the field bytes, as Hugging Face writes it), converted as
-    images.decode_images says, or lists of 784 uint8. label holds integers or strings; the classes are the distinct
+    images.DecodedImages says, or lists of 784 uint8. label holds integers or strings; the classes are the distinct
     training labels in order.
 
     Subfolders train/ and test/, or files named train*.parquet and test*.parquet, are the splits if both are there;
@@ -40,37 +44,34 @@ def load_parquet(uri: str, split: Split) -> Examples:
       split: the split wanted.
 
     Raises:
-      DataError: no such place, a damaged file, a missing column, a wrong type, a null, a test label that is no
-        training label, or an image that can't be decoded.
+      DataError: no such place, a damaged file, a missing column, a wrong type, a null, or a test label that is no
+        training label. An image that can't be decoded is one too, when the images are read.
       StorageError: the storage can't be read.
     """
-    import torch
-
     source = f"dataset=parquet:{uri}"
     storage, paths = _find_files(uri, source)
     by_split = {name: [path for path in paths if _is_of_split(path, name)] for name in ("train", "test")}
-    chosen: list[int] | None = None
+    is_chosen: npt.NDArray[np.bool_] | None = None
     if all(by_split.values()):
+        numbers, names = _read_labels(storage, by_split[split], source)
+        train_names = names if split == "train" else _read_labels(storage, by_split["train"], source)[1]
         paths = by_split[split]
-        train_labels = _read_labels(storage, by_split["train"], source)
-        labels = train_labels if split == "train" else _read_labels(storage, paths, source)
     else:
-        train_labels = _read_labels(storage, paths, source)
-        chosen = indices_of_split(train_labels, split)
-        labels = [train_labels[index] for index in chosen]
-    class_names = sorted_class_names(train_labels)
-    unknown = sorted(set(labels) - set(class_names))
+        numbers, names = _read_labels(storage, paths, source)
+        train_names = names
+        is_chosen = rows_of_split(numbers, split)
+        numbers = numbers[is_chosen]
+    class_names = sorted_class_names(train_names)
+    unknown = sorted(set(names) - set(class_names))
     if unknown:
         raise DataError(f"{source}: has test rows but no training rows of the classes {list_words(unknown)}")
-    index_of = {name: index for index, name in enumerate(class_names)}
-    images, conversion = _read_images(storage, paths, rows=chosen, source=source)
-    return make_examples(
-        images,
-        torch.tensor([index_of[name] for name in labels], dtype=torch.int64),
-        class_names=class_names,
-        source=source,
-        conversion=conversion,
-    )
+    layout = _layout(storage, paths, source)
+    rows = _Rows(storage, tuple(paths), is_chosen, source)
+
+    def read() -> ImagePieces:
+        return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source)
+
+    return ExampleStream(labels_of(numbers, names, class_names), class_names, source, read)
 
 
 def _find_files(uri: str, source: str) -> tuple[Storage, list[str]]:
@@ -94,11 +95,13 @@ def _is_of_split(path: str, split: str) -> bool:
     return folders[:1] == [split] or name.startswith(split)
 
 
-def _read_labels(storage: Storage, paths: Sequence[str], source: str) -> list[str]:
-    """The labels of all rows as text."""
+def _read_labels(storage: Storage, paths: Sequence[str], source: str) -> "tuple[npt.NDArray[np.int32], list[str]]":
+    """Returns a number for the label of each row, and the labels' texts in the order of these numbers."""
+    import numpy as np
     import pyarrow.types as types
 
-    labels: list[str] = []
+    numbers: dict[str, int] = {}
+    of_rows = [np.empty(0, dtype=np.int32)]
     for path in paths:
         with _open_parquet(storage, path, source) as file:
             kind = _column_type(file, "label", f"{source}: {path}")
@@ -106,72 +109,108 @@ def _read_labels(storage: Storage, paths: Sequence[str], source: str) -> list[st
             if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
                 raise DataError(f"{source}: {path}: the column label is {kind}; it needs integers or strings")
             for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label"]):
-                for label in batch.column(0).to_pylist():
-                    if label is None:
-                        raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
-                    labels.append(str(label))
-    return labels
+                if batch.column(0).null_count:
+                    raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
+                # A dictionary of the file's own may hold labels that no row has.
+                found = batch.column(0).cast(kind).dictionary_encode()
+                texts = map(str, found.dictionary.to_pylist())
+                lookup = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
+                of_rows.append(lookup[found.indices.to_numpy()])
+    return np.concatenate(of_rows), list(numbers)
 
 
-def _read_images(
-    storage: Storage, paths: Sequence[str], *, rows: list[int] | None, source: str
-) -> tuple["Tensor", str | None]:
-    """The images of the chosen rows (all, if None) as uint8 [n, 1, 28, 28], and what was converted."""
-    import torch
+@dataclass(frozen=True)
+class _Rows:
+    """The image column of some files, read batch by batch.
 
+    Attributes:
+      is_chosen: bool [rows of all files], None for all rows.
+    """
+
+    storage: Storage
+    paths: tuple[str, ...]
+    is_chosen: "npt.NDArray[np.bool_] | None"
+    source: str
+
+    def batches(self) -> "Iterator[tuple[str, Any, npt.NDArray[np.int64]]]":
+        """Yields a file's path, the chosen values of a batch as an Arrow array, and their rows in the file."""
+        import numpy as np
+        import pyarrow
+
+        before_file = 0
+        for path in self.paths:
+            with _open_parquet(self.storage, path, self.source) as file:
+                row = 0
+                column = "image.bytes" if _image_layout(file, path) == "struct" else "image"
+                for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
+                    rows = np.arange(row, row + len(batch))
+                    row += len(batch)
+                    values = batch.column(0)
+                    if self.is_chosen is not None:
+                        is_chosen = self.is_chosen[before_file + rows]
+                        values, rows = values.filter(pyarrow.array(is_chosen)), rows[is_chosen]
+                    yield path, values, rows
+                before_file += row
+
+    def encoded(self) -> Iterator[tuple[str, bytes]]:
+        """Yields 'row 3 of FILE' and the bytes of each chosen image."""
+        import pyarrow.types as types
+
+        for path, values, rows in self.batches():
+            contents = values.field("bytes") if types.is_struct(values.type) else values
+            for row, content in zip(rows, contents, strict=True):
+                if not content.is_valid:
+                    raise self.bad_row(path, row)
+                yield f"row {row} of {path}", content.as_py()
+
+    def bad_row(self, path: str, row: int) -> DataError:
+        """Returns the error of a row without an image."""
+        return DataError(
+            f"{self.source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels;"
+            " drop or mend the row"
+        )
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Images that are lists of pixels; see ImagePieces."""
+
+    rows: _Rows
+    conversion = None
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        import torch
+
+        for path, values, rows in self.rows.batches():
+            if not len(values):
+                continue
+            pixels = values.flatten()
+            if values.null_count or pixels.null_count or not _are_whole(values):
+                is_bad = (not value.is_valid or not _is_whole(value.values) for value in values)
+                raise self.rows.bad_row(path, next(row for row, bad in zip(rows, is_bad, strict=True) if bad))
+            yield torch.from_numpy(pixels.to_numpy().copy()).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+
+
+def _are_whole(lists: Any) -> bool:
+    """Tells whether all lists of an Arrow array have as many values as an image has pixels."""
+    import pyarrow.compute as pc
+
+    return bool(pc.all(pc.equal(pc.list_value_length(lists), IMAGE_BYTES)).as_py())
+
+
+def _is_whole(pixels: Any) -> bool:
+    return len(pixels) == IMAGE_BYTES and not pixels.null_count
+
+
+def _layout(storage: Storage, paths: Sequence[str], source: str) -> str:
+    """Returns how the image columns of some files hold images, the same way in all."""
     kinds = set()
     for path in paths:
         with _open_parquet(storage, path, source) as file:
             kinds.add(_image_layout(file, f"{source}: {path}"))
     if len(kinds) > 1:
         raise DataError(f"{source}: the files have image columns of different types; write all with one")
-    values = _image_values(storage, paths, rows=rows, source=source)
-    if kinds == {"pixels"}:
-        pixels = bytearray()
-        for _, value in values:
-            pixels += value
-        return torch.frombuffer(pixels, dtype=torch.uint8).reshape(-1, 1, IMAGE_SIDE, IMAGE_SIDE), None
-    return decode_images(values, source)
-
-
-def _image_values(
-    storage: Storage, paths: Sequence[str], *, rows: list[int] | None, source: str
-) -> Iterator[tuple[str, bytes]]:
-    """Yields 'row 3 of FILE' and the bytes of each chosen image; rows count through all files."""
-    wanted = None if rows is None else set(rows)
-    before_file = 0
-    for path in paths:
-        with _open_parquet(storage, path, source) as file:
-            row = 0
-            column = "image.bytes" if _image_layout(file, path) == "struct" else "image"
-            for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
-                for value in _batch_bytes(batch.column(0)):
-                    if wanted is None or before_file + row in wanted:
-                        if value is None:
-                            raise DataError(
-                                f"{source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels;"
-                                " drop or mend the row"
-                            )
-                        yield f"row {row} of {path}", value
-                    row += 1
-            before_file += row
-
-
-def _batch_bytes(column: Any) -> Iterator[bytes | None]:
-    """The bytes of each image of an Arrow column; None for a null, and for pixels that aren't 784."""
-    import pyarrow.types as types
-
-    if types.is_struct(column.type):
-        column = column.field("bytes")
-    for value in column:
-        if not value.is_valid:
-            yield None
-        elif types.is_binary(column.type) or types.is_large_binary(column.type):
-            yield value.as_py()
-        else:
-            pixels = value.values
-            is_whole = len(pixels) == IMAGE_BYTES and not pixels.null_count
-            yield pixels.to_numpy().tobytes() if is_whole else None
+    return kinds.pop()
 
 
 def _image_layout(file: Any, place: str) -> str:

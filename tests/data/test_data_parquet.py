@@ -10,7 +10,8 @@ import torch
 from idx_files import some_images
 from PIL import Image
 
-from mnist_ray.data import load_examples, parquet
+from mnist_ray.data import images as decoding
+from mnist_ray.data import load_examples, parquet, stream_examples
 from mnist_ray.errors import DataError
 
 PIXELS = some_images(12)
@@ -226,3 +227,20 @@ def test_a_place_without_parquet_files_is_refused(tmp_path, kind):
         (place / "notes.txt").write_text("a")
     with pytest.raises(DataError, match="check the path"):
         load(place)
+
+
+@pytest.mark.parametrize("images", [PNGS, list(PIXELS.reshape(-1, 784))], ids=["encoded", "pixels"])
+def test_a_stream_has_the_images_and_the_fingerprint_of_the_split_in_memory(tmp_path, monkeypatch, images):
+    monkeypatch.setattr(parquet, "ROWS_PER_BATCH", 5)
+    monkeypatch.setattr(decoding, "IMAGES_PER_PIECE", 4)
+    image_type = None if isinstance(images[0], bytes) else pa.list_(pa.uint8())
+    write(tmp_path / "a.parquet", images[:7], ["x"] * 7, image_type=image_type)
+    write(tmp_path / "b.parquet", images[7:], ["y"] * 5, image_type=image_type)
+    stream = stream_examples(f"parquet:{tmp_path}", "train", data_dir=tmp_path)
+    whole = load(tmp_path)
+    for _ in range(2):
+        pieces = list(stream.read())
+        assert 1 < len(pieces) <= 4
+        assert torch.equal(torch.cat(pieces), whole.images)
+    assert torch.equal(stream.labels, whole.labels)
+    assert stream.scan() == (whole.fingerprint, whole.conversion)
