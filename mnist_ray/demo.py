@@ -1,5 +1,8 @@
 """The whole pipeline on scikit-learn's handwritten digits, offline, in minutes."""
 
+import json
+import shlex
+import shutil
 from statistics import mean
 from typing import Any
 
@@ -77,9 +80,26 @@ def _half_width(outcome: EvaluateOutcome) -> float:
 
 def _print_next(outcome: EvaluateOutcome, storage: str) -> None:
     done = "was there already" if outcome.already_done else "committed"
-    print(f"Evaluation {done}: {outcome.uri}\n\nNext:")
-    print(
-        f"  mnist-ray train --variant dropout_batchnorm --dataset mnist --epochs 5 --name mnist-a --storage {storage}"
+    print(f"Evaluation {done}: {outcome.uri}\n")
+    print("Next:" if shutil.which("mnist-ray") else "Next, after `. .venv/bin/activate`:")
+    for command in next_commands(outcome.uri, storage):
+        print(f"  {command}")
+
+
+def next_commands(evaluation_uri: str, storage: str) -> list[str]:
+    """Returns what to type after the demo: the same on MNIST, a grid, a query.
+
+    Args:
+      evaluation_uri: folder of the demo's evaluation.
+      storage: where the demo's runs are.
+    """
+    where = f"--storage {shlex.quote(storage)}"
+    code = (
+        f"import duckdb; metrics = duckdb.read_parquet({json.dumps(evaluation_uri + '/metrics.parquet')}); "
+        'print(duckdb.sql("SELECT variant, avg(accuracy), avg(log_loss) FROM metrics GROUP BY variant"))'
     )
-    print(f"  mnist-ray evaluate --run mnist-a --dataset mnist --storage {storage}")
-    print(f"  duckdb -c \"SELECT run, accuracy, log_loss FROM '{outcome.uri}/metrics.parquet' ORDER BY log_loss\"")
+    return [
+        f"mnist-ray tune --grid variants --dataset mnist --epochs 5 --seeds 2 {where}",
+        f"mnist-ray tune --grid regularization --dataset {DATASET} --seeds 3 {where}",
+        f"python -c {shlex.quote(code)}",
+    ]

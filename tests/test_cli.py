@@ -172,7 +172,7 @@ def test_interrupting_a_run_exits_130_and_resume_gives_the_same_bits(tmp_path: P
 
     def command(storage: str, *more: str) -> list[str]:
         arguments = ["train", *base, "--name", "a", "--storage", str(tmp_path / storage), *more]
-        return [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+        return [sys.executable, "-m", "mnist_ray", *arguments]
 
     subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
     with subprocess.Popen(command("cut"), env=environment, stderr=subprocess.PIPE, text=True) as process:

@@ -26,7 +26,7 @@ def run(head: RayHead, *command: str, cwd: Path = ROOT) -> subprocess.CompletedP
 
 
 def launcher(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+    command = [sys.executable, "-m", "mnist_ray", *arguments]
     return run(head, *command, "--address", head.address)
 
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def mnist_ray(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "mnist_ray", *arguments]
 
 
 def train(storage: Path, name: str, *more: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def mnist_ray(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from mnist_ray.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "mnist_ray", *arguments]
 
 
 def tune(storage: Path, *more: str, grid: list[str] = GRID) -> subprocess.CompletedProcess[str]:
