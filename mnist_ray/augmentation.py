@@ -4,13 +4,15 @@ torch is imported inside the functions: the command line lists the names without
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from mnist_ray.step_streams import StepStreams
 
 _CONTROL_POINTS = 7
 
@@ -43,14 +45,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def augment(name: str, images: "Tensor", *, seeds: Sequence[int], step: int, rows: "Tensor") -> "Tensor":
+def augment(name: str, images: "Tensor", *, streams: "StepStreams", rows: "Tensor") -> "Tensor":
     """Distorts each image in its own way, the same way for the same (seed, step, row).
 
     Args:
       name: a key of AUGMENTATIONS.
       images: float [runs, local_batch, 1, height, width]; outside is what the first pixel of the edge holds.
-      seeds: the seed of each run.
-      step: number of the step.
+      streams: the step's streams of each run.
       rows: int64 [local_batch], row numbers in the global batch.
 
     Returns:
@@ -67,22 +68,19 @@ def augment(name: str, images: "Tensor", *, seeds: Sequence[int], step: int, row
         return images
     flat = images.flatten(0, 1)
     size = images.shape[-1]
-    grid = _affine_grid(settings, seeds, step=step, rows=rows, size=size)
+    grid = _affine_grid(settings, streams, rows=rows, size=size)
     if settings.elastic:
-        grid = grid + _elastic_field(settings, seeds, step=step, rows=rows, size=size)
+        grid = grid + _elastic_field(settings, streams, rows=rows, size=size)
     grid = grid.to(images.dtype)
     return functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(images)
 
 
-def _affine_grid(settings: Augmentation, seeds: Sequence[int], *, step: int, rows: "Tensor", size: int) -> "Tensor":
+def _affine_grid(settings: Augmentation, streams: "StepStreams", *, rows: "Tensor", size: int) -> "Tensor":
     """Returns where each output pixel comes from, float64 [runs * batch, size, size, 2], in [-1, 1]."""
     import torch
     from torch.nn import functional
 
-    from mnist_ray.random_streams import stream_key, uniform
-
-    keys = [stream_key(seed, "affine", step) for seed in seeds]
-    draws = (2 * uniform(keys, rows, 6) - 1).flatten(0, 1)  # [runs * batch, 6] in [-1, 1)
+    draws = (2 * streams.uniform("affine", rows, 6) - 1).flatten(0, 1)  # [runs * batch, 6] in [-1, 1)
     angle, scale_x, scale_y, shear, shift_x, shift_y = draws.unbind(1)
     angle = angle * math.radians(settings.rotation)
     scale_x, scale_y = 1 + settings.scale * scale_x, 1 + settings.scale * scale_y
@@ -93,23 +91,20 @@ def _affine_grid(settings: Augmentation, seeds: Sequence[int], *, step: int, row
     return functional.affine_grid(torch.stack((first, second), 1), [len(draws), 1, size, size], align_corners=False)
 
 
-def _elastic_field(settings: Augmentation, seeds: Sequence[int], *, step: int, rows: "Tensor", size: int) -> "Tensor":
+def _elastic_field(settings: Augmentation, streams: "StepStreams", *, rows: "Tensor", size: int) -> "Tensor":
     """Returns smooth random displacements, float64 [runs * batch, size, size, 2], in units of half the image."""
     import torch
 
-    from mnist_ray.random_streams import draws16, stream_key
-
-    keys = [stream_key(seed, "elastic", step) for seed in seeds]
-    draws = draws16(keys, rows, 2 * _CONTROL_POINTS**2).flatten(0, 1).to(torch.float64) / 32768
+    draws = streams.draws16("elastic", rows, 2 * _CONTROL_POINTS**2).flatten(0, 1).to(torch.float64) / 32768
     noise = draws.view(-1, 2, _CONTROL_POINTS, _CONTROL_POINTS)
-    blend = _gaussian_blend(size).to(noise.device)
+    blend = _gaussian_blend(size, noise.device)
     # A draw has variance 1/3 and each row of the blend unit norm: the product has the wished deviation.
     pixels = settings.elastic * math.sqrt(3.0) * (blend @ noise @ blend.T)
     return (pixels * (2.0 / size)).permute(0, 2, 3, 1)
 
 
 @cache
-def _gaussian_blend(size: int) -> "Tensor":
+def _gaussian_blend(size: int, device: "torch.device") -> "Tensor":
     """Returns how much each control point moves each pixel, float64 [size, control points], rows of unit norm."""
     import torch
 
@@ -117,4 +112,4 @@ def _gaussian_blend(size: int) -> "Tensor":
     pixels = torch.arange(size, dtype=torch.float64)
     spacing = (size - 1) / (_CONTROL_POINTS - 1)
     weights = torch.exp(-((pixels[:, None] - points) ** 2) / (2 * spacing**2))
-    return weights / weights.square().sum(dim=1, keepdim=True).sqrt()
+    return (weights / weights.square().sum(dim=1, keepdim=True).sqrt()).to(device)

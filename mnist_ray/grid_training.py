@@ -11,6 +11,8 @@ from mnist_ray.storage import Storage
 from mnist_ray.training import Divergence, StackTraining, TrainState
 from mnist_ray.training_data import TrainingData
 
+_Member = tuple[GridRun, RunFolder]
+
 
 def train_stack(
     runs: Sequence[GridRun],
@@ -38,34 +40,47 @@ def train_stack(
     Raises:
       ConflictError: a run's name belongs to another config or other data.
     """
-    by_epoch: dict[int, list[tuple[GridRun, RunFolder, TrainState | None]]] = {}
+    by_epoch: dict[int, list[_Member]] = {}
+    states: dict[str, TrainState] = {}
     for run in runs:
         folder = RunFolder(storage, run.run)
         folder.claim(run.config, data, resume=True)
-        if not folder.status().is_done:
-            state = folder.latest_state()
-            by_epoch.setdefault(len(state.history) if state else 0, []).append((run, folder, state))
+        if folder.status().is_done:
+            continue
+        state = folder.latest_state()
+        if state:
+            states[run.run] = state
+        by_epoch.setdefault(len(state.history) if state else 0, []).append((run, folder))
     for _, members in sorted(by_epoch.items()):
-        yield from _train(members, data, device=device, goes_on=goes_on)
+        configs = [run.config for run, _ in members]
+        # A state is as large as its run: none is kept beyond the start.
+        start = [states.pop(run.run, None) for run, _ in members]
+        training = StackTraining(configs, data, device=device, states=start)
+        del start
+        yield from _train(members, training, data, goes_on=goes_on)
 
 
 def _train(
-    members: Sequence[tuple[GridRun, RunFolder, TrainState | None]],
+    members: Sequence[_Member],
+    training: StackTraining,
     data: TrainingData,
     *,
-    device: torch.device,
     goes_on: Callable[[RunProgress], bool],
 ) -> Iterator[list[RunProgress]]:
-    configs = [run.config for run, _, _ in members]
-    training = StackTraining(configs, data, device=device, states=[state for _, _, state in members])
-    done_before = [index for index in range(len(members)) if index not in training.active]
+    done_before = [folder for index, (_, folder) in enumerate(members) if index not in training.active]
     if done_before:
-        yield [_finish(members[index][1]) for index in done_before]
+        yield [_finish(folder) for folder in done_before]
     while training.active:
-        reached = training.train_epoch()
-        progress = {
-            index: _keep(members[index][0], members[index][1], data, outcome) for index, outcome in reached.items()
-        }
+        progress = {}
+        for index, outcome in training.train_epoch().items():
+            run, folder = members[index]
+            if isinstance(outcome, Divergence):
+                folder.mark("diverged", str(outcome))
+                progress[index] = progress_of(run.run, folder.status(), folder.history())
+            else:
+                state = training.state(index)
+                folder.save(run.config, data, state)
+                progress[index] = progress_of(run.run, RunStatus("unfinished"), state.history)
         refused = [index for index in training.active if not goes_on(progress[index])]
         training.stop(refused)
         for index in refused:
@@ -75,15 +90,6 @@ def _train(
             if index not in training.active and found.status == "unfinished":
                 progress[index] = _finish(members[index][1])
         yield list(progress.values())
-
-
-def _keep(run: GridRun, folder: RunFolder, data: TrainingData, outcome: TrainState | Divergence) -> RunProgress:
-    """Stores what came of a run's epoch."""
-    if isinstance(outcome, Divergence):
-        folder.mark("diverged", str(outcome))
-        return progress_of(run.run, folder.status(), folder.history())
-    folder.save(run.config, data, outcome)
-    return progress_of(run.run, RunStatus("unfinished"), outcome.history)
 
 
 def _finish(folder: RunFolder) -> RunProgress:

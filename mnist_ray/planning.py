@@ -214,7 +214,7 @@ def probe(runs: Sequence[GridRun], data: TrainingData, device: torch.device) -> 
             validation_labels=data.validation_labels[:validation],
         )
         reached = StackTraining(configs, few, device=device).train_epoch().values()
-        seconds = sum(state.history[-1].epoch_seconds for state in reached if not isinstance(state, Divergence))
+        seconds = sum(result.epoch_seconds for result in reached if not isinstance(result, Divergence))
         rates.append(len(configs) * count / max(seconds, 1e-9))
     return rates[-1]
 

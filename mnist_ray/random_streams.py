@@ -36,13 +36,13 @@ def stream_key(seed: int, purpose: str, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def random_words(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tensor:
+def random_words(keys: Sequence[int] | Tensor, rows: Tensor, words_per_row: int) -> Tensor:
     """Returns 64 random bits for each key, row and column.
 
     A row's words depend on its number alone: the rows of one rank are the same as in the whole batch.
 
     Args:
-      keys: stream keys.
+      keys: stream keys, int64 [keys] where they are a tensor.
       rows: int64 [rows], row numbers >= 0, on the device where the words are wanted.
       words_per_row: columns.
 
@@ -54,7 +54,7 @@ def random_words(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tenso
     return _words_on_device(keys, rows, words_per_row)
 
 
-def _words_on_cpu(keys: Sequence[int], rows: np.ndarray, words_per_row: int) -> Tensor:
+def _words_on_cpu(keys: Sequence[int] | Tensor, rows: np.ndarray, words_per_row: int) -> Tensor:
     # numpy has unsigned shifts and is three times as fast here as the same operations in torch.
     # The counter is row * words_per_row + column; multiplied part by part, modulo 2**64.
     gamma = np.uint64(_GAMMA)
@@ -72,10 +72,10 @@ def _words_on_cpu(keys: Sequence[int], rows: np.ndarray, words_per_row: int) -> 
     return words
 
 
-def _words_on_device(keys: Sequence[int], rows: Tensor, words_per_row: int) -> Tensor:
+def _words_on_device(keys: Sequence[int] | Tensor, rows: Tensor, words_per_row: int) -> Tensor:
     columns = torch.arange(1, words_per_row + 1, device=rows.device)
     counter = rows[:, None] * words_per_row + columns
-    words = torch.tensor(keys, device=rows.device)[:, None, None] + counter * _signed(_GAMMA)
+    words = torch.as_tensor(keys, device=rows.device)[:, None, None] + counter * _signed(_GAMMA)
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
         # torch shifts int64 arithmetically: the mask clears the copies of the sign.
         words ^= (words >> shift) & ((1 << (64 - shift)) - 1)
@@ -88,7 +88,7 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
-def draws16(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:
+def draws16(keys: Sequence[int] | Tensor, rows: Tensor, columns: int) -> Tensor:
     """Returns uniform 16-bit draws, int16 [keys, rows, columns], in [-32768, 32767]."""
     words = random_words(keys, rows, math.ceil(columns / _DRAWS_PER_WORD))
     return words.view(torch.int16)[..., :columns]
@@ -146,7 +146,7 @@ def _draws_ahead(seeds: tuple[int, ...], purpose: str, steps: range, rows: bytes
     return torch.unflatten(draws, 0, (len(steps), len(seeds)))
 
 
-def uniform(keys: Sequence[int], rows: Tensor, columns: int) -> Tensor:
+def uniform(keys: Sequence[int] | Tensor, rows: Tensor, columns: int) -> Tensor:
     """Returns uniform numbers in [0, 1) with 53 random bits, float64 [keys, rows, columns]."""
     words = random_words(keys, rows, columns)
     return ((words >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53

@@ -7,6 +7,7 @@ from torch import Tensor
 from mnist_ray import augmentation
 from mnist_ray.augmentation import AUGMENTATIONS, Augmentation, augment
 from mnist_ray.random_streams import stream_key, uniform
+from mnist_ray.step_streams import SeededStreams
 
 RANDOM = [name for name in AUGMENTATIONS if name != "none"]
 
@@ -38,17 +39,17 @@ def draws(seed: int, step: int, rows: int) -> Tensor:
 
 def test_no_augmentation_gives_back_the_images_themselves() -> None:
     images = noise(1, 4)
-    assert augment("none", images, seeds=[0], step=0, rows=torch.arange(4)) is images
+    assert augment("none", images, streams=SeededStreams([0], 0), rows=torch.arange(4)) is images
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_seed_step_and_row_decide_and_nothing_else(name: str) -> None:
     images, rows = noise(1, 1).expand(1, 8, 1, 28, 28), torch.arange(8)
-    first = augment(name, images, seeds=[0], step=3, rows=rows)
+    first = augment(name, images, streams=SeededStreams([0], 3), rows=rows)
     torch.manual_seed(99)
-    assert torch.equal(augment(name, images, seeds=[0], step=3, rows=rows), first)
-    other_seed = augment(name, images, seeds=[1], step=3, rows=rows)
-    other_step = augment(name, images, seeds=[0], step=4, rows=rows)
+    assert torch.equal(augment(name, images, streams=SeededStreams([0], 3), rows=rows), first)
+    other_seed = augment(name, images, streams=SeededStreams([1], 3), rows=rows)
+    other_step = augment(name, images, streams=SeededStreams([0], 4), rows=rows)
     pictures = [*first[0], *other_seed[0], *other_step[0]]
     assert len({tuple(picture.flatten().tolist()) for picture in pictures}) == 24
 
@@ -56,38 +57,40 @@ def test_seed_step_and_row_decide_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_rank_distorts_its_rows_as_the_whole_batch_would(name: str) -> None:
     images, rows = noise(1, 13), torch.arange(13)
-    whole = augment(name, images, seeds=[5], step=2, rows=rows)
+    whole = augment(name, images, streams=SeededStreams([5], 2), rows=rows)
     for rank in range(3):
-        part = augment(name, images[:, rank::3], seeds=[5], step=2, rows=rows[rank::3])
+        part = augment(name, images[:, rank::3], streams=SeededStreams([5], 2), rows=rows[rank::3])
         assert torch.equal(part, whole[:, rank::3])
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_rank_without_rows_has_nothing_to_distort(name: str) -> None:
     images = noise(1, 0)
-    assert augment(name, images, seeds=[0], step=0, rows=torch.arange(0)).shape == (1, 0, 1, 28, 28)
+    assert augment(name, images, streams=SeededStreams([0], 0), rows=torch.arange(0)).shape == (1, 0, 1, 28, 28)
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_each_run_of_a_stack_is_distorted_as_it_would_be_alone(name: str) -> None:
     images, rows = noise(3, 4), torch.arange(4)
-    together = augment(name, images, seeds=[4, 5, 6], step=1, rows=rows)
+    together = augment(name, images, streams=SeededStreams([4, 5, 6], 1), rows=rows)
     for run, seed in enumerate([4, 5, 6]):
-        assert torch.equal(augment(name, images[run : run + 1], seeds=[seed], step=1, rows=rows)[0], together[run])
+        assert torch.equal(
+            augment(name, images[run : run + 1], streams=SeededStreams([seed], 1), rows=rows)[0], together[run]
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", RANDOM)
 def test_shape_type_and_range_of_the_pixels_stay(name: str, dtype: torch.dtype) -> None:
     images = noise(2, 5).to(dtype)
-    distorted = augment(name, images, seeds=[0, 1], step=0, rows=torch.arange(5))
+    distorted = augment(name, images, streams=SeededStreams([0, 1], 0), rows=torch.arange(5))
     assert distorted.shape == images.shape
     assert distorted.dtype == dtype
     assert 0 <= float(distorted.min()) <= float(distorted.max()) <= 1
 
 
 def test_a_shift_moves_the_picture_by_its_draw_and_keeps_its_ink() -> None:
-    shifted = augment("shift", blob(200), seeds=[0], step=0, rows=torch.arange(200))
+    shifted = augment("shift", blob(200), streams=SeededStreams([0], 0), rows=torch.arange(200))
     torch.testing.assert_close(shifted.sum((2, 3, 4)), torch.full((1, 200), 48.0, dtype=torch.float64))
     # Sampling two pixels further to the right moves the picture two pixels to the left.
     torch.testing.assert_close(centers(shifted), -2 * draws(0, 0, 200)[:, 4:], rtol=0, atol=1e-9)
@@ -97,13 +100,13 @@ def test_a_shift_moves_the_picture_by_its_draw_and_keeps_its_ink() -> None:
 def test_what_comes_in_from_outside_is_the_edge() -> None:
     images = torch.full((1, 50, 1, 28, 28), 0.25)
     for name in RANDOM:
-        distorted = augment(name, images, seeds=[0], step=0, rows=torch.arange(50))
+        distorted = augment(name, images, streams=SeededStreams([0], 0), rows=torch.arange(50))
         torch.testing.assert_close(distorted, images)
 
 
 def test_a_rotation_turns_a_bar_by_its_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AUGMENTATIONS, "rotation", Augmentation(rotation=30.0))
-    turned = augment("rotation", blob(100, width=16, height=2), seeds=[0], step=0, rows=torch.arange(100))
+    turned = augment("rotation", blob(100, width=16, height=2), streams=SeededStreams([0], 0), rows=torch.arange(100))
     pixels = turned.flatten(0, 2)
     place = torch.arange(28, dtype=torch.float64) - 13.5
     xx = (pixels.sum(1) @ place.square()) / pixels.sum((1, 2))
@@ -118,14 +121,14 @@ def test_a_rotation_turns_a_bar_by_its_draw(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_scaling_changes_the_area_by_its_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AUGMENTATIONS, "scale", Augmentation(scale=0.2))
-    scaled = augment("scale", blob(100, height=12), seeds=[0], step=0, rows=torch.arange(100))
+    scaled = augment("scale", blob(100, height=12), streams=SeededStreams([0], 0), rows=torch.arange(100))
     factors = 1 + 0.2 * draws(0, 0, 100)[:, 1:3]
     torch.testing.assert_close(scaled.sum((2, 3, 4))[0], 144 / factors.prod(1), rtol=0.03, atol=0)
 
 
 def test_a_shear_slants_a_bar_and_keeps_its_area(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AUGMENTATIONS, "shear", Augmentation(shear=0.3))
-    slanted = augment("shear", blob(100, width=4, height=12), seeds=[0], step=0, rows=torch.arange(100))
+    slanted = augment("shear", blob(100, width=4, height=12), streams=SeededStreams([0], 0), rows=torch.arange(100))
     torch.testing.assert_close(slanted.sum((2, 3, 4))[0], torch.full((100,), 48.0, dtype=torch.float64))
     # The center of each row lies on a line: x = -tangent * y.
     place = torch.arange(28, dtype=torch.float64) - 13.5
@@ -137,7 +140,7 @@ def test_a_shear_slants_a_bar_and_keeps_its_area(monkeypatch: pytest.MonkeyPatch
 
 def test_elastic_displacements_have_the_stated_deviation_everywhere_and_no_drift() -> None:
     settings = Augmentation(elastic=0.8)
-    field = augmentation._elastic_field(settings, [0], step=0, rows=torch.arange(4000), size=28) * 14
+    field = augmentation._elastic_field(settings, SeededStreams([0], 0), rows=torch.arange(4000), size=28) * 14
     assert field.shape == (4000, 28, 28, 2)
     assert float(field.std()) == pytest.approx(0.8, rel=0.01)
     deviations = field.std(0)
@@ -147,7 +150,10 @@ def test_elastic_displacements_have_the_stated_deviation_everywhere_and_no_drift
 
 
 def test_elastic_displacements_are_smooth_and_differ_between_the_axes() -> None:
-    field = augmentation._elastic_field(Augmentation(elastic=1.0), [0], step=0, rows=torch.arange(500), size=28) * 14
+    field = (
+        augmentation._elastic_field(Augmentation(elastic=1.0), SeededStreams([0], 0), rows=torch.arange(500), size=28)
+        * 14
+    )
     assert float((field[:, 1:] - field[:, :-1]).std()) < 0.25
     assert float((field[:, :, 1:] - field[:, :, :-1]).std()) < 0.25
     correlation = (field[..., 0] * field[..., 1]).mean() / (field[..., 0].std() * field[..., 1].std())
@@ -156,7 +162,7 @@ def test_elastic_displacements_are_smooth_and_differ_between_the_axes() -> None:
 
 def test_elastic_distortion_changes_a_picture_but_not_beyond_recognition() -> None:
     pictures = blob(50)
-    distorted = augment("elastic", pictures, seeds=[0], step=0, rows=torch.arange(50))
+    distorted = augment("elastic", pictures, streams=SeededStreams([0], 0), rows=torch.arange(50))
     assert float((distorted - pictures).abs().amax((2, 3, 4)).min()) > 0.1
     overlap = (distorted * pictures).sum((2, 3, 4)) / 48
     assert float(overlap.min()) > 0.4

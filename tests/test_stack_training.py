@@ -1,7 +1,11 @@
 """Runs in a stack have the bits that they have alone: whole trainings, whatever the neighbours do."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from mnist_ray.training_data import TrainingData, prepare_data
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 # 450 training examples: the last of 8 batches has 2 rows.
 BASE = {"dataset": "digits", "train_limit": 500, "epochs": 3, "hidden_sizes": (24, 10), "batch_norm": True}
@@ -63,13 +68,16 @@ def trained_alone(config: TrainConfig) -> list[TrainState]:
 
 
 def trained_together(
-    configs: Sequence[TrainConfig], *, states: Sequence[TrainState | None] | None = None
+    configs: Sequence[TrainConfig],
+    *,
+    states: Sequence[TrainState | None] | None = None,
+    tabled: bool | None = None,
 ) -> list[list[TrainState | Divergence]]:
-    training = StackTraining(configs, data_of(configs[0]), device=CPU, states=states)
+    training = StackTraining(configs, data_of(configs[0]), device=CPU, states=states, tabled=tabled)
     reached: list[list[TrainState | Divergence]] = [[] for _ in configs]
     while training.active:
-        for run, state in training.train_epoch().items():
-            reached[run].append(state)
+        for run, result in training.train_epoch().items():
+            reached[run].append(result if isinstance(result, Divergence) else training.state(run))
     return reached
 
 
@@ -138,9 +146,12 @@ def test_runs_taken_out_after_an_epoch_leave_the_others_as_they_were(stopped: Co
     training.train_epoch()
     training.stop(stopped)
     assert set(training.active) == {0, 1, 2} - set(stopped)
+    for run in range(3):
+        # What was stopped can still be kept.
+        assert_same(training.state(run), trained_alone(configs[run])[0])
     last: dict[int, object] = {}
     while training.active:
-        last |= training.train_epoch()
+        last |= {run: training.state(run) for run in training.train_epoch()}
     for run, state in last.items():
         assert_same(state, trained_alone(configs[run])[-1])
 
@@ -160,7 +171,54 @@ def test_a_stack_of_finished_runs_has_nothing_to_do() -> None:
     assert StackTraining(configs, data_of(configs[0]), device=CPU, states=states).active == ()
 
 
+@pytest.mark.parametrize("network", ["mlp", "odd sizes", "cnn", "augmented", "bf16"])
+def test_steps_that_read_their_inputs_from_tables_have_the_same_bits(network: str) -> None:
+    configs = configs_of(network)
+    # Equal seeds only, distinct seeds only, and both.
+    for chosen in (configs[:2], configs[1:4], configs):
+        for config, together in zip(chosen, trained_together(chosen, tabled=True), strict=True):
+            assert len(together) == config.epochs
+            for actual, expected in zip(together, trained_alone(config), strict=True):
+                assert_same(actual, expected)
+
+
+def test_a_stack_with_tables_goes_on_as_before_when_it_becomes_smaller_and_after_an_interruption() -> None:
+    configs = [config.model_copy(update={"optimizer": "adamw"}) for config in configs_of("mlp")]
+    configs[1] = configs[1].model_copy(update={"learning_rate": 1e38})
+    reached = trained_together(configs, tabled=True)
+    assert isinstance(reached[1][0], Divergence)
+    for run in (0, 2, 3, 4):
+        assert_same(reached[run][-1], trained_alone(configs[run])[-1])
+    middle = [trained_alone(config)[0] for config in configs[2:]]
+    for config, states in zip(configs[2:], trained_together(configs[2:], states=middle, tabled=True), strict=True):
+        assert_same(states[-1], trained_alone(config)[-1])
+
+
 def test_ranks_share_single_runs_only() -> None:
     configs = configs_of("mlp")
     with pytest.raises(AssertionError):
         StackTraining(configs, data_of(configs[0]), device=CPU, ranks=Ranks(0, 2))
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_run_in_a_stack_is_that_of_its_weights_gradients_optimizer_and_activations() -> None:
+    code = (
+        "import resource, sys, torch; sys.path.insert(0, 'tests'); torch.set_num_threads(1)\n"
+        "from test_stack_training import CPU, StackTraining, data_of, variant_config\n"
+        "own = [{'dataset': 'digits', 'epochs': 2, 'seed': seed} for seed in range(int(sys.argv[1]))]\n"
+        "configs = [variant_config('dropout_batchnorm', settings) for settings in own]\n"
+        "training = StackTraining(configs, data_of(configs[0]), device=CPU)\n"
+        "while training.active:\n"
+        "    for run in training.train_epoch(): training.state(run)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    peaks = {}
+    for count in (8, 72):
+        command = [sys.executable, "-c", code, str(count)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        peaks[count] = int(done.stdout)
+    num_weights = 243_000
+    of_values = 4 * 4 * num_weights  # weights, gradients and Adam's two moments, float32
+    of_activations = 64 * (784 + 12 * (256 + 128 + 64)) * 4  # images, and at most 12 values a hidden unit
+    assert (peaks[72] - peaks[8]) / 64 < 1.2 * (of_values + of_activations), peaks

@@ -19,8 +19,9 @@ from mnist_ray.history import EpochResult, best_epoch, is_finished
 from mnist_ray.models.networks import make_network
 from mnist_ray.random_streams import draws16, permutation, stream_key
 from mnist_ray.sharding import Ranks
-from mnist_ray.training import TrainState, cross_entropy, fit
+from mnist_ray.training import TrainState, fit
 from mnist_ray.training_data import TrainingData, normalize, prepare_data, split_validation
+from mnist_ray.training_steps import cross_entropy
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")

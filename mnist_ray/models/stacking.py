@@ -6,7 +6,7 @@ and gives plain state_dicts back.
 """
 
 from collections.abc import Sequence
-from copy import copy
+from copy import copy, deepcopy
 from math import prod
 
 import torch
@@ -46,16 +46,26 @@ class Stack:
             for name, buffer in template.named_buffers()
         }
         self._compute_dtype = torch.bfloat16 if bf16 else dtype
-        self._place(networks, values, torch.zeros_like(values), buffers)
+        # Without their weights: what is left says how the layers are made.
+        self._networks = [deepcopy(network).to("meta") for network in networks]
+        self._place(values, torch.zeros_like(values), buffers)
+        self._add_singles()
         self.load_state_dicts([network.state_dict() for network in networks])
-        self._singles = [self]
-        if len(networks) > 1:
-            self._singles = [self._single(networks, values, run) for run in range(len(networks))]
 
-    def _place(
-        self, networks: Sequence[nn.Sequential], values: Tensor, gradients: Tensor, buffers: dict[str, Tensor]
-    ) -> None:
+    def take(self, runs: Sequence[int]) -> "Stack":
+        """Returns a stack of some of the runs with their weights, in memory of its own."""
+        taken = copy(self)
+        index = torch.tensor(runs, device=self.gradients.device)
+        values = self._memory.index_select(0, index)
+        buffers = {name: buffer.index_select(0, index) for name, buffer in self._buffers.items()}
+        taken._networks = [self._networks[run] for run in runs]
+        taken._place(values, torch.zeros_like(values), buffers)
+        taken._add_singles()
+        return taken
+
+    def _place(self, values: Tensor, gradients: Tensor, buffers: dict[str, Tensor]) -> None:
         """Builds the layers over the memory of parameters and gradients, both [runs, padded], and buffers."""
+        self._memory = values
         self.gradients = gradients
         self.parameters = list(values.unbind())
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -68,14 +78,18 @@ class Stack:
             )
         }
         self._buffers = buffers
-        self._layers = self._make_layers(networks)
+        self._layers = self._make_layers(self._networks)
 
-    def _single(self, networks: Sequence[nn.Sequential], values: Tensor, run: int) -> "Stack":
-        """Returns a stack of one run that shares this one's memory."""
+    def _add_singles(self) -> None:
+        """Makes a stack of each run alone that shares this one's memory."""
+        self._singles = [self._single(run) for run in range(len(self))] if len(self) > 1 else [self]
+
+    def _single(self, run: int) -> "Stack":
         part = slice(run, run + 1)
         single = copy(self)
+        single._networks = self._networks[part]
         buffers = {name: buffer[part] for name, buffer in self._buffers.items()}
-        single._place(networks[part], values[part], self.gradients[part], buffers)
+        single._place(self._memory[part], self.gradients[part], buffers)
         return single
 
     def __len__(self) -> int:

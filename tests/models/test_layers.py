@@ -11,6 +11,7 @@ from mnist_ray.models import layers
 from mnist_ray.models.layers import Layer, Parameter, TrainingPass
 from mnist_ray.random_streams import draws16, stream_key
 from mnist_ray.sharding import Ranks
+from mnist_ray.step_streams import SeededStreams
 
 TOLERANCE = {"rtol": 0, "atol": 1e-12}
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ stacks_of_one_and_three = pytest.mark.parametrize("runs", [1, 3])
 
 
 def one_rank(runs: int, batch: int, *, step: int = 0) -> TrainingPass:
-    return TrainingPass(range(runs), step, torch.arange(batch), batch, Ranks())
+    return TrainingPass(SeededStreams(range(runs), step), torch.arange(batch), batch, Ranks())
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
@@ -206,7 +207,7 @@ def test_dropout_draws_other_noise_in_each_step_run_and_layer() -> None:
 
 
 def test_a_rank_without_rows_of_a_partial_batch_still_takes_part() -> None:
-    nothing = TrainingPass([0], 0, torch.arange(0), 1, Ranks())
+    nothing = TrainingPass(SeededStreams([0], 0), torch.arange(0), 1, Ranks())
     images = torch.zeros(1, 0, 1, 28, 28)
     weight, bias = (
         Parameter(torch.ones(1, 2, *shape), torch.full((1, 2, *shape), torch.nan)) for shape in ((1, 3, 3), ())

@@ -12,7 +12,8 @@ from mnist_ray.models.stacking import Stack
 from mnist_ray.optimizers import make_optimizer
 from mnist_ray.random_streams import draws16, stream_key
 from mnist_ray.sharding import Ranks
-from mnist_ray.training import cross_entropy, train_step
+from mnist_ray.step_streams import SeededStreams
+from mnist_ray.training_steps import StepSettings, cross_entropy, train_step
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_a_stack_has_the_logits_losses_and_gradients_of_its_plain_networks(
     configs = configs_of(runs, **SMALL[model], batch_norm=batch_norm, precision="float64")
     stack = Stack([make_network(config, 10) for config in configs], device=CPU)
     images, labels = batch(runs, 16, dtype=torch.float64)
-    training = TrainingPass([config.seed for config in configs], 7, torch.arange(16), 16, Ranks())
+    training = TrainingPass(SeededStreams([config.seed for config in configs], 7), torch.arange(16), 16, Ranks())
     logits = stack.forward(images, training)
     losses, gradient = cross_entropy(logits, labels, smoothing=0.1)
     stack.backward(gradient / 16)
@@ -100,12 +101,13 @@ def trained(configs: Sequence[TrainConfig], *, steps: int, batch_size: int) -> l
     """Trains the configs as one stack on random images, each run on its seed's own."""
     stack = Stack([make_network(config, 10) for config in configs], device=CPU)
     optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
+    settings = StepSettings.of_runs(configs, dtype=torch.float32, device=CPU)
     for step in range(steps):
         images, labels = batches_of(configs, step=step, batch_size=batch_size)
         training = TrainingPass(
-            [config.seed for config in configs], step, torch.arange(batch_size), batch_size, Ranks()
+            SeededStreams([config.seed for config in configs], step), torch.arange(batch_size), batch_size, Ranks()
         )
-        train_step(stack, optimizer, images, labels, training=training, configs=configs)
+        train_step(stack, optimizer, images, labels, training=training, settings=settings)
     return [stack.state_dict(run) for run in range(len(configs))]
 
 
