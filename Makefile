@@ -27,6 +27,8 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/evaluate_throughput.py
+	$(BIN)/python benchmarks/stack.py
+	$(BIN)/python benchmarks/grid.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

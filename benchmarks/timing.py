@@ -32,6 +32,10 @@ class Spread:
     high: float
 
 
+# What a table of results holds.
+Cell = str | float | Spread
+
+
 def interleave(
     contenders: Mapping[str, Callable[[], int]], *, rounds: int, chunk_seconds: float, clock: str, label: str
 ) -> dict[str, list[float]]:
@@ -89,8 +93,8 @@ def add_timing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def print_results(rows: Sequence[Mapping[str, str | Spread]], *, as_json: bool) -> None:
-    """Prints hardware and results: as JSON, or as a table with a rate's median, a ratio's median and extremes."""
+def print_results(rows: Sequence[Mapping[str, Cell]], *, as_json: bool) -> None:
+    """Prints hardware and results: as JSON, or as a table with medians, and of ratios the extremes too."""
     if as_json:
         plain = [
             {name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()} for row in rows
@@ -104,9 +108,13 @@ def print_results(rows: Sequence[Mapping[str, str | Spread]], *, as_json: bool) 
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
-def _shown(name: str, cell: str | Spread) -> str:
-    if not isinstance(cell, Spread):
+def _shown(name: str, cell: Cell) -> str:
+    if isinstance(cell, str):
         return cell
+    if not isinstance(cell, Spread):
+        return f"{cell:.4g}"
+    if name == "seconds":
+        return f"{cell.median:,.1f}"
     if name.startswith("ratio"):
         return f"{cell.median:.2f} ({cell.low:.2f}-{cell.high:.2f})"
     return f"{cell.median:,.0f}"

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torchvision import datasets, transforms
+from typing import TYPE_CHECKING
 
 from mnist_ray.data import Examples, default_data_dir, load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
+
+if TYPE_CHECKING:
+    from torchvision import datasets
 
 # Of the 60,000 training images, as in the tutorial.
 MEAN, STD = 0.1307, 0.3081
@@ -31,8 +33,11 @@ def load_mnist(data_dir: Path) -> tuple[Examples, Examples]:
 
 
 @contextmanager
-def torchvision_mnist(train: Examples, test: Examples) -> Iterator[tuple[datasets.MNIST, datasets.MNIST]]:
+def torchvision_mnist(train: Examples, test: Examples) -> Iterator[tuple["datasets.MNIST", "datasets.MNIST"]]:
     """Yields the splits as torchvision's data sets with the tutorial's transform, from a temporary folder."""
+    # A second that only those who use it should pay.
+    from torchvision import datasets, transforms
+
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "MNIST", "raw")

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 from statistics import mean
 from typing import Any
 
@@ -81,7 +82,7 @@ def _half_width(outcome: EvaluateOutcome) -> float:
 def _print_next(outcome: EvaluateOutcome, storage: str) -> None:
     done = "was there already" if outcome.already_done else "committed"
     print(f"Evaluation {done}: {outcome.uri}\n")
-    print("Next:" if shutil.which("mnist-ray") else "Next, after `. .venv/bin/activate`:")
+    print("Next:" if shutil.which("mnist-ray") else f"Next, after `. {shlex.quote(sys.prefix)}/bin/activate`:")
     for command in next_commands(outcome.uri, storage):
         print(f"  {command}")
 

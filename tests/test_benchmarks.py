@@ -2,14 +2,19 @@ import json
 import runpy
 import struct
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from mnist_ray.config import read_yaml
 from mnist_ray.data import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
+from mnist_ray.grids import expand, read_grid
+from mnist_ray.models.networks import make_network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 VARIANTS = ["baseline", "dropout", "dropout_batchnorm"]
@@ -32,9 +37,8 @@ def run_script(monkeypatch: pytest.MonkeyPatch, data_dir: Path):
     threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
-    def run(name: str, *options: str) -> None:
-        shortest = ["--rounds", "2", "--chunk-seconds", "0.001", "--data-dir", str(data_dir)]
-        monkeypatch.setattr(sys, "argv", [name, *shortest, *options])
+    def run(name: str, *options: str, shortest: Sequence[str] = ("--rounds", "2", "--chunk-seconds", "0.001")) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *shortest, "--data-dir", str(data_dir), *options])
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
 
     yield run
@@ -94,3 +98,45 @@ def test_contenders_take_turns_and_each_round_starts_with_the_next_one(timing: M
 def test_a_ratio_is_taken_round_by_round(timing: ModuleType) -> None:
     rates = {"ours": [2.0, 9.0, 4.0], "theirs": [1.0, 3.0, 1.0]}
     assert timing.ratios(rates, "ours", "theirs") == timing.Spread(median=3.0, low=2.0, high=4.0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_grid_is_trained_in_every_way_and_timed(run_script, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Train starts sooner so.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    run_script("grid.py", "--axes", "--seeds", "1", "--json", shortest=())
+    output = capsys.readouterr()
+    rows = json.loads(output.out)["results"]
+    assert [(row["way"], row["runs"]) for row in rows] == [("conventional", 1), ("in-memory", 1), ("ours", 1)]
+    for row in rows:
+        # Shares of 20 validation images.
+        assert row["val_accuracy"] * 20 == pytest.approx(round(row["val_accuracy"] * 20), abs=1e-4)
+        assert 0 < row["val_accuracy"] <= 1
+        ratio = row["seconds"]["median"] / rows[-1]["seconds"]["median"]
+        assert row["ratio_of_seconds_to_ours"]["median"] == pytest.approx(ratio)
+    assert output.err.count("round 1 of 1: ") == 3
+
+
+def test_a_way_that_trains_no_runs_ends_the_benchmark_with_what_it_said(run_script) -> None:
+    with pytest.raises(SystemExit, match=r"(?s)1 examples give .*ours: exit code 3, 0 of 24 runs"):
+        run_script("grid.py", "--only", "ours", "--train-limit", "1", shortest=())
+
+
+def test_the_grid_that_is_timed_has_24_runs_whose_networks_are_the_same_in_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import grid
+
+    arguments = Namespace(axes=list(grid.GRID), seeds=2, workers=2, train_limit=None, data_dir=tmp_path)
+    command = grid.our_command(arguments, tmp_path)
+    settings = read_yaml(Path(command[command.index("--grid") + 1]))
+    seeds = command[command.index("--seeds") + 1]
+    runs = expand(read_grid(settings, seeds=seeds, overrides={}, source="test"), name="test", max_runs=24)
+    assert len(runs) == 24
+    for run in runs:
+        cell = {name: getattr(run.config, name) for name in grid.GRID}
+        plain, ours = grid.plain_network(cell), make_network(run.config, 10)
+        assert [repr(layer) for layer in plain] == [repr(layer) for layer in ours]
