@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mnist_ray.models.products import bmm, bmm_into
 from mnist_ray.sharding import Ranks
 from mnist_ray.step_streams import StepStreams
 
@@ -82,31 +83,18 @@ class Linear:
     def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         self._inputs = inputs.to(self._dtype)
         weight = self._weight.value.to(self._dtype).transpose(1, 2)
-        if self._bias is None:
-            return torch.bmm(self._inputs, weight).to(inputs.dtype)
-        bias = self._bias.value.to(self._dtype)
-        return torch.baddbmm(bias[:, None], self._inputs, weight).to(inputs.dtype)
+        bias = None if self._bias is None else self._bias.value.to(self._dtype)
+        return bmm(self._inputs, weight, bias=bias).to(inputs.dtype)
 
     def backward(self, gradient: Tensor) -> Tensor:
         self.backward_parameters(gradient)
-        return torch.bmm(gradient.to(self._dtype), self._weight.value.to(self._dtype)).to(gradient.dtype)
+        return bmm(gradient.to(self._dtype), self._weight.value.to(self._dtype)).to(gradient.dtype)
 
     def backward_parameters(self, gradient: Tensor) -> None:
         """The backward pass of a network's first layer, which needs no gradient by the images."""
-        _bmm_into(self._weight.gradient, gradient.to(self._dtype).transpose(1, 2), self._inputs)
+        bmm_into(self._weight.gradient, gradient.to(self._dtype).transpose(1, 2), self._inputs)
         if self._bias is not None:
             torch.sum(gradient, dim=1, out=self._bias.gradient)
-
-
-def _bmm_into(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """Computes target = left @ right, [runs, ...]; on a CPU run by run, as bmm would copy into a strided target."""
-    if left.dtype != target.dtype:
-        target.copy_(torch.bmm(left, right))
-    elif target.device.type == "cpu":
-        for run, of_run in enumerate(target):
-            torch.mm(left[run], right[run], out=of_run)
-    else:
-        torch.bmm(left, right, out=target)
 
 
 class Conv2d:

@@ -1,0 +1,52 @@
+"""Matrix products of a stack: the same bits for a run, whatever the number of runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# On a CPU, torch's matrix product is MKL's, which keeps to 256-bit vectors on processors that aren't Intel's. oneDNN,
+# which torch carries too, takes 512 bits where there are any: twice as fast for the larger products of our networks
+# (AMD EPYC with AVX-512, benchmarks/stack.py); its calls cost more, so small products stay with MKL. Which of the two
+# depends on the shapes of one run alone.
+_ONEDNN: Callable[..., Any] | None = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
+_ONEDNN_MULTIPLICATIONS = 1 << 20
+
+
+def bmm(left: Tensor, right: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """Returns left @ right (+ bias) for each run.
+
+    Args:
+      left: [runs, rows, inner].
+      right: [runs, inner, columns].
+      bias: [runs, columns], or None.
+    """
+    if _takes_onednn(left, right):
+        assert _ONEDNN is not None
+        biases = [None] * len(left) if bias is None else bias.unbind()
+        parts = [_ONEDNN(*run, "none", [], "") for run in zip(left, right.transpose(1, 2), biases, strict=True)]
+        return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+    return torch.bmm(left, right) if bias is None else torch.baddbmm(bias[:, None], left, right)
+
+
+def bmm_into(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """Computes target = left @ right for each run, as bmm does; the target may be strided and of another type."""
+    if left.device.type != "cpu" or left.dtype != target.dtype:
+        target.copy_(torch.bmm(left, right))
+    elif _takes_onednn(left, right):
+        assert _ONEDNN is not None
+        for of_run, *factors in zip(target, left, right.transpose(1, 2), strict=True):
+            of_run.copy_(_ONEDNN(*factors, None, "none", [], ""))
+    else:
+        # torch.bmm would copy into a strided target.
+        for of_run, *factors in zip(target, left, right, strict=True):
+            torch.mm(*factors, out=of_run)
+
+
+def _takes_onednn(left: Tensor, right: Tensor) -> bool:
+    multiplications = left.shape[1] * left.shape[2] * right.shape[2]
+    is_fitting = left.device.type == "cpu" and left.dtype == torch.float32
+    return _ONEDNN is not None and is_fitting and multiplications >= _ONEDNN_MULTIPLICATIONS
