@@ -43,11 +43,11 @@ class SeededStreams:
 
     def of(self, runs: slice) -> "SeededStreams":
         """See StepStreams."""
-        return replace(self, seeds=self.seeds[runs])
+        return SeededStreams(self.seeds[runs], self.step)
 
     def distinct(self) -> "SeededStreams":
         """See StepStreams."""
-        return replace(self, seeds=tuple(dict.fromkeys(self.seeds)))
+        return self if len(self.seeds) == 1 else SeededStreams(tuple(dict.fromkeys(self.seeds)), self.step)
 
     def draws16(self, purpose: str, rows: Tensor, columns: int) -> Tensor:
         """See StepStreams."""

@@ -81,20 +81,26 @@ class Linear:
         self._weight, self._bias, self._dtype = weight, bias, dtype
 
     def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
-        self._inputs = inputs.to(self._dtype)
-        weight = self._weight.value.to(self._dtype).transpose(1, 2)
-        bias = None if self._bias is None else self._bias.value.to(self._dtype)
-        return bmm(self._inputs, weight, bias=bias).to(inputs.dtype)
+        self._inputs = _cast(inputs, self._dtype)
+        weight = _cast(self._weight.value, self._dtype).transpose(1, 2)
+        bias = None if self._bias is None else _cast(self._bias.value, self._dtype)
+        return _cast(bmm(self._inputs, weight, bias=bias), inputs.dtype)
 
     def backward(self, gradient: Tensor) -> Tensor:
         self.backward_parameters(gradient)
-        return bmm(gradient.to(self._dtype), self._weight.value.to(self._dtype)).to(gradient.dtype)
+        product = bmm(_cast(gradient, self._dtype), _cast(self._weight.value, self._dtype))
+        return _cast(product, gradient.dtype)
 
     def backward_parameters(self, gradient: Tensor) -> None:
         """The backward pass of a network's first layer, which needs no gradient by the images."""
-        bmm_into(self._weight.gradient, gradient.to(self._dtype).transpose(1, 2), self._inputs)
+        bmm_into(self._weight.gradient, _cast(gradient, self._dtype).transpose(1, 2), self._inputs)
         if self._bias is not None:
             torch.sum(gradient, dim=1, out=self._bias.gradient)
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    # Also where there is nothing to do a call of Tensor.to takes its time, and a step has dozens.
+    return values if values.dtype == dtype else values.to(dtype)
 
 
 class Conv2d:
@@ -177,7 +183,7 @@ class BatchNorm:
     def forward(self, inputs: Tensor, training: TrainingPass | None) -> Tensor:
         trailing = (1,) * (inputs.dim() - 3)
         self._shape = (inputs.shape[0], 1, inputs.shape[2], *trailing)
-        weight, bias = (parameter.value.view(self._shape) for parameter in (self._weight, self._bias))
+        weight, bias = self._weight.value.view(self._shape), self._bias.value.view(self._shape)
         if training is None:
             mean, variance = (self._running[name].view(self._shape) for name in ("running_mean", "running_var"))
             return (inputs - mean) * (weight * torch.rsqrt(variance + self._epsilon)) + bias
@@ -192,10 +198,8 @@ class BatchNorm:
         return torch.addcmul(bias, self._normalized, weight)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        by_bias = gradient.sum(self._dims, keepdim=True)
-        by_weight = (gradient * self._normalized).sum(self._dims, keepdim=True)
-        self._bias.gradient.copy_(by_bias.view_as(self._bias.gradient))
-        self._weight.gradient.copy_(by_weight.view_as(self._weight.gradient))
+        by_bias = torch.sum(gradient, self._dims, out=self._bias.gradient).view(self._shape)
+        by_weight = torch.sum(gradient * self._normalized, self._dims, out=self._weight.gradient).view(self._shape)
         if self._ranks.world_size > 1:
             by_bias, by_weight = self._ranks.sum_(torch.stack((by_bias, by_weight))).unbind()
         scale = self._weight.value.view(self._shape) * self._inverse_deviation

@@ -27,7 +27,8 @@ def bmm(left: Tensor, right: Tensor, *, bias: Tensor | None = None) -> Tensor:
     if _takes_onednn(left, right):
         assert _ONEDNN is not None
         biases = [None] * len(left) if bias is None else bias.unbind()
-        parts = [_ONEDNN(*run, "none", [], "") for run in zip(left, right.transpose(1, 2), biases, strict=True)]
+        runs = zip(left.unbind(), right.transpose(1, 2).unbind(), biases, strict=True)
+        parts = [_ONEDNN(*run, "none", [], "") for run in runs]
         return parts[0][None] if len(parts) == 1 else torch.stack(parts)
     return torch.bmm(left, right) if bias is None else torch.baddbmm(bias[:, None], left, right)
 
@@ -38,11 +39,11 @@ def bmm_into(target: Tensor, left: Tensor, right: Tensor) -> None:
         target.copy_(torch.bmm(left, right))
     elif _takes_onednn(left, right):
         assert _ONEDNN is not None
-        for of_run, *factors in zip(target, left, right.transpose(1, 2), strict=True):
+        for of_run, *factors in zip(target.unbind(), left.unbind(), right.transpose(1, 2).unbind(), strict=True):
             of_run.copy_(_ONEDNN(*factors, None, "none", [], ""))
     else:
         # torch.bmm would copy into a strided target.
-        for of_run, *factors in zip(target, left, right, strict=True):
+        for of_run, *factors in zip(target.unbind(), left.unbind(), right.unbind(), strict=True):
             torch.mm(*factors, out=of_run)
 
 
