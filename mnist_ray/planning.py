@@ -13,16 +13,21 @@ import torch
 
 from mnist_ray.asha import Rungs
 from mnist_ray.config import GridConfig, TrainConfig
-from mnist_ray.grids import GridRun, check_count, expand, stacks
+from mnist_ray.grids import STACK_FIELDS, GridRun, check_count, expand, stacks
+from mnist_ray.models.memory import bytes_of_run
 from mnist_ray.run_progress import RunProgress, read_progress
 from mnist_ray.search import Search, random_samples, runs_of_samples
 from mnist_ray.storage import Storage, open_storage
-from mnist_ray.training import Divergence, StackTraining
+from mnist_ray.training import VALIDATION_BATCH, Divergence, StackTraining
 from mnist_ray.training_data import TrainingData, load_data
 
 # Measured with benchmarks/stack.py: more runs no longer fit into a core's cache together.
 CPU_STACK_SIZE = 4
 MAX_GPU_STACK_SIZE = 160
+# The rest is for the data, CUDA itself and what its allocator leaves unused.
+_SHARE_OF_GPU_MEMORY = 0.7
+# EMNIST's balanced split has 47, and no data set of ours more; more classes add next to nothing to a run's memory.
+MAX_CLASSES = 47
 _REQUESTS_AT_ONCE = 16
 _PROBE_STEPS = 30
 _WARM_UP_STEPS = 5
@@ -85,15 +90,31 @@ class TuneJob:
             fit = int(available / (self.gpus_per_stack if use_gpu else 1))
         return min(fit, self.num_workers or fit)
 
-    def trials(self, runs: Sequence[GridRun], at_once: int, *, use_gpu: bool) -> list[tuple[GridRun, ...]]:
+    def trials(
+        self, runs: Sequence[GridRun], at_once: int, *, gpu_memory: int | None = None
+    ) -> list[tuple[GridRun, ...]]:
         """Returns the runs of each trial: a stack, or a single run if workers share runs.
 
         Stacks are as large as given, or as measured to be best but so small that every worker gets one.
+
+        Args:
+          runs: all runs.
+          at_once: trials that run at once.
+          gpu_memory: bytes of the smallest GPU; None if stacks train on CPUs.
         """
         if self.workers_per_run:
             return [(run,) for run in runs]
-        best = MAX_GPU_STACK_SIZE if use_gpu else CPU_STACK_SIZE
+        best = CPU_STACK_SIZE if gpu_memory is None else gpu_stack_size(runs, int(gpu_memory * self.gpus_per_stack))
         return list(stacks(runs, size=self.stack_size or min(best, math.ceil(len(runs) / max(at_once, 1)))))
+
+
+def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
+    """Returns how many of the runs, whichever, train together in some bytes of GPU memory."""
+    alike = {tuple(getattr(run.config, name) for name in STACK_FIELDS): run.config for run in runs}
+    largest = max(
+        bytes_of_run(config, num_classes=MAX_CLASSES, validation_batch=VALIDATION_BATCH) for config in alike.values()
+    )
+    return min(max(int(_SHARE_OF_GPU_MEMORY * memory) // largest, 1), MAX_GPU_STACK_SIZE)
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,8 @@ def _plan(runs: Sequence[GridRun], job: TuneJob) -> GridPlan:
     if not use_gpu:
         torch.set_num_threads(1)
     at_once = job.trials_at_once(torch.cuda.device_count() if use_gpu else os.cpu_count() or 1, use_gpu=use_gpu)
-    estimates = _estimate(job.trials(missing, at_once, use_gpu=use_gpu), progress, job.data_dir, device)
+    gpu_memory = torch.cuda.get_device_properties(device).total_memory if use_gpu else None
+    estimates = _estimate(job.trials(missing, at_once, gpu_memory=gpu_memory), progress, job.data_dir, device)
     seconds = makespan([stack.seconds for stack in estimates], max(at_once, 1))
     at_once = min(at_once, len(estimates))
     return GridPlan(len(runs), len(runs) - len(missing), at_once, device.type, estimates, seconds)

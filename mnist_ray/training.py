@@ -19,7 +19,7 @@ from mnist_ray.training_data import TrainingData, normalize
 from mnist_ray.training_steps import StackSteps, TabledSteps, can_be_recorded, cross_entropy
 
 # A multiple of 16 rows: see Stack.parts.
-_EVALUATION_BATCH = 1024
+VALIDATION_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class StackTraining:
         """Returns mean loss and accuracy over the validation examples, float64 [runs, 2], over all ranks."""
         sums = torch.zeros(len(self._members), 2, dtype=torch.float64, device=self._device)
         batches = zip(
-            torch.split(self._data.validation_images, _EVALUATION_BATCH),
-            torch.split(self._data.validation_labels, _EVALUATION_BATCH),
+            torch.split(self._data.validation_images, VALIDATION_BATCH),
+            torch.split(self._data.validation_labels, VALIDATION_BATCH),
             strict=True,
         )
         for images, labels in batches:

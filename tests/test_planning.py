@@ -6,7 +6,7 @@ import torch
 
 from mnist_ray.cli import run_command
 from mnist_ray.grids import grid_settings, read_grid
-from mnist_ray.planning import TuneJob, makespan, plan_grid
+from mnist_ray.planning import TuneJob, gpu_stack_size, makespan, plan_grid
 
 
 def job_of(storage: Path, **more: Any) -> TuneJob:
@@ -37,9 +37,9 @@ def test_a_plan_has_every_run_once_and_a_time_from_a_probe_and_trains_nothing(tm
 def test_stacks_are_so_small_that_every_worker_has_one(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     runs = job.runs(job.samples())
-    assert [len(stack) for stack in job.trials(runs, 12, use_gpu=False)] == [1] * 12
-    assert max(len(stack) for stack in job.trials(runs, 1, use_gpu=False)) == 3
-    assert [len(stack) for stack in job.trials(runs, 1, use_gpu=True)] == [6, 6]
+    assert [len(stack) for stack in job.trials(runs, 12)] == [1] * 12
+    assert max(len(stack) for stack in job.trials(runs, 1)) == 3
+    assert [len(stack) for stack in job.trials(runs, 1, gpu_memory=80 << 30)] == [6, 6]
 
 
 def test_the_number_of_trials_at_once_follows_the_resources(tmp_path: Path) -> None:
@@ -47,6 +47,22 @@ def test_the_number_of_trials_at_once_follows_the_resources(tmp_path: Path) -> N
     assert job_of(tmp_path, num_workers=3).trials_at_once(16, use_gpu=False) == 3
     assert job_of(tmp_path, gpus_per_stack=0.5).trials_at_once(2, use_gpu=True) == 4
     assert job_of(tmp_path, workers_per_run=3).trials_at_once(8, use_gpu=False) == 2
+
+
+def test_the_size_of_a_stack_on_a_gpu_follows_its_memory_and_the_largest_network(tmp_path: Path) -> None:
+    settings = {"variant": ["baseline", "cnn"], "learning_rate": [0.001 * (1 + step) for step in range(200)]}
+    grid = read_grid(settings, seeds=None, overrides={}, source="test")
+    job = TuneJob(grid, "g", str(tmp_path), tmp_path)
+    runs = job.runs(None)
+    # A CNN's run takes 0.3 GB, an MLP's 11 MB.
+    mlps = [run for run in runs if run.config.model == "mlp"]
+    assert gpu_stack_size(mlps, 80 << 30) == 160
+    assert gpu_stack_size(mlps, 1 << 30) == 65
+    assert gpu_stack_size(runs, 80 << 30) == 160
+    assert gpu_stack_size(runs, 16 << 30) == 38
+    assert gpu_stack_size(runs, 1000) == 1
+    half = TuneJob(grid, "g", str(tmp_path), tmp_path, gpus_per_stack=0.5)
+    assert max(len(stack) for stack in half.trials(runs, 1, gpu_memory=16 << 30)) <= 19
 
 
 def test_the_makespan_is_that_of_workers_that_take_the_next_when_they_are_free() -> None:

@@ -42,7 +42,7 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
         watcher = _Suggestions(view, job, folder, search, samples)
         losses = [_objective([view.progress[run.run] for run in job.runs([sample])]) for sample in samples]
 
-        def suggestions(_: int, __: bool) -> Trials:
+        def suggestions(_: int, __: int | None) -> Trials:
             searcher = _searcher(job.grid, search, samples, losses)
             return Trials(_train_suggestion, {"job": job}, {}, searcher=searcher, num_samples=num_suggestions)
 

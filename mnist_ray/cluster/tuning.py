@@ -11,6 +11,7 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
@@ -87,8 +88,8 @@ def train_missing(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view:
     """
     missing = [run for run in runs if view.progress[run.run].status == "unfinished"]
 
-    def stacks_of(at_once: int, use_gpu: bool) -> Trials:
-        trials = job.trials(missing, at_once, use_gpu=use_gpu)
+    def stacks_of(at_once: int, gpu_memory: int | None) -> Trials:
+        trials = job.trials(missing, at_once, gpu_memory=gpu_memory)
         points = tune.grid_search(list(range(len(trials))))
         return Trials(train_trial, {"trials": trials}, {"trial": points})
 
@@ -134,13 +135,16 @@ class Trials:
     num_samples: int = 1
 
 
-def run_tuner(job: TuneJob, storage: Storage, make_trials: Callable[[int, bool], Trials], watcher: Watcher) -> None:
+def run_tuner(
+    job: TuneJob, storage: Storage, make_trials: Callable[[int, int | None], Trials], watcher: Watcher
+) -> None:
     """Runs trials on a Ray cluster, or on a Ray of our own.
 
     Args:
       job: the grid and how it is trained.
       storage: where its folder is.
-      make_trials: called with the number of trials that run at once, and whether they get GPUs.
+      make_trials: called with the number of trials that run at once, and the bytes of the smallest GPU that they get,
+        None if they get none.
       watcher: takes the workers' reports.
 
     Raises:
@@ -156,9 +160,9 @@ def run_tuner(job: TuneJob, storage: Storage, make_trials: Callable[[int, bool],
         tempfile.TemporaryDirectory(prefix="mnist-ray-tune-") as bookkeeping,
     ):
         at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
-        trials = make_trials(at_once, use_gpu)
+        trials = make_trials(at_once, _smallest_gpu_memory() if use_gpu else None)
         rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
-        settings = WorkerSettings(storage.uri, job.data_dir.absolute(), job.workers_per_run, rungs)
+        settings = WorkerSettings(storage.uri, job.data_dir.absolute(), job.workers_per_run, use_gpu, rungs)
         trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(job, use_gpu=use_gpu)),
@@ -187,6 +191,18 @@ def run_tuner(job: TuneJob, storage: Storage, make_trials: Callable[[int, bool],
                 GridFolder(storage, job.name).write_decisions(ray.get(rungs.decisions.remote()))
     if watcher.failure.error:
         raise watcher.failure.error
+
+
+def _smallest_gpu_memory() -> int:
+    """Returns the bytes of the smallest GPU of the cluster's nodes."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    on_node = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    tasks = [ray.remote(num_gpus=1, scheduling_strategy=place)(_gpu_memory).remote() for place in on_node]
+    return int(min(ray.get(tasks)))
+
+
+def _gpu_memory() -> int:
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _resources(job: TuneJob, *, use_gpu: bool) -> dict[str, float]:

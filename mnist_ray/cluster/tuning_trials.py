@@ -123,12 +123,14 @@ class WorkerSettings:
       storage_uri: absolute: workers run in folders of their own.
       data_dir: absolute folder of the data sets.
       workers_per_run: 0 for stacks, else the workers that share a run.
+      use_gpu: whether these workers get a GPU each.
       rungs: the actor that ends runs early, or None.
     """
 
     storage_uri: str
     data_dir: Path
     workers_per_run: int
+    use_gpu: bool
     rungs: Any
 
 
@@ -192,7 +194,7 @@ def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) 
     num_workers = settings.workers_per_run
     job = TrainJob(run.config, run.run, settings.storage_uri, settings.data_dir, num_workers)
     try:
-        fit_run(job, scaling=ScalingConfig(num_workers=num_workers, use_gpu=bool(ray.cluster_resources().get("GPU"))))
+        fit_run(job, scaling=ScalingConfig(num_workers=num_workers, use_gpu=settings.use_gpu))
     except MnistRayError:
         if folder.status().status != "diverged":
             raise

@@ -1,0 +1,41 @@
+"""The memory that a run takes while it trains."""
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ray.config import TrainConfig
+from mnist_ray.models.networks import IMAGE_SIZE, make_network
+
+# Weights, their gradients, and up to two moments of the optimizer.
+_COPIES_OF_WEIGHTS = 4
+# Of each layer's output: itself, what its backward pass keeps, its gradient, and what is computed in between.
+_COPIES_IN_TRAINING = 4
+# Of the largest layer's output, with input and output alive at once.
+_COPIES_IN_VALIDATION = 3
+
+
+def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int) -> int:
+    """Estimates, on the safe side, the device memory of one run of a stack, without the data.
+
+    Args:
+      config: the run's config.
+      num_classes: classes of its data set.
+      validation_batch: images that are validated at once.
+    """
+    network = make_network(config, num_classes)
+    size = next(network.parameters()).element_size()
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    outputs: list[int] = [IMAGE_SIZE**2]
+
+    def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output.numel())
+
+    for layer in network:
+        layer.register_forward_hook(note)
+    # No memory and no arithmetic: only shapes go through.
+    network.to("meta").eval()(
+        torch.empty(1, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=next(network.parameters()).dtype, device="meta")
+    )
+    in_training = _COPIES_IN_TRAINING * config.global_batch_size * sum(outputs)
+    in_validation = _COPIES_IN_VALIDATION * validation_batch * max(outputs)
+    return size * (_COPIES_OF_WEIGHTS * num_weights + max(in_training, in_validation))

@@ -1,0 +1,21 @@
+from mnist_ray.models.memory import bytes_of_run
+from mnist_ray.variants import variant_config
+
+
+def test_an_mlp_takes_its_weights_four_times_and_its_activations() -> None:
+    config = variant_config("baseline", {"global_batch_size": 64})
+    num_weights = 784 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
+    # The images, flattened too, and each hidden layer with its ReLU and dropout.
+    outputs = 784 + 784 + 3 * 128 + 3 * 64 + 10
+    expected = 4 * (4 * num_weights + 4 * 64 * outputs)
+    assert bytes_of_run(config, num_classes=10, validation_batch=1) == expected
+    doubled = config.model_copy(update={"precision": "float64"})
+    assert bytes_of_run(doubled, num_classes=10, validation_batch=1) == 2 * expected
+
+
+def test_a_cnn_takes_most_when_it_is_validated() -> None:
+    config = variant_config("cnn")
+    largest = 32 * 28 * 28
+    in_validation = 4 * 3 * 1024 * largest
+    found = bytes_of_run(config, num_classes=10, validation_batch=1024)
+    assert in_validation < found < 1.1 * in_validation
