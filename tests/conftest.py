@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
 
 _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
@@ -15,3 +16,9 @@ def mnist_dir() -> Path:
     if not (folder / _FIRST_FILE).is_file():
         pytest.skip(f"the real MNIST files are not in {folder}: set MNIST_RAY_DATA to the folder that has them")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Bits are promised for one thread, and on a busy machine two are many times slower."""
+    torch.set_num_threads(1)

@@ -24,15 +24,6 @@ from mnist_ray.variants import variant_config
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    """Bits are promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run_of(seed: int, **settings: object) -> GridRun:
     small = {"dataset": "digits", "hidden_sizes": (16, 12), "epochs": 3, "seed": seed}
     return GridRun(f"r{seed}", variant_config("dropout_batchnorm", {**small, **settings}))

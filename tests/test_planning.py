@@ -2,7 +2,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mnist_ray.cli import run_command
 from mnist_ray.grids import grid_settings, read_grid
@@ -12,13 +11,6 @@ from mnist_ray.planning import TuneJob, gpu_stack_size, makespan, plan_grid
 def job_of(storage: Path, **more: Any) -> TuneJob:
     grid = read_grid(grid_settings("smoke"), seeds="3", overrides={}, source="test")
     return TuneJob(grid, "g", str(storage), storage, **more)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> object:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_plan_has_every_run_once_and_a_time_from_a_probe_and_trains_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -133,14 +132,6 @@ def run_group(_: int, folder: Path) -> None:
     import torch._dynamo  # what the first step of any optimizer imports
 
     torch.multiprocessing.start_processes(run_rank, args=(folder,), nprocs=max(WORLD_SIZES), start_method="fork")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -46,15 +46,6 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    """Bits are promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def configs_of(network: str) -> list[TrainConfig]:
     return [variant_config("dropout", {**NETWORKS[network], **own}) for own in OWN]
 

@@ -11,15 +11,6 @@ from mnist_ray.models.products import bmm, bmm_into
 SHAPES = [(64, 64, 10), (64, 784, 256), (256, 64, 784), (37, 784, 53), (37, 13, 7), (64, 3136, 10), (1, 784, 2000)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    """Bits are promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def factors(runs: int, shape: tuple[int, int, int], *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     rows, inner, columns = shape

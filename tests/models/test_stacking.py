@@ -23,15 +23,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    """Bits are promised for one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class MaskedDropout(nn.Module):
     """Dropout as it is defined, its mask drawn from the run's stream for one step."""
 
