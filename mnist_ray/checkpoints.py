@@ -119,12 +119,24 @@ class RunFolder:
         """Notes why a run ends here: "stopped", before its best checkpoint is written, or "diverged"."""
         self.storage.write_bytes(self.path("status.json"), _json_bytes({"status": status, "reason": reason}))
 
+    def is_marked(self, status: str) -> bool:
+        """Tells whether mark noted this, whatever came of it since."""
+        try:
+            return bool(json.loads(self.storage.read_bytes(self.path("status.json")))["status"] == status)
+        except MissingError:
+            return False
+
     def status(self) -> RunStatus:
         """Returns how far the run is; see read_status."""
         return read_status(self.storage, self.run)
 
     def save(self, config: TrainConfig, data: TrainingData, state: TrainState) -> None:
-        """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last."""
+        """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last.
+
+        Another process may train the same run, to the same bits: what it has finished, or has of later epochs, stays.
+        """
+        if self.is_finished():
+            return
         epoch = state.history[-1].epoch
         files = {
             "model.safetensors": safetensors.torch.save(state.model),
@@ -134,17 +146,19 @@ class RunFolder:
             f"checkpoints/{_epoch_name(epoch)}", files, self._checkpoint_document(config, data, state.history, files)
         )
         self._write_history(state.history)
-        kept = {_epoch_name(best_epoch(state.history))} | {
-            _epoch_name(epoch - back) for back in range(_KEPT_CHECKPOINTS)
-        }
+        best, oldest_kept = _epoch_name(best_epoch(state.history)), _epoch_name(epoch - _KEPT_CHECKPOINTS + 1)
         for name in self.storage.list_folders(self.path("checkpoints")):
-            if name not in kept:
+            if name < oldest_kept and name != best:
                 self.storage.delete_folder(self.path("checkpoints", name))
 
     def finish(self) -> None:
         """Writes best/ from the checkpoint with the lowest validation loss."""
+        if self.is_finished():
+            return
         state = self.latest_state()
         assert state is not None
+        # Whoever was killed before, or trains the same run, may have left an older one.
+        self._write_history(state.history)
         folder = f"checkpoints/{_epoch_name(best_epoch(state.history))}"
         document, weights = self._read(folder, "model.safetensors")
         document = {**document, "files": {"model.safetensors": document["files"]["model.safetensors"]}}

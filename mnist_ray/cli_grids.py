@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import yaml
 
 from mnist_ray.cli_options import (
     DATASET_HELP,
+    absolute_dataset,
     address_option,
     as_json_option,
     config_options,
@@ -132,9 +133,9 @@ def tune(
     The same command goes on with what is missing. Further levels or seeds extend a grid of the same name.
     """
     grid = read_grid(
-        grid_settings(grid_name),
+        with_absolute_datasets(grid_settings(grid_name)),
         seeds=seeds,
-        overrides=parse_settings(overrides, settings),
+        overrides=with_absolute_datasets(parse_settings(overrides, settings)),
         source=f"grid {grid_name!r}",
     )
     grid_folder_name = check_grid_name(name or default_grid_name(grid_name, grid))
@@ -197,6 +198,17 @@ def tune(
     else:
         outcome = tune_grid(job)
     _print_outcome(job, outcome, as_json=as_json)
+
+
+def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a grid's settings, data sets of one's own with absolute paths: see absolute_dataset."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [absolute(level) for level in value]
+        return absolute_dataset(value) if isinstance(value, str) else value
+
+    return {name: absolute(value) if name == "dataset" else value for name, value in settings.items()}
 
 
 def default_grid_name(grid_name: str, grid: GridConfig) -> str:
@@ -352,4 +364,7 @@ def report(evaluation: str, storage: str, as_json: bool) -> None:
     print_test_leaderboard(found.metrics, storage, found.grid)
     if found.effects:
         print_effects(found.effects)
+    if found.note:
+        click.echo(found.note)
+    if found.effects:
         click.echo(f"all effects: {found.uri}")

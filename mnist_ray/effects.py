@@ -83,8 +83,9 @@ class _Cells:
         seeds = sorted({row["seed"] for row in rows})
         self.values = np.full([*map(len, self.axes.values()), len(seeds)], np.nan)
         for row in rows:
-            place = [levels.index(_text(row[name])) for name, levels in self.axes.items()]
-            self.values[(*place, seeds.index(row["seed"]))] = row[metric]
+            place = (*(levels.index(_text(row[name])) for name, levels in self.axes.items()), seeds.index(row["seed"]))
+            assert np.isnan(self.values[place]), f"{row['run']}: another run has its levels and seed"
+            self.values[place] = row[metric]
 
     def contrast(self, parts: Sequence[tuple[str, int]]) -> npt.NDArray[np.float64]:
         """Returns the difference of levels from the first, of one axis or of two: [combinations, seeds]."""
@@ -136,14 +137,15 @@ def _effect(metric: str, cells: _Cells, parts: Sequence[tuple[str, int]]) -> Ite
 def t_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
     """Returns the 95 % t interval of the mean and the two-sided p value of a mean of zero; None for one value.
 
-    Values without any spread give an interval of no width, and 1 or 0 as the p value of a zero or another mean.
+    Values that are all zero give an interval of no width and 1. Other values without spread, as accuracies on few
+    examples can be by chance, say nothing of their uncertainty: None.
     """
     count = len(values)
-    if count < 2:
-        return None, None, None
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / count**0.5
+    if not values.any() and count > 1:
+        return 0.0, 0.0, 1.0
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / count**0.5 if count > 1 else 0.0
     if error == 0:
-        return mean, mean, float(mean == 0)
+        return None, None, None
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     return mean - half, mean + half, float(2 * stats.t.sf(abs(mean / error), count - 1))
 

@@ -92,13 +92,20 @@ class ShardResult:
 def make_plan(
     config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream, *, data_sha256: str
 ) -> Plan:
-    """Checks that the checkpoints fit the data and returns the plan.
+    """Returns the plan of an evaluation.
 
     Args:
       config: the evaluation's config.
-      checkpoints: the runs' best checkpoints.
+      checkpoints: the runs' best checkpoints, checked by check_checkpoints.
       examples: the split.
       data_sha256: its fingerprint.
+    """
+    ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
+    return Plan(config, ordered, examples.class_names, data_sha256, code_version())
+
+
+def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> None:
+    """Checks that checkpoints fit the data, before any image is read.
 
     Raises:
       CheckpointError: a checkpoint has other classes than the data, or weights that don't fit its config.
@@ -111,8 +118,6 @@ def make_plan(
                 f"{config.dataset!r} has {len(examples.class_names)} ({_shortened(examples.class_names)})"
             )
         load_network(checkpoint)
-    ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
-    return Plan(config, ordered, examples.class_names, data_sha256, code_version())
 
 
 def load_network(checkpoint: Checkpoint) -> nn.Sequential:
@@ -146,7 +151,8 @@ def cut_into_shards(examples: ExampleStream, plan: Plan) -> Iterator[Shard]:
     first = 0
     for number, images in enumerate(_in_pieces(examples.read(), plan.config.shard_size)):
         fingerprint.add(images)
-        yield Shard(number, first, images, examples.labels[first : first + len(images)])
+        # A copy: a view would be sent to another process with the labels of the whole split.
+        yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
         first += len(images)
     if fingerprint.hexdigest() != plan.data_sha256:
         raise DataError(f"{examples.source}: changed while it was evaluated; evaluate it again")

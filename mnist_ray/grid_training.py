@@ -1,17 +1,20 @@
 """Training the runs of a stack, each left in the storage as a run that was trained alone; no Ray here."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.grids import GridRun
+from mnist_ray.history import EpochResult
 from mnist_ray.run_progress import RunProgress, RunStatus, progress_of
 from mnist_ray.storage import Storage
 from mnist_ray.training import Divergence, StackTraining, TrainState
 from mnist_ray.training_data import TrainingData
 
 _Member = tuple[GridRun, RunFolder]
+_SAVES_AT_ONCE = 8
 
 
 def train_stack(
@@ -47,6 +50,10 @@ def train_stack(
         folder.claim(run.config, data, resume=True)
         if folder.status().is_done:
             continue
+        if folder.is_marked("stopped"):
+            # Killed before its best checkpoint was written.
+            yield [_finish(folder)]
+            continue
         state = folder.latest_state()
         if state:
             states[run.run] = state
@@ -70,26 +77,43 @@ def _train(
     done_before = [folder for index, (_, folder) in enumerate(members) if index not in training.active]
     if done_before:
         yield [_finish(folder) for folder in done_before]
-    while training.active:
-        progress = {}
-        for index, outcome in training.train_epoch().items():
-            run, folder = members[index]
-            if isinstance(outcome, Divergence):
-                folder.mark("diverged", str(outcome))
-                progress[index] = progress_of(run.run, folder.status(), folder.history())
-            else:
-                state = training.state(index)
-                folder.save(run.config, data, state)
-                progress[index] = progress_of(run.run, RunStatus("unfinished"), state.history)
-        refused = [index for index in training.active if not goes_on(progress[index])]
-        training.stop(refused)
-        for index in refused:
-            reason = f"asha: not among the best after epoch {progress[index].epochs_done}"
-            members[index][1].mark("stopped", reason)
-        for index, found in progress.items():
-            if index not in training.active and found.status == "unfinished":
-                progress[index] = _finish(members[index][1])
-        yield list(progress.values())
+    with ThreadPoolExecutor(_SAVES_AT_ONCE) as pool:
+        while training.active:
+            reached = training.train_epoch()
+
+            def keep(index: int, reached: Mapping[int, EpochResult | Divergence] = reached) -> RunProgress:
+                return _keep(*members[index], data, training, index, reached[index])
+
+            # A save mostly waits for the disk or the server; no more states than threads are in memory.
+            progress = dict(zip(reached, pool.map(keep, reached), strict=True))
+            # Runs that end on a rung have arrived there too, though nothing is left to decide about them.
+            judged = {index: goes_on(found) for index, found in progress.items() if found.status == "unfinished"}
+            refused = [index for index in training.active if not judged[index]]
+            training.stop(refused)
+            for index in refused:
+                reason = f"asha: not among the best after epoch {progress[index].epochs_done}"
+                members[index][1].mark("stopped", reason)
+            for index, found in progress.items():
+                if index not in training.active and found.status == "unfinished":
+                    progress[index] = _finish(members[index][1])
+            yield list(progress.values())
+
+
+def _keep(
+    run: GridRun,
+    folder: RunFolder,
+    data: TrainingData,
+    training: StackTraining,
+    index: int,
+    outcome: EpochResult | Divergence,
+) -> RunProgress:
+    """Stores what came of a run's epoch."""
+    if isinstance(outcome, Divergence):
+        folder.mark("diverged", str(outcome))
+        return progress_of(run.run, folder.status(), folder.history())
+    state = training.state(index)
+    folder.save(run.config, data, state)
+    return progress_of(run.run, RunStatus("unfinished"), state.history)
 
 
 def _finish(folder: RunFolder) -> RunProgress:

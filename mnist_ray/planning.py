@@ -3,6 +3,7 @@
 import heapq
 import math
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ import torch
 
 from mnist_ray.asha import Rungs
 from mnist_ray.config import GridConfig, TrainConfig
+from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grids import STACK_FIELDS, GridRun, check_count, expand, stacks
 from mnist_ray.models.memory import bytes_of_run
 from mnist_ray.run_progress import RunProgress, read_progress
 from mnist_ray.search import Search, random_samples, runs_of_samples
 from mnist_ray.storage import Storage, open_storage
-from mnist_ray.training import VALIDATION_BATCH, Divergence, StackTraining
+from mnist_ray.training import VALIDATION_BATCH, StackTraining
 from mnist_ray.training_data import TrainingData, load_data
 
 # Measured with benchmarks/stack.py: more runs no longer fit into a core's cache together.
@@ -30,7 +32,6 @@ _SHARE_OF_GPU_MEMORY = 0.7
 MAX_CLASSES = 47
 _REQUESTS_AT_ONCE = 16
 _PROBE_STEPS = 30
-_WARM_UP_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class TuneJob:
           at_once: trials that run at once.
           gpu_memory: bytes of the smallest GPU; None if stacks train on CPUs.
         """
-        if self.workers_per_run:
+        if self.workers_per_run or not runs:
             return [(run,) for run in runs]
         best = CPU_STACK_SIZE if gpu_memory is None else gpu_stack_size(runs, int(gpu_memory * self.gpus_per_stack))
         return list(stacks(runs, size=self.stack_size or min(best, math.ceil(len(runs) / max(at_once, 1)))))
@@ -161,7 +162,13 @@ def plan_grid(job: TuneJob) -> GridPlan:
     Raises:
       MnistRayError: the grid, its data or its storage are not as they must be.
     """
-    return _plan(job.runs(job.samples()), job)
+    samples = job.samples()
+    if job.search and job.search.kind == "optuna":
+        # What it will suggest nobody knows; random settings take as long.
+        samples = GridFolder(open_storage(job.storage_uri), job.name).samples()
+        random = [sample for sample in random_samples(job.grid, job.search) if sample not in samples]
+        samples += random[: max(job.search.num_samples - len(samples), 0)]
+    return _plan(job.runs(samples), job)
 
 
 def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:
@@ -220,25 +227,23 @@ def _cost_key(runs: Sequence[GridRun]) -> tuple[object, ...]:
 
 def probe(runs: Sequence[GridRun], data: TrainingData, device: torch.device) -> float:
     """Trains a stack for some steps on the first examples and returns the examples a second of all runs together."""
-    batch_size = runs[0].config.global_batch_size
     configs = [run.config.model_copy(update={"epochs": 2, "warmup_epochs": 0.0}) for run in runs]
+    count = min(_PROBE_STEPS * configs[0].global_batch_size, len(data.labels))
     # Validation takes its share of an epoch: the probe's validation set is in proportion.
-    share = len(data.validation_labels) / len(data.labels)
-    rates: list[float] = []
-    for steps in (_WARM_UP_STEPS, _PROBE_STEPS):
-        count = min(steps * batch_size, len(data.labels))
-        validation = max(round(share * count), 1)
-        few = replace(
-            data,
-            images=data.images[:count],
-            labels=data.labels[:count],
-            validation_images=data.validation_images[:validation],
-            validation_labels=data.validation_labels[:validation],
-        )
-        reached = StackTraining(configs, few, device=device).train_epoch().values()
-        seconds = sum(result.epoch_seconds for result in reached if not isinstance(result, Divergence))
-        rates.append(len(configs) * count / max(seconds, 1e-9))
-    return rates[-1]
+    validation = max(round(count * len(data.validation_labels) / len(data.labels)), 1)
+    few = replace(
+        data,
+        images=data.images[:count],
+        labels=data.labels[:count],
+        validation_images=data.validation_images[:validation],
+        validation_labels=data.validation_labels[:validation],
+    )
+    training = StackTraining(configs, few, device=device)
+    # The first epoch warms up, and records the step on a GPU.
+    training.train_epoch()
+    started = time.perf_counter()
+    num_trained = len(training.train_epoch()) if training.active else 0
+    return max(num_trained, 1) * count / max(time.perf_counter() - started, 1e-9)
 
 
 def makespan(seconds: Sequence[float], num_workers: int) -> float:

@@ -119,6 +119,8 @@ class StackTraining:
         self._batch_size = configs[0].global_batch_size
         self._steps_per_epoch = math.ceil(len(data.labels) / self._batch_size)
         self._tabled = can_be_recorded(configs[0], device, ranks) if tabled is None else tabled
+        # Some of cuDNN's convolutions add up in any order.
+        torch.backends.cudnn.deterministic = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = configs[0].precision == "tf32"
         given = dict(enumerate(states or [None] * len(configs)))
         self._histories = {run: state.history if state else () for run, state in given.items()}

@@ -237,7 +237,7 @@ class TabledSteps:
         assert steps.ranks.world_size == 1
         assert steps.configs[0].optimizer in _RECORDED_OPTIMIZERS
         self._steps = steps
-        count, size, device = steps.steps_per_epoch, steps.batch_size, steps.device
+        count, device = steps.steps_per_epoch, steps.device
         self._tables = StreamTables(steps.seeds, count, device=device)
         self._streams = TabledStreams(self._tables, steps.seeds)
         self._orders = steps.orders(1).to(device)
@@ -245,7 +245,7 @@ class TabledSteps:
         rate_type = torch.float32 if device.type == "cuda" else torch.float64
         self._rates = torch.zeros(count, len(steps.optimizer.param_groups), dtype=rate_type, device=device)
         self._losses, self._correct = steps.sums()
-        self._whole = RecordedStep(lambda: self._step(size), device=device)
+        self._whole = RecordedStep(device=device)
 
     def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """See StackSteps.train_epoch."""
@@ -258,7 +258,7 @@ class TabledSteps:
         self._correct.zero_()
         num_whole, num_rest = divmod(len(steps.data.labels), steps.batch_size)
         for _ in range(num_whole):
-            self._whole()
+            self._whole.run(lambda: self._step(steps.batch_size))
         if num_rest:
             self._step(num_rest)
         return self._losses.clone(), self._correct.clone()

@@ -72,7 +72,7 @@ def test_the_number_of_pairs_and_the_other_metric_are_there() -> None:
     values[:, 1] += 0.25
     found = effects(rows_of(values, AXES), AXES)
     batch_norm = named(found)[("batch_norm", "true", None, None)]
-    assert (batch_norm.effect, batch_norm.effect_low, batch_norm.p_value, batch_norm.num_pairs) == (0.25, 0.25, 0.0, 6)
+    assert (batch_norm.effect, batch_norm.effect_low, batch_norm.p_value, batch_norm.num_pairs) == (0.25, None, None, 6)
     assert batch_norm.reference_level == "false"
     assert named(found, "log_loss")[("batch_norm", "true", None, None)].effect == 0.125
     interaction = named(found)[("dropout", "0.5", "batch_norm", "true")]
@@ -122,8 +122,8 @@ def test_holm_multiplies_the_smallest_by_the_count_and_never_steps_down() -> Non
     assert holm([]) == []
 
 
-def test_values_without_spread_are_certain() -> None:
-    assert t_interval(np.array([0.25, 0.25])) == (0.25, 0.25, 0.0)
+def test_values_without_spread_say_nothing_of_their_uncertainty_unless_they_are_zero() -> None:
+    assert t_interval(np.array([0.25, 0.25])) == (None, None, None)
     assert t_interval(np.zeros(3)) == (0.0, 0.0, 1.0)
     assert t_interval(np.array([0.25])) == (None, None, None)
 

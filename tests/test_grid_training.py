@@ -17,7 +17,7 @@ from mnist_ray.grids import GridRun
 from mnist_ray.history import EpochResult
 from mnist_ray.run_progress import RunProgress, read_progress
 from mnist_ray.storage import Storage, open_storage
-from mnist_ray.training import fit
+from mnist_ray.training import TrainState, fit
 from mnist_ray.training_data import TrainingData, prepare_data
 from mnist_ray.variants import variant_config
 
@@ -155,3 +155,60 @@ def test_a_name_that_belongs_to_another_config_is_refused(tmp_path: Path) -> Non
     train([run_of(0)], storage)
     with pytest.raises(ConflictError, match=r"run 'r0': exists with another config \(dropout=0.3 there, 0.4 here\)"):
         train([run_of(0, dropout=0.4)], storage)
+
+
+def saved_states(run: GridRun, storage: Storage) -> tuple[RunFolder, TrainingData, list[TrainState]]:
+    folder, data = RunFolder(storage, run.run), data_of(run.config)
+    folder.claim(run.config, data, resume=True)
+    return folder, data, list(fit(run.config, data, device=CPU))
+
+
+def test_two_processes_that_train_the_same_run_leave_it_as_one_does(tmp_path: Path) -> None:
+    run, storage = run_of(0, epochs=5), open_storage(str(tmp_path / "both"))
+    folder, data, states = saved_states(run, storage)
+    for state in states:
+        folder.save(run.config, data, state)
+    # The other one is three epochs behind: before the best checkpoint is written, and after.
+    folder.save(run.config, data, states[1])
+    folder.finish()
+    folder.save(run.config, data, states[2])
+    folder.finish()
+    assert [row.epoch for row in folder.history()] == [1, 2, 3, 4, 5]
+    alone(run, open_storage(str(tmp_path / "alone")))
+    expected = RunFolder(open_storage(str(tmp_path / "alone")), run.run)
+    assert folder.best().sha256 == expected.best().sha256
+    assert folder.best().document["epoch"] == expected.best().document["epoch"]
+    assert timeless(folder.history()) == timeless(expected.history())
+
+
+def test_a_run_killed_before_its_last_history_has_it_when_it_is_finished(tmp_path: Path) -> None:
+    run, storage = run_of(0), open_storage(str(tmp_path))
+    folder, data, states = saved_states(run, storage)
+    for state in states:
+        before = storage.read_bytes(folder.path("history.parquet")) if folder.history() else None
+        folder.save(run.config, data, state)
+    assert before is not None
+    storage.write_bytes(folder.path("history.parquet"), before)
+    assert len(folder.history()) == 2
+    train([run], storage)
+    assert [row.epoch for row in folder.history()] == [1, 2, 3]
+
+
+def test_a_run_killed_between_its_stop_and_its_best_checkpoint_stays_stopped(tmp_path: Path) -> None:
+    run, storage = run_of(0), open_storage(str(tmp_path))
+    folder, data, states = saved_states(run, storage)
+    folder.save(run.config, data, states[0])
+    folder.mark("stopped", "asha: not among the best after epoch 1")
+    assert [[(row.status, row.epochs_done) for row in rows] for rows in train([run], storage)] == [[("stopped", 1)]]
+    assert folder.best().document["epoch"] == 1
+
+
+def test_runs_that_end_on_a_rung_have_arrived_there(tmp_path: Path) -> None:
+    arrived = []
+
+    def goes_on(progress: RunProgress) -> bool:
+        arrived.append((progress.run, progress.epochs_done))
+        return True
+
+    train([run_of(0), run_of(1)], open_storage(str(tmp_path)), goes_on=goes_on)
+    assert sorted(arrived) == [(run, epoch) for run in ("r0", "r1") for epoch in (1, 2, 3)]

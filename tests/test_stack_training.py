@@ -1,8 +1,10 @@
 """Runs in a stack have the bits that they have alone: whole trainings, whatever the neighbours do."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +39,7 @@ NETWORKS = {
     "mlp without batch norm": {**BASE, "batch_norm": False},
     "full size": {**BASE, "hidden_sizes": (256, 128, 64), "epochs": 2},
     "odd sizes": {**BASE, "hidden_sizes": (13, 7), "global_batch_size": 37},
+    "a single unit": {**BASE, "hidden_sizes": (40, 1, 12)},
     "cnn": {**BASE, "model": "cnn", "hidden_sizes": (3, 4), "train_limit": 200, "epochs": 2},
     "augmented": {**BASE, "augmentation": "affine_elastic", "train_limit": 200, "epochs": 2},
     "rmsprop": {**BASE, "optimizer": "rmsprop"},
@@ -191,17 +194,41 @@ def test_ranks_share_single_runs_only() -> None:
         StackTraining(configs, data_of(configs[0]), device=CPU, ranks=Ranks(0, 2))
 
 
+@pytest.mark.parametrize("tabled", [False, True])
+def test_what_a_stack_leaves_behind_is_freed_at_once(tabled: bool) -> None:
+    configs = [config.model_copy(update={"epochs": 9}) for config in configs_of("mlp")]
+    training = StackTraining(configs, data_of(configs[0]), device=CPU, tabled=tabled)
+    gc.collect()
+    gc.disable()
+    try:
+        left_behind = []
+        for stopped in ([0], [3], [1, 2]):
+            training.train_epoch()
+            steps = training._steps
+            left_behind += [weakref.ref(steps), weakref.ref(steps.stack), weakref.ref(steps.stack.gradients)]
+            del steps
+            training.stop(stopped)
+        training.train_epoch()
+        assert [reference() for reference in left_behind] == [None] * 9
+        last = weakref.ref(training._steps.stack)
+        del training
+        assert last() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.slow
 def test_the_memory_of_a_run_in_a_stack_is_that_of_its_weights_gradients_optimizer_and_activations() -> None:
     code = (
-        "import resource, sys, torch; sys.path.insert(0, 'tests'); torch.set_num_threads(1)\n"
+        "import sys, torch; sys.path.insert(0, 'tests'); torch.set_num_threads(1)\n"
         "from test_stack_training import CPU, StackTraining, data_of, variant_config\n"
         "own = [{'dataset': 'digits', 'epochs': 2, 'seed': seed} for seed in range(int(sys.argv[1]))]\n"
         "configs = [variant_config('dropout_batchnorm', settings) for settings in own]\n"
         "training = StackTraining(configs, data_of(configs[0]), device=CPU)\n"
         "while training.active:\n"
         "    for run in training.train_epoch(): training.state(run)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        # ru_maxrss would be that of the test's process, from before this one's program was loaded.
+        "print(*[1024 * int(line.split()[1]) for line in open('/proc/self/status') if 'VmHWM' in line])"
     )
     peaks = {}
     for count in (8, 72):
@@ -212,4 +239,5 @@ def test_the_memory_of_a_run_in_a_stack_is_that_of_its_weights_gradients_optimiz
     num_weights = 243_000
     of_values = 4 * 4 * num_weights  # weights, gradients and Adam's two moments, float32
     of_activations = 64 * (784 + 12 * (256 + 128 + 64)) * 4  # images, and at most 12 values a hidden unit
-    assert (peaks[72] - peaks[8]) / 64 < 1.2 * (of_values + of_activations), peaks
+    # A third more for what the allocator leaves unused; a copy of all states would be half as much again.
+    assert (peaks[72] - peaks[8]) / 64 < 1.33 * (of_values + of_activations), peaks

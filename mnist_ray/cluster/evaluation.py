@@ -23,6 +23,7 @@ from mnist_ray.evaluation import (
     Plan,
     Shard,
     ShardResult,
+    check_checkpoints,
     cut_into_shards,
     evaluate_shard,
     make_plan,
@@ -82,6 +83,7 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     storage.check()
     checkpoints = _best_checkpoints(storage, _runs(storage, job))
     examples = stream_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
+    check_checkpoints(job.config, checkpoints, examples)
     data_sha256, conversion = examples.scan()
     if conversion and ":" in job.config.dataset:
         print(f"dataset {job.config.dataset}: {conversion}", file=sys.stderr)

@@ -11,6 +11,7 @@ from mnist_ray.config import GridConfig, Range
 from mnist_ray.errors import ConfigError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_progress import GridProgress
+from mnist_ray.grids import check_count
 from mnist_ray.planning import TuneJob, read_all_progress
 from mnist_ray.run_progress import RunProgress
 from mnist_ray.search import Search
@@ -30,6 +31,7 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
     storage = open_storage(job.storage_uri)
     storage.check()
     _check_optuna(job)
+    check_count(search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
     folder = GridFolder(storage, job.name)
     samples = folder.samples()
     runs = job.runs(samples)
@@ -37,7 +39,8 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
     check_data(job, runs)
     view = GridProgress(runs, read_all_progress(storage, runs))
     num_trained = train_missing(job, storage, runs, view)
-    num_suggestions = max(search.num_samples - len(samples), 0)
+    num_known = len(samples)
+    num_suggestions = max(search.num_samples - num_known, 0)
     if num_suggestions:
         watcher = _Suggestions(view, job, folder, search, samples)
         losses = [_objective([view.progress[run.run] for run in job.runs([sample])]) for sample in samples]
@@ -51,7 +54,8 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
         finally:
             folder.write_runs(job.runs(samples), read_all_progress(storage, job.runs(samples)))
         check_done(job, view)
-    num_trained += num_suggestions * len(job.grid.seeds)
+    # It may suggest the same settings again.
+    num_trained += (len(samples) - num_known) * len(job.grid.seeds)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 

@@ -22,11 +22,12 @@ def on_cluster() -> bool:
 
 
 @contextmanager
-def ray_session(*, num_workers: int) -> Iterator[bool]:
+def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bool]:
     """Connects to the job's cluster, or starts a single-node Ray and stops it after.
 
     Args:
       num_workers: workers that must fit at once, each on one CPU, or on one GPU where there are enough.
+      option: the option that asked for them, for the message.
 
     Yields:
       Whether the workers get a GPU each.
@@ -45,7 +46,7 @@ def ray_session(*, num_workers: int) -> Iterator[bool]:
         resources = ray.cluster_resources()
         use_gpu = resources.get("GPU", 0) >= num_workers
         if not use_gpu:
-            _check_cpus(resources.get("CPU", 0), num_workers)
+            _check_cpus(resources.get("CPU", 0), num_workers, option)
         # What Ray says of a lost worker goes to stdout, where a command's results belong.
         with redirect_stdout(sys.stderr):
             yield use_gpu
@@ -74,12 +75,12 @@ def _start_local() -> None:
         token.chmod(0o600)
 
 
-def _check_cpus(cpus: float, num_workers: int) -> None:
+def _check_cpus(cpus: float, num_workers: int, option: str) -> None:
     if cpus < num_workers:
         where = "the cluster" if on_cluster() else "this machine"
         raise ClusterError(
-            f"num_workers={num_workers}: needs a CPU for each, {where} has {cpus:g}; "
-            f"use --num-workers {max(int(cpus), 1)} or less"
+            f"{option.replace('-', '_')}={num_workers}: needs a CPU for each, {where} has {cpus:g}; "
+            f"use --{option} {max(int(cpus), 1)} or less"
         )
 
 

@@ -156,7 +156,7 @@ def run_tuner(
         os.environ.setdefault(name, value)
     with (
         watcher.view,
-        ray_session(num_workers=max(job.workers_per_run, 1)) as use_gpu,
+        ray_session(num_workers=max(job.workers_per_run, 1), option="workers-per-run") as use_gpu,
         tempfile.TemporaryDirectory(prefix="mnist-ray-tune-") as bookkeeping,
     ):
         at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
@@ -188,9 +188,19 @@ def run_tuner(
             raise ClusterError(f"grid {job.name!r}: Ray failed: {str(error).strip().splitlines()[-1]}") from error
         finally:
             if rungs:
-                GridFolder(storage, job.name).write_decisions(ray.get(rungs.decisions.remote()))
+                _keep_decisions(rungs, GridFolder(storage, job.name), watcher)
     if watcher.failure.error:
         raise watcher.failure.error
+
+
+def _keep_decisions(rungs: Any, folder: GridFolder, watcher: Watcher) -> None:
+    try:
+        decisions = ray.get(rungs.decisions.remote())
+    except RayError as error:
+        # What ended Ray is the error to tell; the runs' histories hold all that a restart needs.
+        watcher.view.say(f"asha.json: lacks the decisions of this command ({type(error).__name__})")
+    else:
+        folder.write_decisions(decisions)
 
 
 def _smallest_gpu_memory() -> int:

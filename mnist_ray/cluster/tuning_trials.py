@@ -15,7 +15,7 @@ from mnist_ray import errors
 from mnist_ray.asha import Decision, Rungs
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cluster.training import TrainJob, fit_run
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.grid_progress import GridProgress
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import GridRun
@@ -69,7 +69,7 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         """Tells whether a trial failed by an exception in its code; then it is the grid's failure."""
         # get_pickled_error() looks where the file comes later.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
-        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RunFailedError):
             self.failure.error = error
         return self.failure.error is not None
 
@@ -146,7 +146,7 @@ def train_runs(
 ) -> None:
     """Trains runs and reports how far they are.
 
-    An error that trying again would not mend is reported; a raised one Tune would retry.
+    An error that trying again would not mend is reported; a raised one, of a lost worker, Tune retries.
 
     Args:
       runs: those of one stack, or a single one.
@@ -161,6 +161,9 @@ def train_runs(
             for progress in _train_stack(runs, storage, settings):
                 tune.report({"progress": [row.as_dict() for row in progress], **judge(progress)})
         found = [read_progress(storage, run.run) for run in runs]
+    except RunFailedError:
+        # Of workers that share a run one was lost: as if it were the trial's own.
+        raise
     except MnistRayError as error:
         tune.report({"failure": (type(error).__name__, str(error)), **judge([])})
     else:

@@ -14,6 +14,9 @@ from mnist_ray.data.sources import list_paths, list_words, read_files
 from mnist_ray.errors import DataError
 from mnist_ray.storage import open_storage
 
+# Files are read whole: a film that lies among the pictures is refused before that.
+MAX_IMAGE_BYTES = 256 << 20
+
 
 def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     """Finds images that lie in one folder for each class, at any depth below it.
@@ -28,13 +31,13 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
       split: the split wanted.
 
     Raises:
-      DataError: no such place, a file outside the class folders, fewer than two classes, a class without training
-        images. A file that isn't an image is one too, when the images are read.
+      DataError: no such place, a file of more than 256 MiB, a file outside the class folders, fewer than two classes, a
+        class without training images. A file that isn't an image is one too, when the images are read.
       StorageError: the storage can't be read.
     """
     source = f"dataset=folder:{uri}"
     storage = open_storage(uri)
-    by_split = _paths_by_split(list_paths(storage, source), source)
+    by_split = _paths_by_split(list_paths(storage, source, max_bytes=MAX_IMAGE_BYTES), source)
     class_names = _checked_class_names(by_split, source)
     paths = [path for path, _ in by_split[split]]
     labels = labels_of(*numbered(name for _, name in by_split[split]), class_names)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS_PER_BATCH = 1024
+READ_BYTES = 1 << 20
 IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
 
 
@@ -147,6 +148,10 @@ class _Rows:
                     row += len(batch)
                     values = batch.column(0)
                     if self.is_chosen is not None:
+                        if before_file + row > len(self.is_chosen):
+                            raise DataError(
+                                f"{self.source}: {path}: has more rows than labels; it was changed meanwhile"
+                            )
                         is_chosen = self.is_chosen[before_file + rows]
                         values, rows = values.filter(pyarrow.array(is_chosen)), rows[is_chosen]
                     yield path, values, rows
@@ -255,7 +260,10 @@ def _open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
     try:
         with (
             storage.open_input(path) as raw,
-            pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True) as file,
+            # By default Arrow reads a whole column ahead, and one of a whole row group without a buffer size.
+            pyarrow.parquet.ParquetFile(
+                raw, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES
+            ) as file,
         ):
             yield file
     except (pyarrow.ArrowException, OSError) as error:

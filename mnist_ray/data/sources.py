@@ -16,23 +16,27 @@ FILES_AT_ONCE = 16
 FILES_AHEAD = 64
 
 
-def list_paths(storage: "Storage", source: str) -> list[str]:
+def list_paths(storage: "Storage", source: str, *, max_bytes: int | None = None) -> list[str]:
     """Sorted paths of all files in a storage, without hidden files and junk.
 
     Args:
       storage: the place.
       source: the data set that a message names.
+      max_bytes: size of the largest file that may be there; None for any.
 
     Raises:
-      DataError: there is no such folder, or nothing in it.
+      DataError: there is no such folder, nothing in it, or a file that is too large.
       StorageError: it can't be listed.
     """
     if storage.is_local and not Path(storage.uri).is_dir():
         raise DataError(f"{source}: {storage.uri} is not a folder; check the path")
-    paths = [entry.path for entry in storage.list_files() if not _is_junk(entry.path)]
-    if not paths:
+    entries = [entry for entry in storage.list_files() if not _is_junk(entry.path)]
+    if not entries:
         raise DataError(f"{source}: there are no files in {storage.uri}; check the path")
-    return paths
+    largest = max(entries, key=lambda entry: entry.size)
+    if max_bytes is not None and largest.size > max_bytes:
+        raise DataError(f"{source}: {largest.path} has {largest.size} bytes, more than {max_bytes}; move or remove it")
+    return [entry.path for entry in entries]
 
 
 def _is_junk(path: str) -> bool:

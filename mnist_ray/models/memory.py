@@ -36,6 +36,7 @@ def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int
     network.to("meta").eval()(
         torch.empty(1, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=next(network.parameters()).dtype, device="meta")
     )
+    # Both: a recorded step keeps its memory while a validation takes its own.
     in_training = _COPIES_IN_TRAINING * config.global_batch_size * sum(outputs)
     in_validation = _COPIES_IN_VALIDATION * validation_batch * max(outputs)
-    return size * (_COPIES_OF_WEIGHTS * num_weights + max(in_training, in_validation))
+    return size * (_COPIES_OF_WEIGHTS * num_weights + in_training + in_validation)

@@ -48,8 +48,10 @@ class Stack:
         self._compute_dtype = torch.bfloat16 if bf16 else dtype
         # Without their weights: what is left says how the layers are made.
         self._networks = [deepcopy(network).to("meta") for network in networks]
+        # MKL multiplies by a single column in other ways for a stack than for a run.
+        self._has_single_units = any(isinstance(child, nn.Linear) and child.out_features == 1 for child in template)
         self._place(values, torch.zeros_like(values), buffers)
-        self._add_singles()
+        self._singles = self._make_singles()
         self.load_state_dicts([network.state_dict() for network in networks])
 
     def take(self, runs: Sequence[int]) -> "Stack":
@@ -60,7 +62,7 @@ class Stack:
         buffers = {name: buffer.index_select(0, index) for name, buffer in self._buffers.items()}
         taken._networks = [self._networks[run] for run in runs]
         taken._place(values, torch.zeros_like(values), buffers)
-        taken._add_singles()
+        taken._singles = taken._make_singles()
         return taken
 
     def _place(self, values: Tensor, gradients: Tensor, buffers: dict[str, Tensor]) -> None:
@@ -80,13 +82,15 @@ class Stack:
         self._buffers = buffers
         self._layers = self._make_layers(self._networks)
 
-    def _add_singles(self) -> None:
-        """Makes a stack of each run alone that shares this one's memory."""
-        self._singles = [self._single(run) for run in range(len(self))] if len(self) > 1 else [self]
+    def _make_singles(self) -> list["Stack"]:
+        """Returns a stack of each run alone that shares this one's memory; none where they are never used."""
+        is_used = self.gradients.device.type == "cpu" and len(self) > 1
+        return [self._single(run) for run in range(len(self))] if is_used else []
 
     def _single(self, run: int) -> "Stack":
         part = slice(run, run + 1)
         single = copy(self)
+        single._singles = []
         single._networks = self._networks[part]
         buffers = {name: buffer[part] for name, buffer in self._buffers.items()}
         single._place(self._memory[part], self.gradients[part], buffers)
@@ -100,9 +104,9 @@ class Stack:
 
         On a CPU a run keeps the bits that it has alone if each run's share of every tensor starts on a 64-byte
         boundary: with batches of a multiple of 16 rows it does. With others, such as an epoch's last one, the runs
-        compute one after the other.
+        compute one after the other, and so they do with a layer of a single unit.
         """
-        if self.gradients.device.type != "cpu" or num_rows % _ALIGNMENT == 0:
+        if not self._singles or (num_rows % _ALIGNMENT == 0 and not self._has_single_units):
             return [(slice(0, len(self)), self)]
         return [(slice(run, run + 1), single) for run, single in enumerate(self._singles)]
 

@@ -25,6 +25,7 @@ class GridReport:
       metrics: the rows of its metrics table.
       effects: main effects and interactions; none without a grid, or with one setting only.
       uri: of the stored effects.parquet, None without effects.
+      note: why there are no effects, or what they leave out; None if there is nothing to say.
     """
 
     evaluation: str
@@ -32,6 +33,7 @@ class GridReport:
     metrics: list[dict[str, Any]]
     effects: list[Effect]
     uri: str | None
+    note: str | None = None
 
 
 def report_grid(storage_uri: str, evaluation: str) -> GridReport:
@@ -50,17 +52,25 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     grid = manifest["config"].get("grid")
     if grid is None:
         return GridReport(evaluation, None, metrics, [], None)
-    axes = GridFolder(storage, grid).settings().axes
-    found = effects([{**row, "dataset": row["train_dataset"]} for row in metrics], axes)
+    folder_of_grid = GridFolder(storage, grid)
+    settings = folder_of_grid.settings()
+    if settings.ranges:
+        reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"
+        return GridReport(evaluation, grid, metrics, [], None, reason)
+    # Which runs a scheduler stops depends on the others: what is left of them is no fair comparison.
+    stopped = {row["run"] for row in folder_of_grid.read_runs() if row["status"] == "stopped"}
+    whole = [row for row in metrics if row["run"] not in stopped]
+    note = f"effects: without the {len(stopped)} runs that were stopped early" if stopped else None
+    found = effects([{**row, "dataset": row["train_dataset"]} for row in whole], settings.axes)
     if not found:
-        return GridReport(evaluation, grid, metrics, [], None)
+        return GridReport(evaluation, grid, metrics, [], None, note)
     columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in asdict(found[0])}
     named = {"evaluation": evaluation, "grid": grid, "dataset": metrics[0]["dataset"], "split": metrics[0]["split"]}
     columns |= {name: [value] * len(found) for name, value in named.items()}
     path = f"reports/{evaluation}/effects.parquet"
     table = tables.make_table("effects", columns, code_version=code_version())
     storage.write_bytes(path, tables.to_parquet_bytes(table))
-    return GridReport(evaluation, grid, metrics, found, storage.uri_of(path))
+    return GridReport(evaluation, grid, metrics, found, storage.uri_of(path), note)
 
 
 def print_effects(found: Sequence[Effect]) -> None:

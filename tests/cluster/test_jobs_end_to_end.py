@@ -68,3 +68,19 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: R
     too_many = launcher(head, *train[:-3], "900", *storage)
     assert too_many.returncode == 5
     assert too_many.stderr.count("\n") == 1, too_many.stderr
+
+
+def test_a_grid_is_trained_by_a_job_and_a_mistake_is_told_before_it_is_submitted(head: RayHead, tmp_path: Path) -> None:
+    tune = ["tune", "--grid", "smoke", "--epochs", "1", "--name", "g", "--storage", str(tmp_path)]
+    done = launcher(head, *tune)
+    assert done.returncode == 0, done.stderr
+    assert "grid g: 4 runs, 4 trained now" in done.stderr
+    assert len(list(tmp_path.glob("runs/g-s0-*/best/checkpoint.json"))) == 4
+    again = launcher(head, *tune)
+    assert again.returncode == 0, again.stderr
+    assert "all were done already" in again.stderr
+
+    refused = launcher(head, *tune, "--dropout", "[0.1, 1.5]")
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert "dropout=1.5" in refused.stderr
