@@ -13,7 +13,7 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_grids
+from mnist_ray import cli_grids, cli_reports
 from mnist_ray.cli_options import (
     DATASET_HELP,
     absolute_dataset,
@@ -320,6 +320,7 @@ def jobs_stop(context: click.Context, job_id: str, address: str | None) -> None:
 
 for _command in (cli_grids.tune, cli_grids.plan, cli_grids.grids, cli_grids.report):
     cli.add_command(_command)
+cli.add_command(cli_reports.compare)
 
 
 def _job_row(job: Any) -> dict[str, Any]:

@@ -322,8 +322,68 @@ EFFECTS = Table(
     ),
 )
 
+COMPARISONS = Table(
+    "comparisons",
+    "a pair of settings, compared over the seeds that both have",
+    (
+        Column("evaluation", NAME, "", "evaluation that the predictions come from"),
+        Column("dataset", NAME, "", "data set that the runs were evaluated on"),
+        Column("split", NAME, "", "split of the data set: train or test"),
+        Column("first", NAME, "", "setting: its variant, or the values of the settings that vary in the evaluation"),
+        Column("second", NAME, "", "setting that the first is compared with"),
+        Column("num_seeds", INT64, "seeds", "seeds that both settings have; with 1 the intervals cover examples only"),
+        Column("num_examples", INT64, "examples", "examples evaluated"),
+        *(
+            Column(f"{place}_{metric}", FLOAT64, unit, f"mean {words} of the {place} setting over the common seeds")
+            for metric, unit, words in (("accuracy", "fraction", "accuracy"), ("log_loss", "nats", "cross-entropy"))
+            for place in ("first", "second")
+        ),
+        Column("accuracy_difference", FLOAT64, "fraction", "accuracy of the first less that of the second"),
+        Column(
+            "accuracy_difference_low",
+            FLOAT64,
+            "fraction",
+            "lower end of its paired 95 % interval over seeds and examples, not adjusted for the number of pairs",
+        ),
+        Column("accuracy_difference_high", FLOAT64, "fraction", "upper end of that interval"),
+        Column("log_loss_difference", FLOAT64, "nats", "cross-entropy of the first less that of the second"),
+        Column("log_loss_difference_low", FLOAT64, "nats", "lower end of its paired 95 % interval, likewise"),
+        Column("log_loss_difference_high", FLOAT64, "nats", "upper end of that interval"),
+        Column(
+            "seed_error",
+            FLOAT64,
+            "fraction",
+            "standard error of accuracy_difference from the seeds; null with one seed",
+            nullable=True,
+        ),
+        Column("example_error", FLOAT64, "fraction", "standard error of accuracy_difference from the examples"),
+        Column("p_value", FLOAT64, "probability", "of accuracy_difference, two-sided; from its interval"),
+        Column("p_adjusted", FLOAT64, "probability", "p_value after Holm's correction over all pairs"),
+        Column("first_right", INT64, "examples", "examples on which the first is right with more of the seeds"),
+        Column("second_right", INT64, "examples", "examples on which the second is right with more of the seeds"),
+        Column("mcnemar_p", FLOAT64, "probability", "McNemar's exact test of these two counts"),
+        Column("mcnemar_p_adjusted", FLOAT64, "probability", "mcnemar_p after Holm's correction over all pairs"),
+        Column(
+            "num_seeds_needed",
+            INT64,
+            "seeds",
+            "seeds with which the interval's half width would be 0.001 of accuracy; null with one seed, and where no "
+            "number up to 9,999 is enough for these examples",
+            nullable=True,
+        ),
+        Column(
+            "verdict",
+            NAME,
+            "",
+            "on the first's accuracy: better or worse where p_adjusted and mcnemar_p_adjusted are below 0.05 and their "
+            "directions agree, else tie: not told apart",
+        ),
+    ),
+)
+
 TABLES = {
-    table.name: table for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY, RUNS, EFFECTS)
+    table.name: table
+    for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY, RUNS, EFFECTS, COMPARISONS)
 }
 
 
@@ -414,7 +474,9 @@ def _leaf_path(field: pa.Field) -> str:
     return f"{field.name}.list.element" if _is_list(field.type) else str(field.name)
 
 
-def read_parquet(data: bytes | pa.NativeFile, *, source: str = "table") -> pa.Table:
+def read_parquet(
+    data: bytes | pa.NativeFile, *, source: str = "table", columns: Sequence[str] | None = None
+) -> pa.Table:
     """Reads a Parquet file and verifies the checksum of every page.
 
     The checksums cover the values. Page headers and the footer have none: whoever must trust those compares the file's
@@ -423,6 +485,7 @@ def read_parquet(data: bytes | pa.NativeFile, *, source: str = "table") -> pa.Ta
     Args:
       data: the file's content, or the open file; what goes wrong in reading that one from its storage is raised as is.
       source: name of the file, for the message.
+      columns: those that are read, all by default.
 
     Raises:
       DataError: no whole Parquet file, or a page does not match its checksum.
@@ -432,7 +495,7 @@ def read_parquet(data: bytes | pa.NativeFile, *, source: str = "table") -> pa.Ta
         # Not pq.read_table: its threads may still hold the bytes when Python ends, which aborts a process that has
         # loaded Ray.
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            return file.read(use_threads=False)
+            return file.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{source}: not a whole Parquet file ({reason}): copy it again, or make it again") from None

@@ -109,6 +109,26 @@ def other_tables():
         "num_seeds": [3, 1],
         "num_pairs": [8, 4],
     }
+    comparisons = {
+        "evaluation": "e",
+        "dataset": "digits",
+        "split": "test",
+        "first": ["dropout", "tuned"],
+        "second": "baseline",
+        **{name: [3, 1] for name in ("num_seeds", "num_examples", "first_right", "second_right")},
+        **{
+            f"{name}{end}": [0.9, 0.5]
+            for name in ("accuracy_difference", "log_loss_difference")
+            for end in ("", "_low", "_high")
+        },
+        **{f"{place}_{name}": [0.9, 0.5] for name in ("accuracy", "log_loss") for place in ("first", "second")},
+        **{name: [0.01, 0.5] for name in ("p_value", "p_adjusted", "mcnemar_p", "mcnemar_p_adjusted")},
+        "seed_error": [0.01, None],
+        "example_error": [0.01, 0.02],
+        "num_seeds_needed": [12, None],
+        "verdict": ["better", "tie"],
+    }
+    made["comparisons"] = tables.make_table("comparisons", comparisons, code_version="1")
     made["effects"] = tables.make_table("effects", effects, code_version="1")
     made["runs"] = tables.make_table("runs", runs, code_version="1")
     made["history"] = tables.make_table(
@@ -334,6 +354,12 @@ def test_a_truncated_file_is_no_table(share):
 def test_an_open_file_is_read_too(written):
     with pa.OSFile(str(written / "metrics.parquet")) as file:
         assert tables.read_parquet(file).equals(ALL["metrics"])
+
+
+def test_some_columns_are_read_alone():
+    content = tables.to_parquet_bytes(ALL["predictions"])
+    read = tables.read_parquet(content, columns=["run", "loss"])
+    assert read.equals(ALL["predictions"].select(["run", "loss"]))
 
 
 def test_a_string_stands_for_the_same_value_in_every_row():

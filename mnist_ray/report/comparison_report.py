@@ -1,0 +1,244 @@
+"""The verdicts on every pair of an evaluation's settings, printed and stored."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_ray import tables
+from mnist_ray.code_version import code_version
+from mnist_ray.comparisons import Comparison, Scores, compare, judge, tie_groups
+from mnist_ray.config import TrainConfig
+from mnist_ray.errors import CheckpointError, ConfigError, DataError
+from mnist_ray.grid_folder import GridFolder
+from mnist_ray.leaderboard import setting_text
+from mnist_ray.report.selection import Selection, select
+from mnist_ray.storage import Storage, open_storage
+from mnist_ray.variants import VARIANTS
+
+_SETTINGS = tuple(name for name in tables.config_columns([TrainConfig()]) if name != "seed")
+
+# One setting's runs: seed -> row of the metrics table.
+_Runs = Mapping[int, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """What an evaluation says of its settings.
+
+    Attributes:
+      evaluation: name of the evaluation.
+      num_examples: examples evaluated.
+      settings: a row a setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
+        accuracy_mean, accuracy_std, log_loss_mean, val_accuracy_mean.
+      comparisons: of all pairs, or of those with the baseline, each against it; judged among themselves.
+      num_pairs: pairs in all.
+      unpaired: pairs without a common seed.
+      num_repeated: runs left out, because another run of the same setting has the same seed.
+      selection: None unless the evaluation is of a grid.
+      uri: of the stored comparisons.parquet, None with one setting.
+    """
+
+    evaluation: str
+    num_examples: int
+    settings: list[dict[str, Any]]
+    comparisons: list[Comparison]
+    num_pairs: int
+    unpaired: list[tuple[str, str]]
+    num_repeated: int
+    selection: Selection | None
+    uri: str | None
+
+
+def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | None = None) -> ComparisonReport:
+    """Compares every pair of settings of an evaluation and stores that as reports/<evaluation>/comparisons.parquet.
+
+    Args:
+      storage_uri: the storage.
+      evaluation: name of the evaluation.
+      baseline: a setting's label, or its variant: only the pairs with it are returned, and Holm's correction is over
+        these; stored are all pairs, corrected over all.
+
+    Raises:
+      CheckpointError: no such evaluation, or its grid is gone.
+      ConfigError: no such baseline.
+      DataError: the evaluation is damaged.
+      StorageError: the storage can't be read or written.
+    """
+    storage = open_storage(storage_uri)
+    folder = f"evaluations/{evaluation}"
+    manifest = storage.read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
+    rows = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
+    grid = manifest["config"].get("grid")
+    if grid is not None:
+        rows = _with_validation(rows, GridFolder(storage, grid).read_runs())
+    groups = group_settings(rows)
+    against = None if baseline is None else find_setting(groups, baseline)
+    pairs = compare(_scores(storage, folder, manifest, groups))
+    settings = _setting_rows(groups, pairs)
+    shown = pairs if against is None else _against(against, pairs)
+    uri = _store(storage, evaluation, rows[0], pairs) if pairs else None
+    paired = {_labels(pair) for pair in pairs}
+    unpaired = [(first, second) for second, first in combinations(groups, 2) if (first, second) not in paired]
+    num_repeated = len(rows) - sum(map(len, groups.values()))
+    selection = select(groups) if grid is not None else None
+    return ComparisonReport(
+        evaluation, manifest["num_examples"], settings, shown, len(pairs), unpaired, num_repeated, selection, uri
+    )
+
+
+def _with_validation(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = {run["run"]: {name: run[name] for name in ("best_val_accuracy", "best_val_loss")} for run in runs}
+    try:
+        return [{**row, **found[row["run"]]} for row in rows]
+    except KeyError as error:
+        raise CheckpointError(f"run {error}: is not in runs.parquet of the evaluation's grid any more") from None
+
+
+def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Groups the rows of a metrics table by all settings but the seed.
+
+    A label says what varies: the variant, and whatever differs among the runs of one variant; of two runs with the
+    same settings and seed the first by name counts.
+
+    Returns:
+      Label -> seed -> row, the variants in the order of VARIANTS, then by the values.
+    """
+    by_variant: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_variant.setdefault(row["variant"], []).append(row)
+    names = [name for name in _SETTINGS if any(_num_values(name, group) > 1 for group in by_variant.values())]
+    # Where six digits don't tell the values apart, all of them do.
+    texts = {
+        name: setting_text if _num_values(name, rows, setting_text) == _num_values(name, rows) else json.dumps
+        for name in names
+    }
+    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: _place(row, names)):
+        parts = [row["variant"]] if len(by_variant) > 1 or not names else []
+        label = " ".join([*parts, *(f"{name}={texts[name](row[name])}" for name in names)])
+        groups.setdefault(label, {}).setdefault(row["seed"], row)
+    return groups
+
+
+def _num_values(name: str, rows: Sequence[Mapping[str, Any]], text: Callable[[Any], str] = json.dumps) -> int:
+    return len({text(row[name]) for row in rows})
+
+
+def _place(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
+    order = list(VARIANTS)
+    variant = order.index(row["variant"]) if row["variant"] in order else len(order)
+    return variant, row["variant"], [(row[name] is not None, row[name]) for name in names], row["seed"], row["run"]
+
+
+def find_setting(groups: Mapping[str, _Runs], name: str) -> str:
+    """Returns the label of a setting that is named by its label, or by a variant that it alone has.
+
+    Raises:
+      ConfigError: no such setting, or several.
+    """
+    if name in groups:
+        return name
+    found = [label for label, runs in groups.items() if next(iter(runs.values()))["variant"] == name]
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} settings have this variant" if found else "no such setting in the evaluation"
+    labels = ", ".join(repr(label) for label in found or groups)
+    raise ConfigError(f"--baseline {name!r}: {what}; give one of {labels}")
+
+
+def _scores(storage: Storage, folder: str, manifest: Mapping[str, Any], groups: Mapping[str, _Runs]) -> list[Scores]:
+    """Reads the part files of the predictions, one after the other."""
+    places = {run: place for place, run in enumerate(manifest["runs"])}
+    shape = len(places), manifest["num_examples"]
+    correct: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
+    loss: NDArray[np.float32] = np.full(shape, np.nan, dtype=np.float32)
+    for file in manifest["files"]:
+        if file["name"].startswith("predictions"):
+            _read_part(storage.read_committed(folder, file["name"]), file["name"], places, correct, loss)
+    if missing := int(np.isnan(loss).sum()):
+        raise DataError(f"{storage.uri_of(folder)}: {missing} predictions of {loss.size} are missing; evaluate again")
+    rows = {label: [places[row["run"]] for row in runs.values()] for label, runs in groups.items()}
+    return [Scores(label, tuple(groups[label]), correct[found], loss[found]) for label, found in rows.items()]
+
+
+def _read_part(
+    content: bytes, name: str, places: Mapping[str, int], correct: NDArray[np.bool_], loss: NDArray[np.float32]
+) -> None:
+    part = tables.read_parquet(content, source=name, columns=["run", "example_index", "correct", "loss"])
+    runs = part["run"].combine_chunks()
+    where = (
+        np.array([places[run] for run in runs.dictionary.to_pylist()], dtype=np.int64)[runs.indices.to_numpy()],
+        part["example_index"].to_numpy(),
+    )
+    correct[where] = part["correct"].to_numpy()
+    loss[where] = part["loss"].to_numpy()
+
+
+def _setting_rows(groups: Mapping[str, _Runs], pairs: Sequence[Comparison]) -> list[dict[str, Any]]:
+    rows = [_setting_row(label, list(runs.values())) for label, runs in groups.items()]
+    rows.sort(key=lambda row: (-row["accuracy_mean"], row["log_loss_mean"]))
+    places = tie_groups([row["setting"] for row in rows], pairs)
+    return [{"group": places[row["setting"]], **row} for row in rows]
+
+
+def _setting_row(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    accuracies = [row["accuracy"] for row in runs]
+    validated = [row["best_val_accuracy"] for row in runs if "best_val_accuracy" in row]
+    return {
+        "setting": label,
+        "num_seeds": len(runs),
+        "accuracy_mean": fmean(accuracies),
+        "accuracy_std": stdev(accuracies) if len(runs) > 1 else None,
+        "log_loss_mean": fmean(row["log_loss"] for row in runs),
+        "val_accuracy_mean": fmean(validated) if validated else None,
+    }
+
+
+def _labels(pair: Comparison) -> tuple[str, str]:
+    return pair.first, pair.second
+
+
+def _against(baseline: str, pairs: Sequence[Comparison]) -> list[Comparison]:
+    found = [pair for pair in pairs if baseline in _labels(pair)]
+    return judge([pair if pair.second == baseline else pair.reversed() for pair in found])
+
+
+def _store(storage: Storage, evaluation: str, row: Mapping[str, Any], pairs: Sequence[Comparison]) -> str:
+    flat = [comparison_row(pair) for pair in pairs]
+    columns: dict[str, Any] = {name: [line[name] for line in flat] for name in flat[0]}
+    columns |= {"evaluation": evaluation, "dataset": row["dataset"], "split": row["split"]}
+    table = tables.make_table("comparisons", columns, code_version=code_version())
+    path = f"reports/{evaluation}/comparisons.parquet"
+    storage.write_bytes(path, tables.to_parquet_bytes(table))
+    return storage.uri_of(path)
+
+
+def comparison_row(pair: Comparison) -> dict[str, Any]:
+    """Returns a comparison as a row of the comparisons table, without the evaluation's columns."""
+    row: dict[str, Any] = {
+        name: getattr(pair, name)
+        for name in (
+            *("first", "second", "num_seeds", "num_examples", "p_adjusted", "first_right", "second_right"),
+            *("mcnemar_p", "mcnemar_p_adjusted", "num_seeds_needed", "verdict"),
+        )
+    }
+    for metric, interval in (("accuracy", pair.accuracy_difference), ("log_loss", pair.log_loss_difference)):
+        mean = getattr(pair, metric)
+        row |= {f"first_{metric}": mean, f"second_{metric}": mean - interval.difference}
+        row |= {f"{metric}_difference": interval.difference}
+        row |= {f"{metric}_difference_low": interval.low, f"{metric}_difference_high": interval.high}
+    accuracy = pair.accuracy_difference
+    return {
+        **row,
+        "seed_error": accuracy.seed_error,
+        "example_error": accuracy.example_error,
+        "p_value": accuracy.p_value,
+    }

@@ -1,0 +1,110 @@
+"""The verdicts of an evaluation on the terminal."""
+
+from collections.abc import Sequence
+from statistics import median_low
+
+from mnist_ray.comparisons import MOST_SEEDS, Comparison, Interval
+from mnist_ray.printing import print_table
+from mnist_ray.report.comparison_report import ComparisonReport
+from mnist_ray.report.selection import print_selection
+
+_SHOWN_PAIRS = 40
+
+
+def print_comparisons(found: ComparisonReport) -> None:
+    """Prints the settings with their groups of ties, the pairs with their verdicts, and what these rest on."""
+    _print_settings(found)
+    if found.comparisons:
+        _print_pairs(found)
+        for line in notes(found.comparisons):
+            print(line)
+    else:
+        print(
+            "One setting: nothing to compare." if len(found.settings) == 1 else "No two settings have a seed in common."
+        )
+    if found.unpaired:
+        pairs = ", ".join(f"{first} / {second}" for first, second in found.unpaired[:5])
+        more = ", ..." if len(found.unpaired) > 5 else ""
+        print(f"Left out, without a seed in common: {len(found.unpaired)} pairs: {pairs}{more}.")
+    if found.num_repeated:
+        print(f"{found.num_repeated} runs repeat the settings and seed of another run; the first by name counts.")
+    if found.selection:
+        print_selection(found.selection)
+
+
+def _print_settings(found: ComparisonReport) -> None:
+    validated = any(row["val_accuracy_mean"] is not None for row in found.settings)
+    names = ["group", "setting", "seeds", "accuracy", "± std", "log loss", *(["val accuracy"] if validated else [])]
+    lines = [
+        [
+            str(row["group"]),
+            row["setting"],
+            str(row["num_seeds"]),
+            f"{row['accuracy_mean']:.4f}",
+            "-" if row["accuracy_std"] is None else f"{row['accuracy_std']:.4f}",
+            f"{row['log_loss_mean']:.4f}",
+            *([f"{row['val_accuracy_mean']:.4f}"] if validated else []),
+        ]
+        for row in found.settings
+    ]
+    print_table(names, lines, title=f"Settings on {found.num_examples:,} examples; one group: ties with its best")
+
+
+def _print_pairs(found: ComparisonReport) -> None:
+    # Verdicts first, then what is nearest to one.
+    ordered = sorted(found.comparisons, key=lambda pair: (pair.verdict == "tie", pair.accuracy_difference.p_value))
+    names = ["setting", "is", "against", "accuracy, points (95 %)", "log loss (95 %)", "p", "McNemar p", "seeds"]
+    print_table(names, [_line(pair) for pair in ordered[:_SHOWN_PAIRS]], title="Pairs")
+    if len(ordered) > _SHOWN_PAIRS:
+        print(f"{len(ordered) - _SHOWN_PAIRS} more pairs are in comparisons.parquet.")
+    print(
+        "Intervals: paired, over seeds and examples, each by itself. better, worse: both p values below 0.05, after "
+        f"Holm's correction over these {len(ordered)} pairs; tie: not told apart."
+    )
+    if found.num_pairs > len(ordered):
+        print(f"The groups and comparisons.parquet are corrected over all {found.num_pairs} pairs.")
+
+
+def _line(pair: Comparison) -> list[str]:
+    return [
+        pair.first,
+        pair.verdict,
+        pair.second,
+        _interval_text(pair.accuracy_difference, 100, 2),
+        _interval_text(pair.log_loss_difference, 1, 3),
+        f"{pair.p_adjusted:.2g}",
+        f"{pair.mcnemar_p_adjusted:.2g}",
+        str(pair.num_seeds),
+    ]
+
+
+def _interval_text(interval: Interval, factor: int, digits: int) -> str:
+    difference, low, high = (
+        f"{factor * value:+.{digits}f}" for value in (interval.difference, interval.low, interval.high)
+    )
+    return f"{difference} ({low}, {high})"
+
+
+def notes(pairs: Sequence[Comparison]) -> list[str]:
+    """Returns what the number of seeds allows, in a line or two."""
+    single = sum(pair.num_seeds == 1 for pair in pairs)
+    lines = []
+    if single:
+        lines.append(
+            f"One seed in {single} of {len(pairs)} pairs: their intervals and p values cover other examples only, and "
+            "other seeds may say otherwise; --seeds 5 or more tells."
+        )
+    several = [pair for pair in pairs if pair.num_seeds > 1]
+    needed = [pair.num_seeds_needed for pair in several]
+    known = [number for number in needed if number is not None]
+    short = sum(number is None or number > pair.num_seeds for number, pair in zip(needed, several, strict=True))
+    if short:
+        lines.append(f"Too few seeds to tell 0.1 points apart in {short} of {len(several)} pairs.")
+    if short and known:
+        lines[-1] += f" Where more of them help, it takes {median_low(known)} (median), {max(known)} at most."
+    if never := len(needed) - len(known):
+        lines.append(
+            f"{never} of {len(several)} pairs stay so with any number of seeds up to {MOST_SEEDS:,}: the "
+            f"{several[0].num_examples:,} examples alone leave more than 0.1 points."
+        )
+    return lines
