@@ -13,7 +13,7 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_grids, cli_reports
+from mnist_ray import cli_export, cli_grids, cli_query, cli_reports
 from mnist_ray.cli_options import (
     DATASET_HELP,
     absolute_dataset,
@@ -318,9 +318,16 @@ def jobs_stop(context: click.Context, job_id: str, address: str | None) -> None:
     click.echo(f"{job.job_id}: {job.status}")
 
 
-for _command in (cli_grids.tune, cli_grids.plan, cli_grids.grids, cli_grids.report):
+for _command in (
+    cli_grids.tune,
+    cli_grids.plan,
+    cli_grids.grids,
+    cli_grids.report,
+    cli_reports.compare,
+    cli_query.query,
+    cli_export.export,
+):
     cli.add_command(_command)
-cli.add_command(cli_reports.compare)
 
 
 def _job_row(job: Any) -> dict[str, Any]:
