@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_ray.cli_grids import with_absolute_datasets
 from mnist_ray.config import GridConfig, TrainConfig, make_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids import (
@@ -102,6 +103,14 @@ def test_every_run_is_in_one_stack_with_runs_that_share_its_shapes(
     shuffled = list(runs)
     order.shuffle(shuffled)
     assert stacks(shuffled, size=size) == made
+
+
+def test_a_grids_own_data_sets_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"dataset": ["folder:a", "parquet:s3://b/c", "digits"], "epochs": 1}
+    made = {"dataset": [f"folder:{tmp_path}/a", "parquet:s3://b/c", "digits"], "epochs": 1}
+    assert with_absolute_datasets(settings) == made
+    assert with_absolute_datasets({"dataset": "idx:a"}) == {"dataset": f"idx:{tmp_path}/a"}
 
 
 def test_equal_seeds_stand_together_in_stacks() -> None:

@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from grid_runs import train_without_ray
 
 from mnist_ray.cli import run_command
 from mnist_ray.storage import open_storage
@@ -35,6 +36,22 @@ def test_a_run_is_trained_resumed_evaluated_and_listed_on_s3(s3_uri: str, capsys
     assert json.loads(capsys.readouterr().out)[0]["status"] == "finished"
     assert run_command(["evaluations", *storage, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["runs"] == 1
+
+
+def test_a_grid_is_trained_evaluated_and_reported_on_s3(s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train_without_ray(s3_uri, "smoke", seeds="2", epochs=1)
+    storage = ["--storage", s3_uri]
+    assert run_command(["tune", "--grid", "smoke", "--seeds", "2", "--epochs", "1", "--name", "g", *storage]) == 0
+    assert "8 runs, all were done already" in capsys.readouterr().out
+    assert run_command(["evaluate", "--grid", "g", "--dataset", "digits", *storage, "--json"]) == 0
+    evaluation = json.loads(capsys.readouterr().out)["evaluation"]
+    for command in ("report", "compare"):
+        assert run_command([command, evaluation, *storage]) == 0
+    shown = capsys.readouterr().out
+    assert "dropout=0.3 x batch_norm=true" in shown
+    opened = open_storage(s3_uri)
+    for name in ("effects", "comparisons"):
+        assert pq.read_table(opened.open_input(f"reports/{evaluation}/{name}.parquet")).num_rows > 0
 
 
 def test_a_bucket_that_is_not_there_ends_with_4_and_one_line(s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:

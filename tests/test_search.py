@@ -1,8 +1,10 @@
 import math
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from mnist_ray.cli import run_command
 from mnist_ray.config import GridConfig, Range
 from mnist_ray.grids import read_grid
 from mnist_ray.search import Search, random_samples, runs_of_samples, value_in
@@ -38,6 +40,29 @@ def test_fewer_samples_are_a_beginning_and_another_seed_gives_others() -> None:
 
 def test_equal_samples_are_there_once() -> None:
     assert len(random_samples(grid_of(batch_norm=[False, True]), Search("random", 50))) == 2
+
+
+def test_a_search_with_optuna_is_refused_before_it_starts_if_it_has_too_many_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("dataset: digits\nepochs: 1\ndropout: {uniform: [0.1, 0.4]}\n")
+    command = [
+        "tune",
+        "--grid",
+        str(space),
+        "--seeds",
+        "2",
+        "--search",
+        "optuna",
+        "--storage",
+        str(tmp_path / "results"),
+    ]
+    assert run_command([*command, "--num-samples", "3", "--max-runs", "5"]) == 2
+    assert "has 6 runs, more than 5" in capsys.readouterr().err
+    assert not (tmp_path / "results/grids").exists()
+    assert run_command(["plan", *command, "--num-samples", "3"]) == 0
+    assert "6 runs, 0 done already" in capsys.readouterr().out
 
 
 def test_the_ends_of_a_range() -> None:

@@ -51,7 +51,7 @@ def test_an_extended_grid_trains_only_what_is_new_and_another_grid_of_the_name_i
 
 
 def test_runs_shared_by_workers_give_the_numbers_of_stacks(head: RayHead, tmp_path: Path) -> None:
-    train_without_ray(tmp_path / "stacks", "smoke", seeds="1", precision="float64", batch_norm=True)
+    train_without_ray(str(tmp_path / "stacks"), "smoke", seeds="1", precision="float64", batch_norm=True)
     grid = ["--grid", "smoke", "--name", "g", "--precision", "float64", "--batch-norm"]
     done = tune(head, tmp_path / "shared", "--workers-per-run", "2", grid=grid)
     assert done.returncode == 0, done.stderr
@@ -96,7 +96,7 @@ def test_asha_stops_runs_a_diverged_run_is_marked_and_the_grid_is_evaluated_with
 
 
 def test_an_error_in_a_worker_ends_the_grid_with_its_line_and_code(head: RayHead, tmp_path: Path) -> None:
-    train_without_ray(tmp_path, "smoke", seeds="1", epochs=1)
+    train_without_ray(str(tmp_path), "smoke", seeds="1", epochs=1)
     run = min(path.parts[-3] for path in tmp_path.glob("runs/*/best/checkpoint.json"))
     folder = tmp_path / "runs" / run
     (folder / "best/checkpoint.json").unlink()

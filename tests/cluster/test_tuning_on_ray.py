@@ -56,7 +56,7 @@ def assert_same_runs(storage: Path, expected: Mapping[str, Mapping[str, torch.Te
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, torch.Tensor]]:
     storage = tmp_path_factory.mktemp("uninterrupted")
-    train_without_ray(storage, "smoke", seeds="2", epochs=40)
+    train_without_ray(str(storage), "smoke", seeds="2", epochs=40)
     return weights(storage)
 
 
