@@ -1,8 +1,11 @@
 """The tuning job on a cluster: grids that are extended, searched, ended early, and trained in other ways."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import duckdb
 import pytest
 import torch
 from grid_runs import train_without_ray, weights
+from processes import descendants
 from ray_head import RayHead, ray_head
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,11 +54,20 @@ def test_an_extended_grid_trains_only_what_is_new_and_another_grid_of_the_name_i
     assert "8 of its 12 runs are not in this one" in refused.stderr
 
 
-def test_runs_shared_by_workers_give_the_numbers_of_stacks(head: RayHead, tmp_path: Path) -> None:
-    train_without_ray(str(tmp_path / "stacks"), "smoke", seeds="1", precision="float64", batch_norm=True)
-    grid = ["--grid", "smoke", "--name", "g", "--precision", "float64", "--batch-norm"]
-    done = tune(head, tmp_path / "shared", "--workers-per-run", "2", grid=grid)
-    assert done.returncode == 0, done.stderr
+def test_runs_shared_by_workers_give_the_numbers_of_stacks_though_a_worker_is_killed(
+    head: RayHead, tmp_path: Path
+) -> None:
+    train_without_ray(str(tmp_path / "stacks"), "smoke", seeds="1", epochs=20, precision="float64", batch_norm=True)
+    command = [sys.executable, "jobs/tune.py", "--grid", "smoke", "--name", "g", "--epochs", "20", "--workers-per-run"]
+    command += ["2", "--precision", "float64", "--batch-norm", "--storage", str(tmp_path / "shared")]
+    process = subprocess.Popen(command, env=environment(head), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "shared").glob("runs/*/checkpoints/epoch-0002/checkpoint.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.kill(descendants(os.getpid(), title=b"RayTrainWorker")[0], signal.SIGKILL)
+    _, log = process.communicate(timeout=250)
+    assert process.returncode == 0, log
+    assert "a worker was lost; its runs go on" in log
     stacked, shared = weights(tmp_path / "stacks"), weights(tmp_path / "shared")
     assert len(stacked) == 2
     assert stacked.keys() == shared.keys()
