@@ -111,7 +111,7 @@ def _alive_nodes(address: str, token: str | None) -> list[dict[str, object]]:
 def _end(head: subprocess.Popen[bytes]) -> None:
     head.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(20)
+        head.wait(3)
     # Whatever outlived the head is in its session's process group.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(head.pid, signal.SIGKILL)
