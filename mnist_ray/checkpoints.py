@@ -98,7 +98,7 @@ class RunFolder:
         """Returns config.json.
 
         Raises:
-          CheckpointError: no such run.
+          CheckpointError: no such run, or damaged.
         """
         try:
             return dict(json.loads(self.storage.read_bytes(self.path("config.json"))))
@@ -106,6 +106,8 @@ class RunFolder:
             raise CheckpointError(
                 f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is"
             ) from None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"run {self.run!r}: config.json is damaged ({error})") from None
 
     def history(self) -> tuple[EpochResult, ...]:
         """Returns the epochs in history.parquet, none before the first is done."""

@@ -1,6 +1,7 @@
 """The launcher: options -> config -> one call. Imports neither torch nor ray until a command needs them."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -139,7 +140,7 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
 
 def default_run_name(config: TrainConfig) -> str:
     """Returns the name of a run that was given none, such as dropout-mnist-s0."""
-    dataset = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in config.dataset)
+    dataset = re.sub("[^A-Za-z0-9._-]", "-", config.dataset)
     return f"{config.variant}-{dataset[:30]}-s{config.seed}"[:64]
 
 
@@ -250,12 +251,13 @@ def demo(storage: str, epochs: int, seeds: int) -> None:
 @address_option
 @click.pass_context
 def doctor(context: click.Context, storage: str, data_dir: str | None, address: str | None) -> None:
-    """Says what works here (Python, torch, GPU, Ray, data, storage, cluster) and what to do about the rest."""
+    """Says what works here (Python, torch, GPU, Ray, data, storage, cluster) and what to do about the rest.
+
+    Ends with the exit code of the first part that does not work.
+    """
     from mnist_ray.doctor import examine
 
-    healthy = examine(storage, data_folder(data_dir), target_cluster(context, address))
-    if not healthy:
-        context.exit(1)
+    context.exit(examine(storage, data_folder(data_dir), target_cluster(context, address)))
 
 
 @cli.group()

@@ -1,6 +1,7 @@
 """What the commands of the launcher share: options, and the way to a cluster."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any, TypeVar
 import click
 
 from mnist_ray.config import TrainConfig, parse_override, parse_value
+from mnist_ray.storage import check_uri
 
 DATASET_HELP = (
     "mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits, or your own: idx:FOLDER, "
     "folder:URI, parquet:URI."
 )
+
+# One slash is enough: check_uri then tells of the second.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -89,8 +94,8 @@ num_workers_option = click.option(
 
 def absolute_dataset(dataset: str) -> str:
     """Makes the path of a data set of one's own absolute: Ray's workers run in other folders."""
-    kind, colon, place = dataset.partition(":")
-    return f"{kind}:{Path(place).absolute()}" if colon and place and "://" not in place else dataset
+    kind, _, place = dataset.partition(":")
+    return dataset if not place or _SCHEME.match(place) else f"{kind}:{_expanded(place).absolute()}"
 
 
 def target_cluster(context: click.Context, option: str | None) -> str | None:
@@ -149,7 +154,12 @@ def follow_job(client: Any, job_id: str, target: str) -> int:
 
 
 def remote_storage(storage: str) -> str:
-    """Checks a storage for a job elsewhere, where a relative path would mean another folder."""
+    """Checks a storage for a job elsewhere, where a relative path would mean another folder.
+
+    Raises:
+      ConfigError: the URI breaks a rule, which must show before the cluster does: everybody there can read it.
+    """
+    check_uri(storage)
     if "://" not in storage and not Path(storage).is_absolute():
         raise click.UsageError(
             f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has"
@@ -161,7 +171,12 @@ def data_folder(option: str | None) -> Path:
     """Returns the folder of the data sets."""
     from mnist_ray.data import default_data_dir
 
-    return Path(option) if option else default_data_dir()
+    return _expanded(option) if option else default_data_dir()
+
+
+def _expanded(path: str) -> Path:
+    # A shell leaves the '~' of --data-dir=~/x and folder:~/x as it is; Path.expanduser raises for an unknown user.
+    return Path(os.path.expanduser(path))
 
 
 def say(message: str, code: int) -> int:

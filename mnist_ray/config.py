@@ -270,7 +270,7 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeErr
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing aliases and a key that stands twice in one mapping."""
+    """YAML's safe loader, refusing aliases and keys that stand twice; numbers as a person reads them."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # A few lines of aliases of aliases unfold to billions of values.
@@ -286,6 +286,22 @@ class _ConfigLoader(yaml.SafeLoader):
                 raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {_short(key)} stands there twice")
             seen.add(key if isinstance(key, str) else id(key_node))
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        # YAML 1.1 reads 010 as 8 and 1:30 as 90.
+        if ":" in node.value:
+            return node.value
+        try:
+            return int(node.value)
+        except ValueError:
+            return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        return node.value if ":" in node.value else super().construct_yaml_float(node)
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_yaml_int)
+_ConfigLoader.add_constructor("tag:yaml.org,2002:float", _ConfigLoader.construct_yaml_float)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import ConfigError, MnistRayError
 from mnist_ray.storage import open_storage
 
 
-def examine(storage: str, data_dir: Path, address: str | None) -> bool:
-    """Prints one line a part and returns whether all that is needed works."""
+def examine(storage: str, data_dir: Path, address: str | None) -> int:
+    """Prints one line a part and returns the exit code of the first that doesn't work, 0 if all do."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: f"{platform.python_version()}, {os.cpu_count()} CPUs"),
         ("torch", _torch),
@@ -24,17 +24,20 @@ def examine(storage: str, data_dir: Path, address: str | None) -> bool:
     ]
     if address:
         checks.append(("cluster", lambda: _cluster(address)))
-    results = [_report(name, check) for name, check in checks]
-    return all(results)
+    codes = [_report(name, check) for name, check in checks]
+    return next(filter(None, codes), 0)
 
 
-def _report(name: str, check: Callable[[], str]) -> bool:
+def _report(name: str, check: Callable[[], str]) -> int:
     try:
-        text, works = check(), True
-    except (MnistRayError, PackageNotFoundError, ImportError) as error:
-        text, works = str(error), False
-    click.echo(f"{'ok  ' if works else 'FAIL'} {name:8} {text}")
-    return works
+        text, code = check(), 0
+    except MnistRayError as error:
+        text, code = str(error), error.exit_code
+    except ImportError as error:
+        # A package that is missing is for the person to install: no bug.
+        text, code = str(error), ConfigError.exit_code
+    click.echo(f"{'FAIL' if code else 'ok  '} {name:8} {text}")
+    return code
 
 
 def _torch() -> str:
@@ -46,13 +49,16 @@ def _torch() -> str:
 
 def _data(data_dir: Path) -> str:
     from mnist_ray.data import load_examples
-    from mnist_ray.errors import DataError
+    from mnist_ray.data.idx import find_idx
+    from mnist_ray.data.torchvision_sets import TORCHVISION_SETS
 
-    try:
-        examples = load_examples("mnist", "train", data_dir=data_dir, download=False)
-    except DataError:
+    mnist = TORCHVISION_SETS["mnist"]
+    names = [name for pair in mnist.file_names.values() for name in pair]
+    if not any(find_idx(folder, name) for folder in mnist.folders(data_dir) for name in names):
         return f"no MNIST in {data_dir}: the first run downloads it; the data set 'digits' needs no download"
-    return f"MNIST in {data_dir}: {len(examples)} training images"
+    train = load_examples("mnist", "train", data_dir=data_dir, download=False)
+    test = load_examples("mnist", "test", data_dir=data_dir, download=False)
+    return f"MNIST in {data_dir}: {len(train)} training images, {len(test)} test images"
 
 
 def _storage(uri: str) -> str:

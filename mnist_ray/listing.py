@@ -4,9 +4,13 @@ import json
 from collections import Counter
 from typing import Any
 
+from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.run_progress import read_progress
 from mnist_ray.storage import MissingError, Storage, open_storage
+
+# What reading one folder raises for a file that is missing, cut short or of another form.
+_DAMAGED = (MissingError, CheckpointError, DataError, ValueError, KeyError, TypeError)
 
 
 def list_runs(storage_uri: str) -> list[dict[str, Any]]:
@@ -20,41 +24,47 @@ def list_runs(storage_uri: str) -> list[dict[str, Any]]:
 
 
 def _run_row(storage: Storage, run: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": run, "status": "damaged"}
     try:
         config = json.loads(storage.read_bytes(f"runs/{run}/config.json"))["config"]
-    except (MissingError, ValueError, KeyError):
-        return row
-    progress = read_progress(storage, run)
-    return {
-        "run": run,
-        "status": progress.status,
-        **{name: config[name] for name in ("variant", "dataset", "seed")},
-        "epochs": progress.epochs_done,
-        "best_epoch": progress.best_epoch,
-        "val_accuracy": progress.best_val_accuracy,
-        "val_loss": progress.best_val_loss,
-    }
+        progress = read_progress(storage, run)
+        return {
+            "run": run,
+            "status": progress.status,
+            **{name: config[name] for name in ("variant", "dataset", "seed")},
+            "epochs": progress.epochs_done,
+            "best_epoch": progress.best_epoch,
+            "val_accuracy": progress.best_val_accuracy,
+            "val_loss": progress.best_val_loss,
+        }
+    except _DAMAGED:
+        return {"run": run, "status": "damaged"}
 
 
 def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row a committed evaluation."""
+    """Returns one row a committed evaluation, or one whose manifest is damaged.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
     storage = open_storage(storage_uri)
-    rows = []
-    for name in storage.list_folders("evaluations"):
+    rows = [_evaluation_row(storage, name) for name in storage.list_folders("evaluations")]
+    return [row for row in rows if row]
+
+
+def _evaluation_row(storage: Storage, name: str) -> dict[str, Any] | None:
+    try:
         manifest = storage.read_manifest(f"evaluations/{name}")
-        if manifest is not None:
-            rows.append(
-                {
-                    "evaluation": name,
-                    "dataset": manifest["config"]["dataset"],
-                    "split": manifest["config"]["split"],
-                    "runs": len(manifest["runs"]),
-                    "examples": manifest["num_examples"],
-                    "uri": storage.uri_of(f"evaluations/{name}"),
-                }
-            )
-    return rows
+        return manifest and {
+            "evaluation": name,
+            "status": "committed",
+            "dataset": manifest["config"]["dataset"],
+            "split": manifest["config"]["split"],
+            "runs": len(manifest["runs"]),
+            "examples": manifest["num_examples"],
+            "uri": storage.uri_of(f"evaluations/{name}"),
+        }
+    except _DAMAGED:
+        return {"evaluation": name, "status": "damaged"}
 
 
 def list_grids(storage_uri: str) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from mnist_ray.cli import cli, run_command
+from mnist_ray.cli import cli, default_run_name, run_command
+from mnist_ray.cli_options import data_folder
+from mnist_ray.config import TrainConfig, check_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,6 +93,17 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
             5,
             ["127.0.0.1:9"],
         ),
+        *[
+            ([*command, "--address", "http://127.0.0.1:9", "--storage", storage], 2, [part])
+            for command in (["train"], ["evaluate", "--run", "a"], ["tune", "--grid", "smoke", "--name", "g"])
+            for storage, part in [("s3://key:secret@bucket/x", "credentials"), ("ftp://x/y", "ftp"), ("x", "--address")]
+        ],
+        *[
+            ([*command, "--address", "http://127.0.0.1:9", "--storage", "/tmp/x", "--dataset", dataset], 2, [part])
+            for command in (["train"], ["evaluate", "--run", "a"], ["tune", "--grid", "smoke", "--name", "g"])
+            for dataset, part in [("folder:s3://key:secret@b/x", "credentials"), ("parquet:s3:/b/x", "two slashes")]
+        ],
+        (["train", "--dataset", "digits", "--epochs", "1:30"], 2, ["epochs='1:30'"]),
     ],
 )
 def test_a_mistake_ends_with_its_exit_code_and_one_line(
@@ -104,6 +117,28 @@ def test_a_mistake_ends_with_its_exit_code_and_one_line(
         assert part in line
     assert "secret" not in line
     assert list(tmp_path.rglob("runs")) == []
+
+
+def test_a_tilde_in_the_folders_of_data_is_the_home_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data_folder("~/x") == tmp_path / "x"
+    assert run_command(["train", "--dataset", "folder:~/images", "--storage", str(tmp_path / "s")]) == 3
+    assert f"{tmp_path}/images is not a folder" in line_of(capsys)
+
+
+def test_the_default_name_of_a_run_is_one_whatever_the_datas_folder_is_called() -> None:
+    config = TrainConfig(dataset="folder:/Bücher/数字 1")
+    assert check_name(default_run_name(config)) == "baseline-folder--B-cher----1-s0"
+
+
+def test_the_address_of_a_job_api_does_not_make_a_local_run_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    arguments = ["train", "--dataset", "digits", "--epochs", "1", "--address", "local", "--storage", str(tmp_path)]
+    assert run_command(arguments) == 0
 
 
 def test_a_key_that_stands_twice_in_the_config_file_is_refused(

@@ -94,9 +94,9 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
 
 
 def jobs_list(client: JobClient) -> list[Job]:
-    """Returns all submitted jobs that the cluster remembers, the oldest first."""
+    """Returns all submitted jobs that the cluster remembers, the newest first."""
     jobs = [_job(entry) for entry in get_json(client, "/api/jobs/") if entry["type"] == "SUBMISSION"]
-    return sorted(jobs, key=lambda job: (job.start_time_s or 0, job.job_id))
+    return sorted(jobs, key=lambda job: (job.start_time_s or 0, job.job_id), reverse=True)
 
 
 def job_status(client: JobClient, job_id: str) -> Job:

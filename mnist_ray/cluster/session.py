@@ -1,10 +1,13 @@
 """A Ray to work on: the cluster whose job this is, or one of our own on this machine."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import ray
 
@@ -17,8 +20,12 @@ _LOCAL_TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_
 
 
 def on_cluster() -> bool:
-    """Tells whether this process is a job on a cluster (Ray sets RAY_ADDRESS for its jobs)."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    """Tells whether this process is a job on a cluster: Ray gives each the address of the cluster itself.
+
+    A URL, which the launcher takes from the same variable, is that of a job API.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    return bool(address) and not address.startswith(("http://", "https://"))
 
 
 @contextmanager
@@ -35,23 +42,62 @@ def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bo
     Raises:
       ClusterError: the cluster can't be reached or has too few CPUs.
     """
-    if on_cluster():
-        try:
-            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"address={os.environ['RAY_ADDRESS']}: {_line(error)}") from None
-    else:
-        _start_local()
+    launchers_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect() if on_cluster() else _start_local()
+    except SystemExit:
+        # Ray's own handler of SIGTERM, in force while it starts.
+        if callable(launchers_sigterm):
+            launchers_sigterm(signal.SIGTERM, None)
+        raise
     try:
         resources = ray.cluster_resources()
         use_gpu = resources.get("GPU", 0) >= num_workers
         if not use_gpu:
             _check_cpus(resources.get("CPU", 0), num_workers, option)
         # What Ray says of a lost worker goes to stdout, where a command's results belong.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _sigterm_as_interrupt(launchers_sigterm):
             yield use_gpu
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_as_interrupt(launchers: Any) -> Iterator[None]:
+    """Puts the launcher's handler of SIGTERM back, which ray.init replaces by one that aborts the process.
+
+    It raises KeyboardInterrupt inside the block, which calls such as ray.get pass on: of any SystemExit they make
+    SystemExit(1). The block's end raises the launcher's SystemExit.
+
+    Args:
+      launchers: the handler before ray.init, as signal.getsignal returns it.
+    """
+    exits: list[SystemExit] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        try:
+            launchers(number, frame)
+        except SystemExit as error:
+            exits.append(error)
+            raise KeyboardInterrupt from None
+
+    signal.signal(signal.SIGTERM, interrupt if callable(launchers) else launchers)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if exits:
+            raise exits[0] from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, launchers)
+
+
+def _connect() -> None:
+    address = os.environ["RAY_ADDRESS"]
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"address={address}: {_line(error)}") from None
 
 
 def _start_local() -> None:

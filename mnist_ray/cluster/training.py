@@ -1,7 +1,6 @@
 """The training job: Ray Train's TorchTrainer around the core's loop, a checkpoint after each epoch."""
 
 import logging
-import signal
 import sys
 import tempfile
 import threading
@@ -18,7 +17,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from mnist_ray import errors
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import TrainConfig, make_config
@@ -92,18 +90,29 @@ def train(job: TrainJob) -> TrainOutcome:
     data = prepare_data(job.config, examples, device=device)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
-    folder.claim(job.config, data, resume=job.resume)
-    if folder.is_finished():
-        return TrainOutcome(folder.history(), already_done=True)
+    if storage.exists(folder.path("config.json")):
+        # A conflict, or a run that is done, is told without starting Ray.
+        folder.claim(job.config, data, resume=job.resume)
+        if folder.is_finished():
+            return TrainOutcome(folder.history(), already_done=True)
     # Train announces its local mode and every report at INFO; the epochs' lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with _progress(folder, job.config):
-        if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
-            fit_run(job, scaling=ScalingConfig(num_workers=0))
-        else:
-            with ray_session(num_workers=job.num_workers) as use_gpu:
-                fit_run(job, scaling=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu))
+    with _workers(job) as scaling:
+        # Not before the workers are there: a command that asks for too many leaves the name free.
+        folder.claim(job.config, data, resume=job.resume)
+        with _progress(folder, job.config):
+            fit_run(job, scaling=scaling)
     return TrainOutcome(folder.history(), already_done=False)
+
+
+@contextmanager
+def _workers(job: TrainJob) -> Iterator[ScalingConfig]:
+    """Yields the workers of a run: none but this process for one worker on this machine, or those of a Ray."""
+    if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
+        yield ScalingConfig(num_workers=0)
+    else:
+        with ray_session(num_workers=job.num_workers) as use_gpu:
+            yield ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu)
 
 
 @contextmanager
@@ -161,17 +170,14 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
         )
         failure = _run(trainer, job)
     if failure:
-        kind, message = failure
-        raise getattr(errors, kind)(message)
+        raise failure
 
 
-def _run(trainer: TorchTrainer, job: TrainJob) -> tuple[str, str] | None:
+def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
     try:
         result = trainer.fit()
-    except SystemExit as error:
-        # Train's own handler of Ctrl-C ends the workers and then the process with 0 or 1; SIGTERM is ours.
-        if error.code == 128 + signal.SIGTERM:
-            raise
+    except SystemExit:
+        # Train's own handler of Ctrl-C ends the workers and then the process with 0 or 1.
         raise KeyboardInterrupt from None
     except WorkerGroupError as error:
         rank, cause = sorted(error.worker_failures.items())[0]
@@ -184,20 +190,20 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> tuple[str, str] | None:
         raise ClusterError(
             f"run {job.run!r}: Ray's controller failed: {str(error).strip().splitlines()[-1]}"
         ) from error
-    value: tuple[str, str] | None = result.return_value
+    value: MnistRayError | None = result.return_value
     return value
 
 
-def train_worker(settings: dict[str, Any]) -> tuple[str, str] | None:
+def train_worker(settings: dict[str, Any]) -> MnistRayError | None:
     """Trains as one rank of a run; goes on from the newest checkpoint if there is one.
 
     Returns:
-      None, or class and message of an error that trying again would not mend; a raised one Ray would retry.
+      None, or an error that trying again would not mend; a raised one Ray would retry.
     """
     try:
         _train_rank(settings)
     except MnistRayError as error:
-        return type(error).__name__, str(error)
+        return error
     return None
 
 
@@ -210,26 +216,48 @@ def _train_rank(settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)
     config = make_config(TrainConfig, settings["config"])
     folder = RunFolder(open_storage(settings["storage_uri"]), settings["run"])
-    examples = load_examples(config.dataset, "train", data_dir=Path(settings["data_dir"]))
-    data = prepare_data(config, examples, device=device)
-    state = _shared_state(folder, ranks)
+    with _shared_errors(ranks):
+        examples = load_examples(config.dataset, "train", data_dir=Path(settings["data_dir"]))
+        data = prepare_data(config, examples, device=device)
+        state = folder.latest_state() if ranks.rank == 0 else None
     try:
-        for reached in fit(config, data, device=device, ranks=ranks, state=state):
+        for reached in fit(config, data, device=device, ranks=ranks, state=_from_rank_0(state, ranks)):
             row = reached.history[-1]
-            if ranks.rank == 0:
-                folder.save(config, data, reached)
+            with _shared_errors(ranks):
+                if ranks.rank == 0:
+                    folder.save(config, data, reached)
             ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
     except RunFailedError as error:
         if ranks.rank == 0:
             folder.mark("diverged", str(error))
         raise
-    if ranks.rank == 0:
-        folder.finish()
+    with _shared_errors(ranks):
+        if ranks.rank == 0:
+            folder.finish()
 
 
-def _shared_state(folder: RunFolder, ranks: Ranks) -> TrainState | None:
-    """Returns the newest saved state as rank 0 reads it: every rank goes on from the same epoch."""
-    states = [folder.latest_state() if ranks.rank == 0 else None]
+@contextmanager
+def _shared_errors(ranks: Ranks) -> Iterator[None]:
+    """Raises on every rank the first error that any of them has inside the block.
+
+    Without, the others would wait for ever for the one that left.
+    """
+    error: MnistRayError | None = None
+    try:
+        yield
+    except MnistRayError as caught:
+        error = caught
+    errors = [error] * ranks.world_size
+    if ranks.world_size > 1:
+        torch.distributed.all_gather_object(errors, error)
+    for each in errors:
+        if each:
+            raise each
+
+
+def _from_rank_0(state: TrainState | None, ranks: Ranks) -> TrainState | None:
+    """Returns the state that rank 0 has read: every rank goes on from the same epoch."""
+    states = [state]
     if ranks.world_size > 1:
         torch.distributed.broadcast_object_list(states, src=0)
     return states[0]

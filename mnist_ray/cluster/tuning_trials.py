@@ -165,7 +165,9 @@ def train_runs(
         # Of workers that share a run one was lost: as if it were the trial's own.
         raise
     except MnistRayError as error:
-        tune.report({"failure": (type(error).__name__, str(error)), **judge([])})
+        # Tune's reports hold plain values. A storage's own kinds of error arrive as what they are kinds of.
+        kind = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+        tune.report({"failure": (kind, str(error)), **judge([])})
     else:
         tune.report({"progress": [row.as_dict() for row in found], **judge(found)})
 

@@ -1,5 +1,6 @@
 import asyncio
 import io
+import json
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from mnist_ray.cluster import following, job_api
 from mnist_ray.cluster.following import follow, how_to_stop
-from mnist_ray.cluster.job_api import JobClient, connect
+from mnist_ray.cluster.job_api import JobClient, connect, jobs_list
 from mnist_ray.cluster.submission import check_resources, job_environment, stage_working_dir
 from mnist_ray.errors import ClusterError, ConfigError
 
@@ -148,6 +149,15 @@ def test_the_token_is_sent_with_the_first_request() -> None:
         client = connect(server.address, environ={"RAY_AUTH_TOKEN": "abc"})
     assert server.requests == [("/api/version", "Bearer abc")]
     assert "abc" not in repr(client)
+
+
+def test_the_newest_job_is_listed_first() -> None:
+    entry = {"type": "SUBMISSION", "status": "SUCCEEDED", "entrypoint": "", "message": "", "error_type": None}
+    entry |= {"driver_exit_code": 0, "end_time": None, "metadata": {}}
+    entries = [{**entry, "submission_id": name, "start_time": time} for name, time in [("b", 2), ("c", 3), ("a", 1)]]
+    with _Server({"/api/jobs/": (200, json.dumps(entries))}) as server:
+        listed = jobs_list(JobClient(server.address))
+    assert [job.job_id for job in listed] == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,17 +63,18 @@ def test_two_ray_workers_give_the_result_of_one_process_and_a_killed_worker_chan
     assert all(torch.equal(killed[name], value) for name, value in two.items())
 
 
-def test_ctrl_c_ends_the_workers_with_130_and_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, number: int, code: int) -> None:
     arguments = ["train", *SETTINGS, "--epochs", "500", "--num-workers", "2", "--storage", str(tmp_path), "--name", "a"]
     with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "epoch 1/500" not in process.stderr.readline():
             assert process.poll() is None
         worker = a_train_worker_under(process.pid)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stderr.read()
-        assert process.wait(timeout=100) == 130, rest
-    assert "--resume" in rest.splitlines()[-1]
+        assert process.wait(timeout=100) == code, rest
+    assert sum("--resume" in line for line in rest.splitlines()) == 1, rest
     assert "Traceback" not in rest
     assert not Path(f"/proc/{worker}").exists()
 
@@ -82,11 +84,29 @@ def a_train_worker_under(driver: int) -> int:
     return descendants(driver, title=b"RayTrainWorker")[0]
 
 
-def test_more_workers_than_cpus_end_with_5_and_what_there_is(tmp_path: Path) -> None:
+def test_an_error_that_rank_0_alone_meets_ends_all_workers(tmp_path: Path) -> None:
+    assert train(tmp_path, "a", "--epochs", "2").returncode == 0
+    shutil.rmtree(tmp_path / "runs/a/best")
+    (tmp_path / "runs/a/checkpoints/epoch-0002/model.safetensors").write_bytes(b"damaged")
+    damaged = train(tmp_path, "a", "--epochs", "2", "--num-workers", "2", "--resume")
+    assert damaged.returncode == 3, damaged.stderr
+    assert "SHA-256 differs" in damaged.stderr.splitlines()[-1]
+
+    blocked = tmp_path / "runs/b/checkpoints/epoch-0002"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_bytes(b"")
+    unwritable = train(tmp_path, "b", "--epochs", "3", "--num-workers", "2")
+    assert unwritable.returncode == 4, unwritable.stderr
+    assert "can't be written" in unwritable.stderr.splitlines()[-1]
+
+
+def test_more_workers_than_cpus_end_with_5_and_what_there_is_and_leave_the_name_free(tmp_path: Path) -> None:
     done = train(tmp_path, "a", "--num-workers", "900")
     assert done.returncode == 5
     assert "num_workers=900" in done.stderr.splitlines()[-1]
     assert f"has {os.cpu_count()}" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert train(tmp_path, "a", "--epochs", "1").returncode == 0
 
 
 def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
