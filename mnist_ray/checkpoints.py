@@ -16,13 +16,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 import mnist_ray
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
 from mnist_ray.config import TrainConfig, make_config
-from mnist_ray.errors import CheckpointError, ConflictError
+from mnist_ray.errors import CheckpointError, ConfigError, ConflictError
 from mnist_ray.history import EpochResult, best_epoch
 from mnist_ray.run_progress import RunStatus, read_history, read_status
 from mnist_ray.storage import MissingError, Storage
@@ -78,7 +79,7 @@ class RunFolder:
             "config_hash": config.config_hash(),
             "data_sha256": data.fingerprint,
         }
-        if self.storage.create_bytes(self.path("config.json"), _json_bytes(document)):
+        if self.storage.create_bytes(self.path("config.json"), _with_checksum(document)):
             return
         existing = self.document()
         if existing["config_hash"] != document["config_hash"]:
@@ -101,17 +102,24 @@ class RunFolder:
           CheckpointError: no such run, or damaged.
         """
         try:
-            return dict(json.loads(self.storage.read_bytes(self.path("config.json"))))
+            return _checked_document(
+                self.storage.read_bytes(self.path("config.json")), f"run {self.run!r}: config.json"
+            )
         except MissingError:
             raise CheckpointError(
                 f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is"
             ) from None
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"run {self.run!r}: config.json is damaged ({error})") from None
 
     def history(self) -> tuple[EpochResult, ...]:
-        """Returns the epochs in history.parquet, none before the first is done."""
-        return read_history(self.storage, self.run)
+        """Returns the epochs in history.parquet, none before the first is done.
+
+        Raises:
+          CheckpointError: the run is finished and has none.
+        """
+        found = read_history(self.storage, self.run)
+        if not found and self.is_finished():
+            raise CheckpointError(f"run {self.run!r}: finished, but history.parquet is missing; copy it again")
+        return found
 
     def is_finished(self) -> bool:
         """Tells whether the run is done and its best checkpoint written."""
@@ -179,7 +187,7 @@ class RunFolder:
             document, weights = self._read(f"checkpoints/{name}", "model.safetensors")
             _, optimizer = self._read(f"checkpoints/{name}", "optimizer.safetensors")
             history = tuple(EpochResult(**row) for row in document["history"])
-            return TrainState(history, safetensors.torch.load(weights), safetensors.torch.load(optimizer))
+            return TrainState(history, self._tensors(weights, name), self._tensors(optimizer, name))
         return None
 
     def best(self) -> Checkpoint:
@@ -188,16 +196,17 @@ class RunFolder:
         Raises:
           CheckpointError: no such run, not finished, damaged, or tensors that don't fit its config.
         """
-        run_document = self.document()
+        self.document()
         if not self.is_finished():
             raise CheckpointError(
                 f"run {self.run!r}: not finished, so it has no best checkpoint; train it again with --resume"
             )
         document, weights = self._read("best", "model.safetensors")
-        config = make_config(TrainConfig, document["config"], f"run {self.run!r}: checkpoint.json")
-        if document["config_hash"] != run_document["config_hash"] or config.config_hash() != document["config_hash"]:
-            raise CheckpointError(f"run {self.run!r}: best/checkpoint.json belongs to another config than config.json")
-        return Checkpoint(self.run, config, safetensors.torch.load(weights), document)
+        try:
+            config = make_config(TrainConfig, document["config"], f"run {self.run!r}: best/checkpoint.json")
+        except ConfigError as error:
+            raise CheckpointError(f"{error} (in this version)") from None
+        return Checkpoint(self.run, config, self._tensors(weights, "best"), document)
 
     def _checkpoint_document(
         self, config: TrainConfig, data: TrainingData, history: tuple[EpochResult, ...], files: Mapping[str, bytes]
@@ -224,21 +233,33 @@ class RunFolder:
     def _write(self, folder: str, files: Mapping[str, bytes], document: Mapping[str, Any]) -> None:
         for name, content in files.items():
             self.storage.write_bytes(self.path(folder, name), content)
-        self.storage.write_bytes(self.path(folder, "checkpoint.json"), _json_bytes(document))
+        self.storage.write_bytes(self.path(folder, "checkpoint.json"), _with_checksum(document))
 
     def _read(self, folder: str, name: str) -> tuple[dict[str, Any], bytes]:
+        """Returns checkpoint.json and a file of the folder, both as they were written for this run and its config."""
         where = f"run {self.run!r}: {folder}/{name}"
+        of_run = self.document()
         try:
-            document = json.loads(self.storage.read_bytes(self.path(folder, "checkpoint.json")))
+            text = self.storage.read_bytes(self.path(folder, "checkpoint.json"))
             content = self.storage.read_bytes(self.path(folder, name))
-            expected = document["files"][name]
         except MissingError as error:
             raise CheckpointError(f"{where}: {error}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{where}: checkpoint.json is damaged ({error})") from None
-        if hashlib.sha256(content).hexdigest() != expected:
+        document = _checked_document(text, f"run {self.run!r}: {folder}/checkpoint.json")
+        for key in ("run", "config_hash", "data_sha256"):
+            if document.get(key) != of_run.get(key):
+                raise CheckpointError(
+                    f"run {self.run!r}: {folder}/checkpoint.json belongs to another run than config.json ({key})"
+                )
+        if hashlib.sha256(content).hexdigest() != document["files"].get(name):
             raise CheckpointError(f"{where}: SHA-256 differs from checkpoint.json: the file was changed or damaged")
         return document, content
+
+    def _tensors(self, content: bytes, folder: str) -> dict[str, Tensor]:
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise CheckpointError(f"run {self.run!r}: {folder}: no safetensors ({error})") from None
+        return tensors
 
     def _write_history(self, history: tuple[EpochResult, ...]) -> None:
         columns = {name: [getattr(row, name) for row in history] for name in EpochResult.__dataclass_fields__}
@@ -253,6 +274,26 @@ def _epoch_name(epoch: int) -> str:
 
 def _json_bytes(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _with_checksum(document: Mapping[str, Any]) -> bytes:
+    return _json_bytes({**document, "document_sha256": hashlib.sha256(_json_bytes(document)).hexdigest()})
+
+
+def _checked_document(text: bytes, source: str) -> dict[str, Any]:
+    """Returns what _with_checksum wrote.
+
+    Raises:
+      CheckpointError: not that: a document decides what a run is, so no byte of it may change unnoticed.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} is damaged ({type(error).__name__})") from None
+    expected = document.pop("document_sha256", None) if isinstance(document, dict) else None
+    if expected is None or hashlib.sha256(_json_bytes(document)).hexdigest() != expected:
+        raise CheckpointError(f"{source} is damaged: its own SHA-256 differs")
+    return dict(document)
 
 
 def _first_difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@ def train(
     """Trains one run and leaves its folder, with the best checkpoint, in the storage."""
     chosen = {**settings, "dataset": dataset, "variant": variant}
     config = _train_config(config_file, overrides, chosen)
-    run = check_name(name or default_run_name(config))
+    run = check_name(default_run_name(config) if name is None else name)
     if context.obj.get("plan"):
         from mnist_ray.planning import plan_run
 
@@ -131,7 +131,7 @@ def train(
 
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
-    settings = read_yaml(Path(config_file)) if config_file else {}
+    settings = {} if config_file is None else read_yaml(Path(config_file))
     settings.update(parse_settings(overrides, options))
     if isinstance(settings.get("dataset"), str):
         settings["dataset"] = absolute_dataset(settings["dataset"])

@@ -25,6 +25,7 @@ from mnist_ray.cli_options import (
     target_cluster,
 )
 from mnist_ray.config import GridConfig
+from mnist_ray.errors import ConfigError
 from mnist_ray.grids import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
 from mnist_ray.search import Search
 from mnist_ray.variants import VARIANTS
@@ -138,9 +139,11 @@ def tune(
         overrides=with_absolute_datasets(parse_settings(overrides, settings)),
         source=f"grid {grid_name!r}",
     )
-    grid_folder_name = check_grid_name(name or default_grid_name(grid_name, grid))
+    grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
     if (search_kind is None) != (num_samples is None):
         raise click.UsageError("--search and --num-samples go together")
+    if search_kind and not (grid.axes or grid.ranges):
+        raise ConfigError(f"search={search_kind!r}: grid {grid_name!r} has no axis and no range to choose from")
     search = Search(search_kind, num_samples, search_seed) if search_kind and num_samples else None
     if search is None:
         expand(grid, name=grid_folder_name, max_runs=max_runs)

@@ -304,8 +304,12 @@ _ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_y
 _ConfigLoader.add_constructor("tag:yaml.org,2002:float", _ConfigLoader.construct_yaml_float)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
     """Reads a YAML config file: one mapping of setting names to values.
+
+    Args:
+      path: the file.
+      option: the option that named it, for messages.
 
     Raises:
       ConfigError: no file, not readable, not YAML, over 1 MiB, a key twice, or no mapping.
@@ -314,19 +318,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"{option} {str(path)!r}: {error.strerror}") from None
     if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"--config {path}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
+        raise ConfigError(f"{option} {str(path)!r}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
     try:
         content = yaml.load(text, _ConfigLoader)
     except ConfigError as error:
-        raise ConfigError(f"--config {path}: {error}") from None
+        raise ConfigError(f"{option} {str(path)!r}: {error}") from None
     except _YAML_ERRORS as error:
-        raise ConfigError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{option} {str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"--config {path}: needs one mapping of setting names to values")
+        raise ConfigError(f"{option} {str(path)!r}: needs one mapping of setting names to values")
     return content
 
 

@@ -91,7 +91,7 @@ def grid_settings(name_or_path: str) -> dict[str, Any]:
       ConfigError: no such grid, or a file that can't be read.
     """
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        return read_yaml(Path(name_or_path))
+        return read_yaml(Path(name_or_path), "--grid")
     if name_or_path not in GRIDS:
         advice = did_you_mean(name_or_path, GRIDS)
         raise ConfigError(f"grid={name_or_path!r}: choose one of {', '.join(GRIDS)}, or a FILE.yaml{advice}")

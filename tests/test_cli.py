@@ -80,6 +80,16 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "--set", "dropout"], 2, ["--set 'dropout'", "KEY=VALUE"]),
         (["train", "--name", "../x", "--dataset", "digits"], 2, ["name='../x'"]),
         (["train", "--config", "/nowhere.yaml"], 2, ["/nowhere.yaml", "No such file"]),
+        (["train", "--config", "a\nb"], 2, ["--config 'a\\nb'", "No such file"]),
+        (["train", "--config", "", "--dataset", "digits"], 2, ["--config"]),
+        (["train", "--name", "", "--dataset", "digits"], 2, ["name=''"]),
+        (["tune", "--grid", "smoke", "--name", ""], 2, ["name=''"]),
+        (["tune", "--grid", "nope.yaml"], 2, ["--grid 'nope.yaml'", "No such file"]),
+        (
+            ["tune", "--grid", "/dev/null", "--search", "optuna", "--num-samples", "2"],
+            2,
+            ["search='optuna'", "no axis and no range"],
+        ),
         (["train", "--dataset", "digits", "--storage", "ftp://x/y"], 2, ["ftp"]),
         (["train", "--dataset", "digits", "--storage", "s3://key:secret@bucket/x"], 2, ["credentials"]),
         (["train", "--dataset", "digits", "--storage", "/dev/null/x"], 4, ["/dev/null/x"]),
@@ -200,7 +210,12 @@ def test_a_diverging_run_ends_with_7_and_is_never_best(tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_interrupting_a_run_exits_130_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_run_that_a_signal_ends_exits_with_its_code_and_resume_gives_the_same_bits(
+    tmp_path: Path, number: int, code: int, word: str
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     # Long enough to be interrupted in the middle, however late the epoch lines are seen.
     base = ["--dataset", "digits", "--epochs", "40", "--batch-norm", "--dropout", "0.3"]
@@ -214,10 +229,13 @@ def test_interrupting_a_run_exits_130_and_resume_gives_the_same_bits(tmp_path: P
         assert process.stderr is not None
         while "epoch 2/40" not in process.stderr.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stderr.read()
-        assert process.wait() == 130, rest
+        assert process.wait() == code, rest
     assert "Traceback" not in rest
+    assert [line for line in rest.splitlines() if "mnist-ray:" in line] == [
+        f"mnist-ray: {word}; the same command goes on, train with --resume"
+    ]
     refused = subprocess.run(command("cut"), env=environment, capture_output=True, text=True)
     assert refused.returncode == 6
     assert "--resume" in refused.stderr

@@ -65,7 +65,7 @@ def yaml_message(folder: Path, text: str | bytes) -> str:
     with pytest.raises(ConfigError) as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value)
-    prefix = f"--config {path}: "
+    prefix = f"--config {str(path)!r}: "
     assert str(caught.value).startswith(prefix)
     return str(caught.value).removeprefix(prefix)
 
@@ -258,14 +258,14 @@ def test_a_file_over_a_mebibyte_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # a sparse file of a tebibyte
     with pytest.raises(ConfigError) as caught:
         read_yaml(path)
-    assert str(caught.value) == f"--config {path}: larger than 1048576 bytes, which no config is"
+    assert str(caught.value) == f"--config {str(path)!r}: larger than 1048576 bytes, which no config is"
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "absent.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(ConfigError) as caught:
             read_yaml(path)
-        assert str(caught.value) == f"--config {path}: {reason}"
+        assert str(caught.value) == f"--config {str(path)!r}: {reason}"
 
 
 @settings(deadline=None)

@@ -1,6 +1,7 @@
 """The training job: Ray Train's TorchTrainer around the core's loop, a checkpoint after each epoch."""
 
 import logging
+import signal
 import sys
 import tempfile
 import threading
@@ -176,8 +177,11 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
 def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
     try:
         result = trainer.fit()
-    except SystemExit:
-        # Train's own handler of Ctrl-C ends the workers and then the process with 0 or 1.
+    except SystemExit as error:
+        # Train's own handler of Ctrl-C ends the workers and then the process with 0 or 1; in this process, without a
+        # Ray, SIGTERM's is the launcher's own.
+        if error.code == 128 + signal.SIGTERM:
+            raise
         raise KeyboardInterrupt from None
     except WorkerGroupError as error:
         rank, cause = sorted(error.worker_failures.items())[0]
