@@ -42,12 +42,14 @@ class Checkpoint:
       config: its config.
       model: the plain network's state_dict.
       document: checkpoint.json: epoch, metrics, data, files with their SHA-256, versions.
+      history: every epoch of the run.
     """
 
     run: str
     config: TrainConfig
     model: dict[str, Tensor]
     document: Mapping[str, Any]
+    history: tuple[EpochResult, ...]
 
     @property
     def sha256(self) -> str:
@@ -206,7 +208,7 @@ class RunFolder:
             config = make_config(TrainConfig, document["config"], f"run {self.run!r}: best/checkpoint.json")
         except ConfigError as error:
             raise CheckpointError(f"{error} (in this version)") from None
-        return Checkpoint(self.run, config, self._tensors(weights, "best"), document)
+        return Checkpoint(self.run, config, self._tensors(weights, "best"), document, self.history())
 
     def _checkpoint_document(
         self, config: TrainConfig, data: TrainingData, history: tuple[EpochResult, ...], files: Mapping[str, bytes]

@@ -11,9 +11,9 @@ from mnist_ray.cluster.evaluation import EvaluateJob, EvaluateOutcome, evaluate
 from mnist_ray.cluster.training import TrainJob, TrainOutcome, train
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import default_data_dir
-from mnist_ray.evaluation import report_of_run
+from mnist_ray.evaluation_folder import open_evaluation
 from mnist_ray.printing import print_table
-from mnist_ray.storage import open_storage
+from mnist_ray.report.classification import report_of_run
 from mnist_ray.variants import variant_config
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
@@ -33,7 +33,7 @@ def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
     _print_before_and_after(outcome, outcomes)
     best = min(outcome.metrics, key=lambda row: outcomes[row["run"]].best.val_loss)["run"]
     print(f"Classification report of {best} (lowest validation loss) on the test split:\n")
-    print(report_of_run(open_storage(storage), outcome.name, best))
+    print(report_of_run(open_evaluation(storage, outcome.name), best))
     _print_next(outcome, storage)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +20,11 @@ from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream
 from mnist_ray.data.examples import Fingerprint
 from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.gallery import ShownImage, candidates, gallery
 from mnist_ray.inference import log_probabilities
-from mnist_ray.metrics import Tally, calibration, class_rates, classification_report, predictions, rates, tally
+from mnist_ray.metrics import Tally, calibration, class_rates, predictions, rates, tally
 from mnist_ray.models.networks import make_network
-from mnist_ray.storage import PendingFolder, Storage, StoredFile
+from mnist_ray.storage import PendingFolder, StoredFile
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Plan:
             "data_sha256": self.data_sha256,
             "config": self.config.model_dump(mode="json"),
             "code_version": self.code_version,
+            "curves": [_curve(checkpoint) for checkpoint in self.checkpoints],
+            "lineage": [checkpoint.document["lineage"] for checkpoint in self.checkpoints],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -82,11 +86,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What evaluating a shard leaves: its part file and one tally a run."""
+    """What evaluating a shard leaves: its part file, one tally a run, and the images that the gallery may show."""
 
     number: int
     file: StoredFile
     tallies: tuple[Tally, ...]
+    images: tuple[ShownImage, ...]
 
 
 def make_plan(
@@ -194,10 +199,9 @@ def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: 
         networks, shard.images, normalizations=normalizations, batch_size=plan.config.batch_size, device=device
     )
     names = np.asarray(plan.class_names, dtype=object)
-    parts, tallies = [], []
-    for checkpoint, of_run in zip(plan.checkpoints, scores, strict=True):
-        shown = predictions(of_run, shard.labels)
-        tallies.append(tally(shown, num_bins=plan.config.num_bins))
+    found = [predictions(of_run, shard.labels) for of_run in scores]
+    parts = []
+    for checkpoint, shown in zip(plan.checkpoints, found, strict=True):
         columns = {
             "run": checkpoint.run,
             "dataset": plan.config.dataset,
@@ -216,7 +220,8 @@ def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: 
         parts.append(_table(plan, "predictions", columns))
     data = tables.to_parquet_bytes(pa.concat_tables(parts))
     file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
-    return ShardResult(shard.number, file, tuple(tallies))
+    tallies = tuple(tally(shown, num_bins=plan.config.num_bins) for shown in found)
+    return ShardResult(shard.number, file, tallies, candidates(shard.images, found, first=shard.first))
 
 
 def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFolder) -> list[StoredFile]:
@@ -230,6 +235,11 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
         "per_class": _rows(plan, totals, _per_class),
         "confusion": _rows(plan, totals, _confusion),
         "calibration": _rows(plan, totals, lambda _, total: _by_row(calibration(total))),
+        "learning_curves": [
+            {"run": checkpoint.run, **epoch} for checkpoint in plan.checkpoints for epoch in _curve(checkpoint)
+        ],
+        "images": _images(plan, gallery(image for result in ordered for image in result.images)),
+        "lineage": [_lineage(plan, checkpoint) for checkpoint in plan.checkpoints],
     }
     files = [result.file for result in ordered]
     for name, rows in made.items():
@@ -242,6 +252,7 @@ def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
     """Returns what the committed folder says of itself."""
     return {
         "evaluation": plan.name,
+        "schema_version": tables.SCHEMA_VERSION,
         "content_hash": plan.content_hash,
         "config": plan.config.model_dump(mode="json"),
         "data_sha256": plan.data_sha256,
@@ -252,15 +263,43 @@ def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
     }
 
 
-def report_of_run(storage: Storage, evaluation: str, run: str) -> str:
-    """Returns the classification report of one run, from the confusion table of a committed evaluation."""
-    content = storage.read_committed(f"evaluations/{evaluation}", "confusion.parquet")
-    rows = [row for row in tables.read_parquet(content).to_pylist() if row["run"] == run]
-    names = list(dict.fromkeys(row["label_name"] for row in sorted(rows, key=lambda row: row["label"])))
-    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    for row in rows:
-        confusion[row["label"], row["predicted_label"]] = row["count"]
-    return classification_report(confusion, names)
+def _curve(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Returns the epochs of a run without their wall times, which are no part of its result."""
+    rows = [asdict(epoch) for epoch in checkpoint.history]
+    return [{name: value for name, value in row.items() if name != "epoch_seconds"} for row in rows]
+
+
+def _images(plan: Plan, shown: Sequence[ShownImage]) -> list[dict[str, Any]]:
+    rank: Counter[str] = Counter()
+    rows = []
+    for image in shown:
+        rows.append(
+            {
+                "dataset": plan.config.dataset,
+                "split": plan.config.split,
+                **asdict(image),
+                "rank": rank[image.reason],
+                "label_name": plan.class_names[image.label],
+            }
+        )
+        rank[image.reason] += 1
+    return rows
+
+
+def _lineage(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
+    document = checkpoint.document
+    made_by = dict(document["lineage"])
+    return {
+        "run": checkpoint.run,
+        "dataset": plan.config.dataset,
+        "split": plan.config.split,
+        "config_hash": document["config_hash"],
+        "checkpoint_sha256": checkpoint.sha256,
+        "train_data_sha256": document["data_sha256"],
+        "train_code_version": document["versions"]["code"],
+        **made_by,
+        "libraries": json.dumps(made_by["libraries"], sort_keys=True),
+    }
 
 
 def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]:

@@ -5,8 +5,7 @@ columns and row groups that it needs, page checksums verified, so memory holds w
 """
 
 import contextlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,15 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mnist_ray import tables
-from mnist_ray.errors import CheckpointError, ConfigError
+from mnist_ray.errors import ConfigError
+from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.grid_folder import GridFolder
-from mnist_ray.storage import MissingError, Storage, open_storage
+from mnist_ray.storage import MissingError, Storage
 
 _ROWS_AT_ONCE = 10_000
 _REQUESTS_AT_ONCE = 16
 # Beside the evaluation, and replaced whole whenever `mnist-ray report` makes them again.
 _REPORT_TABLES = ("effects", "comparisons")
-_PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Answer:
 def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
     """Runs a statement on a committed evaluation's tables; it can't reach any other file, to read or to write.
 
-    The views are those of the evaluation (predictions, metrics, per_class, confusion, calibration); effects and
+    The views are the evaluation's tables; effects and
     comparisons if they were reported; runs if the evaluation is of a grid.
 
     Args:
@@ -58,14 +57,11 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
       StorageError: the storage can't be read.
     """
     duckdb = _duckdb()
-    storage = open_storage(storage_uri)
-    manifest = storage.read_manifest(_folder(evaluation))
-    if manifest is None:
-        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
+    folder = open_evaluation(storage_uri, evaluation)
     # Nothing is spilled to the disk: a statement that needs more memory than there is ends with a message.
     with duckdb.connect(":memory:", config={"temp_directory": ""}) as connection:
-        with _errors(storage, evaluation, manifest):
-            for name, content in _views(storage, evaluation, manifest):
+        with _errors(folder):
+            for name, content in _views(folder):
                 connection.register(name, content)
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -77,20 +73,11 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
         def rows() -> Iterator[tuple[Any, ...]]:
             fetched = None
             while fetched != []:
-                with _errors(storage, evaluation, manifest):
+                with _errors(folder):
                     fetched = result.fetchmany(_ROWS_AT_ONCE)
                 yield from fetched
 
         yield Answer(tuple(column[0] for column in result.description), rows())
-
-
-def table_files(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Returns the names of a committed evaluation's files by table, the parts of one in order."""
-    found: dict[str, list[str]] = {}
-    for file in manifest["files"]:
-        if part := _PART.fullmatch(file["name"]):
-            found.setdefault(part["table"], []).append(file["name"])
-    return {table: sorted(names) for table, names in found.items()}
 
 
 def _duckdb() -> Any:
@@ -101,33 +88,20 @@ def _duckdb() -> Any:
     return duckdb
 
 
-def _folder(evaluation: str) -> str:
-    return f"evaluations/{evaluation}"
-
-
-def _views(
-    storage: Storage, evaluation: str, manifest: Mapping[str, Any]
-) -> Iterator[tuple[str, pa.Table | ds.Dataset]]:
+def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Dataset]]:
     """Yields name and content of each view; the content of predictions is read when a statement asks for it."""
-    folder, files = _folder(evaluation), table_files(manifest)
-    for table, names in files.items():
+    storage, files = folder.storage, folder.files()
+    for table in files:
         if table == "predictions":
-            yield table, _dataset(storage, _stored_paths(folder, manifest, names))
+            yield table, _dataset(storage, folder.stored_paths(table))
         else:
-            parts = [tables.read_parquet(storage.read_committed(folder, name), source=name) for name in names]
-            yield table, pa.concat_tables(parts)
-    grid = manifest["config"].get("grid")
-    beside = {name: f"reports/{evaluation}/{name}.parquet" for name in _REPORT_TABLES if name not in files}
-    if grid is not None:
-        beside["runs"] = GridFolder(storage, grid).path("runs.parquet")
+            yield table, folder.table(table)
+    beside = {name: f"reports/{folder.name}/{name}.parquet" for name in _REPORT_TABLES}
+    if folder.grid is not None:
+        beside["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
     for table, path in beside.items():
         with contextlib.suppress(MissingError):
             yield table, tables.read_parquet(storage.read_bytes(path), source=path)
-
-
-def _stored_paths(folder: str, manifest: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    stored = {file["name"]: file["stored_name"] for file in manifest["files"]}
-    return [f"{folder}/{stored[name]}" for name in names]
 
 
 def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
@@ -142,14 +116,14 @@ def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
 
 
 @contextlib.contextmanager
-def _errors(storage: Storage, evaluation: str, manifest: Mapping[str, Any]) -> Iterator[None]:
+def _errors(folder: EvaluationFolder) -> Iterator[None]:
     """Turns DuckDB's errors into one line, and tells a damaged or unreachable file from a mistake in the SQL."""
     duckdb = _duckdb()
     try:
         yield
     except (duckdb.InvalidInputException, duckdb.IOException, pa.ArrowInvalid, OSError) as error:
-        for name in table_files(manifest).get("predictions", ()):
-            storage.read_committed(_folder(evaluation), name)
+        for name in folder.files()["predictions"]:
+            folder.storage.read_committed(folder.path, name)
         raise ConfigError(_sql_message(error)) from error
     except duckdb.Error as error:
         raise ConfigError(_sql_message(error)) from error

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from mnist_ray.config import TrainConfig
 from mnist_ray.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 BOOL, INT64, FLOAT32, FLOAT64, STRING = pa.bool_(), pa.int64(), pa.float32(), pa.float64(), pa.string()
+BINARY = pa.binary()
 NAME = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -73,6 +74,7 @@ _TYPE_NAMES = {
     FLOAT32: "float32",
     FLOAT64: "float64",
     STRING: "string",
+    BINARY: "binary",
     NAME: "string (dictionary)",
     list_of(INT64): "list of int64",
     float32_per_class: "float32[classes]",
@@ -235,23 +237,75 @@ CALIBRATION = Table(
     ),
 )
 
+_EPOCHS = (
+    Column("epoch", INT64, "epochs", "epoch, from 1"),
+    Column(
+        "train_loss",
+        FLOAT64,
+        "nats",
+        "loss that training minimizes, mean over the epoch's steps as the weights moved",
+    ),
+    Column("train_accuracy", FLOAT64, "fraction", "accuracy on the training examples over the same steps"),
+    Column("val_loss", FLOAT64, "nats", "mean cross-entropy on the validation split after the epoch"),
+    Column("val_accuracy", FLOAT64, "fraction", "accuracy on the validation split after the epoch"),
+    Column("learning_rate", FLOAT64, "", "learning rate of the epoch's last step"),
+    Column("examples", INT64, "examples", "training examples seen in the epoch"),
+)
+
+LEARNING_CURVES = Table("learning_curves", "an epoch of an evaluated run", (_RUN, *_EPOCHS))
+
+IMAGES = Table(
+    "images",
+    "an image that a report shows, under one reason to show it",
+    (
+        *_EVALUATION[1:],
+        Column(
+            "reason",
+            NAME,
+            "",
+            "hardest: wrong in the most runs; disputed: the runs differ most; sample: the first of the split",
+        ),
+        Column("rank", INT64, "", "place among the images of the same reason, from 0"),
+        Column("example_index", INT64, "", "place of the example in the split, from 0"),
+        *_LABEL,
+        Column("image", BINARY, "", "PNG, 28 x 28 grey"),
+        Column("num_runs_wrong", INT64, "runs", "runs whose predicted class is not the true one"),
+        Column(
+            "vote_entropy",
+            FLOAT64,
+            "nats",
+            "entropy of the runs' predicted classes, each run one vote: 0 if they agree",
+        ),
+        Column("mean_loss", FLOAT64, "nats", "cross-entropy, mean over the runs"),
+    ),
+)
+
+LINEAGE = Table(
+    "lineage",
+    "a run, with what its evaluated weights were made by",
+    (
+        *_EVALUATION,
+        Column("config_hash", STRING, "", "SHA-256 of the run's config as canonical JSON, hexadecimal"),
+        Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
+        Column("train_data_sha256", STRING, "", "fingerprint of the training data set, hexadecimal"),
+        Column("train_code_version", STRING, "", "version of the code that trained the run"),
+        Column("command_line", STRING, "", "command line that trained the run"),
+        Column("python", STRING, "", "version of Python that trained the run"),
+        Column("libraries", STRING, "", "versions of the libraries that trained the run, as JSON: name -> version"),
+        Column("cpu", STRING, "", "processor that trained the run"),
+        Column("num_cpus", INT64, "", "its logical processors"),
+        Column("gpu", STRING, "", "GPU that trained the run", nullable=True),
+        Column("os", STRING, "", "operating system that trained the run"),
+        Column("num_workers", INT64, "", "data-parallel workers that trained the run"),
+    ),
+)
+
 HISTORY = Table(
     "history",
     "an epoch of a run",
     (
         _RUN,
-        Column("epoch", INT64, "epochs", "epoch, from 1"),
-        Column(
-            "train_loss",
-            FLOAT64,
-            "nats",
-            "loss that training minimizes, mean over the epoch's steps as the weights moved",
-        ),
-        Column("train_accuracy", FLOAT64, "fraction", "accuracy on the training examples over the same steps"),
-        Column("val_loss", FLOAT64, "nats", "mean cross-entropy on the validation split after the epoch"),
-        Column("val_accuracy", FLOAT64, "fraction", "accuracy on the validation split after the epoch"),
-        Column("learning_rate", FLOAT64, "", "learning rate of the epoch's last step"),
-        Column("examples", INT64, "examples", "training examples seen in the epoch"),
+        *_EPOCHS,
         Column(
             "epoch_seconds",
             FLOAT64,
@@ -383,7 +437,20 @@ COMPARISONS = Table(
 
 TABLES = {
     table.name: table
-    for table in (PREDICTIONS, METRICS, PER_CLASS, CONFUSION, CALIBRATION, HISTORY, RUNS, EFFECTS, COMPARISONS)
+    for table in (
+        PREDICTIONS,
+        METRICS,
+        PER_CLASS,
+        CONFUSION,
+        CALIBRATION,
+        LEARNING_CURVES,
+        IMAGES,
+        LINEAGE,
+        HISTORY,
+        RUNS,
+        EFFECTS,
+        COMPARISONS,
+    )
 }
 
 
@@ -488,17 +555,27 @@ def read_parquet(
       columns: those that are read, all by default.
 
     Raises:
-      DataError: no whole Parquet file, or a page does not match its checksum.
+      DataError: no whole Parquet file, a page does not match its checksum, or a table of another schema version.
     """
     content = pa.py_buffer(data) if isinstance(data, bytes) else data.read_buffer()
     try:
         # Not pq.read_table: its threads may still hold the bytes when Python ends, which aborts a process that has
         # loaded Ray.
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            _check_version(file.schema_arrow, source)
             return file.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{source}: not a whole Parquet file ({reason}): copy it again, or make it again") from None
+
+
+def _check_version(schema: pa.Schema, source: str) -> None:
+    version = (schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise DataError(
+            f"{source}: has schema version {version}, this version of mnist-ray reads {SCHEMA_VERSION}: read it with "
+            "the version that wrote it, or make it again"
+        )
 
 
 def tables_markdown() -> str:

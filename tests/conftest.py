@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,9 @@ def mnist_dir() -> Path:
 def _one_thread() -> None:
     """Bits are promised for one thread, and on a busy machine two are many times slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """A shell's background job starts with SIGINT ignored, and so would all that the tests start and interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,17 +8,17 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
 from mnist_ray.comparisons import Comparison, Scores, compare, judge, tie_groups
 from mnist_ray.config import TrainConfig
-from mnist_ray.errors import CheckpointError, ConfigError, DataError
-from mnist_ray.grid_folder import GridFolder
+from mnist_ray.errors import ConfigError, DataError
+from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
 from mnist_ray.report.selection import Selection, select
-from mnist_ray.storage import Storage, open_storage
 from mnist_ray.variants import VARIANTS
 
 _SETTINGS = tuple(name for name in tables.config_columns([TrainConfig()]) if name != "seed")
@@ -40,7 +40,7 @@ class ComparisonReport:
       num_pairs: pairs in all.
       unpaired: pairs without a common seed.
       num_repeated: runs left out, because another run of the same setting has the same seed.
-      selection: None unless the evaluation is of a grid.
+      selection: None with one setting, or if the runs were validated on different examples.
       uri: of the stored comparisons.parquet, None with one setting.
     """
 
@@ -65,41 +65,46 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
         these; stored are all pairs, corrected over all.
 
     Raises:
-      CheckpointError: no such evaluation, or its grid is gone.
+      CheckpointError: no such evaluation.
       ConfigError: no such baseline.
       DataError: the evaluation is damaged.
       StorageError: the storage can't be read or written.
     """
-    storage = open_storage(storage_uri)
-    folder = f"evaluations/{evaluation}"
-    manifest = storage.read_manifest(folder)
-    if manifest is None:
-        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
-    rows = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
-    grid = manifest["config"].get("grid")
-    if grid is not None:
-        rows = _with_validation(rows, GridFolder(storage, grid).read_runs())
+    folder = open_evaluation(storage_uri, evaluation)
+    rows = with_validation(folder.rows("metrics"), folder.rows("learning_curves"))
     groups = group_settings(rows)
     against = None if baseline is None else find_setting(groups, baseline)
-    pairs = compare(_scores(storage, folder, manifest, groups))
+    pairs = compare(_scores(folder, groups))
     settings = _setting_rows(groups, pairs)
     shown = pairs if against is None else _against(against, pairs)
-    uri = _store(storage, evaluation, rows[0], pairs) if pairs else None
+    uri = _store(folder, pairs) if pairs else None
     paired = {_labels(pair) for pair in pairs}
     unpaired = [(first, second) for second, first in combinations(groups, 2) if (first, second) not in paired]
     num_repeated = len(rows) - sum(map(len, groups.values()))
-    selection = select(groups) if grid is not None else None
+    selection = select(groups) if len(groups) > 1 and _share_validation(rows) else None
     return ComparisonReport(
-        evaluation, manifest["num_examples"], settings, shown, len(pairs), unpaired, num_repeated, selection, uri
+        evaluation, folder.num_examples, settings, shown, len(pairs), unpaired, num_repeated, selection, uri
     )
 
 
-def _with_validation(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = {run["run"]: {name: run[name] for name in ("best_val_accuracy", "best_val_loss")} for run in runs}
-    try:
-        return [{**row, **found[row["run"]]} for row in rows]
-    except KeyError as error:
-        raise CheckpointError(f"run {error}: is not in runs.parquet of the evaluation's grid any more") from None
+def with_validation(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds best_val_accuracy and best_val_loss, those of the evaluated epoch, to the rows of a metrics table.
+
+    Args:
+      rows: of the metrics table.
+      curves: rows of the learning_curves table of the same evaluation.
+    """
+    epochs = {(curve["run"], curve["epoch"]): curve for curve in curves}
+    found = [(row, epochs[row["run"], row["epoch"]]) for row in rows]
+    return [
+        {**row, "best_val_accuracy": curve["val_accuracy"], "best_val_loss": curve["val_loss"]} for row, curve in found
+    ]
+
+
+def _share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tells whether the runs were validated on the same examples, so that one can be chosen among them."""
+    names = ("train_dataset", "validation_fraction", "validation_seed")
+    return len({tuple(row[name] for name in names) for row in rows}) == 1
 
 
 def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
@@ -154,25 +159,23 @@ def find_setting(groups: Mapping[str, _Runs], name: str) -> str:
     raise ConfigError(f"--baseline {name!r}: {what}; give one of {labels}")
 
 
-def _scores(storage: Storage, folder: str, manifest: Mapping[str, Any], groups: Mapping[str, _Runs]) -> list[Scores]:
+def _scores(folder: EvaluationFolder, groups: Mapping[str, _Runs]) -> list[Scores]:
     """Reads the part files of the predictions, one after the other."""
-    places = {run: place for place, run in enumerate(manifest["runs"])}
-    shape = len(places), manifest["num_examples"]
+    places = {run: place for place, run in enumerate(folder.runs)}
+    shape = len(places), folder.num_examples
     correct: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
     loss: NDArray[np.float32] = np.full(shape, np.nan, dtype=np.float32)
-    for file in manifest["files"]:
-        if file["name"].startswith("predictions"):
-            _read_part(storage.read_committed(folder, file["name"]), file["name"], places, correct, loss)
+    for part in folder.parts("predictions", columns=["run", "example_index", "correct", "loss"]):
+        _read_part(part, places, correct, loss)
     if missing := int(np.isnan(loss).sum()):
-        raise DataError(f"{storage.uri_of(folder)}: {missing} predictions of {loss.size} are missing; evaluate again")
+        raise DataError(f"{folder.uri}: {missing} predictions of {loss.size} are missing; evaluate again")
     rows = {label: [places[row["run"]] for row in runs.values()] for label, runs in groups.items()}
     return [Scores(label, tuple(groups[label]), correct[found], loss[found]) for label, found in rows.items()]
 
 
 def _read_part(
-    content: bytes, name: str, places: Mapping[str, int], correct: NDArray[np.bool_], loss: NDArray[np.float32]
+    part: pa.Table, places: Mapping[str, int], correct: NDArray[np.bool_], loss: NDArray[np.float32]
 ) -> None:
-    part = tables.read_parquet(content, source=name, columns=["run", "example_index", "correct", "loss"])
     runs = part["run"].combine_chunks()
     where = (
         np.array([places[run] for run in runs.dictionary.to_pylist()], dtype=np.int64)[runs.indices.to_numpy()],
@@ -191,14 +194,13 @@ def _setting_rows(groups: Mapping[str, _Runs], pairs: Sequence[Comparison]) -> l
 
 def _setting_row(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     accuracies = [row["accuracy"] for row in runs]
-    validated = [row["best_val_accuracy"] for row in runs if "best_val_accuracy" in row]
     return {
         "setting": label,
         "num_seeds": len(runs),
         "accuracy_mean": fmean(accuracies),
         "accuracy_std": stdev(accuracies) if len(runs) > 1 else None,
         "log_loss_mean": fmean(row["log_loss"] for row in runs),
-        "val_accuracy_mean": fmean(validated) if validated else None,
+        "val_accuracy_mean": fmean(row["best_val_accuracy"] for row in runs),
     }
 
 
@@ -211,14 +213,14 @@ def _against(baseline: str, pairs: Sequence[Comparison]) -> list[Comparison]:
     return judge([pair if pair.second == baseline else pair.reversed() for pair in found])
 
 
-def _store(storage: Storage, evaluation: str, row: Mapping[str, Any], pairs: Sequence[Comparison]) -> str:
+def _store(folder: EvaluationFolder, pairs: Sequence[Comparison]) -> str:
     flat = [comparison_row(pair) for pair in pairs]
     columns: dict[str, Any] = {name: [line[name] for line in flat] for name in flat[0]}
-    columns |= {"evaluation": evaluation, "dataset": row["dataset"], "split": row["split"]}
+    columns |= {"evaluation": folder.name, "dataset": folder.dataset, "split": folder.split}
     table = tables.make_table("comparisons", columns, code_version=code_version())
-    path = f"reports/{evaluation}/comparisons.parquet"
-    storage.write_bytes(path, tables.to_parquet_bytes(table))
-    return storage.uri_of(path)
+    path = f"reports/{folder.name}/comparisons.parquet"
+    folder.storage.write_bytes(path, tables.to_parquet_bytes(table))
+    return folder.storage.uri_of(path)
 
 
 def comparison_row(pair: Comparison) -> dict[str, Any]:

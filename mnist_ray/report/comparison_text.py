@@ -33,8 +33,7 @@ def print_comparisons(found: ComparisonReport) -> None:
 
 
 def _print_settings(found: ComparisonReport) -> None:
-    validated = any(row["val_accuracy_mean"] is not None for row in found.settings)
-    names = ["group", "setting", "seeds", "accuracy", "± std", "log loss", *(["val accuracy"] if validated else [])]
+    names = ["group", "setting", "seeds", "accuracy", "± std", "log loss", "val accuracy"]
     lines = [
         [
             str(row["group"]),
@@ -43,7 +42,7 @@ def _print_settings(found: ComparisonReport) -> None:
             f"{row['accuracy_mean']:.4f}",
             "-" if row["accuracy_std"] is None else f"{row['accuracy_std']:.4f}",
             f"{row['log_loss_mean']:.4f}",
-            *([f"{row['val_accuracy_mean']:.4f}"] if validated else []),
+            f"{row['val_accuracy_mean']:.4f}",
         ]
         for row in found.settings
     ]

@@ -7,10 +7,9 @@ from typing import Any
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
 from mnist_ray.effects import Effect, effects
-from mnist_ray.errors import CheckpointError
+from mnist_ray.evaluation_folder import open_evaluation
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.printing import print_table
-from mnist_ray.storage import open_storage
 
 _SHOWN_INTERACTIONS = 10
 
@@ -43,13 +42,8 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
       CheckpointError: no such evaluation, or its grid is gone.
       StorageError: the storage can't be read or written.
     """
-    storage = open_storage(storage_uri)
-    folder = f"evaluations/{evaluation}"
-    manifest = storage.read_manifest(folder)
-    if manifest is None:
-        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
-    metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
-    grid = manifest["config"].get("grid")
+    folder = open_evaluation(storage_uri, evaluation)
+    storage, grid, metrics = folder.storage, folder.grid, folder.rows("metrics")
     if grid is None:
         return GridReport(evaluation, None, metrics, [], None)
     folder_of_grid = GridFolder(storage, grid)

@@ -1,0 +1,125 @@
+"""A committed evaluation in a storage; neither torch nor ray is imported here.
+
+<storage>/evaluations/<evaluation>/   the tables, _manifest.json, _SUCCESS: there whole or not at all
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mnist_ray import tables
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.storage import Storage, open_storage
+
+_PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """The folder of one evaluation; only what its manifest names is read.
+
+    Attributes:
+      storage: where it is.
+      name: its name.
+      manifest: what it says of itself.
+    """
+
+    storage: Storage
+    name: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        """The folder, relative to the storage."""
+        return f"evaluations/{self.name}"
+
+    @property
+    def uri(self) -> str:
+        """The folder's URI."""
+        return self.storage.uri_of(self.path)
+
+    @property
+    def grid(self) -> str | None:
+        """Name of the grid that was evaluated, if it was one."""
+        grid: str | None = self.manifest["config"].get("grid")
+        return grid
+
+    @property
+    def dataset(self) -> str:
+        """Data set that the runs were evaluated on."""
+        return str(self.manifest["config"]["dataset"])
+
+    @property
+    def split(self) -> str:
+        """Its split."""
+        return str(self.manifest["config"]["split"])
+
+    @property
+    def num_examples(self) -> int:
+        """Examples evaluated."""
+        return int(self.manifest["num_examples"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name a class, in the order of label."""
+        return list(self.manifest["class_names"])
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the evaluated runs."""
+        return list(self.manifest["runs"])
+
+    def files(self) -> dict[str, list[str]]:
+        """Returns the names of the folder's files by table, the parts of one in order."""
+        found: dict[str, list[str]] = {}
+        for file in self.manifest["files"]:
+            if part := _PART.fullmatch(file["name"]):
+                found.setdefault(part["table"], []).append(file["name"])
+        return {table: sorted(names) for table, names in found.items()}
+
+    def stored_paths(self, table: str) -> list[str]:
+        """Returns where the parts of a table are, relative to the storage, in order."""
+        stored = {file["name"]: file["stored_name"] for file in self.manifest["files"]}
+        return [f"{self.path}/{stored[name]}" for name in self.files()[table]]
+
+    def parts(self, table: str, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yields the parts of a table in order, each checked against its SHA-256.
+
+        Raises:
+          DataError: a part isn't what was committed.
+          StorageError: it can't be read.
+        """
+        for name in self.files()[table]:
+            yield tables.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
+
+    def table(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """Returns a table whole; see `parts`."""
+        return pa.concat_tables(self.parts(table, columns=columns))
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """Returns the rows of a table, column name -> value; see `parts`."""
+        return list(self.table(table).to_pylist())
+
+
+def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
+    """Opens a committed evaluation.
+
+    Raises:
+      CheckpointError: no such evaluation, or it was never committed.
+      DataError: it is damaged, or its tables have another schema version.
+      StorageError: the storage can't be read.
+    """
+    storage = open_storage(storage_uri)
+    manifest = storage.read_manifest(f"evaluations/{evaluation}")
+    if manifest is None:
+        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
+    version = manifest.get("schema_version")
+    if version != tables.SCHEMA_VERSION:
+        raise DataError(
+            f"evaluation {evaluation!r}: its tables have schema version {version}, this version of mnist-ray reads "
+            f"{tables.SCHEMA_VERSION}: read it with the version that wrote it, or evaluate again"
+        )
+    return EvaluationFolder(storage, evaluation, manifest)
