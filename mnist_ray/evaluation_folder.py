@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from mnist_ray import tables
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.storage import Storage, open_storage
 
+_REQUESTS_AT_ONCE = 16
 _PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
 
 
@@ -72,6 +74,11 @@ class EvaluationFolder:
         """Names of the evaluated runs."""
         return list(self.manifest["runs"])
 
+    @property
+    def earlier_evaluations(self) -> list[str]:
+        """Names of the storage's evaluations that had read the same split before this one was committed."""
+        return list(self.manifest["volatile"].get("earlier_evaluations", []))
+
     def files(self) -> dict[str, list[str]]:
         """Returns the names of the folder's files by table, the parts of one in order."""
         found: dict[str, list[str]] = {}
@@ -123,3 +130,31 @@ def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
             f"{tables.SCHEMA_VERSION}: read it with the version that wrote it, or evaluate again"
         )
     return EvaluationFolder(storage, evaluation, manifest)
+
+
+def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
+    """Returns the names of all committed evaluations of the same examples, sorted.
+
+    Every further look at a test split makes its results a little less those of unseen data, so an evaluation keeps
+    this list of the looks before it.
+
+    Args:
+      storage: where the evaluations are.
+      data_sha256: fingerprint of the split.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    names = sorted(storage.list_folders("evaluations"))
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        has_read = list(pool.map(lambda name: _has_read(storage, name, data_sha256), names))
+    return [name for name, found in zip(names, has_read, strict=True) if found]
+
+
+def _has_read(storage: Storage, evaluation: str, data_sha256: str) -> bool:
+    try:
+        manifest = storage.read_manifest(f"evaluations/{evaluation}")
+    except DataError:
+        # It may have: a look too many in the list is the smaller mistake.
+        return True
+    return manifest is not None and manifest.get("data_sha256") == data_sha256

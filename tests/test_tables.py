@@ -128,6 +128,36 @@ def other_tables():
         "num_seeds_needed": [12, None],
         "verdict": ["better", "tie"],
     }
+    images = {
+        "dataset": "digits",
+        "split": "test",
+        "reason": ["hardest", "sample"],
+        "rank": [0, 0],
+        "example_index": [12, 0],
+        "label": [1, 2],
+        "label_name": ["eins", "zwei"],
+        "image": [b"\x89PNG", b"\x89PNG2"],
+        "num_runs_wrong": [2, 0],
+        "vote_entropy": [0.5, 0.0],
+        "mean_loss": [2.5, 0.125],
+    }
+    lineage = {
+        **EVALUATION,
+        "run": ["a", "b"],
+        **dict.fromkeys(("config_hash", "checkpoint_sha256", "train_data_sha256", "train_code_version"), "ab"),
+        "command_line": "mnist-ray train",
+        "python": "3.11.2",
+        "libraries": '{"torch": "2.14.1"}',
+        "cpu": "a CPU",
+        "num_cpus": [2, 64],
+        "gpu": [None, "a GPU"],
+        "os": "Linux",
+        "num_workers": [1, 2],
+    }
+    curves = {**epochs, **{name: [0.5, 0.25] for name in rates if name != "epoch_seconds"}}
+    made["images"] = tables.make_table("images", images, code_version="1")
+    made["lineage"] = tables.make_table("lineage", lineage, code_version="1")
+    made["learning_curves"] = tables.make_table("learning_curves", curves, code_version="1")
     made["comparisons"] = tables.make_table("comparisons", comparisons, code_version="1")
     made["effects"] = tables.make_table("effects", effects, code_version="1")
     made["runs"] = tables.make_table("runs", runs, code_version="1")
@@ -156,7 +186,7 @@ def test_a_table_reads_back_equal_with_its_types_nullability_and_metadata(name):
 def test_every_column_is_described_once_in_the_schema(name):
     schema = tables.TABLES[name].schema(code_version="0.1.0+src.12", num_classes=3)
     assert len(set(schema.names)) == len(schema.names)
-    assert schema.metadata == {b"table": name.encode(), b"schema_version": b"1", b"code_version": b"0.1.0+src.12"}
+    assert schema.metadata == {b"table": name.encode(), b"schema_version": b"2", b"code_version": b"0.1.0+src.12"}
     for field in schema:
         assert set(field.metadata) == {b"description", b"unit"}
         assert field.metadata[b"description"]
@@ -410,3 +440,11 @@ def test_the_documentation_is_the_one_that_the_module_prints():
     assert printed == tables.tables_markdown()
     documented = Path(__file__).parents[1].joinpath("docs", "tables.md").read_text()
     assert documented == printed, "run `python -m mnist_ray.tables > docs/tables.md`"
+
+
+def test_a_table_of_another_schema_version_is_refused():
+    newer = ALL["confusion"].replace_schema_metadata({"table": "confusion", "schema_version": "3"})
+    with pytest.raises(
+        DataError, match=r"c\.parquet: has schema version 3, this version of mnist-ray reads 2: read it"
+    ):
+        tables.read_parquet(tables.to_parquet_bytes(newer), source="c.parquet")

@@ -31,6 +31,7 @@ from mnist_ray.evaluation import (
     num_shards,
     write_tables,
 )
+from mnist_ray.evaluation_folder import evaluations_of_split
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
@@ -129,7 +130,10 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
                 done = _on_workers(job, plan, examples, pending, use_gpu=use_gpu)
                 results = list(_shown(done, num_shards(examples, plan)))
         files = write_tables(plan, results, pending)
-        return pending.commit(files, manifest(plan, len(examples)))
+        document = manifest(plan, len(examples))
+        # What was read before depends on when it is asked, so it is no part of the evaluation's content.
+        volatile = {"earlier_evaluations": evaluations_of_split(pending.storage, plan.data_sha256)}
+        return pending.commit(files, {**document, "volatile": volatile})
     except BaseException:
         pending.abort()
         raise

@@ -41,6 +41,7 @@ class ComparisonReport:
       unpaired: pairs without a common seed.
       num_repeated: runs left out, because another run of the same setting has the same seed.
       selection: None with one setting, or if the runs were validated on different examples.
+      num_earlier: evaluations in the storage that had read the same split before.
       uri: of the stored comparisons.parquet, None with one setting.
     """
 
@@ -52,6 +53,7 @@ class ComparisonReport:
     unpaired: list[tuple[str, str]]
     num_repeated: int
     selection: Selection | None
+    num_earlier: int
     uri: str | None
 
 
@@ -83,7 +85,16 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
     num_repeated = len(rows) - sum(map(len, groups.values()))
     selection = select(groups) if len(groups) > 1 and _share_validation(rows) else None
     return ComparisonReport(
-        evaluation, folder.num_examples, settings, shown, len(pairs), unpaired, num_repeated, selection, uri
+        evaluation=evaluation,
+        num_examples=folder.num_examples,
+        settings=settings,
+        comparisons=shown,
+        num_pairs=len(pairs),
+        unpaired=unpaired,
+        num_repeated=num_repeated,
+        selection=selection,
+        num_earlier=len(folder.earlier_evaluations),
+        uri=uri,
     )
 
 

@@ -30,6 +30,11 @@ def print_comparisons(found: ComparisonReport) -> None:
         print(f"{found.num_repeated} runs repeat the settings and seed of another run; the first by name counts.")
     if found.selection:
         print_selection(found.selection)
+    if found.num_earlier:
+        print(
+            f"Evaluations in this storage that had read the same examples before: {found.num_earlier}. What was chosen "
+            "by their results makes this one optimistic."
+        )
 
 
 def _print_settings(found: ComparisonReport) -> None:
