@@ -9,7 +9,6 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,8 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-import mnist_ray
-from mnist_ray import tables
+from mnist_ray import provenance, tables
 from mnist_ray.code_version import code_version
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.errors import CheckpointError, ConfigError, ConflictError
@@ -41,7 +39,7 @@ class Checkpoint:
       run: name of the run.
       config: its config.
       model: the plain network's state_dict.
-      document: checkpoint.json: epoch, metrics, data, files with their SHA-256, versions.
+      document: checkpoint.json: epoch, metrics, data, files with their SHA-256, lineage.
       history: every epoch of the run.
     """
 
@@ -142,21 +140,40 @@ class RunFolder:
         """Returns how far the run is; see read_status."""
         return read_status(self.storage, self.run)
 
-    def save(self, config: TrainConfig, data: TrainingData, state: TrainState) -> None:
+    def save(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        state: TrainState,
+        *,
+        command_line: str | None = None,
+        num_workers: int = 1,
+    ) -> None:
         """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last.
 
         Another process may train the same run, to the same bits: what it has finished, or has of later epochs, stays.
+
+        Args:
+          config: of the run.
+          data: what it is trained on.
+          state: after the epoch.
+          command_line: the one that asked for the run, this process's own by default.
+          num_workers: workers that share its batches.
         """
         if self.is_finished():
             return
+        made_by = provenance.lineage(
+            command_line=provenance.command_line() if command_line is None else command_line,
+            num_workers=num_workers,
+            gpu=torch.cuda.get_device_name(data.labels.device) if data.labels.is_cuda else None,
+        )
         epoch = state.history[-1].epoch
         files = {
             "model.safetensors": safetensors.torch.save(state.model),
             "optimizer.safetensors": safetensors.torch.save(state.optimizer),
         }
-        self._write(
-            f"checkpoints/{_epoch_name(epoch)}", files, self._checkpoint_document(config, data, state.history, files)
-        )
+        document = {**self._checkpoint_document(config, data, state.history, files), "lineage": made_by}
+        self._write(f"checkpoints/{_epoch_name(epoch)}", files, document)
         self._write_history(state.history)
         best, oldest_kept = _epoch_name(best_epoch(state.history)), _epoch_name(epoch - _KEPT_CHECKPOINTS + 1)
         for name in self.storage.list_folders(self.path("checkpoints")):
@@ -224,12 +241,7 @@ class RunFolder:
             "class_names": list(data.class_names),
             "normalization": {"mean": data.mean, "std": data.std},
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-            "versions": {
-                "mnist_ray": mnist_ray.__version__,
-                "code": code_version(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "code_version": code_version(),
         }
 
     def _write(self, folder: str, files: Mapping[str, bytes], document: Mapping[str, Any]) -> None:

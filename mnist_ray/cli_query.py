@@ -26,9 +26,9 @@ _SHOWN_ROWS = 100
 def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """Runs SQL on the tables of an evaluation, such as 'SELECT run, accuracy FROM metrics'.
 
-    EVALUATION is a name that `mnist-ray evaluations` lists. The tables are predictions, metrics, per_class, confusion
-    and calibration; effects after `mnist-ray report`, comparisons after `mnist-ray compare`; runs if the evaluation is
-    of a grid. docs/queries.md has examples. Needs DuckDB: pip install 'mnist-ray[sql]'.
+    EVALUATION is a name that `mnist-ray evaluations` lists. The tables are predictions, metrics, per_class, confusion,
+    calibration, learning_curves, images and lineage; effects after `mnist-ray report`, comparisons after
+    `mnist-ray compare`; runs if the evaluation is of a grid. docs/queries.md has examples. Needs DuckDB: pip install 'mnist-ray[sql]'.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv don't go together")

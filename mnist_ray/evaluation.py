@@ -296,7 +296,7 @@ def _lineage(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
         "config_hash": document["config_hash"],
         "checkpoint_sha256": checkpoint.sha256,
         "train_data_sha256": document["data_sha256"],
-        "train_code_version": document["versions"]["code"],
+        "train_code_version": document["code_version"],
         **made_by,
         "libraries": json.dumps(made_by["libraries"], sort_keys=True),
     }

@@ -93,7 +93,6 @@ def export_run(
     layers = [(name, repr(layer)) for name, layer in load_network(checkpoint).named_children()]
     text = model_card(
         checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256, layers=layers,
-        torch_version=torch.__version__,
     )  # fmt: skip
     _write(path, content, force=force)
     _write(card, text.encode(), force=force)

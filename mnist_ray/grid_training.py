@@ -24,6 +24,7 @@ def train_stack(
     storage: Storage,
     device: torch.device,
     goes_on: Callable[[RunProgress], bool] = lambda _: True,
+    command_line: str | None = None,
 ) -> Iterator[list[RunProgress]]:
     """Trains runs that fit into one stack to their ends, from wherever each of them is.
 
@@ -36,6 +37,7 @@ def train_stack(
       storage: where the runs' folders are.
       device: where to compute.
       goes_on: asked after each epoch of a run that isn't done; False stops the run.
+      command_line: see RunFolder.save.
 
     Yields:
       After each epoch, the progress of the runs that took part.
@@ -64,7 +66,7 @@ def train_stack(
         start = [states.pop(run.run, None) for run, _ in members]
         training = StackTraining(configs, data, device=device, states=start)
         del start
-        yield from _train(members, training, data, goes_on=goes_on)
+        yield from _train(members, training, data, goes_on=goes_on, command_line=command_line)
 
 
 def _train(
@@ -73,6 +75,7 @@ def _train(
     data: TrainingData,
     *,
     goes_on: Callable[[RunProgress], bool],
+    command_line: str | None,
 ) -> Iterator[list[RunProgress]]:
     done_before = [folder for index, (_, folder) in enumerate(members) if index not in training.active]
     if done_before:
@@ -82,7 +85,7 @@ def _train(
             reached = training.train_epoch()
 
             def keep(index: int, reached: Mapping[int, EpochResult | Divergence] = reached) -> RunProgress:
-                return _keep(*members[index], data, training, index, reached[index])
+                return _keep(members[index], data, training, index, reached[index], command_line=command_line)
 
             # A save mostly waits for the disk or the server; no more states than threads are in memory.
             progress = dict(zip(reached, pool.map(keep, reached), strict=True))
@@ -100,19 +103,21 @@ def _train(
 
 
 def _keep(
-    run: GridRun,
-    folder: RunFolder,
+    member: _Member,
     data: TrainingData,
     training: StackTraining,
     index: int,
     outcome: EpochResult | Divergence,
+    *,
+    command_line: str | None,
 ) -> RunProgress:
     """Stores what came of a run's epoch."""
+    run, folder = member
     if isinstance(outcome, Divergence):
         folder.mark("diverged", str(outcome))
         return progress_of(run.run, folder.status(), folder.history())
     state = training.state(index)
-    folder.save(run.config, data, state)
+    folder.save(run.config, data, state, command_line=command_line)
     return progress_of(run.run, RunStatus("unfinished"), state.history)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-import mnist_ray
+from mnist_ray.code_version import code_version
+from mnist_ray.provenance import libraries
 
 _ONNX = """import numpy as np
 import onnxruntime
@@ -43,7 +44,6 @@ def model_card(
     file_name: str,
     sha256: str,
     layers: Sequence[tuple[str, str]],
-    torch_version: str,
 ) -> str:
     """Returns the card of an exported network, in Markdown.
 
@@ -53,7 +53,6 @@ def model_card(
       file_name: name of the exported file.
       sha256: of its content, in hexadecimal.
       layers: name and constructor call (their repr) of the network's layers.
-      torch_version: of the exporting process.
     """
     takes_pixels = format_name in ("onnx", "torch-export")
     config, classes, normalization = document["config"], document["class_names"], document["normalization"]
@@ -106,7 +105,7 @@ Its hash is `{document["config_hash"]}`.
 
 ## Versions
 
-{_versions_text(document["versions"], torch_version)}
+{_versions_text(document)}
 
 ## Intended use
 
@@ -165,7 +164,14 @@ def _metrics_text(metrics: Mapping[str, Any]) -> str:
 | training, as it went | {metrics["train_loss"]:.4f} | {metrics["train_accuracy"]:.4f} |"""
 
 
-def _versions_text(trained: Mapping[str, str], torch_version: str) -> str:
-    exported = {"mnist_ray": mnist_ray.__version__, "torch": torch_version, "python": platform.python_version()}
+def _versions_text(document: Mapping[str, Any]) -> str:
+    made_by = document["lineage"]
+    trained = {"mnist_ray": document["code_version"], "python": made_by["python"], **made_by["libraries"]}
+    exported = {"mnist_ray": code_version(), "python": platform.python_version(), **libraries()}
     rows = "\n".join(f"| {name} | {version} | {exported.get(name, '')} |" for name, version in trained.items())
-    return f"| | trained with | exported with |\n| --- | --- | --- |\n{rows}"
+    where = made_by["gpu"] or f"{made_by['cpu']}, {made_by['num_cpus']} logical processors"
+    return f"""| | trained with | exported with |
+| --- | --- | --- |
+{rows}
+
+Trained on {where}, {made_by["os"]}, by `{made_by["command_line"]}`."""

@@ -146,7 +146,12 @@ def test_variants_without_a_common_seed_are_left_out_and_one_seed_is_said(
     shown = capsys.readouterr().out
     assert "Left out, without a seed in common: 2 pairs: dropout_batchnorm / baseline, dropout_batchnorm" in shown
     assert "One seed in 1 of 1 pairs: their intervals and p values cover other examples only" in shown
-    assert "Chosen on validation" not in shown
+    assert "Chosen on validation, of 3 settings: dropout_batchnorm;" in shown
+
+    # A second look at the same examples.
+    again = evaluate(root, capsys, *names[:4])
+    assert run_command(["compare", again, "--storage", str(root)]) == 0
+    assert "Evaluations in this storage that had read the same examples before: " in capsys.readouterr().out
 
 
 def test_one_setting_has_nothing_to_compare(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_the_card_says_what_the_network_is(storage: str, tmp_path: Path, capsys:
         document["config_hash"],
         document["files"]["model.safetensors"],
         f"| validation | {document['metrics']['val_loss']:.4f} | {document['metrics']['val_accuracy']:.4f} |",
-        f"| torch | {torch.__version__} | {torch.__version__} |",
+        f"| torch | {version('torch')} | {version('torch')} |",
         "dropout: 0.3\n",
         "## Intended use",
         "## Limits",

@@ -38,6 +38,7 @@ DOCUMENT = (ROOT / "docs/queries.md").read_text()
 QUERIES = {
     int(number): sql for number, sql in re.findall(r"^## (\d+)\. [^#]*?```sql\n(.*?)```", DOCUMENT, re.DOTALL | re.M)
 }
+TABLES = {"predictions", "metrics", "per_class", "confusion", "calibration", "learning_curves", "images", "lineage"}
 SETTING = ["dropout", "batch_norm", "weight_decay"]
 
 
@@ -250,12 +251,12 @@ def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, t
     (folder / "predictions-00004.parquet").write_bytes((folder / "predictions-00000.parquet").read_bytes())
     (folder / "extra.parquet").write_bytes((folder / "metrics.parquet").read_bytes())
     assert copy.query("SELECT count(*) FROM predictions").iloc[0, 0] == 16 * 355
-    assert set(copy.query("SHOW TABLES")["name"]) == {"predictions", "metrics", "per_class", "confusion", "calibration"}
+    assert set(copy.query("SHOW TABLES")["name"]) == TABLES
 
 
 def test_effects_comparisons_and_runs_are_there_if_they_were_made(evaluated: Evaluated) -> None:
     before = set(evaluated.query("SHOW TABLES")["name"])
-    assert before == {"predictions", "metrics", "per_class", "confusion", "calibration", "runs"}
+    assert before == TABLES | {"runs"}
     report = report_grid(evaluated.storage, evaluated.name)
     folder = Path(evaluated.storage) / "reports" / evaluated.name
     try:

@@ -33,6 +33,7 @@ from mnist_ray.evaluation import (
 )
 from mnist_ray.evaluation_folder import evaluations_of_split
 from mnist_ray.grid_folder import GridFolder
+from mnist_ray.provenance import command_line, lineage
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
 _RETRIES = 3
@@ -131,8 +132,12 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
                 results = list(_shown(done, num_shards(examples, plan)))
         files = write_tables(plan, results, pending)
         document = manifest(plan, len(examples))
-        # What was read before depends on when it is asked, so it is no part of the evaluation's content.
-        volatile = {"earlier_evaluations": evaluations_of_split(pending.storage, plan.data_sha256)}
+        # Neither who evaluates nor what was read before is a part of the evaluation's content.
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        volatile = {
+            "earlier_evaluations": evaluations_of_split(pending.storage, plan.data_sha256),
+            "made_by": lineage(command_line=command_line(), num_workers=job.num_workers, gpu=gpu),
+        }
         return pending.commit(files, {**document, "volatile": volatile})
     except BaseException:
         pending.abort()

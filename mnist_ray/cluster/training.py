@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.data import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.history import EpochResult, best_epoch
+from mnist_ray.provenance import command_line
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
 from mnist_ray.training import TrainState, fit
@@ -44,6 +45,7 @@ class TrainJob:
       num_workers: processes that share every batch.
       resume: go on with a run that was interrupted.
       max_failures: how often the workers are started again after one died.
+      command_line: the one that asked for the run, for its lineage.
     """
 
     config: TrainConfig
@@ -53,6 +55,7 @@ class TrainJob:
     num_workers: int = 1
     resume: bool = False
     max_failures: int = 0
+    command_line: str = field(default_factory=command_line)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
         # Ray's workers run in folders of their own: a relative path would mean another place there.
         "storage_uri": open_storage(job.storage_uri).uri,
         "data_dir": str(job.data_dir.absolute()),
+        "command_line": job.command_line,
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-") as bookkeeping:
@@ -229,7 +233,9 @@ def _train_rank(settings: dict[str, Any]) -> None:
             row = reached.history[-1]
             with _shared_errors(ranks):
                 if ranks.rank == 0:
-                    folder.save(config, data, reached)
+                    folder.save(
+                        config, data, reached, command_line=settings["command_line"], num_workers=ranks.world_size
+                    )
             ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
     except RunFailedError as error:
         if ranks.rank == 0:

@@ -20,6 +20,7 @@ from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_progress import GridProgress
 from mnist_ray.grids import GridRun
 from mnist_ray.planning import TuneJob, read_all_progress
+from mnist_ray.provenance import command_line
 from mnist_ray.storage import Storage, open_storage
 from mnist_ray.training_data import data_settings, load_data
 
@@ -162,7 +163,9 @@ def run_tuner(
         at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
         trials = make_trials(at_once, _smallest_gpu_memory() if use_gpu else None)
         rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
-        settings = WorkerSettings(storage.uri, job.data_dir.absolute(), job.workers_per_run, use_gpu, rungs)
+        settings = WorkerSettings(
+            storage.uri, job.data_dir.absolute(), job.workers_per_run, use_gpu, rungs, command_line()
+        )
         trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(job, use_gpu=use_gpu)),

@@ -125,6 +125,7 @@ class WorkerSettings:
       workers_per_run: 0 for stacks, else the workers that share a run.
       use_gpu: whether these workers get a GPU each.
       rungs: the actor that ends runs early, or None.
+      command_line: the one that asked for the grid, for the runs' lineage.
     """
 
     storage_uri: str
@@ -132,6 +133,7 @@ class WorkerSettings:
     workers_per_run: int
     use_gpu: bool
     rungs: Any
+    command_line: str
 
 
 def train_trial(chosen: dict[str, int], *, trials: Sequence[Sequence[GridRun]], settings: WorkerSettings) -> None:
@@ -180,7 +182,14 @@ def _train_stack(
         # One thread a worker: the fastest for networks of this size, and the same bits everywhere.
         torch.set_num_threads(1)
     data = load_data(runs[0].config, settings.data_dir, device)
-    yield from train_stack(runs, data, storage=storage, device=device, goes_on=_judge(settings.rungs))
+    yield from train_stack(
+        runs,
+        data,
+        storage=storage,
+        device=device,
+        goes_on=_judge(settings.rungs),
+        command_line=settings.command_line,
+    )
 
 
 def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
@@ -197,7 +206,14 @@ def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) 
     folder = RunFolder(storage, run.run)
     folder.claim(run.config, load_data(run.config, settings.data_dir, torch.device("cpu")), resume=True)
     num_workers = settings.workers_per_run
-    job = TrainJob(run.config, run.run, settings.storage_uri, settings.data_dir, num_workers)
+    job = TrainJob(
+        run.config,
+        run.run,
+        settings.storage_uri,
+        settings.data_dir,
+        num_workers,
+        command_line=settings.command_line,
+    )
     try:
         fit_run(job, scaling=ScalingConfig(num_workers=num_workers, use_gpu=settings.use_gpu))
     except MnistRayError:

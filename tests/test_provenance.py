@@ -1,0 +1,39 @@
+"""What a checkpoint says of its making."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from mnist_ray import provenance
+
+
+def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    arguments = ["/home/ada/venv/bin/mnist-ray", "train", "--storage", "/home/ada/results", "--set", "dropout=0.3; ls"]
+    assert provenance.command_line(arguments) == "mnist-ray train --storage ~/results --set 'dropout=0.3; ls'"
+    assert provenance.command_line(["mnist-ray", "--data-dir", "/home/adam"]) == "mnist-ray --data-dir /home/adam"
+
+
+def test_a_home_folder_with_spaces_stays_one_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert provenance.command_line(["x", "/home/ada/my results"]) == "x ~/'my results'"
+
+
+def test_lineage_names_this_machine_and_its_libraries() -> None:
+    found = provenance.lineage(command_line="mnist-ray train", num_workers=2, gpu=None)
+    assert found["python"] == platform.python_version()
+    assert found["libraries"]["torch"] == version("torch")
+    assert found["libraries"]["ray"] == version("ray")
+    assert found["num_cpus"] == os.cpu_count()
+    assert found["cpu"]
+    assert found["gpu"] is None
+    assert found["num_workers"] == 2
+
+
+def test_lineage_names_no_person_and_no_host() -> None:
+    text = str(provenance.lineage(command_line=provenance.command_line(["x"]), num_workers=1, gpu=None))
+    assert platform.node() not in text
+    assert str(Path.home()) == "/root" or str(Path.home()) not in text
