@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format bench clean
+.PHONY: demo test test-fast lint format bench screenshots clean
 
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
@@ -30,6 +30,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/evaluate_throughput.py
 	$(BIN)/python benchmarks/stack.py
 	$(BIN)/python benchmarks/grid.py
+
+# Needs Chromium.
+screenshots: $(INSTALLED)
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

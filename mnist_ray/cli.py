@@ -152,6 +152,7 @@ def default_run_name(config: TrainConfig) -> str:
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
 @click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
+@click.option("--no-report", is_flag=True, help="Leave out the page; `mnist-ray report` writes it at any time.")
 @storage_option
 @data_dir_option
 @num_workers_option
@@ -168,6 +169,7 @@ def evaluate(
     split: str,
     batch_size: str | None,
     shard_size: str | None,
+    no_report: bool,
     storage: str,
     data_dir: str | None,
     num_workers: int,
@@ -175,7 +177,7 @@ def evaluate(
     no_wait: bool,
     as_json: bool,
 ) -> None:
-    """Evaluates runs on a data set in one pass over its images and commits the tables in one step."""
+    """Evaluates runs on a data set in one pass over its images, commits the tables in one step, writes a report."""
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
     names = [check_name(run, "run") for run in runs]
@@ -191,16 +193,17 @@ def evaluate(
         arguments += ["--dataset", config.dataset, "--split", split, "--storage", remote_storage(storage)]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
+        arguments += ["--no-report"] if no_report else []
         submit_job(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers, run=None)
         return
     from mnist_ray.cluster.evaluation import EvaluateJob
     from mnist_ray.cluster.evaluation import evaluate as evaluate_runs
 
-    job = EvaluateJob(config, tuple(names), storage, data_folder(data_dir), num_workers)
+    job = EvaluateJob(config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report)
     outcome = evaluate_runs(job)
     if as_json:
         click.echo(json.dumps({"evaluation": outcome.name, "uri": outcome.uri, "already_done": outcome.already_done,
-                               "metrics": outcome.metrics}))  # fmt: skip
+                               "report": outcome.report, "metrics": outcome.metrics}))  # fmt: skip
         return
     if grid_name:
         cli_grids.print_test_leaderboard(outcome.metrics, storage, grid_name)
@@ -210,6 +213,8 @@ def evaluate(
         print_metrics(outcome.metrics)
     done = "was there already, nothing to do" if outcome.already_done else "committed"
     click.echo(f"evaluation {outcome.name} {done}: {outcome.uri}")
+    if outcome.report:
+        click.echo(f"report: {outcome.report}")
 
 
 @cli.command()
@@ -324,7 +329,7 @@ for _command in (
     cli_grids.tune,
     cli_grids.plan,
     cli_grids.grids,
-    cli_grids.report,
+    cli_reports.report,
     cli_reports.compare,
     cli_query.query,
     cli_export.export,

@@ -339,35 +339,3 @@ def _stack_row(stack: Any) -> dict[str, Any]:
 
 def _shown(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-@click.command()
-@click.argument("evaluation")
-@storage_option
-@as_json_option
-def report(evaluation: str, storage: str, as_json: bool) -> None:
-    """Prints what an evaluation says; of a grid also what each setting changes, and stores that as effects.parquet.
-
-    EVALUATION is a name that `mnist-ray evaluations` lists.
-    """
-    from dataclasses import asdict
-
-    from mnist_ray.printing import print_metrics
-    from mnist_ray.report.grid_report import print_effects, report_grid
-
-    found = report_grid(storage, evaluation)
-    if as_json:
-        rows = [asdict(effect) for effect in found.effects]
-        click.echo(json.dumps({"evaluation": evaluation, "grid": found.grid, "uri": found.uri, "effects": rows}))
-        return
-    if found.grid is None:
-        print_metrics(found.metrics)
-        click.echo("the evaluation is not of a grid: effects need mnist-ray evaluate --grid NAME")
-        return
-    print_test_leaderboard(found.metrics, storage, found.grid)
-    if found.effects:
-        print_effects(found.effects)
-    if found.note:
-        click.echo(found.note)
-    if found.effects:
-        click.echo(f"all effects: {found.uri}")

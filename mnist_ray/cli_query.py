@@ -28,7 +28,8 @@ def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) 
 
     EVALUATION is a name that `mnist-ray evaluations` lists. The tables are predictions, metrics, per_class, confusion,
     calibration, learning_curves, images and lineage; effects after `mnist-ray report`, comparisons after
-    `mnist-ray compare`; runs if the evaluation is of a grid. docs/queries.md has examples. Needs DuckDB: pip install 'mnist-ray[sql]'.
+    `mnist-ray compare`; runs if the evaluation is of a grid. docs/queries.md has examples. Needs DuckDB:
+    pip install 'mnist-ray[sql]'.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv don't go together")

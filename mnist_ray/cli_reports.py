@@ -1,10 +1,56 @@
-"""The commands that say what an evaluation means: compare."""
+"""The commands that say what an evaluation means: report and compare."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
+from mnist_ray.cli_grids import print_test_leaderboard
 from mnist_ray.cli_options import as_json_option, storage_option
+
+if TYPE_CHECKING:
+    from mnist_ray.report.grid_report import GridReport
+
+
+@click.command()
+@click.argument("evaluation")
+@storage_option
+@as_json_option
+def report(evaluation: str, storage: str, as_json: bool) -> None:
+    """Prints what an evaluation says and writes it as a page, report.html, with its charts beside it.
+
+    Of a grid it also says what each setting changes, and stores that as effects.parquet. EVALUATION is a name that
+    `mnist-ray evaluations` lists.
+    """
+    from dataclasses import asdict
+
+    from mnist_ray.report.page import report_evaluation
+
+    made = report_evaluation(storage, evaluation)
+    if as_json:
+        effects = [asdict(effect) for effect in made.grid.effects]
+        facts = {"evaluation": evaluation, "grid": made.grid.grid, "uri": made.grid.uri, "report": made.uri}
+        click.echo(json.dumps({**facts, "effects": effects}))
+        return
+    _print_grid_report(made.grid, storage)
+    click.echo(f"report: {made.uri}")
+
+
+def _print_grid_report(found: "GridReport", storage: str) -> None:
+    from mnist_ray.printing import print_metrics
+    from mnist_ray.report.grid_report import print_effects
+
+    if found.grid is None:
+        print_metrics(found.metrics)
+        click.echo("the evaluation is not of a grid: effects need mnist-ray evaluate --grid NAME")
+        return
+    print_test_leaderboard(found.metrics, storage, found.grid)
+    if found.effects:
+        print_effects(found.effects)
+    if found.note:
+        click.echo(found.note)
+    if found.effects:
+        click.echo(f"all effects: {found.uri}")
 
 
 @click.command()

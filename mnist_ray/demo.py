@@ -81,7 +81,8 @@ def _half_width(outcome: EvaluateOutcome) -> float:
 
 def _print_next(outcome: EvaluateOutcome, storage: str) -> None:
     done = "was there already" if outcome.already_done else "committed"
-    print(f"Evaluation {done}: {outcome.uri}\n")
+    print(f"Evaluation {done}: {outcome.uri}")
+    print(f"Report, for a browser: {outcome.report}\n")
     print("Next:" if shutil.which("mnist-ray") else f"Next, after `. {shlex.quote(sys.prefix)}/bin/activate`:")
     for command in next_commands(outcome.uri, storage):
         print(f"  {command}")

@@ -171,7 +171,7 @@ def test_train_evaluate_and_list_work_together(tmp_path: Path, capsys: pytest.Ca
     assert run_command([*train, "--epochs", "3"]) == 6
     assert "epochs=2 there, 3 here" in line_of(capsys)
 
-    evaluate = ["evaluate", "--run", "a", "--dataset", "digits", *storage, "--json"]
+    evaluate = ["evaluate", "--run", "a", "--dataset", "digits", *storage, "--no-report", "--json"]
     assert run_command(evaluate) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["already_done"] is False

@@ -57,7 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(root: Path, capsys: pytest.CaptureFixture[str], *what: str) -> str:
     capsys.readouterr()
-    assert run_command(["evaluate", *what, "--dataset", "digits", "--storage", str(root), "--json"]) == 0
+    assert run_command(["evaluate", *what, "--dataset", "digits", "--storage", str(root), "--no-report", "--json"]) == 0
     found: str = json.loads(capsys.readouterr().out)["evaluation"]
     return found
 

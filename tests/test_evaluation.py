@@ -158,7 +158,16 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_images(tmp_path: Pat
     for count in (20_000, 200_000):
         write(f"{count}/train.parquet", 1000)
         write(f"{count}/test.parquet", count)
-        arguments = ["evaluate", "--run", "a", "--dataset", f"parquet:{tmp_path}/{count}", "--shard-size", "2000"]
+        arguments = [
+            "evaluate",
+            "--run",
+            "a",
+            "--dataset",
+            f"parquet:{tmp_path}/{count}",
+            "--shard-size",
+            "2000",
+            "--no-report",
+        ]
         code = (
             "import sys; from mnist_ray.cli import run_command; code = run_command(sys.argv[1:])\n"
             # ru_maxrss would be that of the test's process, from before this one's program was loaded.

@@ -12,7 +12,10 @@ from mnist_ray.run_progress import RunProgress
 
 
 def evaluation_of(storage: str, capsys: pytest.CaptureFixture[str]) -> str:
-    assert run_command(["evaluate", "--grid", "g", "--dataset", "digits", "--storage", storage, "--json"]) == 0
+    assert (
+        run_command(["evaluate", "--grid", "g", "--dataset", "digits", "--storage", storage, "--no-report", "--json"])
+        == 0
+    )
     return str(json.loads(capsys.readouterr().out)["evaluation"])
 
 
@@ -61,4 +64,4 @@ def test_a_search_over_ranges_has_no_effects(tmp_path: Path, capsys: pytest.Capt
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
     assert "a search over ranges (learning_rate): effects need levels" in capsys.readouterr().out
-    assert not (tmp_path / "reports").exists()
+    assert not (tmp_path / "reports" / evaluation / "effects.parquet").exists()

@@ -18,7 +18,18 @@ def test_a_run_is_trained_resumed_evaluated_and_listed_on_s3(s3_uri: str, capsys
     assert run_command(train) == 0
     assert run_command([*train, "--seed", "1"]) == 6
     capsys.readouterr()
-    evaluate = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "200", *storage, "--json"]
+    evaluate = [
+        "evaluate",
+        "--run",
+        "a",
+        "--dataset",
+        "digits",
+        "--shard-size",
+        "200",
+        "--no-report",
+        *storage,
+        "--json",
+    ]
     assert run_command(evaluate) == 0
     first = json.loads(capsys.readouterr().out)
     assert run_command(evaluate) == 0

@@ -50,6 +50,7 @@ class EvaluateJob:
       storage_uri: where runs are read and the evaluation is written.
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.
+      report: whether the page is written too.
     """
 
     config: EvaluationConfig
@@ -57,6 +58,7 @@ class EvaluateJob:
     storage_uri: str
     data_dir: Path
     num_workers: int = 1
+    report: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,14 @@ class EvaluateOutcome:
       uri: of the folder.
       already_done: whether it was there before, so that nothing was computed.
       metrics: the rows of its metrics table.
+      report: URI of its page, None if none was asked for.
     """
 
     name: str
     uri: str
     already_done: bool
     metrics: list[dict[str, Any]]
+    report: str | None
 
 
 def evaluate(job: EvaluateJob) -> EvaluateOutcome:
@@ -97,7 +101,18 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     else:
         already_done = not _evaluate_and_commit(job, plan, examples, storage.pending_folder(folder))
     metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
-    return EvaluateOutcome(plan.name, storage.uri_of(folder), already_done, metrics)
+    page = _page(storage, plan.name) if job.report else None
+    return EvaluateOutcome(plan.name, storage.uri_of(folder), already_done, metrics, page)
+
+
+def _page(storage: Storage, evaluation: str) -> str:
+    """Returns the page's URI, and writes it if it isn't there."""
+    # What draws charts takes a second to import.
+    from mnist_ray.report.page import report_evaluation, report_path
+
+    if storage.exists(report_path(evaluation)):
+        return storage.uri_of(report_path(evaluation))
+    return report_evaluation(storage.uri, evaluation).uri
 
 
 def _runs(storage: Storage, job: EvaluateJob) -> list[str]:

@@ -116,7 +116,18 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_number
         )
     shards = {}
     for workers in ("1", "2"):
-        arguments = ["evaluate", "--run", "a", "--run", "b", "--dataset", "digits", "--shard-size", "100"]
+        arguments = [
+            "evaluate",
+            "--run",
+            "a",
+            "--run",
+            "b",
+            "--dataset",
+            "digits",
+            "--shard-size",
+            "100",
+            "--no-report",
+        ]
         arguments += ["--num-workers", workers, "--storage", str(tmp_path), "--json"]
         done = subprocess.run(mnist_ray(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,468 @@
+"""The report of an evaluation as one HTML file and its charts as files, from the evaluation's tables alone."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from mnist_ray.comparisons import Comparison
+from mnist_ray.effects import Effect
+from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.gallery import SHOWN
+from mnist_ray.leaderboard import setting_text
+from mnist_ray.metrics import class_rates
+from mnist_ray.report import plots
+from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons, with_validation
+from mnist_ray.report.comparison_text import notes
+from mnist_ray.report.grid_report import GridReport, report_grid
+from mnist_ray.report.plots import Chart
+
+_CURVES_SHOWN = 12
+_SETTINGS_SHOWN = 24
+_EFFECTS_SHOWN = 24
+_MISTAKES_SHOWN = 8
+_PAIRS_SHOWN = 60
+
+# Label of a setting -> seed -> row of the metrics table.
+_Groups = dict[str, dict[int, Mapping[str, Any]]]
+
+
+def report_path(evaluation: str) -> str:
+    """Returns where the page of an evaluation is, relative to the storage."""
+    return f"reports/{evaluation}/report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What reporting an evaluation leaves.
+
+    Attributes:
+      grid: the effects of a grid's settings.
+      uri: of the page.
+    """
+
+    grid: GridReport
+    uri: str
+
+
+def report_evaluation(storage_uri: str, evaluation: str) -> Report:
+    """Writes reports/<evaluation>/: report.html, plots/, comparisons.parquet, and effects.parquet for a grid.
+
+    Raises:
+      CheckpointError: no such evaluation, or its grid is gone.
+      DataError: the evaluation is damaged.
+      StorageError: the storage can't be read or written.
+    """
+    folder = open_evaluation(storage_uri, evaluation)
+    grid = report_grid(storage_uri, evaluation)
+    view = _View(folder, report_comparisons(storage_uri, evaluation), grid.effects)
+    page = view.render().encode()
+    for chart in view.charts:
+        for suffix, content in ((".svg", chart.svg), (".png", chart.png)):
+            folder.storage.write_bytes(f"reports/{evaluation}/plots/{chart.name}{suffix}", content)
+    # Last: a page that is there has its plots.
+    folder.storage.write_bytes(report_path(evaluation), page)
+    return Report(grid, folder.storage.uri_of(report_path(evaluation)))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the page says of a setting; means over its seeds, rates are fractions.
+
+    Attributes:
+      label: of the setting.
+      runs: its rows of the metrics table, by seed.
+      curves: of each of its runs, the row of learning_curves that belongs to the kept epoch.
+      against: its comparison with the reference, None for the reference itself and without a common seed.
+      group: of ties, see tie_groups.
+    """
+
+    label: str
+    runs: Mapping[int, Mapping[str, Any]]
+    kept: Sequence[Mapping[str, Any]]
+    against: Comparison | None
+    group: int
+
+    def mean(self, name: str) -> float:
+        return fmean(row[name] for row in self.runs.values())
+
+    def kept_mean(self, name: str) -> float:
+        return fmean(row[name] for row in self.kept)
+
+    @property
+    def accuracy_std(self) -> float | None:
+        values = [row["accuracy"] for row in self.runs.values()]
+        return stdev(values) if len(values) > 1 else None
+
+    @property
+    def gap(self) -> float:
+        """Training less validation accuracy at the kept epoch."""
+        return self.kept_mean("train_accuracy") - self.kept_mean("val_accuracy")
+
+    @property
+    def run_names(self) -> list[str]:
+        return [row["run"] for row in self.runs.values()]
+
+
+class _View:
+    """All that the page shows, computed once."""
+
+    def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, effects: Sequence[Effect]) -> None:
+        self.folder, self.compared, self.effects = folder, compared, effects
+        self.curves = folder.rows("learning_curves")
+        self.rows = with_validation(folder.rows("metrics"), self.curves)
+        self.groups: _Groups = group_settings(self.rows)
+        self.reference = next(iter(self.groups))
+        self.settings = self._settings()
+        self.chosen = self.settings[0]
+        self.calibration = folder.rows("calibration")
+        self.confusions = _confusions(folder)
+        self.loss_charts = [self._loss_chart(place, found) for place, found in enumerate(self.settings[:_CURVES_SHOWN])]
+        self.accuracy_chart = self._accuracy_chart()
+        self.gap_chart = plots.gaps(
+            "gap",
+            {
+                found.label: (found.kept_mean("train_accuracy"), found.kept_mean("val_accuracy"))
+                for found in self.settings[:_SETTINGS_SHOWN]
+            },
+        )
+        self.pictured = [self.chosen]
+        if self.reference != self.chosen.label:
+            self.pictured.append(next(found for found in self.settings if found.label == self.reference))
+        self.confusion_charts = [chart for found in self.pictured for chart in self._confusion_charts(found)]
+        self.reliability_charts = [self._reliability_chart(found) for found in self.pictured]
+        self.effect_charts = self._effect_charts()
+        self.heat_maps = self._heat_maps()
+
+    @property
+    def accuracy_shown(self) -> int:
+        """How many settings a chart shows at most."""
+        return _SETTINGS_SHOWN
+
+    @property
+    def charts(self) -> list[Chart]:
+        """Every chart of the page."""
+        return [
+            self.accuracy_chart,
+            self.gap_chart,
+            *self.loss_charts,
+            *self.confusion_charts,
+            *self.reliability_charts,
+            *self.effect_charts,
+            *self.heat_maps,
+        ]
+
+    def render(self) -> str:
+        """Returns the page."""
+        loader = jinja2.PackageLoader("mnist_ray.report")
+        environment = jinja2.Environment(
+            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters.update(points=_points, rate=_rate, interval=_interval, svg=_svg, value=setting_text)
+        shown = self.folder.manifest
+        return environment.get_template("report.html").render(
+            view=self,
+            folder=self.folder,
+            manifest=shown,
+            made_by=shown["volatile"].get("made_by"),
+            compared=self.compared,
+            notes=notes(self.compared.comparisons) if self.compared.comparisons else [],
+            pairs=self._pairs(),
+            num_hidden_pairs=max(0, len(self.compared.comparisons) - _PAIRS_SHOWN),
+            varying=self._varying(),
+            per_class=self._per_class(),
+            mistakes=[(found.label, self._mistakes(found)) for found in self.pictured],
+            runs=self._runs(),
+            gallery=_gallery(self.folder, self.chosen.run_names),
+            lineage=_lineage(self.folder),
+        )
+
+    def _settings(self) -> list[_Setting]:
+        """Returns the settings by validation accuracy, then loss, as the leaderboard has them."""
+        against: dict[str, Comparison] = {}
+        for pair in self.compared.comparisons:
+            if pair.second == self.reference:
+                against[pair.first] = pair
+            elif pair.first == self.reference:
+                against[pair.second] = pair.reversed()
+        kept = {(row["run"], row["epoch"]): row for row in self.curves}
+        groups = {row["setting"]: row["group"] for row in self.compared.settings}
+        found = [
+            _Setting(
+                label,
+                runs,
+                [kept[row["run"], row["epoch"]] for row in runs.values()],
+                against.get(label),
+                groups[label],
+            )
+            for label, runs in self.groups.items()
+        ]
+        return sorted(found, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))
+
+    def _varying(self) -> list[str]:
+        """Returns the regularizing settings that differ among the runs, unless the labels name them already."""
+        names = ("hidden_sizes", "dropout", "batch_norm", "weight_decay", "augmentation", "label_smoothing")
+        return [
+            name
+            for name in names
+            if len({json.dumps(row[name]) for row in self.rows}) > 1
+            and not any(f"{name}=" in label for label in self.groups)
+        ]
+
+    def _pairs(self) -> list[Comparison]:
+        ordered = sorted(
+            self.compared.comparisons, key=lambda pair: (pair.verdict == "tie", pair.accuracy_difference.p_value)
+        )
+        return ordered[:_PAIRS_SHOWN]
+
+    def _accuracy_chart(self) -> Chart:
+        return plots.dots(
+            "accuracy",
+            f"Accuracy on {self.folder.split} examples",
+            {
+                found.label: [row["accuracy"] for row in found.runs.values()]
+                for found in self.settings[:_SETTINGS_SHOWN]
+            },
+            label="accuracy, %",
+            factor=100,
+            caption="A dot: a seed; the bar: their mean. In the order of validation accuracy.",
+        )
+
+    def _loss_chart(self, place: int, found: _Setting) -> Chart:
+        of_runs = [[row for row in self.curves if row["run"] == run] for run in found.run_names]
+        num_epochs = max(map(len, of_runs))
+        epochs = {}
+        for name in ("train_loss", "val_loss"):
+            epochs[name] = np.full((len(of_runs), num_epochs), np.nan)
+            for seed, rows in enumerate(of_runs):
+                epochs[name][seed, : len(rows)] = [row[name] for row in rows]
+        best = fmean(row["epoch"] for row in found.kept)
+        return plots.learning_curves(f"loss-{place:02d}", found.label, epochs, best)
+
+    def _confusion_charts(self, found: _Setting) -> list[Chart]:
+        place = self.pictured.index(found)
+        counts = self._confusion(found)
+        return [
+            plots.confusion(
+                f"confusion-{place}-{kind}", found.label, counts, self.folder.class_names, normalized=kind == "shares"
+            )
+            for kind in ("counts", "shares")
+        ]
+
+    def _confusion(self, found: _Setting) -> NDArray[np.int64]:
+        return np.asarray(sum(self.confusions[run] for run in found.run_names))
+
+    def _mistakes(self, found: _Setting) -> list[tuple[str, str, int]]:
+        return plots.confusions(self._confusion(found), self.folder.class_names)[:_MISTAKES_SHOWN]
+
+    def _per_class(self) -> list[dict[str, Any]]:
+        """Returns precision, recall and F1 of each class, all seeds of the chosen setting together."""
+        rates = class_rates(self._confusion(self.chosen))
+        num_seeds = len(self.chosen.runs)
+        return [
+            {
+                "name": name,
+                "precision": rates.precision[place],
+                "recall": rates.recall[place],
+                "f1": rates.f1[place],
+                "support": int(rates.support[place]) // num_seeds,
+            }
+            for place, name in enumerate(self.folder.class_names)
+        ]
+
+    def _runs(self) -> list[dict[str, Any]]:
+        classes: dict[str, list[dict[str, Any]]] = {}
+        for row in self.folder.rows("per_class"):
+            classes.setdefault(row["run"], []).append(row)
+        return [
+            {**row, "setting": found.label, "classes": classes[row["run"]]}
+            for found in self.settings
+            for row in found.runs.values()
+        ]
+
+    def _reliability_chart(self, found: _Setting) -> Chart:
+        bins: dict[float, list[Mapping[str, Any]]] = {}
+        for row in self.calibration:
+            if row["run"] in found.run_names:
+                bins.setdefault(row["confidence_low"], []).append(row)
+        place = self.pictured.index(found)
+        return plots.reliability(
+            f"reliability-{place}", found.label, [_pooled(rows) for _, rows in sorted(bins.items())], found.mean("ece")
+        )
+
+    def _effect_charts(self) -> list[Chart]:
+        charts = []
+        for kind, title in (("main", "Main effects"), ("interaction", "Largest interactions")):
+            found = [effect for effect in self.effects if (effect.metric, effect.kind) == ("accuracy", kind)]
+            if kind == "interaction":
+                found = sorted(found, key=lambda effect: -abs(effect.effect))
+            if found:
+                rows = [_effect_row(effect) for effect in found[:_EFFECTS_SHOWN]]
+                charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, caption=_EFFECT_CAPTIONS[kind]))
+        return charts
+
+    def _heat_maps(self) -> list[Chart]:
+        """Returns the mean accuracy over each pair of the grid's axes."""
+        axes = list(dict.fromkeys(effect.axis for effect in self.effects if effect.kind == "main"))
+        column = {axis: "train_dataset" if axis == "dataset" else axis for axis in axes}
+        levels = {axis: sorted({_level(row[column[axis]]) for row in self.rows}, key=_level_order) for axis in axes}
+        charts = []
+        for first, second in combinations(axes, 2):
+            # The axis with more levels has the rows: a page is narrow.
+            rows, columns = sorted((first, second), key=lambda axis: -len(levels[axis]))
+            values = np.full((len(levels[rows]), len(levels[columns])), np.nan)
+            for place in np.ndindex(*values.shape):
+                chosen = (levels[rows][place[0]], levels[columns][place[1]])
+                found = [
+                    row["accuracy"]
+                    for row in self.rows
+                    if (_level(row[column[rows]]), _level(row[column[columns]])) == chosen
+                ]
+                if found:
+                    values[place] = 100 * fmean(found)
+            charts.append(
+                plots.heat_map(
+                    f"grid-{rows}-{columns}",
+                    values,
+                    rows=(rows, [_level_text(level) for level in levels[rows]]),
+                    columns=(columns, [_level_text(level) for level in levels[columns]]),
+                    caption=f"Mean accuracy on {self.folder.split} examples over the seeds and the other settings.",
+                )
+            )
+        return charts
+
+
+_EFFECT_CAPTIONS = {
+    "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
+    "intervals over seeds, not adjusted for their number; blue: 0 is outside.",
+    "interaction": "How much the first effect changes with the second setting. Bars as for the main effects.",
+}
+
+
+def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]:
+    label = f"{effect.axis}={_level_text(effect.level)}"
+    if effect.second_axis is not None:
+        label += f" × {effect.second_axis}={_level_text(str(effect.second_level))}"
+    low = None if effect.effect_low is None else 100 * effect.effect_low
+    high = None if effect.effect_high is None else 100 * effect.effect_high
+    return label, 100 * effect.effect, low, high
+
+
+def _level(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _level_text(level: str) -> str:
+    return setting_text(json.loads(level))
+
+
+def _level_order(level: str) -> tuple[bool, Any]:
+    value = json.loads(level)
+    # Numbers by value, booleans and texts by name, lists by their text.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not is_number, value if is_number else level
+
+
+def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns one bin of the calibration, all runs together."""
+    count = sum(row["count"] for row in rows)
+    filled = [row for row in rows if row["count"]]
+    return {
+        "confidence_low": rows[0]["confidence_low"],
+        "confidence_high": rows[0]["confidence_high"],
+        "count": count,
+        **{
+            name: sum(row["count"] * row[name] for row in filled) / count if count else None
+            for name in ("mean_confidence", "accuracy")
+        },
+    }
+
+
+def _confusions(folder: EvaluationFolder) -> dict[str, NDArray[np.int64]]:
+    """Returns each run's confusion matrix, int64 [classes, classes]."""
+    table = folder.table("confusion", columns=["run", "label", "predicted_label", "count"])
+    size = len(folder.class_names)
+    found: dict[str, NDArray[np.int64]] = {run: np.zeros((size, size), dtype=np.int64) for run in folder.runs}
+    for run, label, predicted, count in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        found[run][label, predicted] = count
+    return found
+
+
+def _gallery(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the images of each reason, with what the runs say of them.
+
+    Args:
+      folder: the evaluation.
+      chosen: the runs of the chosen setting; their votes are counted apart.
+    """
+    images = folder.rows("images")
+    votes = _votes(folder, sorted({row["example_index"] for row in images}))
+    found: dict[str, list[dict[str, Any]]] = {reason: [] for reason in SHOWN}
+    for row in images:
+        said = votes[row["example_index"]]
+        of_chosen = Counter(name for run, name, _ in said if run in chosen)
+        found[row["reason"]].append(
+            {
+                **row,
+                "source": "data:image/png;base64," + base64.b64encode(row["image"]).decode(),
+                "votes": Counter(name for _, name, _ in said).most_common(4),
+                "label_probability": fmean(probability for *_, probability in said),
+                "chosen": of_chosen.most_common(1)[0][0],
+            }
+        )
+    return found
+
+
+def _votes(folder: EvaluationFolder, examples: Sequence[int]) -> dict[int, list[tuple[str, str, float]]]:
+    """Returns run, predicted class and probability of the true class, of every run, for some examples."""
+    columns = ["example_index", "run", "predicted_label_name", "label_probability"]
+    wanted = pa.array(examples, pa.int64())
+    found: dict[int, list[tuple[str, str, float]]] = {example: [] for example in examples}
+    for part in folder.parts("predictions", columns=columns):
+        rows = part.select(columns).filter(pc.is_in(part["example_index"], wanted))
+        for example, *vote in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            found[example].append((vote[0], vote[1], vote[2]))
+    return found
+
+
+def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:
+    """Returns what made the runs, once for each different maker, with the names of its runs."""
+    makers: dict[str, dict[str, Any]] = {}
+    for row in folder.rows("lineage"):
+        shown = {
+            name: row[name]
+            for name in (
+                *("command_line", "train_code_version", "python", "libraries", "cpu", "num_cpus", "gpu", "os"),
+                *("num_workers", "train_data_sha256"),
+            )
+        }
+        maker = makers.setdefault(json.dumps(shown, sort_keys=True), {**shown, "runs": []})
+        maker["runs"].append(row)
+    return [{**maker, "libraries": json.loads(maker["libraries"])} for maker in makers.values()]
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}"
+
+
+def _rate(fraction: float, digits: int = 2) -> str:
+    return f"{100 * fraction:.{digits}f}"
+
+
+def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
+    return f"{factor * interval.low:+.{digits}f} to {factor * interval.high:+.{digits}f}"
+
+
+def _svg(chart: Chart) -> Markup:
+    return Markup(chart.inline_svg())

@@ -1,0 +1,68 @@
+"""Small real evaluations for the tests of the report: digits, without Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnist_ray.checkpoints import Checkpoint, RunFolder
+from mnist_ray.config import EvaluationConfig
+from mnist_ray.data import load_examples, stream_examples
+from mnist_ray.evaluation import cut_into_shards, evaluate_shard, make_plan, manifest, write_tables
+from mnist_ray.grid_folder import GridFolder
+from mnist_ray.grid_training import train_stack
+from mnist_ray.grids import expand, grid_settings, read_grid, stacks
+from mnist_ray.run_progress import read_progress
+from mnist_ray.storage import open_storage
+from mnist_ray.training_data import prepare_data
+
+CPU = torch.device("cpu")
+
+
+def evaluate_grid(
+    uri: str, overrides: Mapping[str, Any], *, seeds: str = "2", class_names: Sequence[str] | None = None
+) -> str:
+    """Trains a grid on the digits, evaluates it and returns the evaluation's name.
+
+    Args:
+      uri: the storage.
+      overrides: settings of the grid, a list is an axis.
+      seeds: as for tune.
+      class_names: other names for the ten classes.
+    """
+    grid = read_grid(grid_settings("smoke"), seeds=seeds, overrides={"epochs": 2, **overrides}, source="test")
+    runs = expand(grid, name="g", max_runs=100)
+    storage = open_storage(uri)
+    folder = GridFolder(storage, "g")
+    folder.claim(grid, runs)
+    digits = load_examples("digits", "train", data_dir=Path("unused"))
+    for stack in stacks(runs, size=8):
+        for _ in train_stack(stack, prepare_data(stack[0].config, digits, device=CPU), storage=storage, device=CPU):
+            pass
+    folder.write_runs(runs, {run.run: read_progress(storage, run.run) for run in runs})
+    return evaluate_runs(uri, [run.run for run in runs], grid="g", class_names=class_names)
+
+
+def evaluate_runs(
+    uri: str, runs: Sequence[str], *, grid: str | None = None, class_names: Sequence[str] | None = None
+) -> str:
+    """Evaluates runs on the test digits and returns the evaluation's name."""
+    storage = open_storage(uri)
+    examples = stream_examples("digits", "test", data_dir=Path("unused"))
+    checkpoints = [RunFolder(storage, run).best() for run in runs]
+    if class_names:
+        examples = replace(examples, class_names=tuple(class_names))
+        checkpoints = [_renamed(checkpoint, class_names) for checkpoint in checkpoints]
+    plan = make_plan(
+        EvaluationConfig(dataset="digits", grid=grid), checkpoints, examples, data_sha256=examples.scan()[0]
+    )
+    pending = storage.pending_folder(f"evaluations/{plan.name}")
+    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in cut_into_shards(examples, plan)]
+    assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
+    return plan.name
+
+
+def _renamed(checkpoint: Checkpoint, class_names: Sequence[str]) -> Checkpoint:
+    return replace(checkpoint, document={**checkpoint.document, "class_names": list(class_names)})

@@ -1,0 +1,221 @@
+"""The report's page: what it says, how it is written, and how it looks in a real browser."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from report_evaluations import evaluate_grid, evaluate_runs
+
+from mnist_ray.cli import run_command
+from mnist_ray.evaluation_folder import open_evaluation
+from mnist_ray.report.page import report_evaluation
+from mnist_ray.report.plots import _without_names
+from mnist_ray.storage import open_storage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+HOSTILE = ["<script>alert(1)</script>", "a&b", '"quoted"', "'single'", "$x$", "ünï", "6", "7", "8", "</svg>"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(storage: str) -> str:
+    return evaluate_grid(storage, {"weight_decay": [0.0, 1e-4]})
+
+
+@pytest.fixture(scope="module")
+def page(storage: str, evaluation: str) -> str:
+    return Path(report_evaluation(storage, evaluation).uri).read_text()
+
+
+class Elements(HTMLParser):
+    """The elements of a page: tag and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_the_page_says_what_the_tables_say(storage: str, evaluation: str, page: str) -> None:
+    folder = open_evaluation(storage, evaluation)
+    metrics = {row["run"]: row for row in folder.rows("metrics")}
+    curves = {(row["run"], row["epoch"]): row for row in folder.rows("learning_curves")}
+    settings: dict[tuple[Any, ...], list[str]] = {}
+    for run, row in metrics.items():
+        settings.setdefault((row["dropout"], row["batch_norm"], row["weight_decay"]), []).append(run)
+    assert len(settings) == 8
+    kept = {setting: [curves[run, metrics[run]["epoch"]] for run in runs] for setting, runs in settings.items()}
+
+    def rank(setting: tuple[Any, ...]) -> tuple[float, float]:
+        return -fmean(row["val_accuracy"] for row in kept[setting]), fmean(row["val_loss"] for row in kept[setting])
+
+    best = min(kept, key=rank)
+    accuracy = fmean(metrics[run]["accuracy"] for run in settings[best])
+    chosen = f"dropout={best[0]:g} batch_norm={'yes' if best[1] else 'no'} weight_decay={best[2]:g}"
+    assert f"Chosen on validation, of 8 settings: <b>{chosen}</b>" in page
+    assert f"On the test examples it is right in <b>{100 * accuracy:.2f} %</b>" in page
+    assert "Each setting against <b>dropout=0 batch_norm=no weight_decay=0</b>" in page
+    for run, row in metrics.items():
+        assert f"<code>{run}</code>" in page
+        assert row["checkpoint_sha256"][:16] in page
+
+
+def test_every_chart_and_picture_has_a_text_and_nothing_is_loaded_from_elsewhere(page: str) -> None:
+    elements = Elements(page)
+    plots = [attributes for attributes in elements.of("div") if attributes.get("role") == "img"]
+    # Accuracy, gap, 8 loss curves, confusion and reliability of one or two settings, 2 of effects, 3 heat maps.
+    assert len(plots) in (18, 21)
+    assert len(elements.of("svg")) == len(plots)
+    for attributes in plots:
+        assert re.search(r"\d", attributes["aria-label"] or "")
+    pictures = elements.of("img")
+    assert len(pictures) > 20
+    for attributes in pictures:
+        assert (attributes["alt"] or "").startswith("Example ")
+        assert (attributes["src"] or "").startswith("data:image/png;base64,")
+    assert elements.of("script") == elements.of("link") == []
+    fetched = re.findall(r"(?:src|href|xlink:href)=\"([^\"]*)\"|url\(([^)]*)\)", page)
+    assert all(a.startswith(("#", "data:")) or b.startswith("#") for a, b in fetched)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
+    ids = [attributes["id"] for _, attributes in Elements(page).found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r"(?:href=\"|url\()#([^\")]+)", page):
+        assert target in ids
+
+
+def test_the_same_tables_give_the_same_bytes(storage: str, evaluation: str, page: str) -> None:
+    folder = Path(storage) / "reports" / evaluation
+    before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert len(before) == 3 + 2 * page.count('role="img"')
+    report_evaluation(storage, evaluation)
+    assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_hostile_class_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    overrides = {"dropout": 0.2, "batch_norm": True, "epochs": 1}
+    evaluation = evaluate_grid(str(tmp_path), overrides, seeds="1", class_names=HOSTILE)
+    page = Path(report_evaluation(str(tmp_path), evaluation).uri).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    elements = Elements(page)
+    assert elements.of("script") == []
+    assert len(elements.of("svg")) == page.count("</svg>")
+
+
+def test_one_run_of_no_grid_has_a_page(storage: str, evaluation: str) -> None:
+    run = open_evaluation(storage, evaluation).runs[0]
+    page = Path(report_evaluation(storage, evaluate_runs(storage, [run])).uri).read_text()
+    assert "Chosen on validation" not in page
+    assert "One seed." in page
+    assert 'id="pairs"' not in page
+    assert 'id="grid"' not in page
+    assert "The images on which the runs disagree" not in page
+
+
+def test_the_report_command_writes_the_page_and_says_where(
+    storage: str, evaluation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["report", evaluation, "--storage", storage]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {storage}/reports/{evaluation}/report.html"
+
+
+@pytest.mark.s3
+def test_a_report_is_made_from_s3(storage: str, evaluation: str, page: str, s3_uri: str) -> None:
+    source, target = open_storage(storage), open_storage(s3_uri)
+    for path in ("grids", "runs"):
+        for entry in source.list_files(path):
+            target.write_bytes(entry.path, source.read_bytes(entry.path))
+    folder = open_evaluation(storage, evaluation)
+    pending = target.pending_folder(folder.path)
+    names = [name for names in folder.files().values() for name in names]
+    files = [pending.write(name, source.read_committed(folder.path, name)) for name in names]
+    pending.commit(files, {name: value for name, value in folder.manifest.items() if name != "files"})
+    made = report_evaluation(s3_uri, evaluation)
+    assert made.uri == f"{s3_uri}/reports/{evaluation}/report.html"
+    assert target.read_bytes(f"reports/{evaluation}/report.html").decode() == page
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (on Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_all_of_it_without_a_complaint(
+    browser: "Browser", storage: str, evaluation: str, page: str, width: int, scheme: Any
+) -> None:
+    window = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    said: list[str] = []
+    window.on("console", lambda message: said.append(message.text))
+    window.on("pageerror", lambda error: said.append(str(error)))
+    window.on("requestfailed", lambda request: said.append(request.url))
+    window.goto(f"file://{storage}/reports/{evaluation}/report.html")
+    assert said == []
+    assert window.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
+    assert window.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    # Nothing but what scrolls by itself is wider than the window.
+    wide = """[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg') &&
+        e.getBoundingClientRect().right > window.innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+    assert window.evaluate(wide) == []
+    ink, paper = window.evaluate("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    assert contrast(ink, paper) > 7
+    drawn = window.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+    assert contrast(drawn, paper) > 7
+    window.close()
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two CSS colours, by WCAG 2.1."""
+    low, high = sorted(luminance(color) for color in (first, second))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(color: str) -> float:
+    channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "shown"),
+    [
+        (["a=0 b=no", "a=0.5 b=yes"], "a · b", ["0 · no", "0.5 · yes"]),
+        (["a=0", "b=1"], "", ["a=0", "b=1"]),
+        (["baseline", "dropout"], "", ["baseline", "dropout"]),
+        (["a=0"], "", ["a=0"]),
+        (["sizes=256, 128 a=1", "sizes=64 a=1"], "", ["sizes=256, 128 a=1", "sizes=64 a=1"]),
+    ],
+)
+def test_labels_of_the_same_settings_show_their_values_alone(labels: list[str], names: str, shown: list[str]) -> None:
+    assert _without_names(labels) == (names, shown)
