@@ -82,18 +82,33 @@ class RunFolder:
         if self.storage.create_bytes(self.path("config.json"), _with_checksum(document)):
             return
         existing = self.document()
-        if existing["config_hash"] != document["config_hash"]:
-            raise ConflictError(
-                f"run {self.run!r}: exists with another config ({_first_difference(existing, document)}); "
-                "choose another --name"
-            )
+        self.check_config(config)
         if existing["data_sha256"] != data.fingerprint:
             raise ConflictError(
                 f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
                 f"{data.fingerprint[:12]}); choose another --name"
             )
+        if not resume and self.is_marked("diverged"):
+            raise ConflictError(
+                f"run {self.run!r}: diverged ({self.status().reason}); change its settings and choose another --name"
+            )
         if not resume and not self.is_finished():
             raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
+
+    def check_config(self, config: TrainConfig) -> None:
+        """Makes sure that the run's name, which is taken, was taken for this config.
+
+        Raises:
+          ConflictError: it belongs to another config.
+          CheckpointError: no such run, or damaged.
+        """
+        existing = self.document()
+        if existing["config_hash"] != config.config_hash():
+            wanted = {"config": config.model_dump(mode="json")}
+            raise ConflictError(
+                f"run {self.run!r}: exists with another config ({_first_difference(existing, wanted)}); "
+                "choose another --name"
+            )
 
     def document(self) -> dict[str, Any]:
         """Returns config.json.

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -30,11 +29,20 @@ from mnist_ray.cli_options import (
     parse_settings,
     remote_storage,
     say,
+    say_next,
     storage_option,
     submit_job,
     target_cluster,
 )
-from mnist_ray.config import EvaluationConfig, TrainConfig, check_name, make_config, parse_value, read_yaml
+from mnist_ray.config import (
+    EvaluationConfig,
+    TrainConfig,
+    check_name,
+    check_setting,
+    make_config,
+    parse_value,
+    read_yaml,
+)
 from mnist_ray.errors import MnistRayError
 from mnist_ray.variants import VARIANTS, variant_config
 
@@ -127,11 +135,15 @@ def train(
         f"{run} {done}: best of {len(outcome.history)} epochs is {best.epoch}, validation accuracy "
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
-    click.echo(f"next: mnist-ray evaluate --run {run} --dataset {config.dataset} --storage {storage}")
+    say_next("evaluate", "--run", run, "--dataset", config.dataset, "--storage", storage, data_dir=data_dir)
 
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
     settings = {} if config_file is None else read_yaml(Path(config_file))
+    for name, value in settings.items():
+        if name != "variant":
+            # Here the file is known; what joins several settings is checked with the options.
+            check_setting(name, value, f"--config {config_file!r}")
     settings.update(parse_settings(overrides, options))
     if isinstance(settings.get("dataset"), str):
         settings["dataset"] = absolute_dataset(settings["dataset"])
@@ -345,9 +357,10 @@ def _job_row(job: Any) -> dict[str, Any]:
 
 def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
     """Runs one command line and returns its exit code; every error that a person can cause is one line."""
-    signal.signal(signal.SIGTERM, _terminated)
+    arguments = list(arguments)
+    signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
     try:
-        result = cli.main(list(arguments), prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
+        result = cli.main(arguments, prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
     except MnistRayError as error:
         return say(f"error: {error}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -355,14 +368,23 @@ def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
         return 2
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
-        return say(f"error: {error.format_message()} (see `{where} --help`)", 2)
+        # Click lists choices below each other.
+        return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
     except (click.Abort, KeyboardInterrupt):
-        return say("stopped; the same command goes on, train with --resume", 130)
+        return say(f"stopped; {_how_to_go_on(arguments)}", 130)
     return result if isinstance(result, int) else 0
 
 
-def _terminated(_: int, __: FrameType | None) -> NoReturn:
-    say("terminated; the same command goes on, train with --resume", 143)
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    if arguments[:1] == ["train"]:
+        return "the same command with --resume goes on"
+    if arguments[:1] in (["tune"], ["demo"]):
+        return "the same command goes on"
+    return "the same command starts again"
+
+
+def _terminated(arguments: Sequence[str]) -> NoReturn:
+    say(f"terminated; {_how_to_go_on(arguments)}", 143)
     raise SystemExit(143)
 
 

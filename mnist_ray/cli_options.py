@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from mnist_ray.config import TrainConfig, parse_override, parse_value
+from mnist_ray.errors import ConfigError
 from mnist_ray.storage import check_uri
 
 DATASET_HELP = (
@@ -171,7 +173,17 @@ def data_folder(option: str | None) -> Path:
     """Returns the folder of the data sets."""
     from mnist_ray.data import default_data_dir
 
-    return _expanded(option) if option else default_data_dir()
+    if option is None:
+        return default_data_dir()
+    if not option.strip():
+        raise ConfigError(f"--data-dir {option!r}: give a folder")
+    return _expanded(option)
+
+
+def say_next(*parts: str, data_dir: str | None) -> None:
+    """Prints a command of the launcher that can be typed next."""
+    of_data = ["--data-dir", data_dir] if data_dir else []
+    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *of_data])}")
 
 
 def _expanded(path: str) -> Path:

@@ -146,7 +146,11 @@ class Storage:
 
     @cached_property
     def _backend(self) -> "_Local | _S3":
-        return _Local(self.uri) if self.is_local else _S3(self.uri)
+        if not self.is_local:
+            return _S3(self.uri)
+        if os.path.exists(self.uri) and not os.path.isdir(self.uri):
+            raise StorageError(f"storage={self.uri!r}: {_OS_REASONS[errno.ENOTDIR]}")
+        return _Local(self.uri)
 
     def uri_of(self, path: str) -> str:
         """Returns what a person or DuckDB would open: a local path or an s3:// URI."""
@@ -681,6 +685,8 @@ def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
         reason = _reason(error)
         if action == "read" and (isinstance(error, FileNotFoundError) or reason is _NO_OBJECT):
             raise MissingError(f"{uri}: {_NO_OBJECT}") from error
+        if action == "read" and isinstance(error, IsADirectoryError):
+            raise MissingError(f"{uri}: a folder, not an object") from error
         raise StorageError(f"storage={uri!r}: can't be {action}: {reason}") from error
 
 

@@ -30,7 +30,7 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
     """
     storage = open_storage(job.storage_uri)
     storage.check()
-    _check_optuna(job)
+    _check_optuna()
     check_count(search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
     folder = GridFolder(storage, job.name)
     samples = folder.samples()
@@ -59,14 +59,12 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 
-def _check_optuna(job: TuneJob) -> None:
+def _check_optuna() -> None:
     try:
         import optuna
     except ImportError:
         raise ConfigError("search='optuna': needs the package optuna; pip install 'mnist-ray[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if job.asha or job.workers_per_run:
-        raise ConfigError("search='optuna': trains stacks to their ends; leave out --scheduler and --workers-per-run")
 
 
 class _Suggestions(Watcher):

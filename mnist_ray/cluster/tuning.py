@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
-from mnist_ray.errors import ClusterError, ConfigError, RunFailedError
+from mnist_ray.errors import ClusterError, RunFailedError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_progress import GridProgress
 from mnist_ray.grids import GridRun
@@ -58,8 +58,6 @@ def tune_grid(job: TuneJob) -> TuneOutcome:
     """
     storage = open_storage(job.storage_uri)
     storage.check()
-    if job.asha and job.workers_per_run:
-        raise ConfigError("scheduler='asha': works on stacks; leave out --workers-per-run")
     samples = job.samples()
     runs = job.runs(samples)
     check_data(job, runs)
