@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from mnist_ray.config import TrainConfig, parse_override, parse_value
+from mnist_ray.provenance import LAUNCHER_VARIABLE, command_line
 from mnist_ray.storage import check_uri
 
 DATASET_HELP = (
@@ -137,6 +138,7 @@ def submit_job(
             working_dir=working_dir,
             metadata={"run": run} if run else {},
             resources={"CPU": num_workers},
+            variables={LAUNCHER_VARIABLE: command_line()},
         )
     click.echo(job_id)
     if wait:

@@ -83,6 +83,7 @@ def submit(
     metadata: Mapping[str, str] | None = None,
     resources: Mapping[str, float] | None = None,
     entrypoint_num_cpus: float = 0,
+    variables: Mapping[str, str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
     """Uploads the working folder, submits jobs/<script>.py in it and returns the job's id.
@@ -95,6 +96,7 @@ def submit(
       metadata: text to store with the job; like the arguments, everybody who reaches the dashboard can read it.
       resources: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
       entrypoint_num_cpus: CPUs that the entry point takes on one node, beside the workers.
+      variables: what else the job finds in its environment; not secret either.
       environ: source of the few variables that the job gets: no keys, no tokens.
 
     Raises:
@@ -106,7 +108,7 @@ def submit(
     from ray.job_submission import JobSubmissionClient
 
     entrypoint = shlex.join(["python", f"jobs/{script}.py", *arguments])
-    runtime_env = {"working_dir": str(working_dir), "env_vars": job_environment(environ)}
+    runtime_env = {"working_dir": str(working_dir), "env_vars": {**job_environment(environ), **(variables or {})}}
     check_resources(client, resources or {}, entrypoint_num_cpus=entrypoint_num_cpus)
     try:
         with _api_server(client.address):

@@ -46,6 +46,7 @@ class TrainJob:
       resume: go on with a run that was interrupted.
       max_failures: how often the workers are started again after one died.
       command_line: the one that asked for the run, for its lineage.
+      last_epoch: ends the run after this epoch, as one that was stopped; None for the config's own end.
     """
 
     config: TrainConfig
@@ -56,6 +57,7 @@ class TrainJob:
     resume: bool = False
     max_failures: int = 0
     command_line: str = field(default_factory=command_line)
+    last_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
         "storage_uri": open_storage(job.storage_uri).uri,
         "data_dir": str(job.data_dir.absolute()),
         "command_line": job.command_line,
+        "last_epoch": job.last_epoch,
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-") as bookkeeping:
@@ -237,6 +240,8 @@ def _train_rank(settings: dict[str, Any]) -> None:
                         config, data, reached, command_line=settings["command_line"], num_workers=ranks.world_size
                     )
             ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
+            if row.epoch == settings["last_epoch"]:
+                break
     except RunFailedError as error:
         if ranks.rank == 0:
             folder.mark("diverged", str(error))

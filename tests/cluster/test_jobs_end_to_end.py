@@ -48,6 +48,8 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: R
     assert done.returncode == 0, done.stderr
     assert "a is finished" in done.stderr
     job_id = done.stdout.strip()
+    lineage = json.loads((tmp_path / "runs/a/best/checkpoint.json").read_text())["lineage"]
+    assert lineage["command_line"].startswith("python -m mnist_ray train --dataset digits --epochs 2 --name a")
 
     conflict = launcher(head, *train, "--set", "dropout=0.1")
     assert conflict.returncode == 6
