@@ -24,10 +24,12 @@ from mnist_ray.cli_options import (
     data_dir_option,
     data_folder,
     follow_job,
+    log_option,
     needed_cluster,
     no_wait_option,
     num_workers_option,
     parse_settings,
+    print_trackers,
     remote_storage,
     say,
     storage_option,
@@ -71,6 +73,7 @@ def cli(context: click.Context) -> None:
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
+@log_option
 @config_options(without=("variant", "dataset"))
 @address_option
 @no_wait_option
@@ -89,6 +92,7 @@ def train(
     max_failures: int,
     config_file: str | None,
     overrides: Sequence[str],
+    log: tuple[str, ...],
     address: str | None,
     no_wait: bool,
     as_json: bool,
@@ -108,13 +112,14 @@ def train(
         arguments = ["--config", "job.yaml", "--name", run, "--storage", remote_storage(storage)]
         arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
         arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
+        arguments += [part for name in log for part in ("--log", name)]
         text = yaml.safe_dump(config.model_dump(mode="json"))
         submit_job(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
         return
     from mnist_ray.cluster.training import TrainJob
     from mnist_ray.cluster.training import train as train_run
 
-    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures)
+    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log)
     outcome = train_run(job)
     best = outcome.best
     if as_json:
@@ -128,6 +133,7 @@ def train(
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
     click.echo(f"next: mnist-ray evaluate --run {run} --dataset {config.dataset} --storage {storage}")
+    print_trackers(log, storage)
 
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:

@@ -51,6 +51,7 @@ class TuneJob:
       max_failures: how often a stack is started again after its worker died.
       max_runs: most runs that the grid may have.
       search: how settings are chosen, instead of every combination; None for a grid.
+      log: trackers that the runs are written to.
     """
 
     grid: GridConfig
@@ -65,6 +66,7 @@ class TuneJob:
     max_failures: int = 3
     max_runs: int = 1000
     search: Search | None = None
+    log: tuple[str, ...] = ()
 
     def samples(self) -> list[dict[str, Any]] | None:
         """Returns the settings of a random search, None for a grid; those of optuna show as it goes."""

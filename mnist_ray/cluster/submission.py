@@ -25,6 +25,7 @@ _PASSED_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "MLFLOW_TRACKING_URI",
     "MNIST_RAY_DATA",
 )
 
@@ -101,7 +102,7 @@ def submit(
 
     Raises:
       ClusterError: the cluster lacks the resources, or refuses the job.
-      ConfigError: AWS_ENDPOINT_URL carries credentials.
+      ConfigError: AWS_ENDPOINT_URL or MLFLOW_TRACKING_URI carries credentials.
       ConflictError: a job has that id already.
     """
     from ray.exceptions import AuthenticationError
@@ -133,13 +134,14 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that a job gets from the launcher's environment.
 
     Raises:
-      ConfigError: AWS_ENDPOINT_URL carries credentials, which the cluster would show to everybody.
+      ConfigError: a URL among them carries credentials, which the cluster would show to everybody.
     """
-    if "@" in urlsplit(environ.get("AWS_ENDPOINT_URL", "")).netloc:
-        raise ConfigError(
-            "AWS_ENDPOINT_URL: an endpoint of a submitted job holds no user name or password (not shown here); "
-            "give the cluster's nodes their own S3 credentials"
-        )
+    for name, where in (("AWS_ENDPOINT_URL", "S3"), ("MLFLOW_TRACKING_URI", "MLflow")):
+        if "@" in urlsplit(environ.get(name, "")).netloc:
+            raise ConfigError(
+                f"{name}: an endpoint of a submitted job holds no user name or password (not shown here); "
+                f"give the cluster's nodes their own {where} credentials"
+            )
     passed = {name: environ[name] for name in _PASSED_VARIABLES if environ.get(name)}
     # Ray reads a job's log as strict UTF-8: one other byte, and the whole log is withheld.
     return {**passed, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
