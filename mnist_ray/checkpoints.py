@@ -163,6 +163,7 @@ class RunFolder:
         *,
         command_line: str | None = None,
         num_workers: int = 1,
+        stack_size: int = 1,
     ) -> None:
         """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last.
 
@@ -174,6 +175,7 @@ class RunFolder:
           state: after the epoch.
           command_line: the one that asked for the run, this process's own by default.
           num_workers: workers that share its batches.
+          stack_size: runs that train together.
         """
         if self.is_finished():
             return
@@ -187,7 +189,8 @@ class RunFolder:
             "model.safetensors": safetensors.torch.save(state.model),
             "optimizer.safetensors": safetensors.torch.save(state.optimizer),
         }
-        document = {**self._checkpoint_document(config, data, state.history, files), "lineage": made_by}
+        document = self._checkpoint_document(config, data, state.history, files)
+        document |= {"lineage": made_by, "stack_size": stack_size}
         self._write(f"checkpoints/{_epoch_name(epoch)}", files, document)
         self._write_history(state.history)
         best, oldest_kept = _epoch_name(best_epoch(state.history)), _epoch_name(epoch - _KEPT_CHECKPOINTS + 1)

@@ -13,7 +13,7 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_export, cli_grids, cli_query, cli_reports
+from mnist_ray import cli_export, cli_grids, cli_query, cli_reports, cli_reproduce
 from mnist_ray.cli_options import (
     DATASET_HELP,
     absolute_dataset,
@@ -23,10 +23,12 @@ from mnist_ray.cli_options import (
     data_dir_option,
     data_folder,
     follow_job,
+    log_option,
     needed_cluster,
     no_wait_option,
     num_workers_option,
     parse_settings,
+    print_trackers,
     remote_storage,
     say,
     say_next,
@@ -79,6 +81,7 @@ def cli(context: click.Context) -> None:
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
+@log_option
 @config_options(without=("variant", "dataset"))
 @address_option
 @no_wait_option
@@ -97,6 +100,7 @@ def train(
     max_failures: int,
     config_file: str | None,
     overrides: Sequence[str],
+    log: tuple[str, ...],
     address: str | None,
     no_wait: bool,
     as_json: bool,
@@ -116,13 +120,14 @@ def train(
         arguments = ["--config", "job.yaml", "--name", run, "--storage", remote_storage(storage)]
         arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
         arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
+        arguments += [part for name in log for part in ("--log", name)]
         text = yaml.safe_dump(config.model_dump(mode="json"))
         submit_job(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
         return
     from mnist_ray.cluster.training import TrainJob
     from mnist_ray.cluster.training import train as train_run
 
-    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures)
+    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log)
     outcome = train_run(job)
     best = outcome.best
     if as_json:
@@ -136,6 +141,7 @@ def train(
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
     say_next("evaluate", "--run", run, "--dataset", config.dataset, "--storage", storage, data_dir=data_dir)
+    print_trackers(log, storage)
 
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
@@ -345,6 +351,7 @@ for _command in (
     cli_reports.compare,
     cli_query.query,
     cli_export.export,
+    cli_reproduce.reproduce,
 ):
     cli.add_command(_command)
 

@@ -18,8 +18,10 @@ from mnist_ray.cli_options import (
     config_options,
     data_dir_option,
     data_folder,
+    log_option,
     no_wait_option,
     parse_settings,
+    print_trackers,
     remote_storage,
     say_next,
     storage_option,
@@ -100,6 +102,7 @@ from mnist_ray.variants import VARIANTS
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
 )
+@log_option
 @config_options(without=("variant", "dataset", "seed"))
 @address_option
 @no_wait_option
@@ -126,6 +129,7 @@ def tune(
     max_failures: int,
     max_runs: int,
     overrides: Sequence[str],
+    log: tuple[str, ...],
     address: str | None,
     no_wait: bool,
     as_json: bool,
@@ -170,6 +174,7 @@ def tune(
     if target and not context.obj.get("plan"):
         arguments = ["--grid", "./job.yaml", "--name", grid_folder_name, "--storage", remote_storage(storage)]
         arguments += [part for option, value in options.items() if value is not None for part in (option, str(value))]
+        arguments += [part for tracker in log for part in ("--log", tracker)]
         submit_job(
             target, "tune", arguments, config_yaml=yaml.safe_dump(written_grid(grid)), wait=not no_wait,
             num_workers=workers_per_run or 1, run=grid_folder_name,
@@ -192,6 +197,7 @@ def tune(
         max_failures=max_failures,
         max_runs=max_runs,
         search=search,
+        log=log,
     )
     if context.obj.get("plan"):
         from mnist_ray.planning import plan_grid
@@ -245,6 +251,7 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
     dataset = outcome.rows[0]["train_dataset"]
     click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
     say_next("evaluate", "--grid", job.name, "--dataset", dataset, "--storage", job.storage_uri, data_dir=data_dir)
+    print_trackers(job.log, job.storage_uri)
 
 
 def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:

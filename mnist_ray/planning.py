@@ -53,6 +53,7 @@ class TuneJob:
       max_failures: how often a stack is started again after its worker died.
       max_runs: most runs that the grid may have.
       search: how settings are chosen, instead of every combination; None for a grid.
+      log: trackers that the runs are written to.
 
     Raises:
       ConfigError: two of them don't go together.
@@ -70,6 +71,7 @@ class TuneJob:
     max_failures: int = 3
     max_runs: int = 1000
     search: Search | None = None
+    log: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.asha and self.workers_per_run:

@@ -87,7 +87,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     """
 
     def refuse(rule: str) -> ConfigError:
-        return ConfigError(f"{setting}={_without_secrets(uri)!r}: {rule}")
+        return ConfigError(f"{setting}={without_secrets(uri)!r}: {rule}")
 
     if not uri.strip():
         raise refuse("give a folder, or s3://bucket/prefix")
@@ -120,7 +120,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     return f"s3://{authority}/{prefix}".rstrip("/")
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
     """Hides what may be a key: user information (a secret key can hold slashes) and query values."""
     text = re.sub(r"//\S*@", "//***@", text)
     return re.sub(r"([?#]).*", r"\1***", text, flags=re.DOTALL) if _SCHEME.match(text) else text
@@ -748,4 +748,4 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return _without_secrets(" ".join(str(error).split()))
+    return without_secrets(" ".join(str(error).split()))
