@@ -27,6 +27,7 @@ from mnist_ray.storage import Storage, without_secrets
 _EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 TRACKERS = tuple(_EXTRAS)
 
+_PATIENCE_S = 10.0
 TENSORBOARD_FOLDER = "tensorboard"
 STORE_FILE = "mlflow.db"
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
@@ -140,7 +141,7 @@ class Tracking:
         self._pending: dict[str, None] = {}
         self._ended = False
         self._news = threading.Condition()
-        # A daemon: whoever presses Ctrl-C a second time doesn't wait for a server.
+        # A daemon, so that the process ends without it.
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
@@ -153,7 +154,8 @@ class Tracking:
         with self._news:
             self._ended = True
             self._news.notify()
-        self._thread.join()
+        # Whoever interrupts a command doesn't wait long for a server.
+        self._thread.join(None if kind is None else _PATIENCE_S)
 
     def update(self, runs: Iterable[str]) -> None:
         """Tells that there may be news of some runs."""
