@@ -43,7 +43,9 @@ def main(num_gpus: int, spot_minutes: float, timeout_minutes: float) -> None:
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
-        _say("error: no Ray cluster here; run it on one: ray job submit --working-dir deploy -- python request_gpus.py N")
+        _say(
+            "error: no Ray cluster here; run it on one: ray job submit --working-dir deploy -- python request_gpus.py N"
+        )
         sys.exit(5)
     _request(num_gpus, num_on_demand=0)
     started = time.monotonic()
