@@ -14,7 +14,7 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_export, cli_grids, cli_query, cli_reports
+from mnist_ray import cli_export, cli_grids, cli_predict, cli_query, cli_reports
 from mnist_ray.cli_options import (
     DATASET_HELP,
     absolute_dataset,
@@ -328,6 +328,7 @@ for _command in (
     cli_reports.compare,
     cli_query.query,
     cli_export.export,
+    cli_predict.predict,
 ):
     cli.add_command(_command)
 
