@@ -30,7 +30,7 @@ def has_bright_ground(images: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.bool_]
         [images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1
     )  # [n, 2 * (rows + columns) - 4]
     ground = np.median(border, axis=1)
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), images.shape[1] * images.shape[2])
     threshold = np.where(flat.min(axis=1) == flat.max(axis=1), 127, flat.mean(axis=1))
     is_bright: npt.NDArray[np.bool_] = ground > threshold
     return is_bright

@@ -1,12 +1,14 @@
 """The prediction job: the user's own images streamed through an actor pool of Ray Data, committed in one step."""
 
+import gc
 import itertools
 import logging
 import os
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +78,11 @@ def predict(job: PredictJob) -> Committed:
             done = _in_process(job.plan, itertools.chain(first, spans), pending)
             shards = gather(_shown(done), images=job.plan.images, strict=job.strict)
         else:
-            with ray_session(num_workers=job.num_workers or 1) as use_gpu:
-                done = _on_actors(job, pending, use_gpu=use_gpu)
+            with (
+                ray_session(num_workers=job.num_workers or 1) as use_gpu,
+                # Closed before Ray is stopped, also where gather ends early.
+                closing(_on_actors(job, pending, use_gpu=use_gpu)) as done,
+            ):
                 shards = gather(_shown(done), images=job.plan.images, strict=job.strict)
         return commit(job.plan, shards, pending, name=job.name)
     except BaseException:
@@ -173,7 +178,7 @@ class _PredictorActor:
         return self._predictor.predict_span(received, self._pending)
 
 
-def _on_actors(job: PredictJob, pending: PendingFolder, *, use_gpu: bool) -> Iterator[ShardPrediction]:
+def _on_actors(job: PredictJob, pending: PendingFolder, *, use_gpu: bool) -> Generator[ShardPrediction, None, None]:
     _configure_ray_data()
     there = ray.cluster_resources()["GPU" if use_gpu else "CPU"]
     num_workers = job.num_workers or (1 if on_cluster() else int(there))
@@ -188,14 +193,20 @@ def _on_actors(job: PredictJob, pending: PendingFolder, *, use_gpu: bool) -> Ite
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )
+    rows = iter(results.iter_rows())
     try:
-        for row in results.iter_rows():
+        for row in rows:
             received = pickle.loads(row["message"])
             if isinstance(received, MnistRayError):
                 raise received
             yield received
     except RayError as error:
         raise RunFailedError(f"images={job.plan.images}: a worker was lost: {error}") from error
+    finally:
+        # What stops the thread that executes a Dataset is that nothing refers to it any more.
+        rows.close()
+        del rows, results, spans
+        gc.collect()
 
 
 def _start_counting() -> Any:
