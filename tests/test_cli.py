@@ -52,8 +52,8 @@ def test_every_command_is_documented_in_the_readme() -> None:
 def test_help_loads_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from mnist_ray.cli import run_command\n"
-        "for arguments in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['demo', '--help']):\n"
-        "    assert run_command(arguments) == 0\n"
+        "for command in ([], ['train'], ['evaluate'], ['predict'], ['demo']):\n"
+        "    assert run_command([*command, '--help']) == 0\n"
         "loaded = {'torch', 'ray', 'pyarrow', 'numpy', 'boto3'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

@@ -1,5 +1,6 @@
 """A Ray to work on: the cluster whose job this is, or one of our own on this machine."""
 
+import io
 import os
 import signal
 import sys
@@ -64,7 +65,9 @@ def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bo
         with redirect_stdout(sys.stderr), _sigterm_as_interrupt(launchers_sigterm):
             yield use_gpu
     finally:
-        ray.shutdown()
+        # What Ray has left to say comes here: repetitions, and of workers that were stopped in their work on purpose.
+        with redirect_stdout(io.StringIO()):
+            ray.shutdown()
 
 
 @contextmanager
