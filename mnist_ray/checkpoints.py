@@ -82,18 +82,33 @@ class RunFolder:
         if self.storage.create_bytes(self.path("config.json"), _with_checksum(document)):
             return
         existing = self.document()
-        if existing["config_hash"] != document["config_hash"]:
-            raise ConflictError(
-                f"run {self.run!r}: exists with another config ({_first_difference(existing, document)}); "
-                "choose another --name"
-            )
+        self.check_config(config)
         if existing["data_sha256"] != data.fingerprint:
             raise ConflictError(
                 f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
                 f"{data.fingerprint[:12]}); choose another --name"
             )
+        if not resume and self.is_marked("diverged"):
+            raise ConflictError(
+                f"run {self.run!r}: diverged ({self.status().reason}); change its settings and choose another --name"
+            )
         if not resume and not self.is_finished():
             raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
+
+    def check_config(self, config: TrainConfig) -> None:
+        """Makes sure that the run's name, which is taken, was taken for this config.
+
+        Raises:
+          ConflictError: it belongs to another config.
+          CheckpointError: no such run, or damaged.
+        """
+        existing = self.document()
+        if existing["config_hash"] != config.config_hash():
+            wanted = {"config": config.model_dump(mode="json")}
+            raise ConflictError(
+                f"run {self.run!r}: exists with another config ({_first_difference(existing, wanted)}); "
+                "choose another --name"
+            )
 
     def document(self) -> dict[str, Any]:
         """Returns config.json.
@@ -148,6 +163,7 @@ class RunFolder:
         *,
         command_line: str | None = None,
         num_workers: int = 1,
+        stack_size: int = 1,
     ) -> None:
         """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last.
 
@@ -159,6 +175,7 @@ class RunFolder:
           state: after the epoch.
           command_line: the one that asked for the run, this process's own by default.
           num_workers: workers that share its batches.
+          stack_size: runs that train together.
         """
         if self.is_finished():
             return
@@ -172,7 +189,8 @@ class RunFolder:
             "model.safetensors": safetensors.torch.save(state.model),
             "optimizer.safetensors": safetensors.torch.save(state.optimizer),
         }
-        document = {**self._checkpoint_document(config, data, state.history, files), "lineage": made_by}
+        document = self._checkpoint_document(config, data, state.history, files)
+        document |= {"lineage": made_by, "stack_size": stack_size}
         self._write(f"checkpoints/{_epoch_name(epoch)}", files, document)
         self._write_history(state.history)
         best, oldest_kept = _epoch_name(best_epoch(state.history)), _epoch_name(epoch - _KEPT_CHECKPOINTS + 1)

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_export, cli_grids, cli_query, cli_reports
+from mnist_ray import cli_export, cli_grids, cli_query, cli_reports, cli_reproduce
 from mnist_ray.cli_options import (
     DATASET_HELP,
     absolute_dataset,
@@ -24,17 +23,28 @@ from mnist_ray.cli_options import (
     data_dir_option,
     data_folder,
     follow_job,
+    log_option,
     needed_cluster,
     no_wait_option,
     num_workers_option,
     parse_settings,
+    print_trackers,
     remote_storage,
     say,
+    say_next,
     storage_option,
     submit_job,
     target_cluster,
 )
-from mnist_ray.config import EvaluationConfig, TrainConfig, check_name, make_config, parse_value, read_yaml
+from mnist_ray.config import (
+    EvaluationConfig,
+    TrainConfig,
+    check_name,
+    check_setting,
+    make_config,
+    parse_value,
+    read_yaml,
+)
 from mnist_ray.errors import MnistRayError
 from mnist_ray.variants import VARIANTS, variant_config
 
@@ -71,6 +81,7 @@ def cli(context: click.Context) -> None:
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
+@log_option
 @config_options(without=("variant", "dataset"))
 @address_option
 @no_wait_option
@@ -89,6 +100,7 @@ def train(
     max_failures: int,
     config_file: str | None,
     overrides: Sequence[str],
+    log: tuple[str, ...],
     address: str | None,
     no_wait: bool,
     as_json: bool,
@@ -108,13 +120,14 @@ def train(
         arguments = ["--config", "job.yaml", "--name", run, "--storage", remote_storage(storage)]
         arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
         arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
+        arguments += [part for name in log for part in ("--log", name)]
         text = yaml.safe_dump(config.model_dump(mode="json"))
         submit_job(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
         return
     from mnist_ray.cluster.training import TrainJob
     from mnist_ray.cluster.training import train as train_run
 
-    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures)
+    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log)
     outcome = train_run(job)
     best = outcome.best
     if as_json:
@@ -127,11 +140,16 @@ def train(
         f"{run} {done}: best of {len(outcome.history)} epochs is {best.epoch}, validation accuracy "
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
-    click.echo(f"next: mnist-ray evaluate --run {run} --dataset {config.dataset} --storage {storage}")
+    say_next("evaluate", "--run", run, "--dataset", config.dataset, "--storage", storage, data_dir=data_dir)
+    print_trackers(log, storage)
 
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
     settings = {} if config_file is None else read_yaml(Path(config_file))
+    for name, value in settings.items():
+        if name != "variant":
+            # Here the file is known; what joins several settings is checked with the options.
+            check_setting(name, value, f"--config {config_file!r}")
     settings.update(parse_settings(overrides, options))
     if isinstance(settings.get("dataset"), str):
         settings["dataset"] = absolute_dataset(settings["dataset"])
@@ -333,6 +351,7 @@ for _command in (
     cli_reports.compare,
     cli_query.query,
     cli_export.export,
+    cli_reproduce.reproduce,
 ):
     cli.add_command(_command)
 
@@ -345,9 +364,10 @@ def _job_row(job: Any) -> dict[str, Any]:
 
 def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
     """Runs one command line and returns its exit code; every error that a person can cause is one line."""
-    signal.signal(signal.SIGTERM, _terminated)
+    arguments = list(arguments)
+    signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
     try:
-        result = cli.main(list(arguments), prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
+        result = cli.main(arguments, prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
     except MnistRayError as error:
         return say(f"error: {error}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -355,14 +375,23 @@ def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
         return 2
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
-        return say(f"error: {error.format_message()} (see `{where} --help`)", 2)
+        # Click lists choices below each other.
+        return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
     except (click.Abort, KeyboardInterrupt):
-        return say("stopped; the same command goes on, train with --resume", 130)
+        return say(f"stopped; {_how_to_go_on(arguments)}", 130)
     return result if isinstance(result, int) else 0
 
 
-def _terminated(_: int, __: FrameType | None) -> NoReturn:
-    say("terminated; the same command goes on, train with --resume", 143)
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    if arguments[:1] == ["train"]:
+        return "the same command with --resume goes on"
+    if arguments[:1] in (["tune"], ["demo"]):
+        return "the same command goes on"
+    return "the same command starts again"
+
+
+def _terminated(arguments: Sequence[str]) -> NoReturn:
+    say(f"terminated; {_how_to_go_on(arguments)}", 143)
     raise SystemExit(143)
 
 

@@ -14,6 +14,7 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 @click.option(
     "--to",
     "format_name",
+    required=True,
     type=click.Choice(_FORMATS),
     help="state-dict and safetensors hold the weights, for normalized images; onnx (pip install 'mnist-ray[onnx]') and "
     "torch-export are whole programs for pixel values from 0 to 255.",
@@ -22,10 +23,8 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @storage_option
 @as_json_option
-def export(run: str, format_name: str | None, output: str | None, force: bool, storage: str, as_json: bool) -> None:
+def export(run: str, format_name: str, output: str | None, force: bool, storage: str, as_json: bool) -> None:
     """Writes a run's best network for other programs, and a model card beside it."""
-    if format_name is None:
-        raise click.UsageError(f"--to: give one of {', '.join(_FORMATS)}")
     from mnist_ray.exporting import export_run
 
     exported = export_run(storage, run, format_name=format_name, output=output, force=force)

@@ -1,6 +1,7 @@
-"""The commands for grids: tune, grids, plan, report."""
+"""The commands for grids: tune, grids, plan."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,12 @@ from mnist_ray.cli_options import (
     config_options,
     data_dir_option,
     data_folder,
+    log_option,
     no_wait_option,
     parse_settings,
+    print_trackers,
     remote_storage,
+    say_next,
     storage_option,
     submit_job,
     target_cluster,
@@ -98,6 +102,7 @@ from mnist_ray.variants import VARIANTS
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
 )
+@log_option
 @config_options(without=("variant", "dataset", "seed"))
 @address_option
 @no_wait_option
@@ -124,6 +129,7 @@ def tune(
     max_failures: int,
     max_runs: int,
     overrides: Sequence[str],
+    log: tuple[str, ...],
     address: str | None,
     no_wait: bool,
     as_json: bool,
@@ -140,6 +146,8 @@ def tune(
         source=f"grid {grid_name!r}",
     )
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
+    if math.isnan(gpus_per_stack):
+        raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
     if (search_kind is None) != (num_samples is None):
         raise click.UsageError("--search and --num-samples go together")
     if search_kind and not (grid.axes or grid.ranges):
@@ -166,6 +174,7 @@ def tune(
     if target and not context.obj.get("plan"):
         arguments = ["--grid", "./job.yaml", "--name", grid_folder_name, "--storage", remote_storage(storage)]
         arguments += [part for option, value in options.items() if value is not None for part in (option, str(value))]
+        arguments += [part for tracker in log for part in ("--log", tracker)]
         submit_job(
             target, "tune", arguments, config_yaml=yaml.safe_dump(written_grid(grid)), wait=not no_wait,
             num_workers=workers_per_run or 1, run=grid_folder_name,
@@ -188,6 +197,7 @@ def tune(
         max_failures=max_failures,
         max_runs=max_runs,
         search=search,
+        log=log,
     )
     if context.obj.get("plan"):
         from mnist_ray.planning import plan_grid
@@ -200,7 +210,7 @@ def tune(
         outcome = search_grid(job, search)
     else:
         outcome = tune_grid(job)
-    _print_outcome(job, outcome, as_json=as_json)
+    _print_outcome(job, outcome, data_dir=data_dir, as_json=as_json)
 
 
 def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +236,7 @@ def shown_settings(grid: GridConfig) -> tuple[str, ...]:
     return (*grid.axes, *grid.ranges) or ("variant",)
 
 
-def _print_outcome(job: Any, outcome: Any, *, as_json: bool) -> None:
+def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: bool) -> None:
     from mnist_ray.leaderboard import leaderboard, print_leaderboard
 
     columns = shown_settings(job.grid)
@@ -240,7 +250,8 @@ def _print_outcome(job: Any, outcome: Any, *, as_json: bool) -> None:
     done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"
     dataset = outcome.rows[0]["train_dataset"]
     click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
-    click.echo(f"next: mnist-ray evaluate --grid {job.name} --dataset {dataset} --storage {job.storage_uri}")
+    say_next("evaluate", "--grid", job.name, "--dataset", dataset, "--storage", job.storage_uri, data_dir=data_dir)
+    print_trackers(job.log, job.storage_uri)
 
 
 def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:

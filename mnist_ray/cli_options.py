@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from mnist_ray.config import TrainConfig, parse_override, parse_value
-from mnist_ray.storage import check_uri
+from mnist_ray.errors import ConfigError
+from mnist_ray.provenance import LAUNCHER_VARIABLE, command_line
+from mnist_ray.storage import check_uri, open_storage
 
 DATASET_HELP = (
     "mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits, or your own: idx:FOLDER, "
@@ -87,6 +90,14 @@ no_wait_option = click.option(
     "--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log."
 )
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+log_option = click.option(
+    "--log",
+    "log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow"]),
+    help="Write the runs to a tracker too; may be given for each. tensorboard: into STORAGE/tensorboard; mlflow: to "
+    "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
+)
 num_workers_option = click.option(
     "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the work."
 )
@@ -137,6 +148,7 @@ def submit_job(
             working_dir=working_dir,
             metadata={"run": run} if run else {},
             resources={"CPU": num_workers},
+            variables={LAUNCHER_VARIABLE: command_line()},
         )
     click.echo(job_id)
     if wait:
@@ -151,6 +163,15 @@ def follow_job(client: Any, job_id: str, target: str) -> int:
         return follow(client, job_id, output=sys.stderr)
     except KeyboardInterrupt:
         return say(how_to_stop(job_id, target), 130)
+
+
+def print_trackers(log: Sequence[str], storage: str) -> None:
+    """Prints how to look at what trackers were given."""
+    if log:
+        from mnist_ray.tracking import how_to_look
+
+        for command in how_to_look(log, open_storage(storage)):
+            click.echo(f"look: {command}")
 
 
 def remote_storage(storage: str) -> str:
@@ -171,7 +192,17 @@ def data_folder(option: str | None) -> Path:
     """Returns the folder of the data sets."""
     from mnist_ray.data import default_data_dir
 
-    return _expanded(option) if option else default_data_dir()
+    if option is None:
+        return default_data_dir()
+    if not option.strip():
+        raise ConfigError(f"--data-dir {option!r}: give a folder")
+    return _expanded(option)
+
+
+def say_next(*parts: str, data_dir: str | None) -> None:
+    """Prints a command of the launcher that can be typed next."""
+    of_data = ["--data-dir", data_dir] if data_dir else []
+    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *of_data])}")
 
 
 def _expanded(path: str) -> Path:

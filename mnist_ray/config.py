@@ -19,6 +19,7 @@ from mnist_ray.optimizers import OPTIMIZERS, SCHEDULES
 from mnist_ray.suggestions import did_you_mean
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EVALUATION_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_COUNT = 2**31 - 1
 
@@ -205,6 +206,19 @@ def check_name(value: str, setting: str = "name") -> str:
     if not NAME_PATTERN.fullmatch(value):
         raise ConfigError(
             f"{setting}={value!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    return value
+
+
+def check_evaluation_name(value: str) -> str:
+    """Returns an evaluation's name if it can be one.
+
+    Raises:
+      ConfigError: the name breaks the rule.
+    """
+    if not _EVALUATION_NAME.fullmatch(value):
+        raise ConfigError(
+            f"evaluation={value!r}: not a name as `mnist-ray evaluations` lists them: letters, digits, '.', '_' or '-'"
         )
     return value
 

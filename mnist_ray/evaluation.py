@@ -48,7 +48,9 @@ class Plan:
     @property
     def name(self) -> str:
         """The evaluation's name; its last part is a hash of all that the result depends on."""
-        dataset = "".join(letter if letter.isalnum() else "-" for letter in self.config.dataset)[:24]
+        dataset = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in self.config.dataset)[
+            :24
+        ]
         runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
         which = f"{self.config.grid}-{runs}" if self.config.grid else runs
         return f"{dataset}-{self.config.split}-{which}-{self.content_hash[:12]}"

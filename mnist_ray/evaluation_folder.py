@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mnist_ray import tables
+from mnist_ray.config import check_evaluation_name
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.storage import Storage, open_storage
 
@@ -115,12 +116,13 @@ def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
     """Opens a committed evaluation.
 
     Raises:
+      ConfigError: no name of an evaluation.
       CheckpointError: no such evaluation, or it was never committed.
       DataError: it is damaged, or its tables have another schema version.
       StorageError: the storage can't be read.
     """
     storage = open_storage(storage_uri)
-    manifest = storage.read_manifest(f"evaluations/{evaluation}")
+    manifest = storage.read_manifest(f"evaluations/{check_evaluation_name(evaluation)}")
     if manifest is None:
         raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
     version = manifest.get("schema_version")

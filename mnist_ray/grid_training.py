@@ -85,7 +85,13 @@ def _train(
             reached = training.train_epoch()
 
             def keep(index: int, reached: Mapping[int, EpochResult | Divergence] = reached) -> RunProgress:
-                return _keep(members[index], data, training, index, reached[index], command_line=command_line)
+                run, folder = members[index]
+                outcome = reached[index]
+                if isinstance(outcome, Divergence):
+                    return _note(folder, outcome)
+                state = training.state(index)
+                folder.save(run.config, data, state, command_line=command_line, stack_size=len(members))
+                return progress_of(run.run, RunStatus("unfinished"), state.history)
 
             # A save mostly waits for the disk or the server; no more states than threads are in memory.
             progress = dict(zip(reached, pool.map(keep, reached), strict=True))
@@ -102,23 +108,9 @@ def _train(
             yield list(progress.values())
 
 
-def _keep(
-    member: _Member,
-    data: TrainingData,
-    training: StackTraining,
-    index: int,
-    outcome: EpochResult | Divergence,
-    *,
-    command_line: str | None,
-) -> RunProgress:
-    """Stores what came of a run's epoch."""
-    run, folder = member
-    if isinstance(outcome, Divergence):
-        folder.mark("diverged", str(outcome))
-        return progress_of(run.run, folder.status(), folder.history())
-    state = training.state(index)
-    folder.save(run.config, data, state, command_line=command_line)
-    return progress_of(run.run, RunStatus("unfinished"), state.history)
+def _note(folder: RunFolder, divergence: Divergence) -> RunProgress:
+    folder.mark("diverged", str(divergence))
+    return progress_of(folder.run, folder.status(), folder.history())
 
 
 def _finish(folder: RunFolder) -> RunProgress:

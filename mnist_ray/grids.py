@@ -104,7 +104,7 @@ def read_grid(
     """Reads what a person wrote: a list is an axis, {uniform: [a, b]} a range, all else a setting of every run.
 
     Args:
-      settings: setting -> value, as in a YAML file; seed (or seeds) may be a number or a list.
+      settings: setting -> value, as in a YAML file; seed is a number or a list; seeds how many, or a list.
       seeds: "5" for the seeds 0 to 4, "3,7" for these two, None for those of the settings.
       overrides: settings that replace others.
       source: where the settings came from, for messages.
@@ -196,8 +196,9 @@ def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], sour
         found = [given[name] for name in _SEED_SETTINGS if name in given]
         if len(found) > 1:
             raise ConfigError(f"{source}: give seed or seeds, not both")
-        if found and isinstance(found[0], str):
-            return _seeds(found[0], source)
+        if found and (isinstance(found[0], str) or ("seeds" in given and type(found[0]) is int)):
+            # As for --seeds: 5 is how many.
+            return _seeds(str(found[0]), source)
         if found:
             return tuple(found[0]) if isinstance(found[0], list | tuple) else (found[0],)
     return (0,)

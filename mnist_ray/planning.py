@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from mnist_ray.asha import Rungs
+from mnist_ray.checkpoints import RunFolder
 from mnist_ray.config import GridConfig, TrainConfig
+from mnist_ray.errors import ConfigError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grids import STACK_FIELDS, GridRun, check_count, expand, stacks
 from mnist_ray.models.memory import bytes_of_run
@@ -51,6 +53,10 @@ class TuneJob:
       max_failures: how often a stack is started again after its worker died.
       max_runs: most runs that the grid may have.
       search: how settings are chosen, instead of every combination; None for a grid.
+      log: trackers that the runs are written to.
+
+    Raises:
+      ConfigError: two of them don't go together.
     """
 
     grid: GridConfig
@@ -65,6 +71,15 @@ class TuneJob:
     max_failures: int = 3
     max_runs: int = 1000
     search: Search | None = None
+    log: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.asha and self.workers_per_run:
+            raise ConfigError("scheduler='asha': works on stacks; leave out --workers-per-run")
+        if self.search and self.search.kind == "optuna" and (self.asha or self.workers_per_run):
+            raise ConfigError(
+                "search='optuna': trains stacks to their ends; leave out --scheduler and --workers-per-run"
+            )
 
     def samples(self) -> list[dict[str, Any]] | None:
         """Returns the settings of a random search, None for a grid; those of optuna show as it goes."""
@@ -174,6 +189,9 @@ def plan_grid(job: TuneJob) -> GridPlan:
 def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:
     """Says how long a single run would take here; see plan_grid."""
     grid = GridConfig(axes={}, ranges={}, fixed={}, seeds=(config.seed,))
+    folder = RunFolder(open_storage(storage_uri), run)
+    if folder.storage.exists(folder.path("config.json")):
+        folder.check_config(config)
     return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,16 +11,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mnist_ray.storage import without_secrets
+
 LIBRARIES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn", "safetensors", "pillow")
 
 
+# A submitted job learns from it the command line that was typed.
+LAUNCHER_VARIABLE = "MNIST_RAY_COMMAND_LINE"
+
+
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """Returns a command line as one would type it, this process's own by default.
+    """Returns a command line as one would type it, this process's own by default, or its launcher's.
 
     The program is named without its folder, and the home folder is written as ~: a path there names a person.
+    Passwords in URIs are left out.
     """
+    if arguments is None and os.environ.get(LAUNCHER_VARIABLE):
+        return os.environ[LAUNCHER_VARIABLE]
     program, *rest = sys.argv if arguments is None else arguments
-    return " ".join([Path(program).name, *map(_argument, rest)])
+    path = Path(program)
+    name = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+    return " ".join([name, *map(_argument, rest)])
 
 
 def lineage(*, command_line: str, num_workers: int, gpu: str | None) -> dict[str, Any]:
@@ -66,8 +78,12 @@ def cpu_name() -> str:
 
 
 def _argument(text: str) -> str:
-    home = f"{Path.home()}/"
-    if len(home) > 2 and text.startswith(home):
-        # The shell expands ~/ outside of quotes only.
-        return f"~/{shlex.quote(text.removeprefix(home))}"
-    return shlex.quote(text)
+    text = without_secrets(text)
+    home = os.path.expanduser("~")
+    # Behind '=' or ':' too: --storage=/home/me/results, folder:/home/me/images.
+    found = re.search(rf"(?<![\w.-]){re.escape(home)}(?=/|$)", text) if home not in ("~", "/") else None
+    if found is None:
+        return shlex.quote(text)
+    before, rest = text[: found.start()], text[found.end() :]
+    # The shell expands ~ outside of quotes only.
+    return f"{shlex.quote(before) if before else ''}~{'/' if rest else ''}{shlex.quote(rest[1:]) if rest[1:] else ''}"

@@ -87,7 +87,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     """
 
     def refuse(rule: str) -> ConfigError:
-        return ConfigError(f"{setting}={_without_secrets(uri)!r}: {rule}")
+        return ConfigError(f"{setting}={without_secrets(uri)!r}: {rule}")
 
     if not uri.strip():
         raise refuse("give a folder, or s3://bucket/prefix")
@@ -120,7 +120,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     return f"s3://{authority}/{prefix}".rstrip("/")
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
     """Hides what may be a key: user information (a secret key can hold slashes) and query values."""
     text = re.sub(r"//\S*@", "//***@", text)
     return re.sub(r"([?#]).*", r"\1***", text, flags=re.DOTALL) if _SCHEME.match(text) else text
@@ -146,7 +146,11 @@ class Storage:
 
     @cached_property
     def _backend(self) -> "_Local | _S3":
-        return _Local(self.uri) if self.is_local else _S3(self.uri)
+        if not self.is_local:
+            return _S3(self.uri)
+        if os.path.exists(self.uri) and not os.path.isdir(self.uri):
+            raise StorageError(f"storage={self.uri!r}: {_OS_REASONS[errno.ENOTDIR]}")
+        return _Local(self.uri)
 
     def uri_of(self, path: str) -> str:
         """Returns what a person or DuckDB would open: a local path or an s3:// URI."""
@@ -681,6 +685,8 @@ def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
         reason = _reason(error)
         if action == "read" and (isinstance(error, FileNotFoundError) or reason is _NO_OBJECT):
             raise MissingError(f"{uri}: {_NO_OBJECT}") from error
+        if action == "read" and isinstance(error, IsADirectoryError):
+            raise MissingError(f"{uri}: a folder, not an object") from error
         raise StorageError(f"storage={uri!r}: can't be {action}: {reason}") from error
 
 
@@ -742,4 +748,4 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return _without_secrets(" ".join(str(error).split()))
+    return without_secrets(" ".join(str(error).split()))

@@ -91,3 +91,12 @@ def test_a_finished_run_without_its_history_ends_with_3(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert run_command(train) == 3
     assert "history.parquet is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "best/checkpoint.json", "best/model.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_a_damaged_run(tmp_path: Path, name: str) -> None:
+    folder = trained(tmp_path, "a", epochs=1, finished=True)
+    (tmp_path / "runs/a" / name).unlink()
+    (tmp_path / "runs/a" / name).mkdir()
+    with pytest.raises(CheckpointError, match="run 'a'"):
+        folder.best()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -114,6 +115,27 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
             for dataset, part in [("folder:s3://key:secret@b/x", "credentials"), ("parquet:s3:/b/x", "two slashes")]
         ],
         (["train", "--dataset", "digits", "--epochs", "1:30"], 2, ["epochs='1:30'"]),
+        (["train", "--dataset", "digits", "--data-dir", " "], 2, ["--data-dir ' '"]),
+        (["tune", "--grid", "smoke", "--gpus-per-stack", "nan"], 2, ["--gpus-per-stack", "nan"]),
+        (["export", "a"], 2, ["--to", "onnx"]),
+        *[
+            (
+                ["plan", "tune", "--grid", "regularization", "--dataset", "digits", *options],
+                2,
+                ["leave out", "--workers"],
+            )
+            for options in (
+                ["--search", "optuna", "--num-samples", "2", "--workers-per-run", "2"],
+                ["--search", "optuna", "--num-samples", "2", "--scheduler", "asha"],
+                ["--scheduler", "asha", "--workers-per-run", "2"],
+            )
+        ],
+        *[
+            ([*command[:1], name, *command[1:]], 2, [f"evaluation={name!r}"])
+            for command in (["report"], ["compare"], ["query", "SELECT 1"])
+            for name in ("../x", "", ".", "a/b", "a\nb")
+        ],
+        *[([command, "--storage", "/dev/null"], 4, ["storage='/dev/null'"]) for command in ("runs", "evaluations")],
     ],
 )
 def test_a_mistake_ends_with_its_exit_code_and_one_line(
@@ -234,7 +256,7 @@ def test_a_run_that_a_signal_ends_exits_with_its_code_and_resume_gives_the_same_
         assert process.wait() == code, rest
     assert "Traceback" not in rest
     assert [line for line in rest.splitlines() if "mnist-ray:" in line] == [
-        f"mnist-ray: {word}; the same command goes on, train with --resume"
+        f"mnist-ray: {word}; the same command with --resume goes on"
     ]
     refused = subprocess.run(command("cut"), env=environment, capture_output=True, text=True)
     assert refused.returncode == 6
@@ -242,3 +264,43 @@ def test_a_run_that_a_signal_ends_exits_with_its_code_and_resume_gives_the_same_
     subprocess.run(command("cut", "--resume"), check=True, env=environment, capture_output=True)
     one, two = (tmp_path / name / "runs/a/best/model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_storage_that_is_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for command in ("runs", "evaluations", "grids"):
+        assert run_command([command, "--storage", str(tmp_path / "file"), "--json"]) == 4
+        assert f"storage='{tmp_path}/file': a file stands where a folder is needed" in line_of(capsys)
+
+
+def test_a_wrong_setting_of_a_config_file_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, part in (("dropout: 1.5\n", "dropout=1.5"), ("dropuot: 0.3\n", "did you mean dropout")):
+        (tmp_path / "a.yaml").write_text(text)
+        assert run_command(["train", "--config", str(tmp_path / "a.yaml")]) == 2
+        line = line_of(capsys)
+        assert line.startswith(f"mnist-ray: error: --config '{tmp_path}/a.yaml': ")
+        assert part in line
+
+
+def test_what_is_printed_as_the_next_command_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage, data = str(tmp_path / "it's here"), str(tmp_path / "my data")
+    tiny = ["--dataset", "digits", "--epochs", "1", "--train-limit", "100"]
+    assert run_command(["train", *tiny, "--name", "a", "--storage", storage, "--data-dir", data]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: mnist-ray "))
+    assert command[-4:] == ["--storage", storage, "--data-dir", data]
+    assert run_command([*command, "--no-report"]) == 0
+    # A plan says what the command itself would say.
+    capsys.readouterr()
+    assert run_command(["plan", "train", *tiny, "--dropout", "0.1", "--name", "a", "--storage", storage]) == 6
+    assert "dropout=0.0 there, 0.1 here" in line_of(capsys)
+
+
+def test_a_run_that_diverged_is_not_advised_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--dataset", "digits", "--epochs", "1", "--optimizer", "sgd", "--learning-rate", "1e30"]
+    command += ["--name", "a", "--storage", str(tmp_path)]
+    assert run_command(command) == 7
+    capsys.readouterr()
+    assert run_command(command) == 6
+    line = line_of(capsys)
+    assert "run 'a': diverged (" in line
+    assert "change its settings and choose another --name" in line

@@ -196,7 +196,7 @@ def test_an_existing_file_is_replaced_only_with_force(
     [
         (["nobody", "--to", "onnx"], 3, "run 'nobody': not in"),
         (["mlp", "--to", "tflite"], 2, "'tflite' is not one of"),
-        (["mlp"], 2, "--to: give one of state-dict, safetensors, onnx, torch-export"),
+        (["mlp"], 2, "Missing option '--to'. Choose from: state-dict, safetensors, onnx, torch-export"),
         (
             ["mlp", "--to", "state-dict", "--output", "s3://bucket/a.pt"],
             2,

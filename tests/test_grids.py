@@ -277,3 +277,11 @@ def test_an_unknown_grid_is_refused_with_the_nearest() -> None:
 def test_the_settings_that_vary_are_found_without_the_seed() -> None:
     grid = read_grid(grid_settings("smoke"), seeds="2", overrides={}, source="test")
     assert settings_that_vary([run.config for run in runs_of(grid)]) == ("dropout", "batch_norm")
+
+
+@pytest.mark.parametrize(
+    ("written", "seeds"),
+    [({"seeds": 3}, (0, 1, 2)), ({"seeds": [3]}, (3,)), ({"seeds": "3,"}, (3,)), ({"seed": 3}, (3,)), ({}, (0,))],
+)
+def test_seeds_in_a_file_mean_what_they_mean_as_an_option(written: dict[str, object], seeds: tuple[int, ...]) -> None:
+    assert read_grid(written, seeds=None, overrides={}, source="test").seeds == seeds

@@ -22,6 +22,32 @@ def test_a_home_folder_with_spaces_stays_one_argument(monkeypatch: pytest.Monkey
     assert provenance.command_line(["x", "/home/ada/my results"]) == "x ~/'my results'"
 
 
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("/home/ada", "~"),
+        ("--storage=/home/ada/results", "--storage=~/results"),
+        ("folder:/home/ada/images", "folder:~/images"),
+        ("file:///home/ada/results", "file://~/results"),
+        ("/mnt/home/ada/results", "/mnt/home/ada/results"),
+        ("http://me:secret@head:8265", "'http://***@head:8265'"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+    ],
+)
+def test_a_command_line_names_no_home_folder_and_no_password(
+    argument: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert provenance.command_line(["mnist-ray", argument]) == f"mnist-ray {text}"
+
+
+def test_a_job_tells_the_command_line_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/mnist_ray/__main__.py", "train"])
+    assert provenance.command_line() == "python -m mnist_ray train"
+    monkeypatch.setenv("MNIST_RAY_COMMAND_LINE", "mnist-ray train --address http://head:8265")
+    assert provenance.command_line() == "mnist-ray train --address http://head:8265"
+
+
 def test_lineage_names_this_machine_and_its_libraries() -> None:
     found = provenance.lineage(command_line="mnist-ray train", num_workers=2, gpu=None)
     assert found["python"] == platform.python_version()

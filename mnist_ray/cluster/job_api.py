@@ -175,7 +175,10 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
         )
     if status != 200:
         raise ClusterError(f"{client.address}{path}: HTTP {status}: {last_line(text)}")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ClusterError(f"{client.address}{path}: answered something else than JSON: {last_line(text)}") from None
 
 
 def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:

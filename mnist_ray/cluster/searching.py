@@ -15,7 +15,8 @@ from mnist_ray.grids import check_count
 from mnist_ray.planning import TuneJob, read_all_progress
 from mnist_ray.run_progress import RunProgress
 from mnist_ray.search import Search
-from mnist_ray.storage import open_storage
+from mnist_ray.storage import Storage, open_storage
+from mnist_ray.tracking import Tracking, check_trackers, track
 
 OBJECTIVE = "val_loss"
 
@@ -29,8 +30,9 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
       MnistRayError: as the error tree says; runs that were done by then stay done.
     """
     storage = open_storage(job.storage_uri)
+    check_trackers(job.log, storage)
     storage.check()
-    _check_optuna(job)
+    _check_optuna()
     check_count(search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
     folder = GridFolder(storage, job.name)
     samples = folder.samples()
@@ -38,44 +40,59 @@ def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
     folder.claim(job.grid, runs, search=search, samples=samples)
     check_data(job, runs)
     view = GridProgress(runs, read_all_progress(storage, runs))
-    num_trained = train_missing(job, storage, runs, view)
-    num_known = len(samples)
-    num_suggestions = max(search.num_samples - num_known, 0)
-    if num_suggestions:
-        watcher = _Suggestions(view, job, folder, search, samples)
-        losses = [_objective([view.progress[run.run] for run in job.runs([sample])]) for sample in samples]
-
-        def suggestions(_: int, __: int | None) -> Trials:
-            searcher = _searcher(job.grid, search, samples, losses)
-            return Trials(_train_suggestion, {"job": job}, {}, searcher=searcher, num_samples=num_suggestions)
-
-        try:
-            run_tuner(job, storage, suggestions, watcher)
-        finally:
-            folder.write_runs(job.runs(samples), read_all_progress(storage, job.runs(samples)))
-        check_done(job, view)
+    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
+        num_trained = train_missing(job, storage, runs, view, tracking)
+        num_known = len(samples)
+        if num_known < search.num_samples:
+            watcher = _Suggestions(view, tracking, job, folder, search, samples)
+            _train_suggestions(job, storage, search, samples, watcher)
     # It may suggest the same settings again.
     num_trained += (len(samples) - num_known) * len(job.grid.seeds)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 
-def _check_optuna(job: TuneJob) -> None:
+def _train_suggestions(
+    job: TuneJob, storage: Storage, search: Search, samples: list[dict[str, Any]], watcher: "_Suggestions"
+) -> None:
+    """Trains what Optuna suggests; each suggestion is added to the samples."""
+    num_suggestions = search.num_samples - len(samples)
+    progress = watcher.view.progress
+    losses = [_objective([progress[run.run] for run in job.runs([sample])]) for sample in samples]
+
+    def suggestions(_: int, __: int | None) -> Trials:
+        searcher = _searcher(job.grid, search, samples, losses)
+        return Trials(_train_suggestion, {"job": job}, {}, searcher=searcher, num_samples=num_suggestions)
+
+    try:
+        run_tuner(job, storage, suggestions, watcher)
+    finally:
+        runs = job.runs(samples)
+        watcher.tracking.update(run.run for run in runs)
+        GridFolder(storage, job.name).write_runs(runs, read_all_progress(storage, runs))
+    check_done(job, watcher.view)
+
+
+def _check_optuna() -> None:
     try:
         import optuna
     except ImportError:
         raise ConfigError("search='optuna': needs the package optuna; pip install 'mnist-ray[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if job.asha or job.workers_per_run:
-        raise ConfigError("search='optuna': trains stacks to their ends; leave out --scheduler and --workers-per-run")
 
 
 class _Suggestions(Watcher):
     """Takes up each suggested setting, in the view and in grid.json."""
 
     def __init__(
-        self, view: GridProgress, job: TuneJob, folder: GridFolder, search: Search, samples: list[dict[str, Any]]
+        self,
+        view: GridProgress,
+        tracking: Tracking,
+        job: TuneJob,
+        folder: GridFolder,
+        search: Search,
+        samples: list[dict[str, Any]],
     ) -> None:
-        super().__init__(view)
+        super().__init__(view, tracking)
         self._job, self._folder, self._search, self._samples = job, folder, search, samples
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:

@@ -25,6 +25,7 @@ _PASSED_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "MLFLOW_TRACKING_URI",
     "MNIST_RAY_DATA",
 )
 
@@ -83,6 +84,7 @@ def submit(
     metadata: Mapping[str, str] | None = None,
     resources: Mapping[str, float] | None = None,
     entrypoint_num_cpus: float = 0,
+    variables: Mapping[str, str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
     """Uploads the working folder, submits jobs/<script>.py in it and returns the job's id.
@@ -95,18 +97,19 @@ def submit(
       metadata: text to store with the job; like the arguments, everybody who reaches the dashboard can read it.
       resources: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
       entrypoint_num_cpus: CPUs that the entry point takes on one node, beside the workers.
+      variables: what else the job finds in its environment; not secret either.
       environ: source of the few variables that the job gets: no keys, no tokens.
 
     Raises:
       ClusterError: the cluster lacks the resources, or refuses the job.
-      ConfigError: AWS_ENDPOINT_URL carries credentials.
+      ConfigError: AWS_ENDPOINT_URL or MLFLOW_TRACKING_URI carries credentials.
       ConflictError: a job has that id already.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     entrypoint = shlex.join(["python", f"jobs/{script}.py", *arguments])
-    runtime_env = {"working_dir": str(working_dir), "env_vars": job_environment(environ)}
+    runtime_env = {"working_dir": str(working_dir), "env_vars": {**job_environment(environ), **(variables or {})}}
     check_resources(client, resources or {}, entrypoint_num_cpus=entrypoint_num_cpus)
     try:
         with _api_server(client.address):
@@ -131,13 +134,14 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that a job gets from the launcher's environment.
 
     Raises:
-      ConfigError: AWS_ENDPOINT_URL carries credentials, which the cluster would show to everybody.
+      ConfigError: a URL among them carries credentials, which the cluster would show to everybody.
     """
-    if "@" in urlsplit(environ.get("AWS_ENDPOINT_URL", "")).netloc:
-        raise ConfigError(
-            "AWS_ENDPOINT_URL: an endpoint of a submitted job holds no user name or password (not shown here); "
-            "give the cluster's nodes their own S3 credentials"
-        )
+    for name, where in (("AWS_ENDPOINT_URL", "S3"), ("MLFLOW_TRACKING_URI", "MLflow")):
+        if "@" in urlsplit(environ.get(name, "")).netloc:
+            raise ConfigError(
+                f"{name}: an endpoint of a submitted job holds no user name or password (not shown here); "
+                f"give the cluster's nodes their own {where} credentials"
+            )
     passed = {name: environ[name] for name in _PASSED_VARIABLES if environ.get(name)}
     # Ray reads a job's log as strict UTF-8: one other byte, and the whole log is withheld.
     return {**passed, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}

@@ -27,10 +27,13 @@ from mnist_ray.history import EpochResult, best_epoch
 from mnist_ray.provenance import command_line
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
+from mnist_ray.tracking import Tracking, check_trackers, track
 from mnist_ray.training import TrainState, fit
 from mnist_ray.training_data import prepare_data
 
 _PROGRESS_INTERVAL_S = 0.5
+# What trackers group single runs by; those of a grid are grouped by its name.
+EXPERIMENT = "mnist-ray"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class TrainJob:
       resume: go on with a run that was interrupted.
       max_failures: how often the workers are started again after one died.
       command_line: the one that asked for the run, for its lineage.
+      log: trackers that the run is written to.
+      last_epoch: ends the run after this epoch, as one that was stopped; None for the config's own end.
     """
 
     config: TrainConfig
@@ -56,6 +61,8 @@ class TrainJob:
     resume: bool = False
     max_failures: int = 0
     command_line: str = field(default_factory=command_line)
+    log: tuple[str, ...] = ()
+    last_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,13 @@ def train(job: TrainJob) -> TrainOutcome:
       MnistRayError: as the error tree says: data, storage, conflict, cluster, or a run that diverged.
     """
     storage = open_storage(job.storage_uri)
+    check_trackers(job.log, storage)
     storage.check()
-    folder = RunFolder(storage, job.run)
+    with track(job.log, storage, experiment=EXPERIMENT) as tracking:
+        return _train_tracked(job, RunFolder(storage, job.run), tracking)
+
+
+def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
     device = torch.device("cpu")
     examples = load_examples(job.config.dataset, "train", data_dir=job.data_dir)
     if examples.conversion and ":" in job.config.dataset:
@@ -94,17 +106,18 @@ def train(job: TrainJob) -> TrainOutcome:
     data = prepare_data(job.config, examples, device=device)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
-    if storage.exists(folder.path("config.json")):
+    if folder.storage.exists(folder.path("config.json")):
         # A conflict, or a run that is done, is told without starting Ray.
         folder.claim(job.config, data, resume=job.resume)
         if folder.is_finished():
+            tracking.update([job.run])
             return TrainOutcome(folder.history(), already_done=True)
     # Train announces its local mode and every report at INFO; the epochs' lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with _workers(job) as scaling:
         # Not before the workers are there: a command that asks for too many leaves the name free.
         folder.claim(job.config, data, resume=job.resume)
-        with _progress(folder, job.config):
+        with _progress(folder, job.config, tracking):
             fit_run(job, scaling=scaling)
     return TrainOutcome(folder.history(), already_done=False)
 
@@ -120,8 +133,8 @@ def _workers(job: TrainJob) -> Iterator[ScalingConfig]:
 
 
 @contextmanager
-def _progress(folder: RunFolder, config: TrainConfig) -> Iterator[None]:
-    """Prints a line for each epoch that reaches the storage, wherever the workers are."""
+def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking) -> Iterator[None]:
+    """Prints a line for each epoch that reaches the storage, wherever the workers are, and has it tracked."""
     ended = threading.Event()
     shown = len(folder.history())
     if shown:
@@ -134,6 +147,8 @@ def _progress(folder: RunFolder, config: TrainConfig) -> Iterator[None]:
             history = folder.history()
             for row in history[last:]:
                 print(_epoch_line(folder.run, config, row), file=sys.stderr, flush=True)
+            if len(history) > last or ending:
+                tracking.update([folder.run])
             last = len(history)
             if ending:
                 return
@@ -160,6 +175,7 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
         "storage_uri": open_storage(job.storage_uri).uri,
         "data_dir": str(job.data_dir.absolute()),
         "command_line": job.command_line,
+        "last_epoch": job.last_epoch,
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-") as bookkeeping:
@@ -237,6 +253,8 @@ def _train_rank(settings: dict[str, Any]) -> None:
                         config, data, reached, command_line=settings["command_line"], num_workers=ranks.world_size
                     )
             ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})
+            if row.epoch == settings["last_epoch"]:
+                break
     except RunFailedError as error:
         if ranks.rank == 0:
             folder.mark("diverged", str(error))

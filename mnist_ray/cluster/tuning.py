@@ -15,13 +15,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
-from mnist_ray.errors import ClusterError, ConfigError, RunFailedError
+from mnist_ray.errors import ClusterError, RunFailedError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_progress import GridProgress
 from mnist_ray.grids import GridRun
 from mnist_ray.planning import TuneJob, read_all_progress
 from mnist_ray.provenance import command_line
 from mnist_ray.storage import Storage, open_storage
+from mnist_ray.tracking import Tracking, check_trackers, track
 from mnist_ray.training_data import data_settings, load_data
 
 # Tune's own files are of no use here: the runs' folders are what a grid goes on from.
@@ -57,16 +58,16 @@ def tune_grid(job: TuneJob) -> TuneOutcome:
       MnistRayError: as the error tree says; runs that were done by then stay done.
     """
     storage = open_storage(job.storage_uri)
+    check_trackers(job.log, storage)
     storage.check()
-    if job.asha and job.workers_per_run:
-        raise ConfigError("scheduler='asha': works on stacks; leave out --workers-per-run")
     samples = job.samples()
     runs = job.runs(samples)
     check_data(job, runs)
     folder = GridFolder(storage, job.name)
     folder.claim(job.grid, runs, search=job.search, samples=samples)
     view = GridProgress(runs, read_all_progress(storage, runs))
-    num_trained = train_missing(job, storage, runs, view)
+    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
+        num_trained = train_missing(job, storage, runs, view, tracking)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 
@@ -81,7 +82,9 @@ def check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
         load_data(config, job.data_dir, torch.device("cpu"))
 
 
-def train_missing(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress) -> int:
+def train_missing(
+    job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking
+) -> int:
     """Trains the runs that are not done, writes runs.parquet and returns how many there were.
 
     Raises:
@@ -96,8 +99,10 @@ def train_missing(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view:
 
     try:
         if missing:
-            run_tuner(job, storage, stacks_of, Watcher(view))
+            run_tuner(job, storage, stacks_of, Watcher(view, tracking))
     finally:
+        # Those that were done before too: an earlier command may have tracked nothing.
+        tracking.update(run.run for run in runs)
         GridFolder(storage, job.name).write_runs(runs, view.progress)
     check_done(job, view)
     return len(missing)

@@ -21,6 +21,7 @@ from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import GridRun
 from mnist_ray.run_progress import RunProgress, read_progress
 from mnist_ray.storage import Storage, open_storage
+from mnist_ray.tracking import Tracking
 from mnist_ray.training_data import load_data
 
 
@@ -36,10 +37,10 @@ class Failure:
 
 
 class Watcher(tune.Callback):  # type: ignore[misc]
-    """Passes the workers' reports on to the view."""
+    """Passes the workers' reports on to the view and to the trackers."""
 
-    def __init__(self, view: GridProgress) -> None:
-        self.view, self.failure = view, Failure()
+    def __init__(self, view: GridProgress, tracking: Tracking) -> None:
+        self.view, self.tracking, self.failure = view, tracking, Failure()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its callbacks to a file that nobody reads here, and a view can't be written.
@@ -48,7 +49,9 @@ class Watcher(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Takes a report; Tune calls this."""
         del iteration, trials, trial
-        self.view.update(RunProgress(**row) for row in result.get("progress", ()))
+        rows = [RunProgress(**row) for row in result.get("progress", ())]
+        self.view.update(rows)
+        self.tracking.update(row.run for row in rows)
         if "failure" in result:
             kind, message = result["failure"]
             self.failure.error = getattr(errors, kind)(message)

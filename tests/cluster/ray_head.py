@@ -15,6 +15,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 START_TIMEOUT_S = 90
 
@@ -35,8 +38,16 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def ray_head(token: str | None = None, num_cpus: int = 2) -> Iterator[RayHead]:
-    """Runs a head until the block ends; with a token, its token authentication is on."""
+def ray_head(
+    token: str | None = None, num_cpus: int = 2, autoscaler: dict[str, Any] | None = None
+) -> Iterator[RayHead]:
+    """Runs a head until the block ends.
+
+    Args:
+      token: with one, its token authentication is on.
+      num_cpus: that it has for work.
+      autoscaler: a cluster.yaml whose provider is Ray's fake one or a class below it; its autoscaler (v2) runs too.
+    """
     # In /tmp, since Ray's socket paths must stay under 107 characters.
     with tempfile.TemporaryDirectory(prefix="rh", dir="/tmp") as name:
         folder = Path(name)
@@ -52,10 +63,27 @@ def ray_head(token: str | None = None, num_cpus: int = 2) -> Iterator[RayHead]:
             ),
             *(f"--ray-client-server-port={client_port}", "--object-store-memory=100000000"),
         ]
+        if autoscaler:
+            command += _with_autoscaler(autoscaler, environment, folder / "autoscaler.json", gcs_port)
         with _running(command, environment, folder / "head.log") as head:
             address = f"http://127.0.0.1:{dashboard_port}"
             node_ip = _wait_until_ready(head, address, token, folder / "head.log")
             yield RayHead(address, f"{node_ip}:{gcs_port}", environment)
+
+
+def _with_autoscaler(config: dict[str, Any], environment: dict[str, str], path: Path, gcs_port: int) -> list[str]:
+    provider = {**config["provider"], "gcs_address": f"127.0.0.1:{gcs_port}", "head_node_id": FAKE_HEAD_NODE_ID}
+    path.write_text(json.dumps({**config, "provider": provider}))
+    environment |= {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        # Where the provider's class is.
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    return [f"--autoscaling-config={path}", "--node-ip-address=127.0.0.1"]
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: R
     assert done.returncode == 0, done.stderr
     assert "a is finished" in done.stderr
     job_id = done.stdout.strip()
+    lineage = json.loads((tmp_path / "runs/a/best/checkpoint.json").read_text())["lineage"]
+    assert lineage["command_line"].startswith("python -m mnist_ray train --dataset digits --epochs 2 --name a")
 
     conflict = launcher(head, *train, "--set", "dropout=0.1")
     assert conflict.returncode == 6
@@ -72,9 +74,14 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: R
 
 def test_a_grid_is_trained_by_a_job_and_a_mistake_is_told_before_it_is_submitted(head: RayHead, tmp_path: Path) -> None:
     tune = ["tune", "--grid", "smoke", "--epochs", "1", "--name", "g", "--storage", str(tmp_path)]
+    tune += ["--log", "tensorboard", "--log", "mlflow"]
     done = launcher(head, *tune)
     assert done.returncode == 0, done.stderr
     assert "grid g: 4 runs, 4 trained now" in done.stderr
+    assert "training goes on without it" not in done.stderr
+    # The settings and one epoch of each run.
+    assert len(list(tmp_path.glob("tensorboard/g-s0-*/events.out.tfevents.*"))) == 8
+    assert len(list(tmp_path.glob("mlflow/artifacts/*/artifacts/best/model.safetensors"))) == 4
     assert len(list(tmp_path.glob("runs/g-s0-*/best/checkpoint.json"))) == 4
     again = launcher(head, *tune)
     assert again.returncode == 0, again.stderr

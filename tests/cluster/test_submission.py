@@ -82,6 +82,8 @@ def test_keys_and_tokens_stay_behind() -> None:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_SESSION_TOKEN": "session",
         "RAY_AUTH_TOKEN": "token",
+        "MLFLOW_TRACKING_URI": "https://mlflow.example",
+        "MLFLOW_TRACKING_PASSWORD": "password",
         "MNIST_RAY_DATA": "/data",
         "OMP_NUM_THREADS": "64",
         "HOME": "/home/me",
@@ -89,15 +91,17 @@ def test_keys_and_tokens_stay_behind() -> None:
     assert job_environment(environ) == {
         "AWS_ENDPOINT_URL": "http://storage:9000",
         "AWS_REGION": "eu-central-1",
+        "MLFLOW_TRACKING_URI": "https://mlflow.example",
         "MNIST_RAY_DATA": "/data",
         "OMP_NUM_THREADS": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
 
 
-def test_an_endpoint_with_credentials_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError) as caught:
-        job_environment({"AWS_ENDPOINT_URL": "http://me:hunter2@storage:9000"})
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"])
+def test_an_endpoint_with_credentials_is_refused_and_not_shown(name: str) -> None:
+    with pytest.raises(ConfigError, match=name) as caught:
+        job_environment({name: "http://me:hunter2@storage:9000"})
     assert "hunter2" not in str(caught.value)
 
 

@@ -45,6 +45,13 @@ def test_two_ray_workers_give_the_result_of_one_process_and_a_killed_worker_chan
     one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-9)
+    lineage = json.loads((tmp_path / "runs/two/best/checkpoint.json").read_text())["lineage"]
+    assert lineage["num_workers"] == 2
+    assert lineage["command_line"].startswith("python -m mnist_ray train --dataset digits")
+    command = mnist_ray("reproduce", "two", "--storage", str(tmp_path), "--json")
+    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["result"] == "equal"
 
     arguments = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "1"]
     arguments += ["--storage", str(tmp_path), "--name", "killed"]

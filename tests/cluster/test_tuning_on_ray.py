@@ -1,5 +1,6 @@
 """The tuning job on a Ray of its own: grids that lose a worker, or are interrupted."""
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,10 @@ def test_a_grid_whose_worker_is_killed_ends_as_if_it_had_not_been(
     # What Ray says of the worker does not mix with the results.
     assert "raylet" not in output
     assert_same_runs(tmp_path, expected)
+    # The command is the person's, not the worker's.
+    for path in tmp_path.glob("runs/*/best/checkpoint.json"):
+        lineage = json.loads(path.read_text())["lineage"]
+        assert lineage["command_line"].startswith("python -m mnist_ray tune --grid smoke --seeds 2")
 
 
 def test_the_same_command_goes_on_with_a_grid_that_lost_a_worker_for_good_or_was_stopped(
