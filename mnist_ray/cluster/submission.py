@@ -34,7 +34,7 @@ _PASSED_VARIABLES = (
 def stage_working_dir(
     config_yaml: str | None = None, *, package: Path = _PACKAGE, jobs: Path | None = None
 ) -> Iterator[Path]:
-    """Yields a temporary folder with all that a job needs and nothing else: the code in two folders, and the page's template.
+    """Yields a temporary folder with all that a job needs and nothing else: two folders' code, and the page's template.
 
     Args:
       config_yaml: text to ship as job.yaml.

@@ -9,14 +9,22 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 # Okabe and Ito's colours, told apart by the colour-blind too, in an order of contrast on white and on black; lines
 # and markers differ as well: https://jfly.uni-koeln.de/color/
-BLUE, VERMILION, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#8c8c8c"
-_INK, _GRID = "#1a1b1e", "#d4d6db"
-_PAGE_COLORS = {_INK: "currentColor", _GRID: "var(--grid)", BLUE: "var(--blue)", VERMILION: "var(--vermilion)"}
+BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#8c8c8c"
+_INK, _GRID, _CELL = "#1a1b1e", "#d4d6db", "#0073b3"
+# On a page, in light and in dark, each of them is what the page says.
+_PAGE_COLORS = {
+    _INK: "currentColor",
+    _GRID: "var(--grid)",
+    _CELL: "var(--cell)",
+    BLUE: "var(--blue)",
+    VERMILION: "var(--vermilion)",
+}
 # Points; a chart is drawn as wide as a phone shows it, so its text is legible there.
 _WIDTH, _HEIGHT, _FONT = 3.9, 2.75, 7.5
 _STYLE = {
@@ -42,6 +50,7 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 _PNG_DPI = 200
+_CLASSES_IN_TENTHS = 15
 # Ids that nothing refers to, and which every figure has.
 _IDLE_ID = re.compile(r' id="[A-Za-z][A-Za-z0-9.]*_[0-9]+"')
 
@@ -55,6 +64,7 @@ class Chart:
       title: what it shows.
       alternative: the same in words and numbers, for those who can't see it.
       caption: what its marks mean.
+      width: in inches; up to the default one it fits a phone, a wider one must scroll there.
       svg: the image, with the figure's own colours.
       png: the same on white.
     """
@@ -63,8 +73,14 @@ class Chart:
     title: str
     alternative: str
     caption: str
+    width: float
     svg: bytes
     png: bytes
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is wider than a phone's screen."""
+        return self.width > 1.2 * _WIDTH
 
     def inline_svg(self) -> str:
         """Returns the SVG element for a page, in the page's colours of light and dark."""
@@ -101,17 +117,20 @@ def draw(
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
-    return Chart(name, title, alternative, caption, svg.getvalue(), png.getvalue())
+    return Chart(name, title, alternative, caption, size[0], svg.getvalue(), png.getvalue())
 
 
-def learning_curves(name: str, setting: str, epochs: Mapping[str, NDArray[np.float64]], best: float) -> Chart:
-    """Draws the training and validation loss of a setting, with a band over its seeds.
+def learning_curves(
+    name: str, setting: str, epochs: Mapping[str, NDArray[np.float64]], *, best: float, limits: tuple[float, float]
+) -> Chart:
+    """Draws the training and validation loss of a setting on a logarithmic scale, with a band over its seeds.
 
     Args:
       name: of the files.
       setting: its label.
       epochs: train_loss and val_loss, float64 [seeds, epochs], NaN after a run's last epoch.
       best: mean over the seeds of the epoch whose weights are kept.
+      limits: of the scale, nats; the same for all settings that stand side by side.
     """
     num_seeds, num_epochs = epochs["val_loss"].shape
     x = np.arange(1, num_epochs + 1)
@@ -127,8 +146,13 @@ def learning_curves(name: str, setting: str, epochs: Mapping[str, NDArray[np.flo
                 axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         axes.axvline(best, color=GREY, linewidth=0.8, linestyle=":")
         _whole_ticks(axes, num_epochs)
-        axes.set(xlabel="epoch", ylabel="cross-entropy, nats", ylim=(0, None))
-        axes.legend()
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="y", which="minor", length=0)
+        axes.set(xlabel="epoch", ylabel="cross-entropy, nats (log scale)", ylim=limits)
+        axes.legend(loc="upper right")
 
     last = {key: float(np.nanmean(values[:, -1])) for key, values in epochs.items()}
     lowest = float(np.nanmin(np.nanmean(epochs["val_loss"], axis=0)))
@@ -143,33 +167,44 @@ def learning_curves(name: str, setting: str, epochs: Mapping[str, NDArray[np.flo
     )
 
 
-def dots(
-    name: str, title: str, values: Mapping[str, Sequence[float]], *, label: str, factor: float, caption: str
+def accuracies(
+    name: str,
+    title: str,
+    values: Mapping[str, Sequence[float]],
+    *,
+    intervals: Mapping[str, tuple[float, float]],
+    caption: str,
 ) -> Chart:
-    """Draws one row a setting with a dot a seed and a bar at the mean.
+    """Draws one row a setting, with a dot a seed, their mean, and its interval.
 
     Args:
       name: of the files.
       title: what it shows.
-      values: setting -> one value a seed, the first setting at the top.
-      label: of the axis, with its unit.
-      factor: of the values on the axis.
+      values: setting -> accuracy of each seed, fractions; the first setting at the top.
+      intervals: setting -> ends of the interval of the mean.
       caption: what the marks mean.
     """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for row, seeds in enumerate(values.values()):
-            shown = factor * np.asarray(seeds)
-            axes.plot(shown, np.full(len(shown), row), "o", color=BLUE, alpha=0.45, markersize=4, markeredgewidth=0)
+        for row, (setting, seeds) in enumerate(values.items()):
+            low, high = intervals[setting]
+            axes.plot([100 * low, 100 * high], [row, row], color=GREY, linewidth=1.2, zorder=1)
+            shown = 100 * np.asarray(seeds)
+            axes.plot(shown, np.full(len(shown), row), "o", color=BLUE, alpha=0.55, markersize=4, markeredgewidth=0)
             axes.plot([shown.mean()], [row], "|", color=VERMILION, markersize=13, markeredgewidth=2)
         _rows(axes, list(values))
-        axes.set(xlabel=label)
+        axes.set(xlabel="accuracy, %")
 
-    said = "; ".join(f"{setting} {factor * float(np.mean(seeds)):.2f}" for setting, seeds in values.items())
-    return draw(
-        name, title, paint, alternative=f"{title}, means ({label}): {said}.", caption=caption, size=_tall(len(values))
+    said = "; ".join(
+        f"{setting} {100 * float(np.mean(seeds)):.2f} ({100 * intervals[setting][0]:.2f} to "
+        f"{100 * intervals[setting][1]:.2f})"
+        for setting, seeds in values.items()
     )
+    return draw(
+        name, title, paint, alternative=f"{title}, mean and interval in percent: {said}.", caption=caption,
+        size=_tall(len(values)),
+    )  # fmt: skip
 
 
 def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
@@ -202,47 +237,53 @@ def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
     )
 
 
-def confusion(name: str, title: str, counts: NDArray[np.int64], classes: Sequence[str], *, normalized: bool) -> Chart:
+def confusion(name: str, setting: str, counts: NDArray[np.int64], classes: Sequence[str], *, normalized: bool) -> Chart:
     """Draws a confusion matrix: rows are true classes, columns predicted ones.
 
     Args:
       name: of the files.
-      title: whose it is.
+      setting: whose it is.
       counts: int64 [classes, classes].
       classes: their names.
       normalized: show each row's shares, in percent, rather than counts.
     """
     support = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shares = 100 * counts / support
-    shown = shares if normalized else counts
+    shown = 100 * counts / support if normalized else counts
+    # Cells of many classes are too narrow for tenths.
+    text = "{:.1f}" if normalized and len(classes) <= _CLASSES_IN_TENTHS else "{:.0f}"
     # The diagonal would outshine everything, and what is of interest are the mistakes: they alone are painted.
     is_mistake = ~np.eye(len(classes), dtype=bool) & (counts > 0)
-    wrong = np.where(is_mistake, shown, np.nan)
     most = float(shown[is_mistake].max()) if is_mistake.any() else 1.0
-    side = max(_WIDTH, 0.34 * len(classes) + 0.7)
+    side = max(_WIDTH, 0.245 * len(classes) + 0.6)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        # From a light blue on, so that a single mistake is seen on white.
-        axes.imshow(wrong, cmap="Blues", vmin=-most / 4, vmax=most)
-        for row, column in np.ndindex(*counts.shape):
-            if counts[row, column]:
-                text = f"{shown[row, column]:.1f}" if normalized else f"{shown[row, column]:d}"
-                ink = _INK if row == column else "#ffffff" if shown[row, column] > most / 2 else "#000000"
-                weight = "bold" if row == column else "normal"
-                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=6, fontweight=weight)
+        for row, column in np.argwhere(is_mistake):
+            strength = 0.1 + 0.5 * shown[row, column] / most
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=_CELL, alpha=strength, linewidth=0))
+        for row, column in np.argwhere(counts > 0):
+            weight = "bold" if row == column else "normal"
+            value = text.format(shown[row, column])
+            axes.text(column, row, value, ha="center", va="center", fontsize=6, fontweight=weight)
+        ends = (-0.5, len(classes) - 0.5)
+        axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xlabel="predicted class", ylabel="true class")
         _matrix_ticks(axes, classes, classes)
-        axes.set(xlabel="predicted class", ylabel="true class")
+        edges = np.arange(len(classes) + 1) - 0.5
+        axes.set_xticks(edges, minor=True)
+        axes.set_yticks(edges, minor=True)
+        axes.grid(which="minor", visible=True)
+        axes.tick_params(which="minor", length=0)
 
     right = 100 * counts.trace() / max(counts.sum(), 1)
     unit = "percent of the true class" if normalized else "examples"
     return draw(
         name,
-        title,
+        f"{setting}, {'shares' if normalized else 'counts'}",
         paint,
-        alternative=f"Confusion matrix of {title}, {unit}: {right:.2f} % on the diagonal. {_worst(counts, classes)}",
-        caption=f"Rows: true class, columns: predicted; {unit}. Painted: the mistakes, the darker the more.",
-        size=(side, side),
+        alternative=f"Confusion matrix of {setting}, {unit}: {right:.2f} % on the diagonal. {_worst(counts, classes)}",
+        caption=f"Rows: true class, columns: predicted; {unit}, all seeds together. Painted: the mistakes, the "
+        "stronger the more.",
+        size=(side, min(side, 0.45 * len(classes) + 1.4)),
     )
 
 
@@ -301,7 +342,7 @@ def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: f
 
 
 def effect_intervals(
-    name: str, title: str, rows: Sequence[tuple[str, float, float | None, float | None]], *, caption: str
+    name: str, title: str, rows: Sequence[tuple[str, float, float | None, float | None]], *, split: str, caption: str
 ) -> Chart:
     """Draws effects on accuracy in points, with their intervals.
 
@@ -309,6 +350,7 @@ def effect_intervals(
       name: of the files.
       title: what it shows.
       rows: label, effect, lower and upper end of each; None without an interval.
+      split: of the examples that the accuracy is measured on.
       caption: what the marks mean.
     """
 
@@ -321,7 +363,7 @@ def effect_intervals(
                 axes.plot([low, high], [row, row], color=BLUE if clear else GREY, linewidth=2.2)
             axes.plot([effect], [row], "o", color=VERMILION, markersize=4.5)
         _rows(axes, [label for label, *_ in rows])
-        axes.set(xlabel="change of test accuracy, points")
+        axes.set(xlabel=f"change of {split} accuracy, points")
 
     said = "; ".join(
         f"{label} {effect:+.2f}" + ("" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})")
@@ -336,6 +378,7 @@ def heat_map(
     *,
     rows: tuple[str, Sequence[str]],
     columns: tuple[str, Sequence[str]],
+    split: str,
     caption: str,
 ) -> Chart:
     """Draws the mean accuracy over two settings.
@@ -345,6 +388,7 @@ def heat_map(
       values: float64 [rows, columns], percent, NaN where there is no run.
       rows: name and levels of the setting of the rows.
       columns: likewise.
+      split: of the examples that the accuracy is measured on.
       caption: what is averaged.
     """
     title = f"{rows[0]} × {columns[0]}"
@@ -359,14 +403,14 @@ def heat_map(
                 axes.text(place[1], place[0], f"{values[place]:.2f}", ha="center", va="center", color=ink)
         _matrix_ticks(axes, rows[1], columns[1])
         axes.set(xlabel=columns[0], ylabel=rows[0])
-        figure.colorbar(image, ax=axes, label="test accuracy, %").outline.set_visible(False)
+        figure.colorbar(image, ax=axes, label=f"{split} accuracy, %").outline.set_visible(False)
 
     best = tuple(int(place) for place in np.unravel_index(np.nanargmax(values), values.shape))
     return draw(
         name,
         title,
         paint,
-        alternative=f"Mean test accuracy by {title}: from {np.nanmin(values):.2f} % to {np.nanmax(values):.2f} %, "
+        alternative=f"Mean {split} accuracy by {title}: from {np.nanmin(values):.2f} % to {np.nanmax(values):.2f} %, "
         f"highest at {rows[0]}={rows[1][best[0]]}, {columns[0]}={columns[1][best[1]]}.",
         caption=caption,
         size=(max(_WIDTH, 0.55 * len(columns[1]) + 1.6), max(1.6, 0.42 * len(rows[1]) + 0.9)),
@@ -387,8 +431,10 @@ def _rows(axes: Any, labels: Sequence[str]) -> None:
 
 
 def _matrix_ticks(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
-    long = any(len(name) > 3 for name in columns)
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=60 if long else 0)
+    # Letters that fit below the cells.
+    room = 6.5 * axes.figure.get_figwidth()
+    is_long = max(map(len, columns)) * len(columns) > room
+    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=60 if is_long else 0)
     axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
     axes.grid(visible=False)
     axes.tick_params(length=0)
