@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
@@ -18,15 +17,15 @@ from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
 from mnist_ray.metrics import class_rates
 from mnist_ray.report import plots
+from mnist_ray.report.charts import Chart
 from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons, with_validation
 from mnist_ray.report.comparison_text import notes
+from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
-from mnist_ray.report.plots import Chart
 
 _CURVES_SHOWN = 12
 _SETTINGS_SHOWN = 24
-_EFFECTS_SHOWN = 24
 _MISTAKES_SHOWN = 8
 _PAIRS_SHOWN = 60
 
@@ -79,7 +78,7 @@ class _Setting:
     Attributes:
       label: of the setting.
       runs: its rows of the metrics table, by seed.
-      curves: of each of its runs, the row of learning_curves that belongs to the kept epoch.
+      kept: of each of its runs, the row of learning_curves that belongs to the kept epoch.
       against: its comparison with the reference, None for the reference itself and without a common seed.
       group: of ties, see tie_groups.
       interval: ends of the 95 % interval of its accuracy, see accuracy_interval.
@@ -104,11 +103,6 @@ class _Setting:
         return stdev(values) if len(values) > 1 else None
 
     @property
-    def gap(self) -> float:
-        """Training less validation accuracy at the kept epoch."""
-        return self.kept_mean("train_accuracy") - self.kept_mean("val_accuracy")
-
-    @property
     def run_names(self) -> list[str]:
         return [row["run"] for row in self.runs.values()]
 
@@ -117,7 +111,7 @@ class _View:
     """All that the page shows, computed once."""
 
     def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, effects: Sequence[Effect]) -> None:
-        self.folder, self.compared, self.effects = folder, compared, effects
+        self.folder, self.compared = folder, compared
         self.curves = folder.rows("learning_curves")
         self.rows = with_validation(folder.rows("metrics"), self.curves)
         self.groups: _Groups = group_settings(self.rows)
@@ -143,8 +137,8 @@ class _View:
             self._confusion_chart(found, kind) for kind in ("counts", "shares") for found in self.pictured
         ]
         self.reliability_charts = [self._reliability_chart(found) for found in self.pictured]
-        self.effect_charts = self._effect_charts()
-        self.heat_maps = self._heat_maps()
+        self.effect_charts = effect_charts(effects, split=folder.split)
+        self.heat_maps = heat_maps(self.rows, effects, split=folder.split)
 
     @property
     def accuracy_shown(self) -> int:
@@ -349,83 +343,6 @@ class _View:
         return plots.reliability(
             f"reliability-{place}", found.label, [_pooled(rows) for _, rows in sorted(bins.items())], found.mean("ece")
         )
-
-    def _effect_charts(self) -> list[Chart]:
-        charts = []
-        for kind, title in (("main", "Main effects"), ("interaction", "Largest interactions")):
-            found = [effect for effect in self.effects if (effect.metric, effect.kind) == ("accuracy", kind)]
-            if kind == "interaction":
-                found = sorted(found, key=lambda effect: -abs(effect.effect))
-            if found:
-                rows = [_effect_row(effect) for effect in found[:_EFFECTS_SHOWN]]
-                charts.append(
-                    plots.effect_intervals(
-                        f"effects-{kind}", title, rows, split=self.folder.split, caption=_EFFECT_CAPTIONS[kind]
-                    )
-                )
-        return charts
-
-    def _heat_maps(self) -> list[Chart]:
-        """Returns the mean accuracy over each pair of the grid's axes."""
-        axes = list(dict.fromkeys(effect.axis for effect in self.effects if effect.kind == "main"))
-        column = {axis: "train_dataset" if axis == "dataset" else axis for axis in axes}
-        levels = {axis: sorted({_level(row[column[axis]]) for row in self.rows}, key=_level_order) for axis in axes}
-        charts = []
-        for first, second in combinations(axes, 2):
-            # The axis with more levels has the rows: a page is narrow.
-            rows, columns = sorted((first, second), key=lambda axis: -len(levels[axis]))
-            values = np.full((len(levels[rows]), len(levels[columns])), np.nan)
-            for place in np.ndindex(*values.shape):
-                chosen = (levels[rows][place[0]], levels[columns][place[1]])
-                found = [
-                    row["accuracy"]
-                    for row in self.rows
-                    if (_level(row[column[rows]]), _level(row[column[columns]])) == chosen
-                ]
-                if found:
-                    values[place] = 100 * fmean(found)
-            charts.append(
-                plots.heat_map(
-                    f"grid-{rows}-{columns}",
-                    values,
-                    rows=(rows, [_level_text(level) for level in levels[rows]]),
-                    columns=(columns, [_level_text(level) for level in levels[columns]]),
-                    split=self.folder.split,
-                    caption=f"Mean accuracy on {self.folder.split} examples over the seeds and the other settings.",
-                )
-            )
-        return charts
-
-
-_EFFECT_CAPTIONS = {
-    "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
-    "intervals over seeds, not adjusted for their number; blue: 0 is outside.",
-    "interaction": "How much the first effect changes with the second setting. Bars as for the main effects.",
-}
-
-
-def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]:
-    label = f"{effect.axis}={_level_text(effect.level)}"
-    if effect.second_axis is not None:
-        label += f" × {effect.second_axis}={_level_text(str(effect.second_level))}"
-    low = None if effect.effect_low is None else 100 * effect.effect_low
-    high = None if effect.effect_high is None else 100 * effect.effect_high
-    return label, 100 * effect.effect, low, high
-
-
-def _level(value: Any) -> str:
-    return json.dumps(value)
-
-
-def _level_text(level: str) -> str:
-    return setting_text(json.loads(level))
-
-
-def _level_order(level: str) -> tuple[bool, Any]:
-    value = json.loads(level)
-    # Numbers by value, booleans and texts by name, lists by their text.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return not is_number, value if is_number else level
 
 
 def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
