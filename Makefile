@@ -30,6 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/evaluate_throughput.py
 	$(BIN)/python benchmarks/stack.py
 	$(BIN)/python benchmarks/grid.py
+	$(BIN)/python benchmarks/report.py
 
 # Needs Chromium.
 screenshots: $(INSTALLED)

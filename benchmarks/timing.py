@@ -112,7 +112,7 @@ def _shown(name: str, cell: Cell) -> str:
     if isinstance(cell, str):
         return cell
     if not isinstance(cell, Spread):
-        return f"{cell:.4g}"
+        return f"{cell:,.0f}" if cell >= 1000 else f"{cell:.4g}"
     if name == "seconds":
         return f"{cell.median:,.1f}"
     if name.startswith("ratio"):

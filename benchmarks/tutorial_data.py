@@ -43,11 +43,12 @@ def torchvision_mnist(train: Examples, test: Examples) -> Iterator[tuple["datase
         raw = Path(folder, "MNIST", "raw")
         raw.mkdir(parents=True)
         for names, examples in ((USUAL_NAMES["train"], train), (USUAL_NAMES["test"], test)):
-            _write_idx(raw, names, examples)
+            write_idx(raw, names, examples)
         yield tuple(datasets.MNIST(folder, train=is_train, transform=transform) for is_train in (True, False))
 
 
-def _write_idx(folder: Path, names: tuple[str, str], examples: Examples) -> None:
+def write_idx(folder: Path, names: tuple[str, str], examples: Examples) -> None:
+    """Writes a split as a pair of IDX files."""
     count = len(examples)
     images, labels = examples.images.numpy().tobytes(), examples.labels.byte().numpy().tobytes()
     (folder / names[0]).write_bytes(struct.pack(">IIII", IMAGES_MAGIC, count, 28, 28) + images)

@@ -119,6 +119,39 @@ def test_a_grid_is_trained_in_every_way_and_timed(run_script, capsys, monkeypatc
     assert output.err.count("round 1 of 1: ") == 3
 
 
+@pytest.mark.slow
+def test_an_evaluation_and_its_report_are_timed_weighed_and_left_behind(run_script, capsys, tmp_path: Path) -> None:
+    folder = tmp_path / "left"
+    folder.mkdir()
+    options = ("--seeds", "1", "--epochs", "1", "--train-limit", "100", "--folder", str(folder), "--json")
+    run_script("report.py", *options, shortest=())
+    rows = {row["what"]: row["figure"] for row in json.loads(capsys.readouterr().out)["results"]}
+    assert (rows["runs"], rows["images"]) == (32, 200)
+    (evaluation,) = (folder / "storage" / "evaluations").iterdir()
+    (part,) = evaluation.glob("predictions*.parquet")
+    assert rows["a prediction, all columns"] == part.stat().st_size / (32 * 200)
+    page = folder / "storage" / "reports" / evaluation.name / "report.html"
+    assert rows["report.html"] == page.stat().st_size / 2**20
+    plain, rounded = rows["its probabilities, plain"], rows["its probabilities, float16"]
+    assert 1 < rounded < plain < rows["a prediction, all columns"]
+    # Libraries alone take more than 50 MiB.
+    assert min(rows["evaluate, peak"], rows["report, peak"]) > 50
+    assert min(rows["evaluate"], rows["report"]) > 0
+
+
+def test_digits_stand_in_for_mnist_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import report
+
+    dataset = report.find_dataset(tmp_path, tmp_path)
+    assert "downloading is off" in capsys.readouterr().err
+    test = load_examples(dataset, "test", data_dir=tmp_path)
+    digits = load_examples("digits", "test", data_dir=tmp_path)
+    assert len(test) == 10_000
+    assert torch.equal(test.images[: len(digits)], digits.images)
+    assert torch.equal(test.labels[len(digits) : 2 * len(digits)], digits.labels)
+
+
 def test_a_way_that_trains_no_runs_ends_the_benchmark_with_what_it_said(run_script) -> None:
     with pytest.raises(SystemExit, match=r"(?s)1 examples give .*ours: exit code 3, 0 of 24 runs"):
         run_script("grid.py", "--only", "ours", "--train-limit", "1", shortest=())

@@ -14,8 +14,8 @@ from report_evaluations import evaluate_grid, evaluate_runs
 
 from mnist_ray.cli import run_command
 from mnist_ray.evaluation_folder import open_evaluation
+from mnist_ray.report.charts import without_names
 from mnist_ray.report.page import report_evaluation
-from mnist_ray.report.plots import _without_names
 from mnist_ray.storage import open_storage
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def test_the_page_says_what_the_tables_say(storage: str, evaluation: str, page: 
     best = min(kept, key=rank)
     accuracy = fmean(metrics[run]["accuracy"] for run in settings[best])
     chosen = f"dropout={best[0]:g} batch_norm={'yes' if best[1] else 'no'} weight_decay={best[2]:g}"
-    assert f"Chosen on validation, of 8 settings: <b>{chosen}</b>" in page
-    assert f"On the test examples it is right in <b>{100 * accuracy:.2f} %</b>" in page
+    assert f"<b>{chosen}</b> has the best validation accuracy of 8 settings" in page
+    assert f"is right in <b>{100 * accuracy:.2f} %</b> of the test examples" in page
     assert "Each setting against <b>dropout=0 batch_norm=no weight_decay=0</b>" in page
     for run, row in metrics.items():
         assert f"<code>{run}</code>" in page
@@ -126,7 +126,7 @@ def test_hostile_class_names_are_shown_as_they_are(tmp_path: Path) -> None:
 def test_one_run_of_no_grid_has_a_page(storage: str, evaluation: str) -> None:
     run = open_evaluation(storage, evaluation).runs[0]
     page = Path(report_evaluation(storage, evaluate_runs(storage, [run])).uri).read_text()
-    assert "Chosen on validation" not in page
+    assert "has the best validation accuracy" not in page
     assert "One seed." in page
     assert 'id="pairs"' not in page
     assert 'id="grid"' not in page
@@ -218,4 +218,4 @@ def luminance(color: str) -> float:
     ],
 )
 def test_labels_of_the_same_settings_show_their_values_alone(labels: list[str], names: str, shown: list[str]) -> None:
-    assert _without_names(labels) == (names, shown)
+    assert without_names(labels) == (names, shown)

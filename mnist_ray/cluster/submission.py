@@ -34,7 +34,7 @@ _PASSED_VARIABLES = (
 def stage_working_dir(
     config_yaml: str | None = None, *, package: Path = _PACKAGE, jobs: Path | None = None
 ) -> Iterator[Path]:
-    """Yields a temporary folder with all that a job needs and nothing else: the *.py files of two folders.
+    """Yields a temporary folder with all that a job needs and nothing else: two folders' code, and the page's template.
 
     Args:
       config_yaml: text to ship as job.yaml.
@@ -50,7 +50,7 @@ def stage_working_dir(
         jobs = installed if installed.is_dir() else package.parent / "jobs"
     with tempfile.TemporaryDirectory(prefix="mnist-ray-") as name:
         folder = Path(name)
-        size = _copy_python_files(package, folder / "mnist_ray") + _copy_python_files(jobs, folder / "jobs")
+        size = _copy_code(package, folder / "mnist_ray") + _copy_code(jobs, folder / "jobs")
         if config_yaml is not None:
             size += (folder / "job.yaml").write_text(config_yaml, encoding="utf-8")
         if size > MAX_STAGED_BYTES:
@@ -58,9 +58,10 @@ def stage_working_dir(
         yield folder
 
 
-def _copy_python_files(source: Path, target: Path) -> int:
+def _copy_code(source: Path, target: Path) -> int:
     size = 0
-    for path in sorted(source.rglob("*.py")):
+    # The page of a report is a template, and an evaluation writes that page.
+    for path in sorted([*source.rglob("*.py"), *source.rglob("templates/*.html")]):
         relative = path.relative_to(source)
         # A link could lead to anything, and a hidden folder may be an environment.
         if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in relative.parts):

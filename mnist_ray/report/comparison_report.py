@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
-from mnist_ray.comparisons import Comparison, Scores, compare, judge, tie_groups
+from mnist_ray.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
 from mnist_ray.config import TrainConfig
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
@@ -35,7 +35,8 @@ class ComparisonReport:
       evaluation: name of the evaluation.
       num_examples: examples evaluated.
       settings: a row a setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
-        accuracy_mean, accuracy_std, log_loss_mean, val_accuracy_mean.
+        accuracy_mean, accuracy_low and accuracy_high (see `accuracy_interval`), accuracy_std, log_loss_mean,
+        val_accuracy_mean.
       comparisons: of all pairs, or of those with the baseline, each against it; judged among themselves.
       num_pairs: pairs in all.
       unpaired: pairs without a common seed.
@@ -76,8 +77,9 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
     rows = with_validation(folder.rows("metrics"), folder.rows("learning_curves"))
     groups = group_settings(rows)
     against = None if baseline is None else find_setting(groups, baseline)
-    pairs = compare(_scores(folder, groups))
-    settings = _setting_rows(groups, pairs)
+    scores = _scores(folder, groups)
+    pairs = compare(scores)
+    settings = _setting_rows(groups, scores, pairs)
     shown = pairs if against is None else _against(against, pairs)
     uri = _store(folder, pairs) if pairs else None
     paired = {_labels(pair) for pair in pairs}
@@ -196,23 +198,45 @@ def _read_part(
     loss[where] = part["loss"].to_numpy()
 
 
-def _setting_rows(groups: Mapping[str, _Runs], pairs: Sequence[Comparison]) -> list[dict[str, Any]]:
-    rows = [_setting_row(label, list(runs.values())) for label, runs in groups.items()]
+def _setting_rows(
+    groups: Mapping[str, _Runs], scores: Sequence[Scores], pairs: Sequence[Comparison]
+) -> list[dict[str, Any]]:
+    rows = [_setting_row(list(groups[of_setting.label].values()), of_setting) for of_setting in scores]
     rows.sort(key=lambda row: (-row["accuracy_mean"], row["log_loss_mean"]))
     places = tie_groups([row["setting"] for row in rows], pairs)
     return [{"group": places[row["setting"]], **row} for row in rows]
 
 
-def _setting_row(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _setting_row(runs: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str, Any]:
     accuracies = [row["accuracy"] for row in runs]
+    low, high = accuracy_interval(runs, scores)
     return {
-        "setting": label,
+        "setting": scores.label,
         "num_seeds": len(runs),
         "accuracy_mean": fmean(accuracies),
+        "accuracy_low": low,
+        "accuracy_high": high,
         "accuracy_std": stdev(accuracies) if len(runs) > 1 else None,
         "log_loss_mean": fmean(row["log_loss"] for row in runs),
         "val_accuracy_mean": fmean(row["best_val_accuracy"] for row in runs),
     }
+
+
+def accuracy_interval(runs: Sequence[Mapping[str, Any]], scores: Scores) -> tuple[float, float]:
+    """Returns the 95 % interval of a setting's mean accuracy.
+
+    With several seeds it covers other seeds and other examples, as `paired_interval` does, of which this is the case of
+    a difference from nothing. With one seed it is Wilson's interval, over other examples; so it is where every answer
+    is right, or every one wrong, and nothing varies.
+
+    Args:
+      runs: rows of the metrics table.
+      scores: of the same runs.
+    """
+    if len(runs) == 1 or scores.correct.all() or not scores.correct.any():
+        return runs[0]["accuracy_low"], runs[0]["accuracy_high"]
+    found = paired_interval(scores.correct)
+    return max(found.low, 0.0), min(found.high, 1.0)
 
 
 def _labels(pair: Comparison) -> tuple[str, str]:

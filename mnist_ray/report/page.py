@@ -1,36 +1,31 @@
 """The report of an evaluation as one HTML file and its charts as files, from the evaluation's tables alone."""
 
-import base64
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from mnist_ray.comparisons import Comparison
 from mnist_ray.effects import Effect
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
-from mnist_ray.gallery import SHOWN
 from mnist_ray.leaderboard import setting_text
 from mnist_ray.metrics import class_rates
 from mnist_ray.report import plots
+from mnist_ray.report.charts import Chart
 from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons, with_validation
 from mnist_ray.report.comparison_text import notes
+from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
-from mnist_ray.report.plots import Chart
+from mnist_ray.report.pictures import read_pictures
 
 _CURVES_SHOWN = 12
 _SETTINGS_SHOWN = 24
-_EFFECTS_SHOWN = 24
 _MISTAKES_SHOWN = 8
 _PAIRS_SHOWN = 60
 
@@ -83,9 +78,10 @@ class _Setting:
     Attributes:
       label: of the setting.
       runs: its rows of the metrics table, by seed.
-      curves: of each of its runs, the row of learning_curves that belongs to the kept epoch.
+      kept: of each of its runs, the row of learning_curves that belongs to the kept epoch.
       against: its comparison with the reference, None for the reference itself and without a common seed.
       group: of ties, see tie_groups.
+      interval: ends of the 95 % interval of its accuracy, see accuracy_interval.
     """
 
     label: str
@@ -93,6 +89,7 @@ class _Setting:
     kept: Sequence[Mapping[str, Any]]
     against: Comparison | None
     group: int
+    interval: tuple[float, float]
 
     def mean(self, name: str) -> float:
         return fmean(row[name] for row in self.runs.values())
@@ -106,11 +103,6 @@ class _Setting:
         return stdev(values) if len(values) > 1 else None
 
     @property
-    def gap(self) -> float:
-        """Training less validation accuracy at the kept epoch."""
-        return self.kept_mean("train_accuracy") - self.kept_mean("val_accuracy")
-
-    @property
     def run_names(self) -> list[str]:
         return [row["run"] for row in self.runs.values()]
 
@@ -119,7 +111,7 @@ class _View:
     """All that the page shows, computed once."""
 
     def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, effects: Sequence[Effect]) -> None:
-        self.folder, self.compared, self.effects = folder, compared, effects
+        self.folder, self.compared = folder, compared
         self.curves = folder.rows("learning_curves")
         self.rows = with_validation(folder.rows("metrics"), self.curves)
         self.groups: _Groups = group_settings(self.rows)
@@ -128,7 +120,7 @@ class _View:
         self.chosen = self.settings[0]
         self.calibration = folder.rows("calibration")
         self.confusions = _confusions(folder)
-        self.loss_charts = [self._loss_chart(place, found) for place, found in enumerate(self.settings[:_CURVES_SHOWN])]
+        self.loss_charts = self._loss_charts(self.settings[:_CURVES_SHOWN])
         self.accuracy_chart = self._accuracy_chart()
         self.gap_chart = plots.gaps(
             "gap",
@@ -140,10 +132,13 @@ class _View:
         self.pictured = [self.chosen]
         if self.reference != self.chosen.label:
             self.pictured.append(next(found for found in self.settings if found.label == self.reference))
-        self.confusion_charts = [chart for found in self.pictured for chart in self._confusion_charts(found)]
+        # Side by side: what stands for the chosen setting, and the same for the reference.
+        self.confusion_charts = [
+            self._confusion_chart(found, kind) for kind in ("counts", "shares") for found in self.pictured
+        ]
         self.reliability_charts = [self._reliability_chart(found) for found in self.pictured]
-        self.effect_charts = self._effect_charts()
-        self.heat_maps = self._heat_maps()
+        self.effect_charts = effect_charts(effects, split=folder.split)
+        self.heat_maps = heat_maps(self.rows, effects, split=folder.split)
 
     @property
     def accuracy_shown(self) -> int:
@@ -169,7 +164,9 @@ class _View:
         environment = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        environment.filters.update(points=_points, rate=_rate, interval=_interval, svg=_svg, value=setting_text)
+        environment.filters.update(
+            points=_points, rate=_rate, interval=_interval, signed=_signed, svg=_svg, value=setting_text
+        )
         shown = self.folder.manifest
         return environment.get_template("report.html").render(
             view=self,
@@ -178,13 +175,16 @@ class _View:
             made_by=shown["volatile"].get("made_by"),
             compared=self.compared,
             notes=notes(self.compared.comparisons) if self.compared.comparisons else [],
+            ties=self._ties(),
+            verdict_words=self._verdict_words(),
+            reference_words=self._reference_words(),
             pairs=self._pairs(),
             num_hidden_pairs=max(0, len(self.compared.comparisons) - _PAIRS_SHOWN),
             varying=self._varying(),
             per_class=self._per_class(),
             mistakes=[(found.label, self._mistakes(found)) for found in self.pictured],
             runs=self._runs(),
-            gallery=_gallery(self.folder, self.chosen.run_names),
+            gallery=read_pictures(self.folder, self.chosen.run_names),
             lineage=_lineage(self.folder),
         )
 
@@ -197,18 +197,47 @@ class _View:
             elif pair.first == self.reference:
                 against[pair.second] = pair.reversed()
         kept = {(row["run"], row["epoch"]): row for row in self.curves}
-        groups = {row["setting"]: row["group"] for row in self.compared.settings}
+        compared = {row["setting"]: row for row in self.compared.settings}
         found = [
             _Setting(
                 label,
                 runs,
                 [kept[row["run"], row["epoch"]] for row in runs.values()],
                 against.get(label),
-                groups[label],
+                compared[label]["group"],
+                (compared[label]["accuracy_low"], compared[label]["accuracy_high"]),
             )
             for label, runs in self.groups.items()
         ]
         return sorted(found, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))
+
+    def _verdict_words(self) -> str:
+        """Returns the verdict on the chosen setting in a sentence; empty if nothing is compared with it."""
+        pair = self.chosen.against
+        if pair is None:
+            return ""
+        if pair.verdict != "tie":
+            return f"It is {pair.verdict} than {self.reference}."
+        words = f"These data do not tell it apart from {self.reference}"
+        if pair.accuracy_difference.low <= 0 <= pair.accuracy_difference.high:
+            return f"{words}."
+        return (
+            f"{words}: by itself the interval of the difference leaves out zero, but among {self.compared.num_pairs} "
+            "pairs one may do so by chance."
+        )
+
+    def _ties(self) -> list[str]:
+        """Returns the settings that the verdicts don't tell apart from the chosen one, the best first."""
+        apart = {
+            label for pair in self.compared.comparisons if pair.verdict != "tie" for label in (pair.first, pair.second)
+            if self.chosen.label in (pair.first, pair.second)
+        }  # fmt: skip
+        return [one.label for one in self.settings if one.label not in {*apart, self.chosen.label}]
+
+    def _reference_words(self) -> str:
+        """Returns what makes the reference one."""
+        variants = {row["variant"] for row in self.groups[self.reference].values()}
+        return "" if "baseline" in variants and len(variants) == 1 else ", the first by the values of its settings"
 
     def _varying(self) -> list[str]:
         """Returns the regularizing settings that differ among the runs, unless the labels name them already."""
@@ -227,19 +256,35 @@ class _View:
         return ordered[:_PAIRS_SHOWN]
 
     def _accuracy_chart(self) -> Chart:
-        return plots.dots(
+        shown = self.settings[:_SETTINGS_SHOWN]
+        covers = "other seeds and other examples" if len(self.chosen.runs) > 1 else "other examples"
+        return plots.accuracies(
             "accuracy",
             f"Accuracy on {self.folder.split} examples",
-            {
-                found.label: [row["accuracy"] for row in found.runs.values()]
-                for found in self.settings[:_SETTINGS_SHOWN]
-            },
-            label="accuracy, %",
-            factor=100,
-            caption="A dot: a seed; the bar: their mean. In the order of validation accuracy.",
+            {found.label: [row["accuracy"] for row in found.runs.values()] for found in shown},
+            intervals={found.label: found.interval for found in shown},
+            caption=f"A dot: a seed; the bar: their mean; the line: its 95 % interval over {covers}. In the order of "
+            "validation accuracy.",
         )
 
-    def _loss_chart(self, place: int, found: _Setting) -> Chart:
+    def _loss_charts(self, settings: Sequence[_Setting]) -> list[Chart]:
+        of_settings = [self._losses(found) for found in settings]
+        shown = np.concatenate([values.ravel() for epochs in of_settings for values in epochs.values()])
+        # A logarithmic scale has no zero.
+        low, high = max(float(np.nanmin(shown)), 1e-4), float(np.nanmax(shown))
+        return [
+            plots.learning_curves(
+                f"loss-{place:02d}",
+                found.label,
+                epochs,
+                best=fmean(row["epoch"] for row in found.kept),
+                limits=(low / 1.15, high * 1.15),
+            )
+            for place, (found, epochs) in enumerate(zip(settings, of_settings, strict=True))
+        ]
+
+    def _losses(self, found: _Setting) -> dict[str, NDArray[np.float64]]:
+        """Returns train_loss and val_loss, float64 [seeds, epochs], NaN after a run's last epoch."""
         of_runs = [[row for row in self.curves if row["run"] == run] for run in found.run_names]
         num_epochs = max(map(len, of_runs))
         epochs = {}
@@ -247,18 +292,16 @@ class _View:
             epochs[name] = np.full((len(of_runs), num_epochs), np.nan)
             for seed, rows in enumerate(of_runs):
                 epochs[name][seed, : len(rows)] = [row[name] for row in rows]
-        best = fmean(row["epoch"] for row in found.kept)
-        return plots.learning_curves(f"loss-{place:02d}", found.label, epochs, best)
+        return epochs
 
-    def _confusion_charts(self, found: _Setting) -> list[Chart]:
-        place = self.pictured.index(found)
-        counts = self._confusion(found)
-        return [
-            plots.confusion(
-                f"confusion-{place}-{kind}", found.label, counts, self.folder.class_names, normalized=kind == "shares"
-            )
-            for kind in ("counts", "shares")
-        ]
+    def _confusion_chart(self, found: _Setting, kind: str) -> Chart:
+        return plots.confusion(
+            f"confusion-{self.pictured.index(found)}-{kind}",
+            found.label,
+            self._confusion(found),
+            self.folder.class_names,
+            normalized=kind == "shares",
+        )
 
     def _confusion(self, found: _Setting) -> NDArray[np.int64]:
         return np.asarray(sum(self.confusions[run] for run in found.run_names))
@@ -301,78 +344,6 @@ class _View:
             f"reliability-{place}", found.label, [_pooled(rows) for _, rows in sorted(bins.items())], found.mean("ece")
         )
 
-    def _effect_charts(self) -> list[Chart]:
-        charts = []
-        for kind, title in (("main", "Main effects"), ("interaction", "Largest interactions")):
-            found = [effect for effect in self.effects if (effect.metric, effect.kind) == ("accuracy", kind)]
-            if kind == "interaction":
-                found = sorted(found, key=lambda effect: -abs(effect.effect))
-            if found:
-                rows = [_effect_row(effect) for effect in found[:_EFFECTS_SHOWN]]
-                charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, caption=_EFFECT_CAPTIONS[kind]))
-        return charts
-
-    def _heat_maps(self) -> list[Chart]:
-        """Returns the mean accuracy over each pair of the grid's axes."""
-        axes = list(dict.fromkeys(effect.axis for effect in self.effects if effect.kind == "main"))
-        column = {axis: "train_dataset" if axis == "dataset" else axis for axis in axes}
-        levels = {axis: sorted({_level(row[column[axis]]) for row in self.rows}, key=_level_order) for axis in axes}
-        charts = []
-        for first, second in combinations(axes, 2):
-            # The axis with more levels has the rows: a page is narrow.
-            rows, columns = sorted((first, second), key=lambda axis: -len(levels[axis]))
-            values = np.full((len(levels[rows]), len(levels[columns])), np.nan)
-            for place in np.ndindex(*values.shape):
-                chosen = (levels[rows][place[0]], levels[columns][place[1]])
-                found = [
-                    row["accuracy"]
-                    for row in self.rows
-                    if (_level(row[column[rows]]), _level(row[column[columns]])) == chosen
-                ]
-                if found:
-                    values[place] = 100 * fmean(found)
-            charts.append(
-                plots.heat_map(
-                    f"grid-{rows}-{columns}",
-                    values,
-                    rows=(rows, [_level_text(level) for level in levels[rows]]),
-                    columns=(columns, [_level_text(level) for level in levels[columns]]),
-                    caption=f"Mean accuracy on {self.folder.split} examples over the seeds and the other settings.",
-                )
-            )
-        return charts
-
-
-_EFFECT_CAPTIONS = {
-    "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
-    "intervals over seeds, not adjusted for their number; blue: 0 is outside.",
-    "interaction": "How much the first effect changes with the second setting. Bars as for the main effects.",
-}
-
-
-def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]:
-    label = f"{effect.axis}={_level_text(effect.level)}"
-    if effect.second_axis is not None:
-        label += f" × {effect.second_axis}={_level_text(str(effect.second_level))}"
-    low = None if effect.effect_low is None else 100 * effect.effect_low
-    high = None if effect.effect_high is None else 100 * effect.effect_high
-    return label, 100 * effect.effect, low, high
-
-
-def _level(value: Any) -> str:
-    return json.dumps(value)
-
-
-def _level_text(level: str) -> str:
-    return setting_text(json.loads(level))
-
-
-def _level_order(level: str) -> tuple[bool, Any]:
-    value = json.loads(level)
-    # Numbers by value, booleans and texts by name, lists by their text.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return not is_number, value if is_number else level
-
 
 def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns one bin of the calibration, all runs together."""
@@ -399,43 +370,6 @@ def _confusions(folder: EvaluationFolder) -> dict[str, NDArray[np.int64]]:
     return found
 
 
-def _gallery(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the images of each reason, with what the runs say of them.
-
-    Args:
-      folder: the evaluation.
-      chosen: the runs of the chosen setting; their votes are counted apart.
-    """
-    images = folder.rows("images")
-    votes = _votes(folder, sorted({row["example_index"] for row in images}))
-    found: dict[str, list[dict[str, Any]]] = {reason: [] for reason in SHOWN}
-    for row in images:
-        said = votes[row["example_index"]]
-        of_chosen = Counter(name for run, name, _ in said if run in chosen)
-        found[row["reason"]].append(
-            {
-                **row,
-                "source": "data:image/png;base64," + base64.b64encode(row["image"]).decode(),
-                "votes": Counter(name for _, name, _ in said).most_common(4),
-                "label_probability": fmean(probability for *_, probability in said),
-                "chosen": of_chosen.most_common(1)[0][0],
-            }
-        )
-    return found
-
-
-def _votes(folder: EvaluationFolder, examples: Sequence[int]) -> dict[int, list[tuple[str, str, float]]]:
-    """Returns run, predicted class and probability of the true class, of every run, for some examples."""
-    columns = ["example_index", "run", "predicted_label_name", "label_probability"]
-    wanted = pa.array(examples, pa.int64())
-    found: dict[int, list[tuple[str, str, float]]] = {example: [] for example in examples}
-    for part in folder.parts("predictions", columns=columns):
-        rows = part.select(columns).filter(pc.is_in(part["example_index"], wanted))
-        for example, *vote in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-            found[example].append((vote[0], vote[1], vote[2]))
-    return found
-
-
 def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:
     """Returns what made the runs, once for each different maker, with the names of its runs."""
     makers: dict[str, dict[str, Any]] = {}
@@ -452,8 +386,12 @@ def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:
     return [{**maker, "libraries": json.loads(maker["libraries"])} for maker in makers.values()]
 
 
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.2f}"
+    return _signed(100 * fraction)
 
 
 def _rate(fraction: float, digits: int = 2) -> str:
@@ -461,7 +399,7 @@ def _rate(fraction: float, digits: int = 2) -> str:
 
 
 def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
-    return f"{factor * interval.low:+.{digits}f} to {factor * interval.high:+.{digits}f}"
+    return f"{_signed(factor * interval.low, digits)} to {_signed(factor * interval.high, digits)}"
 
 
 def _svg(chart: Chart) -> Markup:

@@ -23,6 +23,8 @@ def checkout(tmp_path: Path) -> Path:
         "mnist_ray/__init__.py": "",
         "mnist_ray/data/idx.py": "",
         "mnist_ray/notes.txt": "",
+        "mnist_ray/report/templates/report.html": "",
+        "mnist_ray/saved.html": "",
         "mnist_ray/__pycache__/a.pyc": "",
         "mnist_ray/.venv/lib.py": "",
         "jobs/train.py": "",
@@ -43,11 +45,23 @@ def _names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_only_the_python_files_of_the_package_and_the_jobs_travel(checkout: Path) -> None:
+def test_only_the_code_of_the_package_and_the_jobs_and_the_template_of_the_report_travel(checkout: Path) -> None:
     with stage_working_dir("epochs: 3\n", package=checkout / "mnist_ray") as folder:
-        assert _names(folder) == ["job.yaml", "jobs/train.py", "mnist_ray/__init__.py", "mnist_ray/data/idx.py"]
+        assert _names(folder) == [
+            "job.yaml",
+            "jobs/train.py",
+            "mnist_ray/__init__.py",
+            "mnist_ray/data/idx.py",
+            "mnist_ray/report/templates/report.html",
+        ]
         assert (folder / "job.yaml").read_text() == "epochs: 3\n"
     assert not folder.exists()
+
+
+def test_this_very_package_travels_with_its_template() -> None:
+    with stage_working_dir() as folder:
+        assert (folder / "mnist_ray" / "report" / "templates" / "report.html").is_file()
+        assert (folder / "jobs" / "evaluate.py").is_file()
 
 
 def test_an_installed_package_ships_its_own_copy_of_the_jobs(checkout: Path) -> None:

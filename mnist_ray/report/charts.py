@@ -1,0 +1,175 @@
+"""How a chart of a report is drawn: its style, its colours on a page, its files; and how its axes are labelled."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+# Okabe and Ito's colours, told apart by the colour-blind too, in an order of contrast on white and on black; lines
+# and markers differ as well: https://jfly.uni-koeln.de/color/
+BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#8c8c8c"
+INK, GRID, CELL = "#1a1b1e", "#d4d6db", "#0073b3"
+# On a page, in light and in dark, each of them is what the page says.
+_PAGE_COLORS = {
+    INK: "currentColor",
+    GRID: "var(--grid)",
+    CELL: "var(--cell)",
+    BLUE: "var(--blue)",
+    VERMILION: "var(--vermilion)",
+}
+# Points; a chart is drawn as wide as a phone shows it, so its text is legible there.
+WIDTH, HEIGHT, _FONT = 3.9, 2.75, 7.5
+_STYLE = {
+    "font.size": _FONT,
+    "font.family": "sans-serif",
+    "axes.titlesize": _FONT,
+    "axes.labelsize": _FONT,
+    "legend.fontsize": _FONT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+_PNG_DPI = 200
+# Ids that nothing refers to, and which every figure has.
+_IDLE_ID = re.compile(r' id="[A-Za-z][A-Za-z0-9.]*_[0-9]+"')
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+      name: of its files, such as loss-baseline.
+      title: what it shows.
+      alternative: the same in words and numbers, for those who can't see it.
+      caption: what its marks mean.
+      width: in inches; up to the default one it fits a phone, a wider one must scroll there.
+      svg: the image, with the figure's own colours.
+      png: the same on white.
+    """
+
+    name: str
+    title: str
+    alternative: str
+    caption: str
+    width: float
+    svg: bytes
+    png: bytes
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is wider than a phone's screen."""
+        return self.width > 1.2 * WIDTH
+
+    def inline_svg(self) -> str:
+        """Returns the SVG element for a page, in the page's colours of light and dark."""
+        text = self.svg.decode()
+        text = _IDLE_ID.sub("", text[text.index("<svg") :])
+        for color, variable in _PAGE_COLORS.items():
+            text = text.replace(color, variable)
+        return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+
+
+def draw(
+    name: str,
+    title: str,
+    paint: Callable[[Figure], None],
+    *,
+    alternative: str,
+    caption: str = "",
+    size: tuple[float, float] = (WIDTH, HEIGHT),
+) -> Chart:
+    """Draws a chart; equal input gives equal bytes.
+
+    Args:
+      name: of its files.
+      title: what it shows.
+      paint: puts axes into the figure.
+      alternative: the chart in words.
+      caption: what its marks mean.
+      size: width and height in inches.
+    """
+    # The salt makes the ids of clip paths and markers differ between the charts of a page.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+    return Chart(name, title, alternative, caption, size[0], svg.getvalue(), png.getvalue())
+
+
+def size_for_rows(num_rows: int) -> tuple[float, float]:
+    """Returns the size of a chart with a row for each setting, in inches."""
+    return WIDTH, max(1.3, 0.24 * num_rows + 0.85)
+
+
+def label_rows(axes: Any, labels: Sequence[str]) -> None:
+    """Labels the rows of a chart, the first at the top."""
+    names, shown = without_names(labels)
+    axes.set_yticks(range(len(labels)), [short(label) for label in shown])
+    axes.set_ylabel(names)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Labels the rows and columns of a matrix, and takes lines and frame away."""
+    # Letters that fit below the cells.
+    room = 6.5 * axes.figure.get_figwidth()
+    is_long = max(map(len, columns)) * len(columns) > room
+    axes.set_xticks(range(len(columns)), [short(name) for name in columns], rotation=60 if is_long else 0)
+    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def label_epochs(axes: Any, num_epochs: int) -> None:
+    """Makes x an axis of epochs, from 1, in whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(0.7 if num_epochs > 1 else 0.5, num_epochs + (0.3 if num_epochs > 1 else 0.5))
+
+
+def without_names(labels: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Splits labels such as dropout=0 batch_norm=no, if all name the same settings, into these names and the values."""
+    parts = [[part.partition("=") for part in label.split(" ")] for label in labels]
+    names = {tuple(name for name, _, _ in label) for label in parts}
+    if len(labels) < 2 or len(names) > 1 or not all(sign for label in parts for _, sign, _ in label):
+        return "", labels
+    return " · ".join(names.pop()), [" · ".join(value for _, _, value in label) for label in parts]
+
+
+def label_losses(axes: Any, limits: tuple[float, float]) -> None:
+    """Makes y an axis of losses, logarithmic, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", which="minor", length=0)
+    axes.set(ylabel="cross-entropy, nats (log scale)", ylim=limits)
+
+
+def short(label: str) -> str:
+    """Returns a label that fits beside a chart, and that is no formula."""
+    shown = label.replace("$", r"\$")
+    return shown if len(shown) <= 34 else f"{shown[:16]}…{shown[-17:]}"

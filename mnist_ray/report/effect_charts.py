@@ -1,0 +1,94 @@
+"""The charts of a grid: what each setting changes, and the accuracy over each pair of settings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from mnist_ray.effects import Effect
+from mnist_ray.leaderboard import setting_text
+from mnist_ray.report import plots
+from mnist_ray.report.charts import Chart
+
+_EFFECTS_SHOWN = 24
+_EFFECT_CAPTIONS = {
+    "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
+    "intervals over seeds, not adjusted for their number; blue: 0 is outside.",
+    "interaction": "How much the first effect changes with the second setting. Bars as for the main effects.",
+}
+
+
+def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
+    """Returns the charts of the main effects and of the largest interactions, on accuracy; none without effects."""
+    charts = []
+    for kind, title in (("main", "Main effects"), ("interaction", "Largest interactions")):
+        found = [effect for effect in effects if (effect.metric, effect.kind) == ("accuracy", kind)]
+        if kind == "interaction":
+            found = sorted(found, key=lambda effect: -abs(effect.effect))
+        if found:
+            rows = [_effect_row(effect) for effect in found[:_EFFECTS_SHOWN]]
+            caption = _EFFECT_CAPTIONS[kind]
+            charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, split=split, caption=caption))
+    return charts
+
+
+def heat_maps(rows: Sequence[Mapping[str, Any]], effects: Sequence[Effect], *, split: str) -> list[Chart]:
+    """Returns the mean accuracy over each pair of a grid's axes.
+
+    Args:
+      rows: of the metrics table.
+      effects: they name the axes.
+      split: that the accuracy is measured on.
+    """
+    axes = list(dict.fromkeys(effect.axis for effect in effects if effect.kind == "main"))
+    levels = {axis: sorted({_level(row, axis) for row in rows}, key=_level_order) for axis in axes}
+    # The axis with more levels has the rows: a page is narrow.
+    pairs = [sorted(pair, key=lambda axis: -len(levels[axis])) for pair in combinations(axes, 2)]
+    return [_heat_map(rows, (down, levels[down]), (across, levels[across]), split=split) for down, across in pairs]
+
+
+def _heat_map(
+    rows: Sequence[Mapping[str, Any]], down: tuple[str, list[str]], across: tuple[str, list[str]], *, split: str
+) -> Chart:
+    values = np.full((len(down[1]), len(across[1])), np.nan)
+    for place in np.ndindex(*values.shape):
+        cell = (down[1][place[0]], across[1][place[1]])
+        found = [row["accuracy"] for row in rows if (_level(row, down[0]), _level(row, across[0])) == cell]
+        if found:
+            values[place] = 100 * fmean(found)
+    return plots.heat_map(
+        f"grid-{down[0]}-{across[0]}",
+        values,
+        rows=(down[0], [_level_text(level) for level in down[1]]),
+        columns=(across[0], [_level_text(level) for level in across[1]]),
+        split=split,
+        caption=f"Mean accuracy on {split} examples over the seeds and the other settings.",
+    )
+
+
+def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]:
+    label = f"{effect.axis}={_level_text(effect.level)}"
+    if effect.second_axis is not None:
+        label += f" × {effect.second_axis}={_level_text(str(effect.second_level))}"
+    low = None if effect.effect_low is None else 100 * effect.effect_low
+    high = None if effect.effect_high is None else 100 * effect.effect_high
+    return label, 100 * effect.effect, low, high
+
+
+def _level(row: Mapping[str, Any], axis: str) -> str:
+    # A row's dataset is the one that it is evaluated on.
+    return json.dumps(row["train_dataset" if axis == "dataset" else axis])
+
+
+def _level_text(level: str) -> str:
+    return setting_text(json.loads(level))
+
+
+def _level_order(level: str) -> tuple[bool, Any]:
+    value = json.loads(level)
+    # Numbers by value, booleans and texts by name, lists by their text.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not is_number, value if is_number else level
