@@ -1,6 +1,7 @@
 """The prediction job: the user's own images streamed through an actor pool of Ray Data, committed in one step."""
 
 import gc
+import io
 import itertools
 import logging
 import os
@@ -8,7 +9,7 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,10 +204,12 @@ def _on_actors(job: PredictJob, pending: PendingFolder, *, use_gpu: bool) -> Gen
     except RayError as error:
         raise RunFailedError(f"images={job.plan.images}: a worker was lost: {error}") from error
     finally:
-        # What stops the thread that executes a Dataset is that nothing refers to it any more.
-        rows.close()
-        del rows, results, spans
-        gc.collect()
+        # What stops the thread that executes a Dataset, and its actors, is that nothing refers to it any more. Of
+        # actors that are in their work Ray says that it will be tried again.
+        with redirect_stdout(io.StringIO()):
+            rows.close()
+            del rows, results, spans
+            gc.collect()
 
 
 def _start_counting() -> Any:

@@ -90,6 +90,7 @@ def peak_memory(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+@pytest.mark.timeout(600)
 def test_50000_files_need_the_memory_of_5000_and_have_the_bytes_of_one_process_though_a_worker_dies(
     folder: Path,
 ) -> None:
