@@ -73,7 +73,7 @@ def main(num_gpus: int, spot_minutes: float, timeout_minutes: float) -> None:
 
 def _request(num_gpus: int, *, num_on_demand: int) -> None:
     # One GPU a bundle, since a node of cluster.yaml has one; a bundle isn't spread over nodes.
-    selectors = [{}] * (num_gpus - num_on_demand) + [_ON_DEMAND] * num_on_demand
+    selectors: list[dict[str, str]] = [{}] * (num_gpus - num_on_demand) + [_ON_DEMAND] * num_on_demand
     request_resources(bundles=[{"GPU": 1}] * num_gpus, bundle_label_selectors=selectors)
 
 
