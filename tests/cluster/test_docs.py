@@ -136,7 +136,7 @@ def messages_in_the_code() -> str:
     nodes = [node for path in (ROOT / "mnist_ray").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     constants = {}
     for node in nodes:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
             constants[node.targets[0].id] = node.value
 
     def text(node: ast.expr) -> str:
@@ -144,7 +144,7 @@ def messages_in_the_code() -> str:
             return str(node.value)
         if isinstance(node, ast.JoinedStr):
             return "".join(map(text, node.values))
-        if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name) and node.value.id.isupper():
+        if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name) and node.value.id in constants:
             return text(constants[node.value.id])
         return "…"
 
