@@ -45,13 +45,13 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     folder = open_evaluation(storage_uri, evaluation)
     storage, grid, metrics = folder.storage, folder.grid, folder.rows("metrics")
     if grid is None:
-        note = "effects: the evaluation is not of a grid; they need mnist-ray evaluate --grid NAME"
-        return GridReport(evaluation, None, metrics, [], None, note)
+        why = "effects: the evaluation is not of a grid; they need mnist-ray evaluate --grid NAME"
+        return GridReport(evaluation, None, metrics, [], None, why)
     folder_of_grid = GridFolder(storage, grid)
     if folder_of_grid.document() is None:
         # An evaluation may be copied without its grid; all but the effects comes from its own tables.
-        note = f"effects: grid {grid!r}, which knows the axes, is not in {storage.uri}"
-        return GridReport(evaluation, None, metrics, [], None, note)
+        why = f"effects: grid {grid!r}, which knows the axes, is not in {storage.uri}"
+        return GridReport(evaluation, None, metrics, [], None, why)
     settings = folder_of_grid.settings()
     if settings.ranges:
         reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"
