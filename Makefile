@@ -9,9 +9,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
 
-# Two at once: the tests that start a Ray one after the other, and beside them all others.
+# Two files at once, those with a Ray first: a Ray's start and end are mostly waiting.
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(BIN)/pytest -m "not ray and not s3 and not slow and not gpu"

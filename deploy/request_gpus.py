@@ -7,6 +7,7 @@ A job takes the GPUs that its cluster has when it starts, and an autoscaled clus
 The request stands until the next one: nodes that are taken away are replaced, and idle ones stay and cost. End with 0.
 """
 
+import os
 import sys
 import time
 
@@ -40,11 +41,12 @@ def main(num_gpus: int, spot_minutes: float, timeout_minutes: float) -> None:
 
     Runs on the cluster, as a job. The request stands until the next one; 0 lets the nodes go when they are idle.
     """
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:
-        _say("error: no Ray cluster here; run it on one: ray job submit --working-dir deploy -- python request_gpus.py N")
+    # Not "auto": that attaches to any Ray that runs on this machine.
+    address = os.environ.get("RAY_ADDRESS")
+    if not address or "://" in address:
+        _say("error: no job of a cluster; submit it: ray job submit --working-dir deploy -- python request_gpus.py 4")
         sys.exit(5)
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     _request(num_gpus, num_on_demand=0)
     started = time.monotonic()
     num_there, num_on_demand = -1, 0
@@ -71,7 +73,7 @@ def main(num_gpus: int, spot_minutes: float, timeout_minutes: float) -> None:
 
 def _request(num_gpus: int, *, num_on_demand: int) -> None:
     # One GPU a bundle, since a node of cluster.yaml has one; a bundle isn't spread over nodes.
-    selectors = [{}] * (num_gpus - num_on_demand) + [_ON_DEMAND] * num_on_demand
+    selectors: list[dict[str, str]] = [{}] * (num_gpus - num_on_demand) + [_ON_DEMAND] * num_on_demand
     request_resources(bundles=[{"GPU": 1}] * num_gpus, bundle_label_selectors=selectors)
 
 

@@ -3,17 +3,17 @@
 import json
 import re
 import signal
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_export, cli_grids, cli_query, cli_reports, cli_reproduce
+from mnist_ray import cli_export, cli_grids, cli_predict, cli_query, cli_reports, cli_reproduce
 from mnist_ray.cli_options import (
     DATASET_HELP,
     absolute_dataset,
@@ -49,7 +49,19 @@ from mnist_ray.errors import MnistRayError
 from mnist_ray.variants import VARIANTS, variant_config
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Interrupted(Exception):
+    """Ctrl-C, in a form for which Click prints no empty line."""
+
+
+class _Launcher(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (KeyboardInterrupt, click.Abort):
+            raise _Interrupted from None
+
+
+@click.group(cls=_Launcher, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(mnist_ray.__version__, prog_name="mnist-ray")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -352,6 +364,7 @@ for _command in (
     cli_query.query,
     cli_export.export,
     cli_reproduce.reproduce,
+    cli_predict.predict,
 ):
     cli.add_command(_command)
 
@@ -366,6 +379,14 @@ def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
     """Runs one command line and returns its exit code; every error that a person can cause is one line."""
     arguments = list(arguments)
     signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         result = cli.main(arguments, prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
     except MnistRayError as error:
@@ -377,8 +398,16 @@ def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
         # Click lists choices below each other.
         return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (_Interrupted, click.Abort, KeyboardInterrupt):
         return say(f"stopped; {_how_to_go_on(arguments)}", 130)
+    except Exception:
+        # What an interrupted import leaves half done can end in any error.
+        if interrupts:
+            return say(f"stopped; {_how_to_go_on(arguments)}", 130)
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     return result if isinstance(result, int) else 0
 
 
@@ -393,8 +422,3 @@ def _how_to_go_on(arguments: Sequence[str]) -> str:
 def _terminated(arguments: Sequence[str]) -> NoReturn:
     say(f"terminated; {_how_to_go_on(arguments)}", 143)
     raise SystemExit(143)
-
-
-def main() -> NoReturn:
-    """The console script."""
-    sys.exit(run_command(sys.argv[1:]))

@@ -42,9 +42,8 @@ def _print_grid_report(found: "GridReport", storage: str) -> None:
 
     if found.grid is None:
         print_metrics(found.metrics)
-        click.echo("the evaluation is not of a grid: effects need mnist-ray evaluate --grid NAME")
-        return
-    print_test_leaderboard(found.metrics, storage, found.grid)
+    else:
+        print_test_leaderboard(found.metrics, storage, found.grid)
     if found.effects:
         print_effects(found.effects)
     if found.note:

@@ -26,7 +26,7 @@ def reproduce(run: str, storage: str, data_dir: str | None, num_workers: int | N
 
     Equal means every weight of its best checkpoint and every number of its history, bit for bit. That is promised for
     the same versions, hardware and number of workers, and ends with 0. With others, differences as large as the noise
-    of the validation accuracy end with 0 too; what differs is printed. All else ends with 7.
+    of the validation accuracy end with 0 too; what differs is printed. Any other outcome ends with 7.
     """
     from mnist_ray.cluster.reproduction import reproduce as train_again
 

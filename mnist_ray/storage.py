@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -178,6 +179,14 @@ class Storage:
         """
         with storage_errors(self.uri_of(path), "listed"):
             return sorted(self._backend.files(path, recursive=recursive), key=lambda entry: entry.path)
+
+    def iter_files(self, path: str = "") -> Iterator[FileEntry]:
+        """Yields what list_files returns, in the same order, but holds one folder's names at a time (S3: one page).
+
+        Locally, what is neither a file nor a link to one is left out: reading a pipe might never end.
+        """
+        with storage_errors(self.uri_of(path), "listed"):
+            yield from self._backend.files_in_order(path)
 
     def list_folders(self, path: str = "") -> list[str]:
         """Returns the names of a folder's direct subfolders, sorted, but those beginning with '.' or '_'."""
@@ -393,6 +402,24 @@ class _Local:
                         file = Path(folder, name)
                         yield FileEntry(file.relative_to(self.root).as_posix(), file.stat().st_size)
 
+    def files_in_order(self, path: str) -> Iterator[FileEntry]:
+        """Yields the files below a folder sorted by path; links are followed as in files."""
+        try:
+            entries = [entry for entry in os.scandir(self.root / path) if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return
+        # With its slash a folder's name sorts as the paths in it do: 'a.png' comes before 'a/b.png'.
+        ordered = sorted((f"{entry.name}/" if entry.is_dir() else entry.name, entry) for entry in entries)
+        for name, entry in ordered:
+            below = f"{path}/{name}" if path else name
+            if name.endswith("/"):
+                yield from self.files_in_order(below.rstrip("/"))
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat()
+                if stat.S_ISREG(status.st_mode):
+                    yield FileEntry(below, status.st_size)
+
     def folders(self, path: str) -> list[str]:
         folder = self.root / path
         return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.exists() else []
@@ -588,6 +615,10 @@ class _S3:
             # A key that ends with a slash is a console's picture of a folder.
             if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
                 yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
+
+    def files_in_order(self, path: str) -> Iterator[FileEntry]:
+        """Yields the objects below a folder as S3 lists them: by the bytes of their keys, which is the paths' order."""
+        return self.files(path, recursive=True)
 
     def folders(self, path: str) -> list[str]:
         prefixes = [

@@ -435,6 +435,30 @@ COMPARISONS = Table(
     ),
 )
 
+_IMAGE = (
+    _RUN,
+    Column("path", STRING, "", "file of the image, relative to the images' folder; of a single file, its name"),
+    Column("row", INT64, "", "place of the image in a Parquet or IDX file, from 0; else null", nullable=True),
+)
+
+IMAGE_PREDICTIONS = Table(
+    "image_predictions",
+    "an image of the user's own, in the order of path and row; files predictions-*.parquet of a prediction",
+    (
+        *_IMAGE,
+        *_PREDICTED_LABEL,
+        Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
+        Column("inverted", BOOL, "", "whether the image was inverted, to have the ground of the training images"),
+        Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
+    ),
+)
+
+IMAGE_ERRORS = Table(
+    "image_errors",
+    "an image of the user's own that can't be read, in the order of path and row; file errors.parquet of a prediction",
+    (*_IMAGE, Column("error", STRING, "", "why it can't be read")),
+)
+
 TABLES = {
     table.name: table
     for table in (
@@ -450,6 +474,8 @@ TABLES = {
         RUNS,
         EFFECTS,
         COMPARISONS,
+        IMAGE_PREDICTIONS,
+        IMAGE_ERRORS,
     )
 }
 
@@ -507,8 +533,9 @@ def to_parquet_bytes(table: pa.Table) -> bytes:
     """
     # Floats are written plain. As dictionaries, the probabilities of an MNIST network on its 10,000 test images make a
     # file of 727 kB instead of 493 kB. BYTE_STREAM_SPLIT would make it 463 kB, but Spark's vectorized reader refused
-    # that encoding for years (SPARK-56894): 6 % are not worth a reader. Every example_index is new, as floats are.
-    plain_fields = {field.name for field in table.schema if _is_floating(field.type)} | {"example_index"}
+    # that encoding for years (SPARK-56894): 6 % are not worth a reader. Every example_index is new, as floats are; so
+    # are path and row.
+    plain_fields = {field.name for field in table.schema if _is_floating(field.type)} | {"example_index", "path", "row"}
     sink = pa.BufferOutputStream()
     pq.write_table(
         _canonical(table),

@@ -27,6 +27,13 @@ from mnist_ray.storage import Storage, without_secrets
 _EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 TRACKERS = tuple(_EXTRAS)
 
+# A server that is down is given up after seconds, not minutes; nothing is told to MLflow's makers.
+_MLFLOW_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_PATIENCE_S = 10.0
 TENSORBOARD_FOLDER = "tensorboard"
 STORE_FILE = "mlflow.db"
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
@@ -87,7 +94,7 @@ def track(
       say: shows a line; on stderr by default.
     """
     show = say or (lambda line: print(f"mnist-ray: {line}", file=sys.stderr, flush=True))
-    openers = {name: partial(_open, name, storage, experiment) for name in dict.fromkeys(names)}
+    openers = {name: _opener(name, storage, experiment) for name in dict.fromkeys(names)}
     tracking = Tracking(openers, storage, say=show)
     return tracking if names else nullcontext(tracking)
 
@@ -109,14 +116,17 @@ def mlflow_store(storage: Storage) -> str:
     return f"sqlite:///{storage.uri_of(f'mlflow/{STORE_FILE}')}"
 
 
-def _open(name: str, storage: Storage, experiment: str) -> Tracker:
+def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracker]:
+    """Returns what opens a tracker, its package imported: in a thread, that meets Ray's own import of MLflow."""
     if name == "tensorboard":
         from mnist_ray.tracking_tensorboard import TensorBoard
 
-        return TensorBoard(storage)
+        return partial(TensorBoard, storage)
+    for setting, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(setting, value)
     from mnist_ray.tracking_mlflow import MLflow
 
-    return MLflow(storage, experiment)
+    return partial(MLflow, storage, experiment)
 
 
 class Tracking:
@@ -140,7 +150,7 @@ class Tracking:
         self._pending: dict[str, None] = {}
         self._ended = False
         self._news = threading.Condition()
-        # A daemon: whoever presses Ctrl-C a second time doesn't wait for a server.
+        # A daemon, so that the process ends without it.
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
@@ -153,7 +163,8 @@ class Tracking:
         with self._news:
             self._ended = True
             self._news.notify()
-        self._thread.join()
+        # Whoever interrupts a command doesn't wait long for a server.
+        self._thread.join(None if kind is None else _PATIENCE_S)
 
     def update(self, runs: Iterable[str]) -> None:
         """Tells that there may be news of some runs."""

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
+
 from mnist_ray.storage import Storage
 from mnist_ray.tracking import METRICS, STORE_FILE, SeenRun, mlflow_store
 
-# A server that is down is given up after seconds, not minutes; nothing is told to MLflow's makers.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 _ID_TAG = "mnist_ray.id"
 # MLflow takes 1000 metrics in a request.
 _EPOCHS_AT_ONCE = 1000 // len(METRICS)
@@ -32,8 +29,6 @@ def make_store(folder: Path) -> None:
     MLflow makes its tables in many steps: a store whose maker was killed, or that two are making, is of no use. So
     it appears whole.
     """
-    from mlflow.tracking import MlflowClient
-
     store = folder / STORE_FILE
     if store.exists():
         return
@@ -58,10 +53,6 @@ class MLflow:
     """Writes to MLflow's tracking store: one experiment, one MLflow run a run."""
 
     def __init__(self, storage: Storage, experiment: str) -> None:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        from mlflow.tracking import MlflowClient
-
         # It tells at INFO that it makes its tables.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -124,15 +115,11 @@ class MLflow:
         return _Logged(created.info.run_id, set(), has_ended=False)
 
     def _log_settings(self, run_id: str, seen: SeenRun) -> None:
-        from mlflow.entities import Param
-
         config = seen.document["config"].items()
         params = [Param(name, value if isinstance(value, str) else json.dumps(value)) for name, value in config]
         self._client.log_batch(run_id, params=params)
 
     def _log_epochs(self, logged: _Logged, rows: list[Any]) -> None:
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
         metrics = [Metric(name, getattr(row, name), now, row.epoch) for row in rows for name in METRICS]
         self._client.log_batch(logged.run_id, metrics=metrics)

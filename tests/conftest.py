@@ -6,13 +6,6 @@ import pytest
 import torch
 from s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests for parallel workers: one worker has all that start a Ray, which takes the whole machine."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
-
-
 _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
 _FIRST_FILE = "train-images-idx3-ubyte.gz"
 

@@ -1,5 +1,6 @@
 """The launcher as a person meets it: help, messages and exit codes, in real processes where it matters."""
 
+import builtins
 import json
 import os
 import re
@@ -7,11 +8,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+from mnist_ray import __main__
 from mnist_ray.cli import cli, default_run_name, run_command
 from mnist_ray.cli_options import data_folder
 from mnist_ray.config import TrainConfig, check_name
@@ -47,8 +52,8 @@ def test_every_command_is_documented_in_the_readme() -> None:
 def test_help_loads_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from mnist_ray.cli import run_command\n"
-        "for arguments in (['--help'], ['train', '--help'], ['evaluate', '--help'], ['demo', '--help']):\n"
-        "    assert run_command(arguments) == 0\n"
+        "for command in ([], ['train'], ['evaluate'], ['predict'], ['demo']):\n"
+        "    assert run_command([*command, '--help']) == 0\n"
         "loaded = {'torch', 'ray', 'pyarrow', 'numpy', 'boto3'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
@@ -255,6 +260,7 @@ def test_a_run_that_a_signal_ends_exits_with_its_code_and_resume_gives_the_same_
         rest = process.stderr.read()
         assert process.wait() == code, rest
     assert "Traceback" not in rest
+    assert "" not in rest.splitlines()
     assert [line for line in rest.splitlines() if "mnist-ray:" in line] == [
         f"mnist-ray: {word}; the same command with --resume goes on"
     ]
@@ -304,3 +310,44 @@ def test_a_run_that_diverged_is_not_advised_to_resume(tmp_path: Path, capsys: py
     line = line_of(capsys)
     assert "run 'a': diverged (" in line
     assert "change its settings and choose another --name" in line
+
+
+def test_ctrl_c_before_a_command_has_begun_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # As if the signal came while the launcher's modules are imported.
+    monkeypatch.delitem(sys.modules, "mnist_ray.cli")
+    monkeypatch.setattr("builtins.__import__", importing(interrupted))
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "mnist-ray: stopped\n"
+
+
+def importing(before: Callable[..., None]) -> Callable[..., Any]:
+    """Python's import, with something done before the launcher's module is imported."""
+    real = builtins.__import__
+
+    def instead(name: str, *rest: Any, **named: Any) -> Any:
+        if name == "mnist_ray.cli":
+            before()
+        return real(name, *rest, **named)
+
+    return instead
+
+
+def test_an_error_that_an_interrupt_leaves_behind_is_the_interrupts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def half_imported(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise RecursionError("of a package that was imported by half") from None
+
+    monkeypatch.setattr("mnist_ray.listing.list_runs", half_imported)
+    assert run_command(["runs"]) == 130
+    assert line_of(capsys) == "mnist-ray: stopped; the same command starts again"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import safetensors
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -231,6 +233,26 @@ def test_without_onnx_the_message_says_what_to_install(
         "mnist-ray: error: --to onnx: needs onnx and onnxscript: pip install 'mnist-ray[onnx]'\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_name", LOADERS)
+def test_an_exported_network_predicts_what_predict_says_of_the_same_image_files(
+    format_name: str, storage: str, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "files").mkdir()
+    for number, image in enumerate(images[:40, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / f"files/{number:02d}.png")
+    arguments = ["--run", "mlp", "--images", str(tmp_path / "files"), "--storage", storage, "--json"]
+    assert run_command(["predict", *arguments]) == 0
+    said = json.loads(capsys.readouterr().out)
+    rows = pq.read_table(f"{said['uri']}/predictions-00000.parquet").to_pylist()
+
+    path = tmp_path / f"mlp{FORMATS[format_name].suffix}"
+    assert export(storage, "mlp", format_name, "--output", str(path)) == 0
+    files = [np.asarray(Image.open(tmp_path / "files" / row["path"])) for row in rows]
+    found = LOADERS[format_name](path, best(storage, "mlp"), torch.from_numpy(np.stack(files))[:, None])
+    assert found.argmax(1).tolist() == [row["predicted_label"] for row in rows]
+    np.testing.assert_allclose(found.softmax(1).numpy(), [row["probabilities"] for row in rows], atol=1e-5)
 
 
 def test_the_command_offers_exactly_the_formats_that_there_are() -> None:

@@ -1,6 +1,7 @@
 """From a grid's runs to its effects, without Ray: what is printed, and what is stored."""
 
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -65,3 +66,15 @@ def test_a_search_over_ranges_has_no_effects(tmp_path: Path, capsys: pytest.Capt
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
     assert "a search over ranges (learning_rate): effects need levels" in capsys.readouterr().out
     assert not (tmp_path / "reports" / evaluation / "effects.parquet").exists()
+
+
+def test_an_evaluation_without_its_grid_is_reported_without_effects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_without_ray(str(tmp_path / "there"), "smoke", seeds="1", epochs=1)
+    evaluation = evaluation_of(str(tmp_path / "there"), capsys)
+    shutil.copytree(tmp_path / "there/evaluations", tmp_path / "here/evaluations")
+    assert run_command(["report", evaluation, "--storage", str(tmp_path / "here")]) == 0
+    shown = capsys.readouterr().out
+    assert f"effects: grid 'g', which knows the axes, is not in {tmp_path}/here" in shown
+    assert (tmp_path / "here/reports" / evaluation / "report.html").is_file()

@@ -1,12 +1,19 @@
 """Training and evaluating with all results in a real S3 server process."""
 
+import gzip
+import io
 import json
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from grid_runs import train_without_ray
+from PIL import Image
 
 from mnist_ray.cli import run_command
+from mnist_ray.data import load_examples
 from mnist_ray.storage import open_storage
 
 pytestmark = pytest.mark.s3
@@ -63,6 +70,53 @@ def test_a_grid_is_trained_evaluated_and_reported_on_s3(s3_uri: str, capsys: pyt
     opened = open_storage(s3_uri)
     for name in ("effects", "comparisons"):
         assert pq.read_table(opened.open_input(f"reports/{evaluation}/{name}.parquet")).num_rows > 0
+
+
+def test_images_on_s3_are_predicted_as_the_same_on_the_disk(
+    s3_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = ["--storage", f"{s3_uri}/results"]
+    assert run_command(["train", "--dataset", "digits", "--epochs", "1", "--name", "a", *storage]) == 0
+    digits = load_examples("digits", "test", data_dir=tmp_path).images[:30, 0].numpy()
+    files = {f"images/{number}.png": png(pixels) for number, pixels in enumerate(digits)}
+    files["images/bad.png"] = b"junk"
+    files["some.parquet"] = parquet([*files.values()])
+    files["some.gz"] = gzip.compress(b"\0\0\x08\x03" + np.array(digits.shape, ">u4").tobytes() + digits.tobytes())
+    files["some-idx3-ubyte"] = gzip.decompress(files["some.gz"])
+    for name, content in files.items():
+        open_storage(s3_uri).write_bytes(name, content)
+        open_storage(str(tmp_path)).write_bytes(name, content)
+    for place, num_errors in (("images", 1), ("some.parquet", 1), ("some.gz", 0), ("some-idx3-ubyte", 0)):
+        parts = []
+        for root in (s3_uri, str(tmp_path)):
+            arguments = ["--run", "a", "--images", f"{root}/{place}", "--shard-size", "20", "--num-workers", "1"]
+            capsys.readouterr()
+            assert run_command(["predict", *arguments, *storage, "--json"]) == 0
+            said = json.loads(capsys.readouterr().out)
+            assert (said["num_images"], said["num_errors"]) == (30, num_errors)
+            folder = f"predictions/{said['predictions']}"
+            opened = open_storage(f"{s3_uri}/results")
+            names = ["errors", "predictions-00000", "predictions-00001"]
+            parts.append([opened.read_committed(folder, f"{name}.parquet") for name in names])
+        assert parts[0] == parts[1], place
+    assert run_command(["predict", "--run", "a", "--images", f"{s3_uri}/images/3.png", *storage]) == 0
+    assert capsys.readouterr().out.startswith("3.png: ")
+    assert run_command(["predict", "--run", "a", "--images", f"{s3_uri}/nothing", *storage]) == 3
+    assert f"there are no files in {s3_uri}/nothing" in capsys.readouterr().err
+    assert run_command(["predict", "--run", "a", "--images", "s3://no-such-bucket-here/x", *storage]) == 4
+    assert "the bucket does not exist" in capsys.readouterr().err
+
+
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def parquet(images: list[bytes]) -> bytes:
+    content = io.BytesIO()
+    pq.write_table(pa.table({"image": images}), content, row_group_size=8)
+    return content.getvalue()
 
 
 def test_a_bucket_that_is_not_there_ends_with_4_and_one_line(s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -265,8 +265,31 @@ def test_listings_are_sorted_and_leave_out_hidden_names(storage: Storage) -> Non
     assert storage.list_folders() == ["runs", "runs-2"]
 
 
+def test_iterating_over_files_gives_the_same_in_the_order_of_their_paths(storage: Storage) -> None:
+    names = ["a/1", "a/b/2", "a-0", "a.png", "a0", "b", "B", "ü/1", "\uffee", "\U00010000", ".hidden/1", "a/.hidden"]
+    for name in names:
+        storage.write_bytes(name, name.encode())
+    found = list(storage.iter_files())
+    assert [entry.path for entry in found] == sorted(name for name in names if "hidden" not in name)
+    assert found == storage.list_files()
+    assert list(storage.iter_files("a")) == storage.list_files("a") == [FileEntry("a/1", 3), FileEntry("a/b/2", 5)]
+
+
+def test_iterating_over_local_files_follows_links_and_leaves_out_what_is_no_file(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.write_bytes("b/file", b"x")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert [entry.path for entry in storage.iter_files()] == ["a/file", "b/file"]
+    (tmp_path / "b/loop").symlink_to("..")
+    with pytest.raises(StorageError, match="can't be listed"):
+        list(storage.iter_files())
+
+
 def test_a_folder_that_is_not_there_lists_as_empty(storage: Storage) -> None:
     assert storage.list_files() == []
+    assert list(storage.iter_files("runs")) == []
     assert storage.list_files("runs") == []
     assert storage.list_folders("runs") == []
 

@@ -158,6 +158,18 @@ def other_tables():
     made["images"] = tables.make_table("images", images, code_version="1")
     made["lineage"] = tables.make_table("lineage", lineage, code_version="1")
     made["learning_curves"] = tables.make_table("learning_curves", curves, code_version="1")
+    image = {"run": "a", "path": ["a/1.png", "b.parquet"], "row": [None, 7]}
+    answer = {
+        "predicted_label": [0, 2],
+        "predicted_label_name": CLASS_NAMES[[0, 2]],
+        "confidence": [0.75, 0.5],
+        "inverted": [True, False],
+        "probabilities": np.array([[0.75, 0.25, 0], [0.25, 0.25, 0.5]], dtype=np.float32),
+    }
+    made["image_predictions"] = tables.make_table(
+        "image_predictions", {**image, **answer}, code_version="1", num_classes=3
+    )
+    made["image_errors"] = tables.make_table("image_errors", {**image, "error": ["null", "cut"]}, code_version="1")
     made["comparisons"] = tables.make_table("comparisons", comparisons, code_version="1")
     made["effects"] = tables.make_table("effects", effects, code_version="1")
     made["runs"] = tables.make_table("runs", runs, code_version="1")

@@ -33,6 +33,7 @@ from mnist_ray.evaluation import (
 )
 from mnist_ray.evaluation_folder import evaluations_of_split
 from mnist_ray.grid_folder import GridFolder
+from mnist_ray.inference import inference_device
 from mnist_ray.provenance import command_line, lineage
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
@@ -167,21 +168,13 @@ def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
         yield from progress.track(results, total=total, description="shards") if is_shown else results
 
 
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    # One thread: the same bits in every process, and the fastest for networks of this size.
-    torch.set_num_threads(1)
-    return torch.device("cpu")
-
-
 def _in_process(plan: Plan, examples: ExampleStream, pending: PendingFolder) -> Iterator[ShardResult]:
     for shard in cut_into_shards(examples, plan):
-        yield evaluate_shard(plan, shard, pending, device=_device())
+        yield evaluate_shard(plan, shard, pending, device=inference_device())
 
 
 def _evaluate_remotely(plan: Plan, shard: Shard, pending: PendingFolder) -> ShardResult:
-    return evaluate_shard(plan, shard, pending, device=_device())
+    return evaluate_shard(plan, shard, pending, device=inference_device())
 
 
 def _on_workers(

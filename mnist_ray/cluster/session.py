@@ -1,8 +1,10 @@
 """A Ray to work on: the cluster whose job this is, or one of our own on this machine."""
 
+import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -43,14 +45,18 @@ def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bo
       ClusterError: the cluster can't be reached or has too few CPUs.
     """
     launchers_sigterm = signal.getsignal(signal.SIGTERM)
+    interrupts: list[int] = []
     try:
-        _connect() if on_cluster() else _start_local()
+        with _interrupts_deferred(interrupts):
+            _connect() if on_cluster() else _start_local()
     except SystemExit:
         # Ray's own handler of SIGTERM, in force while it starts.
         if callable(launchers_sigterm):
             launchers_sigterm(signal.SIGTERM, None)
         raise
     try:
+        if interrupts:
+            raise KeyboardInterrupt
         resources = ray.cluster_resources()
         use_gpu = resources.get("GPU", 0) >= num_workers
         if not use_gpu:
@@ -59,7 +65,22 @@ def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bo
         with redirect_stdout(sys.stderr), _sigterm_as_interrupt(launchers_sigterm):
             yield use_gpu
     finally:
-        ray.shutdown()
+        # What Ray has left to say comes here: repetitions, and of workers that were stopped in their work on purpose.
+        with redirect_stdout(io.StringIO()):
+            ray.shutdown()
+
+
+@contextmanager
+def _interrupts_deferred(arrived: list[int]) -> Iterator[None]:
+    """Notes an interrupt instead of raising it: a Ray that is interrupted while it starts leaves processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -162,8 +162,13 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking) -> Ite
         watcher.join()
 
 
-def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
+def fit_run(job: TrainJob, *, scaling: ScalingConfig, scratch: Path | None = None) -> None:
     """Trains a run that was claimed, on Ray Train's workers.
+
+    Args:
+      job: the run.
+      scaling: its workers.
+      scratch: an existing folder for Ray's own bookkeeping; the system's folder of temporary files by default.
 
     Raises:
       MnistRayError: as the error tree says.
@@ -178,7 +183,7 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig) -> None:
         "last_epoch": job.last_epoch,
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
-    with tempfile.TemporaryDirectory(prefix="mnist-ray-train-") as bookkeeping:
+    with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=settings,

@@ -218,7 +218,9 @@ def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) 
         command_line=settings.command_line,
     )
     try:
-        fit_run(job, scaling=ScalingConfig(num_workers=num_workers, use_gpu=settings.use_gpu))
+        # In the trial's own folder, which goes with this Ray: a trial that is killed can't clean up.
+        scaling = ScalingConfig(num_workers=num_workers, use_gpu=settings.use_gpu)
+        fit_run(job, scaling=scaling, scratch=Path.cwd())
     except MnistRayError:
         if folder.status().status != "diverged":
             raise

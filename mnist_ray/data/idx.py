@@ -82,22 +82,10 @@ def read_idx(path: Path, magic: int) -> "IntegerArray":
 
 
 def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> tuple[tuple[int, ...], bytearray]:
-    """Reads header and elements; capacity is the most bytes that header and elements can have, judged by file size."""
-    num_dimensions = magic & 0xFF
-    header = file.read(4 + 4 * num_dimensions)
-    if len(header) >= 4 and header[:4] != struct.pack(">I", magic):
-        raise DataError(f"{path}: starts with 0x{header[:4].hex()}, not with the magic number 0x{magic:08x}")
-    if len(header) < 4 + 4 * num_dimensions:
-        raise DataError(f"{path}: cut short in the header; get it again")
-    shape = struct.unpack(f">{num_dimensions}I", header[4:])
+    """Reads header and elements; capacity as of read_shape."""
+    shape = read_shape(file, path, magic, capacity=capacity, max_bytes=MAX_CONTENT_BYTES)
     num_bytes = math.prod(shape) * (4 if magic >> 8 == 0x0C else 1)
-    announced = f"the header announces {' x '.join(map(str, shape))} elements"
-    if num_bytes == 0:
-        raise DataError(f"{path}: {announced}, an empty set; at least one example is needed")
-    if num_bytes > MAX_CONTENT_BYTES:
-        raise DataError(f"{path}: {announced}, more than the {MAX_CONTENT_BYTES >> 30} GiB a split may have")
-    if len(header) + num_bytes > capacity:
-        raise DataError(f"{path}: cut short: {announced}, more than the file holds; get it again")
+    announced = announcement(shape)
     content = bytearray()
     while len(content) < num_bytes and (chunk := file.read(min(CHUNK_BYTES, num_bytes - len(content)))):
         content += chunk
@@ -107,6 +95,43 @@ def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> t
     if file.read(1):
         raise DataError(f"{path}: {announced}, but more bytes follow; get it again")
     return shape, content
+
+
+def read_shape(
+    file: BinaryIO, source: object, magic: int, *, capacity: int, max_bytes: int | None = None
+) -> tuple[int, ...]:
+    """Reads an IDX header.
+
+    Args:
+      file: at its beginning.
+      source: the file's name for messages.
+      magic: as of read_idx.
+      capacity: the most bytes that header and elements can have, judged by the file's size.
+      max_bytes: the most bytes that the elements may have; None for any number.
+
+    Raises:
+      DataError: wrong magic number, no elements, too many, or more than the file can hold.
+    """
+    num_dimensions = magic & 0xFF
+    header = file.read(4 + 4 * num_dimensions)
+    if len(header) >= 4 and header[:4] != struct.pack(">I", magic):
+        raise DataError(f"{source}: starts with 0x{header[:4].hex()}, not with the magic number 0x{magic:08x}")
+    if len(header) < 4 + 4 * num_dimensions:
+        raise DataError(f"{source}: cut short in the header; get it again")
+    shape = struct.unpack(f">{num_dimensions}I", header[4:])
+    num_bytes = math.prod(shape) * (4 if magic >> 8 == 0x0C else 1)
+    if num_bytes == 0:
+        raise DataError(f"{source}: {announcement(shape)}, an empty set; at least one example is needed")
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise DataError(f"{source}: {announcement(shape)}, more than the {max_bytes >> 30} GiB a split may have")
+    if len(header) + num_bytes > capacity:
+        raise DataError(f"{source}: cut short: {announcement(shape)}, more than the file holds; get it again")
+    return shape
+
+
+def announcement(shape: tuple[int, ...]) -> str:
+    """Says what a header announces."""
+    return f"the header announces {' x '.join(map(str, shape))} elements"
 
 
 def read_images(path: Path) -> "npt.NDArray[np.uint8]":

@@ -37,12 +37,13 @@ def resize_grey(image: "GreyImage") -> "GreyImage":
     return np.asarray(resized)
 
 
+class UnreadableImageError(ValueError):
+    """An image that can't be decoded; the message is the reason alone."""
+
+
 @dataclass(frozen=True)
 class DecodedImages:
-    """Encoded images, decoded and converted to 28x28 grey as they are asked for; see ImagePieces.
-
-    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; 16-bit greys
-    keep their upper byte; colours become their luma; the size is changed bilinearly without keeping proportions.
+    """Encoded images, decoded and converted by decode_image as they are asked for; see ImagePieces.
 
     Args:
       encoded: name of each image for messages, and its bytes.
@@ -65,10 +66,9 @@ class DecodedImages:
         for name, content in self.encoded:
             count += 1
             try:
-                image, kind = _decode_quietly(content)
-            # Pillow's decoders raise nearly every built-in exception on a damaged file.
-            except Exception as error:
-                broken.append(f"{name} ({_reason(error)})")
+                image, kind = decode_image(content)
+            except UnreadableImageError as error:
+                broken.append(f"{name} ({error})")
                 continue
             self._kinds[kind] += 1
             grey += image.tobytes()
@@ -95,11 +95,29 @@ def _as_images(grey: bytearray) -> "Tensor":
     return torch.frombuffer(grey, dtype=torch.uint8).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
 
 
-def _decode_quietly(content: bytes) -> tuple["GreyImage", Kind]:
+def decode_image(content: bytes) -> tuple["GreyImage", Kind]:
+    """Decodes one image and converts it to 28x28 grey.
+
+    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; 16-bit greys
+    keep their upper byte; colours become their luma; the size is changed bilinearly without keeping proportions.
+
+    Args:
+      content: the image in any format that Pillow decodes by itself.
+
+    Returns:
+      uint8 [28, 28], and what the image was.
+
+    Raises:
+      UnreadableImageError: it can't be decoded.
+    """
     # Around each image: the code that reads the pieces keeps its own filters in between.
     with warnings.catch_warnings():
         _choose_warnings()
-        return _decode(content)
+        try:
+            return _decode(content)
+        # Pillow's decoders raise nearly every built-in exception on a damaged file.
+        except Exception as error:
+            raise UnreadableImageError(_reason(error)) from error
 
 
 def _choose_warnings() -> None:
@@ -153,13 +171,18 @@ def _grey(image: "Image.Image") -> "Image.Image":
     return image.convert("L")
 
 
+def is_converted(kind: Kind) -> bool:
+    """Tells whether an image had to be changed to become 28x28 grey."""
+    return kind != (IMAGE_SIDE, IMAGE_SIDE, "L")
+
+
 def describe_conversion(kinds: Counter[Kind]) -> str | None:
     """One line such as '120 images of 32x32 RGB -> 28x28 grey'; None if all were 28x28 grey.
 
     Args:
       kinds: how many images there were of each kind.
     """
-    converted = Counter({kind: n for kind, n in kinds.items() if kind != (IMAGE_SIDE, IMAGE_SIDE, "L")})
+    converted = Counter({kind: n for kind, n in kinds.items() if is_converted(kind)})
     if not converted:
         return None
     # Sorted by count, then by kind: the line doesn't depend on the order of the images.

@@ -50,7 +50,7 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
       StorageError: the storage can't be read.
     """
     source = f"dataset=parquet:{uri}"
-    storage, paths = _find_files(uri, source)
+    storage, paths = find_parquet_files(uri, source)
     by_split = {name: [path for path in paths if _is_of_split(path, name)] for name in ("train", "test")}
     is_chosen: npt.NDArray[np.bool_] | None = None
     if all(by_split.values()):
@@ -75,8 +75,12 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     return ExampleStream(labels_of(numbers, names, class_names), class_names, source, read)
 
 
-def _find_files(uri: str, source: str) -> tuple[Storage, list[str]]:
-    """The storage and the Parquet files in it; for the URI of one file, the folder that it is in."""
+def find_parquet_files(uri: str, source: str) -> tuple[Storage, list[str]]:
+    """The storage and the Parquet files in it; for the URI of one file, the folder that it is in.
+
+    Raises:
+      DataError: there are none.
+    """
     storage = open_storage(uri)
     parent, _, name = storage.uri.rpartition("/")
     if parent != "s3:/":
@@ -104,7 +108,7 @@ def _read_labels(storage: Storage, paths: Sequence[str], source: str) -> "tuple[
     numbers: dict[str, int] = {}
     of_rows = [np.empty(0, dtype=np.int32)]
     for path in paths:
-        with _open_parquet(storage, path, source) as file:
+        with open_parquet(storage, path, source) as file:
             kind = _column_type(file, "label", f"{source}: {path}")
             kind = kind.value_type if types.is_dictionary(kind) else kind
             if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
@@ -140,9 +144,9 @@ class _Rows:
 
         before_file = 0
         for path in self.paths:
-            with _open_parquet(self.storage, path, self.source) as file:
+            with open_parquet(self.storage, path, self.source) as file:
                 row = 0
-                column = "image.bytes" if _image_layout(file, path) == "struct" else "image"
+                column = "image.bytes" if image_layout(file, path) == "struct" else "image"
                 for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
                     rows = np.arange(row, row + len(batch))
                     row += len(batch)
@@ -211,15 +215,19 @@ def _layout(storage: Storage, paths: Sequence[str], source: str) -> str:
     """Returns how the image columns of some files hold images, the same way in all."""
     kinds = set()
     for path in paths:
-        with _open_parquet(storage, path, source) as file:
-            kinds.add(_image_layout(file, f"{source}: {path}"))
+        with open_parquet(storage, path, source) as file:
+            kinds.add(image_layout(file, f"{source}: {path}"))
     if len(kinds) > 1:
         raise DataError(f"{source}: the files have image columns of different types; write all with one")
     return kinds.pop()
 
 
-def _image_layout(file: Any, place: str) -> str:
-    """How the image column holds images: 'binary', 'struct' or 'pixels'."""
+def image_layout(file: Any, place: str) -> str:
+    """How the image column of an open Parquet file holds images: 'binary', 'struct' or 'pixels'.
+
+    Raises:
+      DataError: there is no such column, or it holds something else.
+    """
     import pyarrow
     import pyarrow.types as types
 
@@ -252,7 +260,7 @@ def _column_type(file: Any, name: str, place: str) -> Any:
 
 
 @contextmanager
-def _open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
+def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
     """Opens a Parquet file; what is damaged in it, also when it is read inside the block, is a DataError."""
     import pyarrow
     import pyarrow.parquet

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mnist_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from mnist_ray.storage import Storage
+    from mnist_ray.storage import FileEntry, Storage
 
 # What file managers and archivers leave beside images; the storage leaves out names that begin with '.'.
 JUNK_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
@@ -37,6 +37,20 @@ def list_paths(storage: "Storage", source: str, *, max_bytes: int | None = None)
     if max_bytes is not None and largest.size > max_bytes:
         raise DataError(f"{source}: {largest.path} has {largest.size} bytes, more than {max_bytes}; move or remove it")
     return [entry.path for entry in entries]
+
+
+def iter_entries(storage: "Storage", source: str) -> Iterator["FileEntry"]:
+    """Yields all files in a storage, sorted by path, without hidden files and junk, and without holding them all.
+
+    Raises:
+      DataError: there is no such folder.
+      StorageError: it can't be listed.
+    """
+    if storage.is_local and not Path(storage.uri).is_dir():
+        raise DataError(f"{source}: {storage.uri} is not a folder; check the path")
+    for entry in storage.iter_files():
+        if not _is_junk(entry.path):
+            yield entry
 
 
 def _is_junk(path: str) -> bool:

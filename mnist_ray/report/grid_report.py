@@ -20,7 +20,7 @@ class GridReport:
 
     Attributes:
       evaluation: name of the evaluation.
-      grid: name of the grid; None if the evaluation was of no grid.
+      grid: name of the grid; None if the evaluation was of no grid, or its grid is not there.
       metrics: the rows of its metrics table.
       effects: main effects and interactions; none without a grid, or with one setting only.
       uri: of the stored effects.parquet, None without effects.
@@ -39,14 +39,19 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     """Computes the effects of an evaluation's grid and stores them as reports/<evaluation>/effects.parquet.
 
     Raises:
-      CheckpointError: no such evaluation, or its grid is gone.
+      CheckpointError: no such evaluation, or its grid is damaged.
       StorageError: the storage can't be read or written.
     """
     folder = open_evaluation(storage_uri, evaluation)
     storage, grid, metrics = folder.storage, folder.grid, folder.rows("metrics")
     if grid is None:
-        return GridReport(evaluation, None, metrics, [], None)
+        why = "effects: the evaluation is not of a grid; they need mnist-ray evaluate --grid NAME"
+        return GridReport(evaluation, None, metrics, [], None, why)
     folder_of_grid = GridFolder(storage, grid)
+    if folder_of_grid.document() is None:
+        # An evaluation may be copied without its grid; all but the effects comes from its own tables.
+        why = f"effects: grid {grid!r}, which knows the axes, is not in {storage.uri}"
+        return GridReport(evaluation, None, metrics, [], None, why)
     settings = folder_of_grid.settings()
     if settings.ranges:
         reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"

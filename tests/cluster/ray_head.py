@@ -118,13 +118,14 @@ def _free_ports(count: int) -> list[int]:
 def _wait_until_ready(head: subprocess.Popen[bytes], address: str, token: str | None, log: Path) -> str:
     deadline = time.monotonic() + START_TIMEOUT_S
     while head.poll() is None and time.monotonic() < deadline:
-        if nodes := _alive_nodes(address, token):
+        if nodes := alive_nodes(address, token):
             return str(nodes[0]["node_ip"])
         time.sleep(0.2)
     raise RuntimeError(f"the Ray head did not start:\n{log.read_text(errors='replace')}")
 
 
-def _alive_nodes(address: str, token: str | None) -> list[dict[str, object]]:
+def alive_nodes(address: str, token: str | None = None) -> list[dict[str, object]]:
+    """Returns what a head's dashboard tells of its nodes that are alive; none while it is starting."""
     request = urllib.request.Request(f"{address}/api/v0/nodes?detail=1")
     if token:
         request.add_header("Authorization", f"Bearer {token}")

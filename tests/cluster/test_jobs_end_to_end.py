@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ray_head import RayHead, ray_head
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,6 +60,16 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: R
     assert evaluated.returncode == 0, evaluated.stderr
     (manifest,) = tmp_path.glob("evaluations/*/_manifest.json")
     assert json.loads(manifest.read_text())["num_examples"] == 355
+
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("L", (28, 28), 80 * number).save(tmp_path / f"images/{number}.png")
+    # More than one shard: actors, beside other jobs on the cluster.
+    images = ["--images", str(tmp_path / "images"), "--shard-size", "2"]
+    predicted = launcher(head, "predict", "--run", "a", *images, "--name", "p", *storage)
+    assert predicted.returncode == 0, predicted.stderr
+    assert "3 images predicted, 1 of them inverted" in predicted.stderr
+    assert len(list(tmp_path.glob("predictions/p/predictions-*.parquet"))) == 2
 
     listed = launcher(head, "jobs", "list", "--json")
     jobs = {row["job"]: row for row in json.loads(listed.stdout)}

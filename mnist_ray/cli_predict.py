@@ -1,0 +1,153 @@
+"""The command for the user's own images: predict."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mnist_ray.cli_options import (
+    address_option,
+    as_json_option,
+    no_wait_option,
+    remote_storage,
+    storage_option,
+    submit_job,
+    target_cluster,
+)
+from mnist_ray.config import check_name
+from mnist_ray.polarity import POLARITIES
+
+if TYPE_CHECKING:
+    from mnist_ray.polarity import Polarity
+    from mnist_ray.predicting import Answer, Committed, PredictionPlan
+
+
+@click.command()
+@click.option("--run", metavar="NAME", help="The run whose best network predicts.")
+@click.option(
+    "--images",
+    metavar="URI",
+    help="A folder of image files, Parquet with the column image, an IDX file (raw or .gz) or one image; local or "
+    "s3://. A prefix folder:, parquet: or idx: says what it is.",
+)
+@click.option(
+    "--polarity",
+    type=click.Choice(POLARITIES),
+    default="auto",
+    show_default=True,
+    help="What the images are: bright ink on a dark ground, as MNIST, dark ink on a bright one, or judged one by one. "
+    "Those that are not as the training images are inverted.",
+)
+@click.option("--strict", is_flag=True, help="End with exit code 3 at an image that can't be read; store nothing.")
+@click.option("--name", metavar="NAME", help="Name of the predictions.  [default: made from run, images and content]")
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), default=4096, show_default=True, help="Images in one part file."
+)
+@click.option(
+    "--num-workers",
+    type=click.IntRange(min=1),
+    help="Processes that share the images.  [default: one for each CPU, with --address 1]",
+)
+@storage_option
+@address_option
+@no_wait_option
+@as_json_option
+@click.pass_context
+def predict(
+    context: click.Context,
+    run: str | None,
+    images: str | None,
+    polarity: "Polarity",
+    strict: bool,
+    name: str | None,
+    shard_size: int,
+    num_workers: int | None,
+    storage: str,
+    address: str | None,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Predicts your own images: Parquet tables for many, digit and probabilities for a single one.
+
+    Images of any size and colours become 28x28 grey. Those that can't be read are counted, listed in errors.parquet and
+    left out. The tables are stored in predictions/ of the storage, whole or not at all; the same images again
+    change nothing.
+    """
+    if run is None or images is None:
+        raise click.UsageError("give --run NAME and --images URI")
+    check_name(run, "run")
+    if name is not None:
+        check_name(name)
+    target = target_cluster(context, address)
+    if target:
+        arguments = ["--run", run, "--images", _remote_images(images), "--storage", remote_storage(storage)]
+        arguments += ["--polarity", polarity, "--shard-size", str(shard_size), "--num-workers", str(num_workers or 1)]
+        arguments += (["--name", name] if name else []) + (["--strict"] if strict else [])
+        submit_job(
+            target, "predict", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers or 1, run=None
+        )
+        return
+    from mnist_ray.data.unlabelled import find_images
+    from mnist_ray.predicting import answer_image, make_plan
+    from mnist_ray.storage import open_storage
+
+    opened, found = open_storage(storage), find_images(images)
+    plan = make_plan(opened, run, found, polarity=polarity, shard_size=shard_size)
+    if found.kind == "image":
+        if name is not None:
+            raise click.UsageError(f"--name {name!r}: leave it out; what a single image is gets printed, not stored")
+        _print_answer(plan, found.paths[0], answer_image(plan, found), as_json=as_json)
+        return
+    from mnist_ray.cluster.prediction import PredictJob
+    from mnist_ray.cluster.prediction import predict as predict_images
+
+    _print_committed(plan, predict_images(PredictJob(plan, found, opened, name, num_workers, strict)), as_json=as_json)
+
+
+def _remote_images(images: str) -> str:
+    """Checks a place for a job elsewhere, where a relative path would mean another folder."""
+    from mnist_ray.data.unlabelled import split_kind
+
+    _, uri = split_kind(images)
+    if not uri.startswith("s3://") and uri not in images:
+        raise click.UsageError(
+            f"--images {images!r}: with --address give s3://..., or an absolute path that every node has"
+        )
+    return images
+
+
+def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_json: bool) -> None:
+    if as_json:
+        facts = {"run": plan.checkpoint.run, "images": plan.images, "predicted_label_name": answer.label_name}
+        click.echo(json.dumps({**facts, "inverted": answer.inverted, "probabilities": answer.probabilities}))
+        return
+    from mnist_ray.printing import cell, print_table
+
+    done = ["inverted"] * answer.inverted + ["converted to 28x28 grey"] * answer.is_converted
+    notes = f" ({' and '.join(done)})" if done else ""
+    click.echo(f"{path}: {answer.label_name}, probability {answer.probabilities[answer.label_name]:.4f}{notes}")
+    print_table(["class", "probability"], [[name, cell(value)] for name, value in answer.probabilities.items()])
+
+
+def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool) -> None:
+    totals = done.totals
+    if done.first_error is not None:
+        _note(f"{totals.num_errors} of {totals.num_images + totals.num_errors} images cannot be read, the first is "
+              f"{done.first_error}; all are in errors.parquet")  # fmt: skip
+    if not totals.num_images:
+        _note("no image could be read; name an IDX or Parquet file itself, not its folder")
+    if as_json:
+        facts: dict[str, Any] = {"predictions": done.name, "uri": done.uri, "already_done": done.already_done}
+        click.echo(json.dumps({**facts, "run": plan.checkpoint.run, "images": plan.images, **vars(totals)}))
+        return
+    click.echo(
+        f"{totals.num_images} images predicted, {totals.num_inverted} of them inverted, {totals.num_converted} "
+        f"converted to 28x28 grey; {totals.num_errors} could not be read"
+    )
+    state = "were there already, with the same content" if done.already_done else "committed"
+    click.echo(f"predictions {done.name} {state}: {done.uri}")
+
+
+def _note(line: str) -> None:
+    print(f"images: {line}", file=sys.stderr)

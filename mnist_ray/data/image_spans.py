@@ -1,0 +1,322 @@
+"""Images in spans: each is read by one process, any process, which knows the numbers of its shards beforehand."""
+
+import gzip
+import io
+import itertools
+import math
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
+
+from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
+from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
+from mnist_ray.data.image_folder import MAX_IMAGE_BYTES
+from mnist_ray.data.images import UnreadableImageError, decode_image, is_converted, resize_grey
+from mnist_ray.data.parquet import image_layout, open_parquet
+from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
+from mnist_ray.errors import DataError, StorageError
+from mnist_ray.storage import FileEntry, MissingError, Storage, storage_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    GreyImage = npt.NDArray[np.uint8]
+
+# What is read ahead of decoding, or at once from a Parquet file, so that images of any size fit into memory.
+BYTES_AHEAD = 64 << 20
+PARQUET_BATCH_BYTES = 16 << 20
+PARQUET_BATCH_ROWS = 1024
+READ_BYTES = 1 << 20
+IDX_HEADER_BYTES = 16
+GZIP_MAGIC = b"\x1f\x8b"
+
+_Item = TypeVar("_Item")
+
+
+class ReadImage(NamedTuple):
+    """An image, or the reason why there is none.
+
+    Attributes:
+      path: of its file, relative to the images' folder; of a single file, its name.
+      row: its place in a Parquet or IDX file, from 0; None for a file that is one image.
+      grey: uint8 [28, 28].
+      is_converted: whether it had another size or colours.
+      error: why it can't be read; then grey is None.
+    """
+
+    path: str
+    row: int | None
+    grey: "GreyImage | None"
+    is_converted: bool = False
+    error: str | None = None
+
+
+class Span(Protocol):
+    """Consecutive images that one process reads; small to pickle."""
+
+    @property
+    def first_shard(self) -> int:
+        """Number of the shard that its first image belongs to; a shard has images of one span alone."""
+
+    def read(self) -> Iterator[ReadImage]:
+        """Yields its images in order; of those that can't be read, the reason.
+
+        Raises:
+          DataError: a Parquet or IDX file is damaged.
+          StorageError: the storage can't be read.
+        """
+
+
+def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Yields consecutive items in lists of a size, the last one shorter."""
+    rest = iter(items)
+    while some := list(itertools.islice(rest, size)):
+        yield some
+
+
+def file_spans(storage: Storage, entries: Iterable[FileEntry], shard_size: int) -> Iterator[Span]:
+    """Yields spans of one shard each of files that are one image each."""
+    for number, some in enumerate(batches(entries, shard_size)):
+        yield FileSpan(number, storage, tuple(some))
+
+
+def parquet_spans(storage: Storage, paths: Sequence[str], source: str, shard_size: int) -> Iterator[Span]:
+    """Yields spans of whole row groups with a shard or more of images, but for the last of each file.
+
+    Raises:
+      DataError: a file is damaged.
+      StorageError: the storage can't be read.
+    """
+    shard = 0
+    for path in paths:
+        with open_parquet(storage, path, source) as file:
+            metadata = file.metadata
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        row = 0
+        for groups in _runs_of_groups(counts, shard_size):
+            num_rows = sum(counts[group] for group in groups)
+            yield ParquetSpan(shard, storage, path, source, tuple(groups), row)
+            shard += math.ceil(num_rows / shard_size)
+            row += num_rows
+
+
+def idx_spans(storage: Storage, path: str, source: str, shard_size: int) -> Iterator[Span]:
+    """Yields spans of one shard each of an IDX file; a packed one is a single span, as it has only one beginning.
+
+    Raises:
+      DataError: the file is damaged, as far as its header and size tell.
+      StorageError: the storage can't be read.
+    """
+    (count, rows, columns), is_packed = _idx_header(storage, path, source)
+    step = count if is_packed else shard_size
+    for first in range(0, count, step):
+        shape = (min(step, count - first), rows, columns)
+        yield IdxSpan(first // shard_size, storage, path, source, first, shape, is_packed)
+
+
+def first_bytes(storage: Storage, name: str) -> bytes:
+    """Returns the first four bytes of a file."""
+    with storage_errors(storage.uri_of(name)), storage.open_input(name) as file:
+        return bytes(file.read(4))
+
+
+def file_size(storage: Storage, name: str) -> int:
+    """Returns a file's size in bytes."""
+    with storage_errors(storage.uri_of(name)), storage.open_input(name) as file:
+        return int(file.size())
+
+
+@dataclass(frozen=True)
+class FileSpan:
+    """Files that are one image each; see Span."""
+
+    first_shard: int
+    storage: Storage
+    entries: tuple[FileEntry, ...]
+
+    def read(self) -> Iterator[ReadImage]:
+        """See Span.read."""
+        for path, content in _contents(self.storage, self.entries):
+            yield _decoded(path, None, content)
+
+
+def _contents(storage: Storage, entries: Sequence[FileEntry]) -> Iterator[tuple[str, bytes | UnreadableImageError]]:
+    """Yields the content of each file in order, several read at once, a limited number of bytes ahead."""
+    waiting: deque[tuple[FileEntry, Future[bytes | UnreadableImageError]]] = deque()
+    held = 0
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        for entry in entries:
+            while waiting and (len(waiting) == FILES_AHEAD or held + entry.size > BYTES_AHEAD):
+                first, reading = waiting.popleft()
+                held -= first.size
+                yield first.path, reading.result()
+            waiting.append((entry, pool.submit(_read_file, storage, entry)))
+            held += entry.size
+        for first, reading in waiting:
+            yield first.path, reading.result()
+
+
+def _read_file(storage: Storage, entry: FileEntry) -> bytes | UnreadableImageError:
+    if entry.size > MAX_IMAGE_BYTES:
+        return UnreadableImageError(f"the file has {entry.size} bytes, more than {MAX_IMAGE_BYTES}")
+    try:
+        return storage.read_bytes(entry.path)
+    except MissingError:
+        # A machine that doesn't share the folder would find all of its files missing.
+        if storage.is_local and not Path(storage.uri).is_dir():
+            raise
+        return UnreadableImageError("the file is gone")
+    except StorageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            return UnreadableImageError("permission denied")
+        if error.__cause__ is None:
+            return UnreadableImageError("the name of the file holds control characters or is no Unicode")
+        raise
+
+
+def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError) -> ReadImage:
+    try:
+        if isinstance(content, UnreadableImageError):
+            raise content
+        grey, kind = decode_image(content)
+    except UnreadableImageError as error:
+        return ReadImage(path, row, None, error=str(error))
+    return ReadImage(path, row, grey, is_converted(kind))
+
+
+@dataclass(frozen=True)
+class ParquetSpan:
+    """Consecutive row groups of a Parquet file; see Span.
+
+    Attributes:
+      groups: numbers of the row groups.
+      first_row: place of their first row in the file.
+    """
+
+    first_shard: int
+    storage: Storage
+    path: str
+    source: str
+    groups: tuple[int, ...]
+    first_row: int
+
+    def read(self) -> Iterator[ReadImage]:
+        """See Span.read."""
+        row = self.first_row
+        with open_parquet(self.storage, self.path, self.source) as file:
+            layout = image_layout(file, f"{self.source}: {self.path}")
+            column = "image.bytes" if layout == "struct" else "image"
+            num_rows = _rows_per_batch(file, self.groups)
+            for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=[column]):
+                values = batch.column(0)
+                for value in values.field("bytes") if layout == "struct" else values:
+                    yield _pixels(self.path, row, value) if layout == "pixels" else _encoded(self.path, row, value)
+                    row += 1
+
+
+def _rows_per_batch(file: Any, groups: Sequence[int]) -> int:
+    metadata = [file.metadata.row_group(group) for group in groups]
+    row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
+    return min(max(int(PARQUET_BATCH_BYTES / max(row_bytes, 1)), 1), PARQUET_BATCH_ROWS)
+
+
+def _encoded(path: str, row: int, value: Any) -> ReadImage:
+    if not value.is_valid:
+        return ReadImage(path, row, None, error="null")
+    return _decoded(path, row, value.as_py())
+
+
+def _pixels(path: str, row: int, value: Any) -> ReadImage:
+    if not value.is_valid or value.values.null_count:
+        return ReadImage(path, row, None, error="null")
+    if len(value.values) != IMAGE_BYTES:
+        return ReadImage(path, row, None, error=f"{len(value.values)} pixels instead of {IMAGE_BYTES}")
+    return ReadImage(path, row, value.values.to_numpy().reshape(IMAGE_SIDE, IMAGE_SIDE))
+
+
+def _runs_of_groups(counts: Sequence[int], at_least: int) -> Iterator[list[int]]:
+    """Yields consecutive row groups that have as many rows together, the last ones maybe fewer; never none."""
+    groups: list[int] = []
+    num_rows = 0
+    for group, count in enumerate(counts):
+        groups.append(group)
+        num_rows += count
+        if num_rows >= at_least:
+            yield groups
+            groups, num_rows = [], 0
+    if num_rows:
+        yield groups
+
+
+@dataclass(frozen=True)
+class IdxSpan:
+    """Consecutive images of an IDX file; see Span.
+
+    Attributes:
+      first_row: place of the first image in the file; 0 if the file is packed.
+      shape: number of images, rows and columns.
+      is_packed: whether it is a .gz.
+    """
+
+    first_shard: int
+    storage: Storage
+    path: str
+    source: str
+    first_row: int
+    shape: tuple[int, int, int]
+    is_packed: bool
+
+    def read(self) -> Iterator[ReadImage]:
+        """See Span.read."""
+        import numpy as np
+
+        count, rows, columns = self.shape
+        is_resized = (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE)
+        with _open_idx(self.storage, self.path, self.source, is_packed=self.is_packed) as file:
+            file.seek(IDX_HEADER_BYTES + self.first_row * rows * columns)
+            for row in range(self.first_row, self.first_row + count):
+                content = file.read(rows * columns)
+                if len(content) < rows * columns:
+                    raise DataError(
+                        f"{self.source}: cut short: {row} images are there, more were announced; get it again"
+                    )
+                grey = np.frombuffer(content, dtype=np.uint8).reshape(rows, columns)
+                yield ReadImage(self.path, row, resize_grey(grey) if is_resized else grey, is_resized)
+            # Reading on to the end is also what makes gzip compare its checksum.
+            if self.is_packed and file.read(1):
+                raise DataError(f"{self.source}: more bytes follow than were announced; get it again")
+
+
+def _idx_header(storage: Storage, path: str, source: str) -> tuple[tuple[int, int, int], bool]:
+    """Returns number of images, rows and columns of an IDX file, and whether it is packed."""
+    size = file_size(storage, path)
+    is_packed = first_bytes(storage, path).startswith(GZIP_MAGIC)
+    with _open_idx(storage, path, source, is_packed=is_packed) as file:
+        capacity = size * MAX_GZIP_RATIO if is_packed else size
+        count, rows, columns = read_shape(file, source, IMAGES_MAGIC, capacity=capacity)
+    if rows * columns > MAX_IMAGE_BYTES:
+        raise DataError(f"{source}: images of {columns}x{rows}; more than {MAX_IMAGE_BYTES} pixels are refused")
+    if not is_packed and size > IDX_HEADER_BYTES + count * rows * columns:
+        raise DataError(f"{source}: {announcement((count, rows, columns))}, but more bytes follow; get it again")
+    return (count, rows, columns), is_packed
+
+
+@contextmanager
+def _open_idx(storage: Storage, path: str, source: str, *, is_packed: bool) -> Iterator[BinaryIO]:
+    """Opens an IDX file, unpacked; a damaged .gz that shows inside the block is a DataError."""
+    # Buffered, as on S3 each read of the bare file is a request.
+    with (
+        storage_errors(storage.uri_of(path)),
+        storage.open_input(path) as raw,
+        io.BufferedReader(raw, READ_BYTES) as buffered,
+    ):
+        try:
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=buffered)) if is_packed else buffered
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise DataError(f"{source}: damaged .gz file ({error}); get it again") from None

@@ -1,0 +1,352 @@
+"""Predictions for the user's own images, shard by shard, committed in one step; no Ray here."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mnist_ray import tables
+from mnist_ray.checkpoints import Checkpoint, RunFolder
+from mnist_ray.code_version import code_version
+from mnist_ray.data.image_spans import ReadImage, Span, batches
+from mnist_ray.data.unlabelled import Images
+from mnist_ray.errors import ConflictError, DataError
+from mnist_ray.evaluation import load_network
+from mnist_ray.inference import log_probabilities
+from mnist_ray.metrics import Predictions, predictions
+from mnist_ray.polarity import Polarity, to_be_inverted
+from mnist_ray.storage import PendingFolder, Storage, StoredFile
+
+SHARD_SIZE = 4096
+_BATCH_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """All that the shards of one prediction have in common.
+
+    Attributes:
+      checkpoint: the run's best.
+      images: the place that was named.
+      kind: of the images.
+      polarity: what the images are.
+      shard_size: images in one part file.
+      code_version: of the process that planned.
+    """
+
+    checkpoint: Checkpoint
+    images: str
+    kind: str
+    polarity: Polarity
+    shard_size: int
+    code_version: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the network's outputs."""
+        return tuple(self.checkpoint.document["class_names"])
+
+    def facts(self) -> dict[str, Any]:
+        """Returns all that the result depends on but the images' content, as JSON values."""
+        return {
+            "run": self.checkpoint.run,
+            "checkpoint_sha256": self.checkpoint.sha256,
+            "images": self.images,
+            "kind": self.kind,
+            "polarity": self.polarity,
+            "shard_size": self.shard_size,
+            "class_names": list(self.class_names),
+            "code_version": self.code_version,
+        }
+
+
+@dataclass(frozen=True)
+class ShardPrediction:
+    """What predicting a shard leaves.
+
+    Attributes:
+      number: of the shard.
+      file: its part of the predictions; empty if none of its images could be read.
+      num_images: images that could be read.
+      num_inverted, num_converted: those among them that were inverted, and that had another size or colours.
+      errors: path, row and reason of those that couldn't.
+    """
+
+    number: int
+    file: StoredFile
+    num_images: int
+    num_inverted: int
+    num_converted: int
+    errors: tuple[tuple[str, int | None, str], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The prediction for a single image.
+
+    Attributes:
+      label_name: the most probable class.
+      probabilities: class name -> probability.
+      inverted: whether the image was inverted.
+      is_converted: whether it had another size or colours.
+    """
+
+    label_name: str
+    probabilities: dict[str, float]
+    inverted: bool
+    is_converted: bool
+
+
+class Predictor:
+    """A network on its device, ready for the images of any span.
+
+    Args:
+      plan: the prediction.
+      device: where the network computes.
+
+    Raises:
+      CheckpointError: the weights don't fit the config.
+    """
+
+    def __init__(self, plan: PredictionPlan, *, device: torch.device) -> None:
+        self._plan = plan
+        self._device = device
+        self._network = load_network(plan.checkpoint).to(device)
+
+    def predict_span(self, span: Span, pending: PendingFolder) -> Iterator[ShardPrediction]:
+        """Predicts a span's images and stores the part files of its shards; the same span gives the same bytes.
+
+        Raises:
+          DataError: a Parquet or IDX file is damaged.
+          StorageError: the images can't be read, or a part not be written.
+        """
+        for number, images in enumerate(batches(span.read(), self._plan.shard_size), start=span.first_shard):
+            yield self._predict_shard(number, images, pending)
+
+    def answer(self, image: ReadImage) -> Answer:
+        """Predicts one image.
+
+        Raises:
+          DataError: it can't be read.
+        """
+        if image.error is not None:
+            raise DataError(f"images={self._plan.images}: no readable image: {image.error}")
+        shown, inverted = self._predict(_stacked([image]))
+        names = self._plan.class_names
+        probabilities = dict(zip(names, map(float, shown.probabilities[0]), strict=True))
+        return Answer(names[shown.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
+
+    def _predict_shard(self, number: int, images: Sequence[ReadImage], pending: PendingFolder) -> ShardPrediction:
+        readable = [image for image in images if image.error is None]
+        shown, inverted = self._predict(_stacked(readable))
+        names = np.asarray(self._plan.class_names, dtype=object)
+        columns = {
+            "run": self._plan.checkpoint.run,
+            "path": [image.path for image in readable],
+            "row": [image.row for image in readable],
+            "predicted_label": shown.predicted_label,
+            "predicted_label_name": names[shown.predicted_label],
+            "confidence": shown.confidence,
+            "inverted": inverted,
+            "probabilities": shown.probabilities,
+        }
+        return ShardPrediction(
+            number=number,
+            file=pending.write(f"predictions-{number:05d}.parquet", _parquet(self._plan, "image_predictions", columns)),
+            num_images=len(readable),
+            num_inverted=int(inverted.sum()),
+            num_converted=sum(image.is_converted for image in readable),
+            errors=tuple((_text(image.path), image.row, image.error) for image in images if image.error is not None),
+        )
+
+    def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
+        """Returns the predictions for uint8 [n, 28, 28] and which of them were inverted, bool [n]."""
+        normalization = self._plan.checkpoint.document["normalization"]
+        inverted = to_be_inverted(grey, polarity=self._plan.polarity, trained_mean=normalization["mean"])
+        images = torch.from_numpy(np.where(inverted[:, None, None], 255 - grey, grey)).unsqueeze(1)
+        (scores,) = log_probabilities(
+            [self._network],
+            images,
+            normalizations=[(normalization["mean"], normalization["std"])],
+            batch_size=_BATCH_SIZE,
+            device=self._device,
+        )
+        # There are no labels; what is compared with these is not looked at.
+        return predictions(scores, torch.zeros(len(images), dtype=torch.int64)), inverted
+
+
+def _stacked(images: Sequence[ReadImage]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    grey = [image.grey for image in images if image.grey is not None]
+    return np.stack(grey) if grey else np.empty((0, 28, 28), dtype=np.uint8)
+
+
+def _text(name: str) -> str:
+    """Returns a file's name in Unicode, whatever bytes it has."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _parquet(plan: PredictionPlan, name: str, columns: Mapping[str, Any]) -> bytes:
+    table = tables.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
+    return tables.to_parquet_bytes(table)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the shards of a prediction.
+
+    Attributes:
+      num_images: images that were predicted.
+      num_errors: those that can't be read.
+      num_inverted, num_converted: predicted ones that were inverted, and that had another size or colours.
+    """
+
+    num_images: int
+    num_errors: int
+    num_inverted: int
+    num_converted: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A committed prediction.
+
+    Attributes:
+      name: of its folder in predictions/.
+      uri: of the folder.
+      already_done: whether the same was there before.
+      totals: its numbers of images.
+      first_error: the first image that can't be read, and why; None if there is none.
+    """
+
+    name: str
+    uri: str
+    already_done: bool
+    totals: Totals
+    first_error: str | None
+
+
+def make_plan(
+    storage: Storage, run: str, images: Images, *, polarity: Polarity, shard_size: int = SHARD_SIZE
+) -> PredictionPlan:
+    """Returns the plan of a prediction.
+
+    Raises:
+      CheckpointError: no such run, not finished, or damaged.
+      StorageError: the storage can't be read.
+    """
+    checkpoint = RunFolder(storage, run).best()
+    return PredictionPlan(checkpoint, images.uri, images.kind, polarity, shard_size, code_version())
+
+
+def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> list[ShardPrediction]:
+    """Returns the shards in their order.
+
+    Args:
+      shards: in any order.
+      images: the place that was named, for the message.
+      strict: whether an image that can't be read ends it, with the first shard that has one.
+
+    Raises:
+      DataError: there is such an image, and it must not be.
+    """
+    found = []
+    for shard in shards:
+        if strict and shard.errors:
+            count = shard.num_images + len(shard.errors)
+            raise DataError(
+                f"images={images}: {len(shard.errors)} of the first {count} images of shard {shard.number} cannot be "
+                f"read, the first is {_error_text(shard.errors[0])}; mend or remove them, or leave out --strict"
+            )
+        found.append(shard)
+    return sorted(found, key=lambda shard: shard.number)
+
+
+def check_name_is_free(storage: Storage, name: str, plan: PredictionPlan) -> None:
+    """Checks, before any image is read, that a name doesn't belong to another prediction.
+
+    Raises:
+      ConflictError: it does.
+    """
+    manifest = storage.read_manifest(_folder(name))
+    if manifest is None:
+        return
+    for key, wanted in plan.facts().items():
+        if manifest.get(key) != wanted:
+            raise ConflictError(
+                f"predictions {name!r}: exist with another {key} ({_short(manifest.get(key))} there, {_short(wanted)} "
+                "here); choose another --name"
+            )
+
+
+def commit(
+    plan: PredictionPlan, shards: Sequence[ShardPrediction], pending: PendingFolder, *, name: str | None
+) -> Committed:
+    """Stores errors.parquet and makes the folder visible.
+
+    Args:
+      plan: the prediction.
+      shards: all of them, in order.
+      pending: the folder that their parts lie in, of any path.
+      name: of the final folder; None for one made of the run, the images' place and a hash of all content.
+
+    Raises:
+      ConflictError: the name exists with other content.
+      StorageError: it can't be written.
+    """
+    errors = [error for shard in shards for error in shard.errors]
+    columns = {name: [error[place] for error in errors] for place, name in enumerate(("path", "row", "error"))}
+    columns["run"] = [plan.checkpoint.run] * len(errors)
+    files = [shard.file for shard in shards]
+    files.append(pending.write("errors.parquet", _parquet(plan, "image_errors", columns)))
+    totals = Totals(
+        num_images=sum(shard.num_images for shard in shards),
+        num_errors=len(errors),
+        num_inverted=sum(shard.num_inverted for shard in shards),
+        num_converted=sum(shard.num_converted for shard in shards),
+    )
+    content = {**plan.facts(), "sha256": {file.name: file.sha256 for file in files}}
+    content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"
+    manifest = {"predictions": chosen, "content_hash": content_hash, **plan.facts(), **vars(totals)}
+    final = replace(pending, path=_folder(chosen))
+    committed = final.commit(files, manifest)
+    first_error = _error_text(errors[0]) if errors else None
+    return Committed(chosen, pending.storage.uri_of(final.path), not committed, totals, first_error)
+
+
+def answer_image(plan: PredictionPlan, images: Images) -> Answer:
+    """Predicts the only image of a place of kind "image", in this process.
+
+    Raises:
+      DataError: it can't be read.
+      StorageError: its storage can't be read.
+    """
+    (span,) = images.spans(1)
+    (image,) = span.read()
+    torch.set_num_threads(1)
+    return Predictor(plan, device=torch.device("cpu")).answer(image)
+
+
+def _folder(name: str) -> str:
+    return f"predictions/{name}"
+
+
+def _stem(uri: str) -> str:
+    """Returns the last part of a place as letters that a folder's name may have."""
+    name = uri.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9]+", "-", name.partition(".")[0]).strip("-")[:24] or "images"
+
+
+def _error_text(error: tuple[str, int | None, str]) -> str:
+    path, row, reason = error
+    return f"{path} ({reason})" if row is None else f"row {row} of {path} ({reason})"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
