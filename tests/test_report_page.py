@@ -148,12 +148,12 @@ def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str
     folder = open_evaluation(storage, evaluation)
     hardest = [row for row in folder.rows("images") if row["reason"] == "hardest"]
     shown = page.partition('<section id="hardest">')[2].partition("</section>")[0]
-    expected = [f"#{row['example_index']}" for row in hardest if row["num_runs_wrong"] > 8]
-    assert re.findall(r"#\d+", shown) == expected
+    expected = [row["example_index"] for row in hardest if row["num_runs_wrong"] > 8]
+    assert [int(found) for found in re.findall(r", #(\d+)", shown)] == expected
     assert len(expected) > 0
     votes = Counter(
         row["predicted_label_name"]
-        for row in folder.table("predictions").filter(pc.field("example_index") == int(expected[0][1:])).to_pylist()
+        for row in folder.table("predictions").filter(pc.field("example_index") == expected[0]).to_pylist()
     )
     first = shown.partition("<br>read as ")[2].partition("<br>")[0]
     assert first == ", ".join(f"{name}&#160;by&#160;{count}" for name, count in votes.most_common(4))
