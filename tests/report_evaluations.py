@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mnist_ray.checkpoints import Checkpoint, RunFolder
+from mnist_ray.checkpoints import RunFolder
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import load_examples, stream_examples
 from mnist_ray.evaluation import cut_into_shards, evaluate_shard, make_plan, manifest, write_tables
@@ -30,7 +30,7 @@ def evaluate_grid(
       uri: the storage.
       overrides: settings of the grid, a list is an axis.
       seeds: as for tune.
-      class_names: other names for the ten classes.
+      class_names: instead of those of the digits; more than ten are classes without examples.
     """
     grid = read_grid(grid_settings("smoke"), seeds=seeds, overrides={"epochs": 2, **overrides}, source="test")
     runs = expand(grid, name="g", max_runs=100)
@@ -38,6 +38,7 @@ def evaluate_grid(
     folder = GridFolder(storage, "g")
     folder.claim(grid, runs)
     digits = load_examples("digits", "train", data_dir=Path("unused"))
+    digits = replace(digits, class_names=tuple(class_names or digits.class_names))
     for stack in stacks(runs, size=8):
         for _ in train_stack(stack, prepare_data(stack[0].config, digits, device=CPU), storage=storage, device=CPU):
             pass
@@ -51,10 +52,8 @@ def evaluate_runs(
     """Evaluates runs on the test digits and returns the evaluation's name."""
     storage = open_storage(uri)
     examples = stream_examples("digits", "test", data_dir=Path("unused"))
+    examples = replace(examples, class_names=tuple(class_names or examples.class_names))
     checkpoints = [RunFolder(storage, run).best() for run in runs]
-    if class_names:
-        examples = replace(examples, class_names=tuple(class_names))
-        checkpoints = [_renamed(checkpoint, class_names) for checkpoint in checkpoints]
     plan = make_plan(
         EvaluationConfig(dataset="digits", grid=grid), checkpoints, examples, data_sha256=examples.scan()[0]
     )
@@ -62,7 +61,3 @@ def evaluate_runs(
     results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in cut_into_shards(examples, plan)]
     assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
     return plan.name
-
-
-def _renamed(checkpoint: Checkpoint, class_names: Sequence[str]) -> Checkpoint:
-    return replace(checkpoint, document={**checkpoint.document, "class_names": list(class_names)})

@@ -4,18 +4,22 @@ import json
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 from tiny_digits import tiny_digits
 
 from mnist_ray import tables
 from mnist_ray.cli import run_command
+from mnist_ray.comparisons import Scores
 from mnist_ray.config import GridConfig
 from mnist_ray.errors import ConfigError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import GridRun, expand
-from mnist_ray.report.comparison_report import find_setting, group_settings
+from mnist_ray.report.comparison_report import accuracy_interval, find_setting, group_settings
 from mnist_ray.run_progress import RunProgress
 from mnist_ray.storage import open_storage
 from mnist_ray.training_data import prepare_data
@@ -208,3 +212,23 @@ def test_labels_say_what_varies_within_a_variant() -> None:
     # The first by name counts.
     repeated = group_settings([row("b", "dropout"), row("a", "dropout")])
     assert [runs[0]["run"] for runs in repeated.values()] == ["a"]
+
+
+def test_the_interval_of_an_accuracy_is_wilsons_with_one_seed_and_over_seeds_and_examples_with_more() -> None:
+    correct = np.arange(50) < 40
+    rows = [{"accuracy_low": 0.669, "accuracy_high": 0.887}] * 2
+
+    def interval(correct: NDArray[np.bool_]) -> tuple[float, float]:
+        scores = Scores("a", tuple(range(len(correct))), correct, np.zeros(correct.shape, np.float32))
+        return accuracy_interval(rows[: len(correct)], scores)
+
+    assert interval(correct[None]) == (0.669, 0.887)
+    # Seeds that all answer alike leave the examples' variance alone.
+    expected = stats.t.interval(0.95, 49, loc=0.8, scale=correct.std(ddof=1) / 50**0.5)
+    assert interval(np.stack([correct, correct])) == pytest.approx(expected)
+    # Seeds that differ make it wider.
+    low, high = interval(np.stack([correct, np.arange(50) < 30]))
+    assert high - low > 2 * (expected[1] - expected[0])
+    assert interval(np.ones((2, 50), np.bool_)) == (0.669, 0.887)
+    low, high = interval(np.stack([np.ones(50, np.bool_), correct]))
+    assert high == 1.0

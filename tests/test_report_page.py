@@ -3,25 +3,31 @@
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import pytest
 from report_evaluations import evaluate_grid, evaluate_runs
 
 from mnist_ray.cli import run_command
 from mnist_ray.evaluation_folder import open_evaluation
 from mnist_ray.report.charts import without_names
-from mnist_ray.report.page import report_evaluation
+from mnist_ray.report.comparison_report import report_comparisons
+from mnist_ray.report.page import View, report_evaluation
 from mnist_ray.storage import open_storage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 HOSTILE = ["<script>alert(1)</script>", "a&b", '"quoted"', "'single'", "$x$", "ünï", "6", "7", "8", "</svg>"]
+# As many classes as EMNIST has; the digits fill ten of them.
+MANY_CLASSES = [*HOSTILE, *(f"class {number}" for number in range(10, 47))]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -112,15 +118,58 @@ def test_the_same_tables_give_the_same_bytes(storage: str, evaluation: str, page
     assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-def test_hostile_class_names_are_shown_as_they_are(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of one setting with 47 classes."""
+    storage = str(tmp_path_factory.mktemp("many"))
     overrides = {"dropout": 0.2, "batch_norm": True, "epochs": 1}
-    evaluation = evaluate_grid(str(tmp_path), overrides, seeds="1", class_names=HOSTILE)
-    page = Path(report_evaluation(str(tmp_path), evaluation).uri).read_text()
+    evaluation = evaluate_grid(storage, overrides, seeds="1", class_names=MANY_CLASSES)
+    return Path(report_evaluation(storage, evaluation).uri)
+
+
+def test_hostile_class_names_are_shown_as_they_are(many_classes: Path) -> None:
+    page = many_classes.read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     elements = Elements(page)
     assert elements.of("script") == []
     assert len(elements.of("svg")) == page.count("</svg>")
+
+
+def test_a_matrix_of_many_classes_is_wide_and_the_others_are_not(many_classes: Path, page: str) -> None:
+    def titles(page: str) -> list[str]:
+        return re.findall(r'<figure class="chart wide">\s*<figcaption class="title">([^<]*)<', page)
+
+    assert titles(many_classes.read_text()) == ["baseline, counts", "baseline, shares"]
+    assert titles(page) == []
+
+
+def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str, evaluation: str, page: str) -> None:
+    folder = open_evaluation(storage, evaluation)
+    hardest = [row for row in folder.rows("images") if row["reason"] == "hardest"]
+    shown = page.partition('<section id="hardest">')[2].partition("</section>")[0]
+    expected = [row["example_index"] for row in hardest if row["num_runs_wrong"] > 8]
+    assert [int(found) for found in re.findall(r", #(\d+)", shown)] == expected
+    assert len(expected) > 0
+    votes = Counter(
+        row["predicted_label_name"]
+        for row in folder.table("predictions").filter(pc.field("example_index") == expected[0]).to_pylist()
+    )
+    first = shown.partition("<br>read as ")[2].partition("<br>")[0]
+    assert first == ", ".join(f"{name}&#160;by&#160;{count}" for name, count in votes.most_common(4))
+
+
+def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(storage: str, evaluation: str) -> None:
+    found = report_comparisons(storage, evaluation)
+    view = View(open_evaluation(storage, evaluation), found, [])
+    chosen = view.chosen.label
+    pairs = [pair for pair in found.comparisons if chosen in (pair.first, pair.second)]
+    assert len(pairs) == 7
+    one = replace(pairs[0], verdict="better")
+    other = next(pair for pair in found.comparisons if pair not in pairs)
+    view.compared = replace(found, comparisons=[one, *pairs[1:], replace(other, verdict="worse")])
+    apart = {one.first, one.second} - {chosen}
+    assert set(view.ties) == {setting.label for setting in view.settings} - apart - {chosen}
 
 
 def test_one_run_of_no_grid_has_a_page(storage: str, evaluation: str) -> None:
@@ -172,15 +221,17 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", ["grid", "many classes"])
 def test_a_browser_shows_all_of_it_without_a_complaint(
-    browser: "Browser", storage: str, evaluation: str, page: str, width: int, scheme: Any
+    browser: "Browser", storage: str, evaluation: str, page: str, many_classes: Path, kind: str, width: int, scheme: Any
 ) -> None:
     window = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     said: list[str] = []
     window.on("console", lambda message: said.append(message.text))
     window.on("pageerror", lambda error: said.append(str(error)))
     window.on("requestfailed", lambda request: said.append(request.url))
-    window.goto(f"file://{storage}/reports/{evaluation}/report.html")
+    file = Path(storage, "reports", evaluation, "report.html") if kind == "grid" else many_classes
+    window.goto(file.as_uri())
     assert said == []
     assert window.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth")
     assert window.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
@@ -192,6 +243,9 @@ def test_a_browser_shows_all_of_it_without_a_complaint(
     assert contrast(ink, paper) > 7
     drawn = window.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
     assert contrast(drawn, paper) > 7
+    # However many classes and whatever the width: a number in a matrix is as tall as small print.
+    heights = "[...document.querySelectorAll('#confusion svg text')].map(e => e.getBoundingClientRect().height)"
+    assert min(height for height in window.evaluate(heights) if height) > 6
     window.close()
 
 

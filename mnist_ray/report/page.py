@@ -61,7 +61,7 @@ def report_evaluation(storage_uri: str, evaluation: str) -> Report:
     """
     folder = open_evaluation(storage_uri, evaluation)
     grid = report_grid(storage_uri, evaluation)
-    view = _View(folder, report_comparisons(storage_uri, evaluation), grid.effects)
+    view = View(folder, report_comparisons(storage_uri, evaluation), grid.effects)
     page = view.render().encode()
     for chart in view.charts:
         for suffix, content in ((".svg", chart.svg), (".png", chart.png)):
@@ -107,7 +107,7 @@ class _Setting:
         return [row["run"] for row in self.runs.values()]
 
 
-class _View:
+class View:
     """All that the page shows, computed once."""
 
     def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, effects: Sequence[Effect]) -> None:
@@ -175,7 +175,6 @@ class _View:
             made_by=shown["volatile"].get("made_by"),
             compared=self.compared,
             notes=notes(self.compared.comparisons) if self.compared.comparisons else [],
-            ties=self._ties(),
             verdict_words=self._verdict_words(),
             reference_words=self._reference_words(),
             pairs=self._pairs(),
@@ -226,7 +225,8 @@ class _View:
             "pairs one may do so by chance."
         )
 
-    def _ties(self) -> list[str]:
+    @property
+    def ties(self) -> list[str]:
         """Returns the settings that the verdicts don't tell apart from the chosen one, the best first."""
         apart = {
             label for pair in self.compared.comparisons if pair.verdict != "tie" for label in (pair.first, pair.second)

@@ -58,6 +58,8 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(head: R
 
     evaluated = launcher(head, "evaluate", "--run", "a", "--dataset", "digits", *storage)
     assert evaluated.returncode == 0, evaluated.stderr
+    # The job has the page's template, wherever it runs.
+    assert list(tmp_path.glob("reports/*/report.html"))
     (manifest,) = tmp_path.glob("evaluations/*/_manifest.json")
     assert json.loads(manifest.read_text())["num_examples"] == 355
 
