@@ -1,5 +1,6 @@
 """The launcher: the console script mnist-ray, and `python -m mnist_ray`."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -12,7 +13,13 @@ def main() -> NoReturn:
         # Ctrl-C before the command has begun: what it imports takes a moment.
         print("mnist-ray: stopped", file=sys.stderr)
         sys.exit(130)
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    if code in (130, 143):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # What a signal has cut off in Ray's and torch's native code must not be taken down in order: that can crash.
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

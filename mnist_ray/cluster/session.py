@@ -127,6 +127,7 @@ def _start_local() -> None:
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     for name, value in _LOCAL_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
+    group = os.getpgrp()
     # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
     ray.init(
         address="local",
@@ -136,6 +137,9 @@ def _start_local() -> None:
         logging_level="ERROR",
         runtime_env={"env_vars": environment},
     )
+    if os.getpgrp() != group:
+        # ray.init leaves it for a group of its own, where a terminal's Ctrl-C doesn't reach what make or a script runs.
+        os.setpgid(0, group)
     token = Path.home() / ".ray" / "auth_token"
     if token.is_file():
         # Ray writes its token readable for everybody.

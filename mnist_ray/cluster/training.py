@@ -1,7 +1,6 @@
 """The training job: Ray Train's TorchTrainer around the core's loop, a checkpoint after each epoch."""
 
 import logging
-import signal
 import sys
 import tempfile
 import threading
@@ -184,7 +183,7 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig, scratch: Path | None = Non
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_worker,
             train_loop_config=settings,
             scaling_config=scaling,
@@ -199,15 +198,16 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig, scratch: Path | None = Non
         raise failure
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Leaves Ctrl-C to the launcher: Train's own handler loses one that comes before the workers are there."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
     try:
         result = trainer.fit()
-    except SystemExit as error:
-        # Train's own handler of Ctrl-C ends the workers and then the process with 0 or 1; in this process, without a
-        # Ray, SIGTERM's is the launcher's own.
-        if error.code == 128 + signal.SIGTERM:
-            raise
-        raise KeyboardInterrupt from None
     except WorkerGroupError as error:
         rank, cause = sorted(error.worker_failures.items())[0]
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]

@@ -1,5 +1,6 @@
 """Processes that a command has started."""
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,6 +13,17 @@ def descendants(ancestor: int, *, title: bytes) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return [pid for pid in sorted(parents) if _is_below(pid, ancestor, parents) and title in _command_line(pid)]
+
+
+def with_variable(text: str) -> list[int]:
+    """Returns the pids of the processes that were started with a variable, NAME=VALUE."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        # Others' are not to be read; one that has ended has none.
+        with suppress(OSError):
+            if text.encode() in folder.joinpath("environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
 
 
 def _is_below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:

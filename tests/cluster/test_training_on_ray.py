@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from processes import descendants
+from processes import descendants, with_variable
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,6 +84,29 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
     assert sum("--resume" in line for line in rest.splitlines()) == 1, rest
     assert "Traceback" not in rest
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**ENVIRONMENT, "TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}
+    arguments = ["train", *SETTINGS, "--epochs", "500", "--num-workers", "2", "--storage", str(tmp_path), "--name", "a"]
+    with subprocess.Popen(mnist_ray(*arguments), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        # It starts its agents, whose parent it is, some time before ray.init returns.
+        while not descendants(process.pid, title=b"raylet/raylet"):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=100) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "mnist-ray: stopped; the same command with --resume goes on\n"
+    # Of all processes that inherited the variable, whoever their parents are.
+    deadline = time.monotonic() + 20
+    while left := with_variable(f"TMPDIR={temporary}"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert [path.name for path in temporary.iterdir() if path.name.startswith("mnist-ray")] == []
+    assert list(tmp_path.glob(".staging/*")) == []
 
 
 def a_train_worker_under(driver: int) -> int:
