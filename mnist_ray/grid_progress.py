@@ -60,7 +60,9 @@ class GridProgress:
     ) -> None:
         if self._live:
             self._live.stop()
-        self.say(self.line())
+        # A mistake that ends it before anything was trained is one line.
+        if kind is None or self._touched:
+            self.say(self.line())
 
     def add(self, runs: Iterable[GridRun]) -> None:
         """Takes up runs that weren't known at the start: those of a search."""

@@ -163,9 +163,11 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
 def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
     """Passes results on and shows on a terminal how many there are; one shard is over before a person looks."""
     console = Console(file=sys.stderr)
+    if not console.is_terminal or total < 2:
+        yield from results
+        return
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-        is_shown = console.is_terminal and total > 1
-        yield from progress.track(results, total=total, description="shards") if is_shown else results
+        yield from progress.track(results, total=total, description="shards")
 
 
 def _in_process(plan: Plan, examples: ExampleStream, pending: PendingFolder) -> Iterator[ShardResult]:

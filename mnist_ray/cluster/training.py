@@ -136,14 +136,15 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking) -> Ite
     """Prints a line for each epoch that reaches the storage, wherever the workers are, and has it tracked."""
     ended = threading.Event()
     shown = len(folder.history())
-    if shown:
-        print(f"{folder.run}: goes on after epoch {shown}", file=sys.stderr, flush=True)
 
     def watch() -> None:
         last = shown
         while True:
             ending = ended.wait(_PROGRESS_INTERVAL_S)
             history = folder.history()
+            if last == shown and 0 < shown < len(history):
+                # Not before: what is in the storage may turn out to be damaged.
+                print(f"{folder.run}: went on after epoch {shown}", file=sys.stderr, flush=True)
             for row in history[last:]:
                 print(_epoch_line(folder.run, config, row), file=sys.stderr, flush=True)
             if len(history) > last or ending:
