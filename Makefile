@@ -10,11 +10,13 @@ demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
 
 # Two files at once, those with a Ray first: a Ray's start and end are mostly waiting.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: $(INSTALLED)
-	$(BIN)/pytest -m "not ray and not s3 and not slow and not gpu"
+	$(PYTEST) -m "not ray and not s3 and not slow and not gpu"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
