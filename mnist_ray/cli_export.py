@@ -5,6 +5,7 @@ import json
 import click
 
 from mnist_ray.cli_options import as_json_option, storage_option
+from mnist_ray.config import check_name
 
 _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 
@@ -27,7 +28,7 @@ def export(run: str, format_name: str, output: str | None, force: bool, storage:
     """Writes a run's best network for other programs, and a model card beside it."""
     from mnist_ray.exporting import export_run
 
-    exported = export_run(storage, run, format_name=format_name, output=output, force=force)
+    exported = export_run(storage, check_name(run, "run"), format_name=format_name, output=output, force=force)
     if as_json:
         files = {"file": str(exported.path), "card": str(exported.card), "sha256": exported.sha256}
         click.echo(json.dumps({"run": run, "format": format_name, **files}))

@@ -1,5 +1,6 @@
 """The command for SQL: query."""
 
+import base64
 import csv
 import json
 import math
@@ -22,7 +23,7 @@ _SHOWN_ROWS = 100
 @click.argument("sql")
 @storage_option
 @as_json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line; here as in JSON, bytes are base64.")
 def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """Runs SQL on the tables of an evaluation, such as 'SELECT run, accuracy FROM metrics'.
 
@@ -74,14 +75,18 @@ def _print_csv(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON has it: a number that is none is null, dates and the like are text."""
+    """Returns a value as JSON has it: a number that is none is null; bytes are base64; dates and the like are text."""
     if isinstance(value, list | tuple):
         return [_plain(element) for element in value]
     if isinstance(value, dict):
         return {str(key): _plain(element) for key, element in value.items()}
-    if isinstance(value, float | Decimal):
-        value = float(value)
+    if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        # 1.5 is a decimal in SQL; only what no float holds must be text.
+        return float(value) if Decimal(repr(float(value))) == value else str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

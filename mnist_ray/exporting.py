@@ -104,8 +104,11 @@ def _output_path(output: str | None, default_name: str) -> Path:
         return Path(default_name)
     if "://" in output:
         raise ConfigError(f"output={output!r}: give a local file; copy it to another place afterwards")
-    path = Path(output).expanduser()
-    path = path / default_name if path.is_dir() else path
+    try:
+        path = Path(output).expanduser()
+        path = path / default_name if path.is_dir() else path
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"output={output!r}: can't be a path here: {error}") from None
     if not path.parent.is_dir():
         raise ConfigError(f"output={output!r}: there is no folder {str(path.parent)!r}; make it or choose another")
     return path

@@ -27,14 +27,31 @@ def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> 
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """Prints a table; columns of numbers are aligned to the right."""
+    """Prints a table; columns of numbers are aligned to the right.
+
+    One that is half as wide again as the terminal is printed as a list of names and values for each row.
+    """
+    shown = console()
+    widths = [max(map(len, [name, *(row[position] for row in rows)])) for position, name in enumerate(names)]
+    if sum(widths) + 2 * len(widths) > 1.5 * shown.width:
+        _print_records(shown, names, rows, title)
+        return
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for position, name in enumerate(names):
         numeric = all(_is_number(row[position]) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    shown.print(table)
+
+
+def _print_records(shown: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    if title:
+        shown.print(title, style="bold", highlight=False)
+    indent = max(map(len, names))
+    for row in rows:
+        lines = (f"{name:<{indent}}  {value}" for name, value in zip(names, row, strict=True))
+        shown.print("\n".join(lines) + "\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:

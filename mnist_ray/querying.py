@@ -68,7 +68,7 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
             result = connection.execute(sql)
         # Older versions return the connection, newer ones None, for a text without a statement.
         if result is None or result.description is None:
-            raise ConfigError("SQL: there is no statement; try 'SELECT * FROM metrics'")
+            raise ConfigError("SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'")
 
         def rows() -> Iterator[tuple[Any, ...]]:
             fetched = None

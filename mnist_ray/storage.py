@@ -402,9 +402,13 @@ class _Local:
                         file = Path(folder, name)
                         yield FileEntry(file.relative_to(self.root).as_posix(), file.stat().st_size)
 
-    def files_in_order(self, path: str) -> Iterator[FileEntry]:
-        """Yields the files below a folder sorted by path; links are followed as in files."""
+    def files_in_order(self, path: str, *, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[FileEntry]:
+        """Yields the files below a folder sorted by path; links are followed, but not to a folder that they lie in."""
         try:
+            status = os.stat(self.root / path)
+            if (status.st_dev, status.st_ino) in above:
+                return
+            above |= {(status.st_dev, status.st_ino)}
             entries = [entry for entry in os.scandir(self.root / path) if not entry.name.startswith(".")]
         except FileNotFoundError:
             return
@@ -413,7 +417,7 @@ class _Local:
         for name, entry in ordered:
             below = f"{path}/{name}" if path else name
             if name.endswith("/"):
-                yield from self.files_in_order(below.rstrip("/"))
+                yield from self.files_in_order(below.rstrip("/"), above=above)
                 continue
             with contextlib.suppress(FileNotFoundError):
                 status = entry.stat()

@@ -7,6 +7,7 @@ changes a run.
 
 import importlib.util
 import os
+import shlex
 import sys
 import textwrap
 import threading
@@ -75,6 +76,8 @@ def check_trackers(names: Sequence[str], storage: Storage, environ: Mapping[str,
     for name in names:
         if missing := [module for module in _EXTRAS[name] if importlib.util.find_spec(module) is None]:
             raise ConfigError(f"--log {name}: needs {' and '.join(missing)}: pip install 'mnist-ray[{name}]'")
+    if "mlflow" in names and "?" in storage.uri and not environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(f"--log mlflow: storage={storage.uri!r}: MLflow's own store can't lie below a '?'; rename it")
     if "mlflow" in names and not storage.is_local and not environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
             "--log mlflow: MLflow's own store is a SQLite file, which S3 can't hold; set MLFLOW_TRACKING_URI to a "
@@ -103,10 +106,10 @@ def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, st
     """Returns for each tracker the command that shows what was written."""
     server = environ.get("MLFLOW_TRACKING_URI")
     commands = {
-        "tensorboard": f"tensorboard --logdir {storage.uri_of(TENSORBOARD_FOLDER)}",
+        "tensorboard": shlex.join(["tensorboard", "--logdir", storage.uri_of(TENSORBOARD_FOLDER)]),
         "mlflow": f"MLflow at {without_secrets(server)}"
         if server
-        else f"mlflow ui --backend-store-uri {mlflow_store(storage)}",
+        else shlex.join(["mlflow", "ui", "--backend-store-uri", mlflow_store(storage)]),
     }
     return [commands[name] for name in dict.fromkeys(names)]
 

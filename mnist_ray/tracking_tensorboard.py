@@ -7,6 +7,7 @@ TensorBoard shows a new file at its next reload.
 import hashlib
 import io
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from mnist_ray.tracking import TENSORBOARD_FOLDER as FOLDER
 
 # File 0 holds the settings.
 _SETTINGS = 0
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<epoch>\d{6})\.(?P<content>[0-9a-f]{12})")
 
 
 class TensorBoard:
@@ -46,12 +48,13 @@ class TensorBoard:
         """Does nothing: TensorBoard knows no status."""
 
     def _find(self, run: str, content: str) -> set[int]:
-        """Returns the epochs that have a file; those of an earlier run of the same name are removed."""
-        names = [entry.path.rsplit("/", 1)[1].split(".") for entry in self._storage.list_files(f"{FOLDER}/{run}")]
-        if any(name[-1] != content for name in names):
+        """Returns the epochs that have a file; a folder with files of an earlier run of the name alone is removed."""
+        names = [entry.path.rsplit("/", 1)[1] for entry in self._storage.list_files(f"{FOLDER}/{run}")]
+        ours = [found for found in map(_EVENT_FILE.fullmatch, names) if found]
+        if len(ours) == len(names) and any(found["content"] != content for found in ours):
             self._storage.delete_folder(f"{FOLDER}/{run}")
             return set()
-        return {int(name[-2]) for name in names}
+        return {int(found["epoch"]) for found in ours if found["content"] == content}
 
 
 def _content_id(document: Mapping[str, Any]) -> str:

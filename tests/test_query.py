@@ -1,5 +1,6 @@
 """SQL on committed evaluations: what docs/queries.md says, what is refused, and what is printed."""
 
+import base64
 import csv
 import hashlib
 import io
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from mnist_ray import querying, tables
 from mnist_ray.checkpoints import RunFolder
@@ -335,7 +337,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         ("SELECT accurracy FROM metrics", [], 'SQL: Binder Error: Referenced column "accurracy" not found'),
         ("SELECT * FROM metric", [], "SQL: Catalog Error: Table with name metric does not exist!"),
         ("SELECT 'a'::INT", [], "SQL: Conversion Error:"),
-        ("", [], "SQL: there is no statement; try 'SELECT * FROM metrics'"),
+        ("", [], "SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'"),
         ("SELECT 1", ["--json", "--csv"], "--json and --csv don't go together"),
         ("SELECT 1 AS a, 2 AS a", ["--json"], "SQL: the column 'a' stands twice"),
     ],
@@ -458,3 +460,22 @@ def test_queries_of_an_evaluation_on_s3_give_what_the_local_one_gives(evaluated:
     remote = Evaluated(s3_uri, evaluated.name)
     for number in (4, 6, 7):
         pd.testing.assert_frame_equal(remote.query(QUERIES[number]), evaluated.query(QUERIES[number]))
+
+
+def test_bytes_and_decimals_arrive_whole(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "SELECT image, 12345678901234567890.12::decimal(30, 2) AS sum FROM images ORDER BY example_index LIMIT 1"
+    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert base64.b64decode(row["image"]).startswith(b"\x89PNG")
+    assert row["sum"] == "12345678901234567890.12"
+
+
+def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
+    evaluated: Evaluated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnist_ray.printing.console", lambda: Console(width=80))
+    assert run_command(["query", evaluated.name, "SELECT * FROM metrics LIMIT 2", "--storage", evaluated.storage]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.split()[:1] == ["checkpoint_sha256"] for line in lines) == 2
+    (accuracy,) = evaluated.query("SELECT accuracy FROM metrics LIMIT 1").to_numpy()[0]
+    assert f"{accuracy:.6g}" in [line.split()[-1] for line in lines if line.startswith("accuracy  ")]

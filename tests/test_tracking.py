@@ -281,3 +281,13 @@ def test_tensorboards_files_go_to_s3_too(tmp_path: Path, s3_uri: str) -> None:
         (tmp_path / Path(entry.path).name).write_bytes(storage.read_bytes(entry.path))
     expected = columns(RunFolder(storage, "a").history())["val_loss"]
     assert events(tmp_path, "val_loss") == float32(expected)
+
+
+def test_tensorboards_folder_keeps_what_somebody_else_put_there(tmp_path: Path) -> None:
+    assert run_command(train_command(tmp_path, "--log", "tensorboard")) == 0
+    folder = tmp_path / "tensorboard/a"
+    written = sorted(path.name for path in folder.iterdir())
+    (folder / "notes.txt").write_text("mine")
+    assert run_command(train_command(tmp_path, "--log", "tensorboard")) == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*written, "notes.txt"])
