@@ -265,7 +265,7 @@ def seeds_needed(interval: Interval, *, num_seeds: int, num_examples: int) -> in
     """Returns with how many seeds the interval's half width would be 0.1 points of accuracy or less.
 
     Returns:
-      2 or more; None where none up to 9,999 do (the examples alone leave more), or where one seed says nothing of it.
+      2 or more; None where none up to 9,999 do, or where one seed says nothing of it.
     """
     if interval.seed_error is None:
         return None
@@ -281,6 +281,11 @@ def seeds_needed(interval: Interval, *, num_seeds: int, num_examples: int) -> in
     return int(enough[0]) if len(enough) else None
 
 
+def half_width_of_examples(interval: Interval, num_examples: int) -> float:
+    """Returns the half width that would be left of an interval with any number of seeds."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, max(num_examples - 1, 1))) * interval.example_error
+
+
 def tie_groups(labels: Sequence[str], pairs: Sequence[Comparison]) -> dict[str, int]:
     """Returns the group of each setting: the place of the best setting that it ties with; 1, 1, 3 for example.
 
@@ -289,13 +294,13 @@ def tie_groups(labels: Sequence[str], pairs: Sequence[Comparison]) -> dict[str, 
 
     Args:
       labels: the settings, the best first.
-      pairs: of these settings; a pair that is left out is a tie.
+      pairs: of these settings; two that were never compared are in no group together.
     """
-    apart = {frozenset((pair.first, pair.second)) for pair in pairs if pair.verdict != "tie"}
+    tied = {frozenset((pair.first, pair.second)) for pair in pairs if pair.verdict == "tie"}
     groups: dict[str, int] = {}
     leaders: list[str] = []
     for place, label in enumerate(labels, start=1):
-        leader = next((leader for leader in leaders if frozenset((leader, label)) not in apart), None)
+        leader = next((leader for leader in leaders if frozenset((leader, label)) in tied), None)
         groups[label] = place if leader is None else groups[leader]
         leaders += [label] if leader is None else []
     return groups

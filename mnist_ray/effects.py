@@ -79,11 +79,12 @@ class _Cells:
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]], metric: str) -> None:
         # An axis of one level has no effect.
-        self.axes = {name: [_text(level) for level in levels] for name, levels in axes.items() if len(levels) > 1}
+        self.axes = {name: [level_text(level) for level in levels] for name, levels in axes.items() if len(levels) > 1}
         seeds = sorted({row["seed"] for row in rows})
         self.values = np.full([*map(len, self.axes.values()), len(seeds)], np.nan)
         for row in rows:
-            place = (*(levels.index(_text(row[name])) for name, levels in self.axes.items()), seeds.index(row["seed"]))
+            levels_of_row = [levels.index(level_text(row[name])) for name, levels in self.axes.items()]
+            place = (*levels_of_row, seeds.index(row["seed"]))
             assert np.isnan(self.values[place]), f"{row['run']}: another run has its levels and seed"
             self.values[place] = row[metric]
 
@@ -161,7 +162,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _text(level: Any) -> str:
+def level_text(level: Any) -> str:
     """Returns a level as JSON; numbers alike, however they were written."""
     if isinstance(level, tuple | list):
         return json.dumps(list(level))

@@ -94,7 +94,8 @@ def vote_entropy(predicted: NDArray[np.int64]) -> NDArray[np.float64]:
     votes = np.zeros((num_examples, int(predicted.max()) + 1), dtype=np.int64)
     for of_run in predicted:
         votes[np.arange(num_examples), of_run] += 1
-    share = votes / num_runs
+    # Sorted: the same counts have the same sum, to the last bit, whichever classes they are of.
+    share = np.sort(votes, axis=1) / num_runs
     logs = np.log(share, where=share > 0, out=np.zeros_like(share))
     # 0.0 - x rather than -x: runs that agree have 0, not -0.
     return np.asarray(0.0 - (share * logs).sum(axis=1))

@@ -185,9 +185,19 @@ METRICS = Table(
         Column(
             "top2_accuracy", FLOAT64, "fraction", "examples whose true class is among the two most probable, of all"
         ),
-        Column("precision_macro", FLOAT64, "fraction", "mean of the classes' precision"),
-        Column("recall_macro", FLOAT64, "fraction", "mean of the classes' recall"),
-        Column("f1_macro", FLOAT64, "fraction", "mean of the classes' F1"),
+        Column(
+            "precision_macro",
+            FLOAT64,
+            "fraction",
+            "mean of the classes' precision; one without examples counts as 0",
+        ),
+        Column(
+            "recall_macro",
+            FLOAT64,
+            "fraction",
+            "mean of the classes' recall; one without examples counts as 0",
+        ),
+        Column("f1_macro", FLOAT64, "fraction", "mean of the classes' F1; one without examples counts as 0"),
         Column("precision_weighted", FLOAT64, "fraction", "mean of the classes' precision, weighted by support"),
         Column("recall_weighted", FLOAT64, "fraction", "mean of the classes' recall, weighted by support"),
         Column("f1_weighted", FLOAT64, "fraction", "mean of the classes' F1, weighted by support"),

@@ -19,6 +19,7 @@ from mnist_ray.cli import run_command
 from mnist_ray.evaluation_folder import open_evaluation
 from mnist_ray.report.charts import without_names
 from mnist_ray.report.comparison_report import report_comparisons
+from mnist_ray.report.grid_report import report_grid
 from mnist_ray.report.page import View, report_evaluation
 from mnist_ray.storage import open_storage
 
@@ -161,7 +162,7 @@ def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str
 
 def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(storage: str, evaluation: str) -> None:
     found = report_comparisons(storage, evaluation)
-    view = View(open_evaluation(storage, evaluation), found, [])
+    view = View(open_evaluation(storage, evaluation), found, report_grid(storage, evaluation))
     chosen = view.chosen.label
     pairs = [pair for pair in found.comparisons if chosen in (pair.first, pair.second)]
     assert len(pairs) == 7

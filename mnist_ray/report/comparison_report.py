@@ -18,6 +18,7 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
+from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
 from mnist_ray.report.selection import Selection, select
 from mnist_ray.variants import VARIANTS
 
@@ -35,8 +36,8 @@ class ComparisonReport:
       evaluation: name of the evaluation.
       num_examples: examples evaluated.
       settings: a row a setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
-        accuracy_mean, accuracy_low and accuracy_high (see `accuracy_interval`), accuracy_std, log_loss_mean,
-        val_accuracy_mean.
+        num_stopped (of these, ended early by a scheduler), accuracy_mean, accuracy_low and accuracy_high (see
+        `accuracy_interval`), accuracy_std, log_loss_mean, val_accuracy_mean.
       comparisons: of all pairs, or of those with the baseline, each against it; judged among themselves.
       num_pairs: pairs in all.
       unpaired: pairs without a common seed.
@@ -74,7 +75,7 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
       StorageError: the storage can't be read or written.
     """
     folder = open_evaluation(storage_uri, evaluation)
-    rows = with_validation(folder.rows("metrics"), folder.rows("learning_curves"))
+    rows = evaluated_runs(folder)
     groups = group_settings(rows)
     against = None if baseline is None else find_setting(groups, baseline)
     scores = _scores(folder, groups)
@@ -85,7 +86,7 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
     paired = {_labels(pair) for pair in pairs}
     unpaired = [(first, second) for second, first in combinations(groups, 2) if (first, second) not in paired]
     num_repeated = len(rows) - sum(map(len, groups.values()))
-    selection = select(groups) if len(groups) > 1 and _share_validation(rows) else None
+    selection = select(groups) if len(groups) > 1 and share_validation(rows) else None
     return ComparisonReport(
         evaluation=evaluation,
         num_examples=folder.num_examples,
@@ -98,26 +99,6 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
         num_earlier=len(folder.earlier_evaluations),
         uri=uri,
     )
-
-
-def with_validation(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Adds best_val_accuracy and best_val_loss, those of the evaluated epoch, to the rows of a metrics table.
-
-    Args:
-      rows: of the metrics table.
-      curves: rows of the learning_curves table of the same evaluation.
-    """
-    epochs = {(curve["run"], curve["epoch"]): curve for curve in curves}
-    found = [(row, epochs[row["run"], row["epoch"]]) for row in rows]
-    return [
-        {**row, "best_val_accuracy": curve["val_accuracy"], "best_val_loss": curve["val_loss"]} for row, curve in found
-    ]
-
-
-def _share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Tells whether the runs were validated on the same examples, so that one can be chosen among them."""
-    names = ("train_dataset", "validation_fraction", "validation_seed")
-    return len({tuple(row[name] for name in names) for row in rows}) == 1
 
 
 def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
@@ -213,6 +194,7 @@ def _setting_row(runs: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str,
     return {
         "setting": scores.label,
         "num_seeds": len(runs),
+        "num_stopped": sum(row["was_stopped"] for row in runs),
         "accuracy_mean": fmean(accuracies),
         "accuracy_low": low,
         "accuracy_high": high,

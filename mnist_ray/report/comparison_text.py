@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median_low
 
-from mnist_ray.comparisons import MOST_SEEDS, Comparison, Interval
+from mnist_ray.comparisons import MOST_SEEDS, RESOLUTION, Comparison, Interval, half_width_of_examples
 from mnist_ray.printing import print_table
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.selection import print_selection
@@ -22,19 +22,36 @@ def print_comparisons(found: ComparisonReport) -> None:
         print(
             "One setting: nothing to compare." if len(found.settings) == 1 else "No two settings have a seed in common."
         )
+    if found.selection:
+        print_selection(found.selection)
+    for line in remarks(found):
+        print(line)
+
+
+def remarks(found: ComparisonReport) -> list[str]:
+    """Returns what was left out and what makes the figures less than they seem, a line each."""
+    lines = []
+    stopped = [row for row in found.settings if row["num_stopped"]]
+    if stopped:
+        lines.append(
+            f"Stopped early by the grid's scheduler: {sum(row['num_stopped'] for row in stopped)} of "
+            f"{sum(row['num_seeds'] for row in found.settings)} runs, in {len(stopped)} settings. Their figures are "
+            "those of unfinished training, which alone may explain a difference."
+        )
     if found.unpaired:
         pairs = ", ".join(f"{first} / {second}" for first, second in found.unpaired[:5])
         more = ", ..." if len(found.unpaired) > 5 else ""
-        print(f"Left out, without a seed in common: {len(found.unpaired)} pairs: {pairs}{more}.")
+        lines.append(f"Left out, without a seed in common: {len(found.unpaired)} pairs: {pairs}{more}.")
     if found.num_repeated:
-        print(f"{found.num_repeated} runs repeat the settings and seed of another run; the first by name counts.")
-    if found.selection:
-        print_selection(found.selection)
+        lines.append(
+            f"{found.num_repeated} runs repeat the settings and seed of another run; the first by name counts."
+        )
     if found.num_earlier:
-        print(
+        lines.append(
             f"Evaluations in this storage that had read the same examples before: {found.num_earlier}. What was chosen "
             "by their results makes this one optimistic."
         )
+    return lines
 
 
 def _print_settings(found: ComparisonReport) -> None:
@@ -43,7 +60,7 @@ def _print_settings(found: ComparisonReport) -> None:
         [
             str(row["group"]),
             row["setting"],
-            str(row["num_seeds"]),
+            f"{row['num_seeds']} ({row['num_stopped']} stopped)" if row["num_stopped"] else str(row["num_seeds"]),
             f"{row['accuracy_mean']:.4f}",
             "-" if row["accuracy_std"] is None else f"{row['accuracy_std']:.4f}",
             f"{row['log_loss_mean']:.4f}",
@@ -106,9 +123,15 @@ def notes(pairs: Sequence[Comparison]) -> list[str]:
         lines.append(f"Too few seeds to tell 0.1 points apart in {short} of {len(several)} pairs.")
     if short and known:
         lines[-1] += f" Where more of them help, it takes {median_low(known)} (median), {max(known)} at most."
-    if never := len(needed) - len(known):
+    never = [pair for pair in several if pair.num_seeds_needed is None]
+    by_examples = [
+        pair for pair in never if half_width_of_examples(pair.accuracy_difference, pair.num_examples) > RESOLUTION
+    ]
+    if by_examples:
         lines.append(
-            f"{never} of {len(several)} pairs stay so with any number of seeds up to {MOST_SEEDS:,}: the "
+            f"{len(by_examples)} of {len(several)} pairs stay so with any number of seeds: the "
             f"{several[0].num_examples:,} examples alone leave more than 0.1 points."
         )
+    if by_seeds := len(never) - len(by_examples):
+        lines.append(f"{by_seeds} of {len(several)} pairs vary so much that it takes more than {MOST_SEEDS:,} seeds.")
     return lines

@@ -1,15 +1,16 @@
 """The effects of a grid's settings, printed and stored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
-from mnist_ray.effects import Effect, effects
+from mnist_ray.effects import Effect, effects, level_text
 from mnist_ray.evaluation_folder import open_evaluation
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.printing import print_table
+from mnist_ray.report.evaluated_runs import evaluated_runs
 
 _SHOWN_INTERACTIONS = 10
 
@@ -21,7 +22,7 @@ class GridReport:
     Attributes:
       evaluation: name of the evaluation.
       grid: name of the grid; None if the evaluation was of no grid, or its grid is not there.
-      metrics: the rows of its metrics table.
+      metrics: its runs, see `evaluated_runs`.
       effects: main effects and interactions; none without a grid, or with one setting only.
       uri: of the stored effects.parquet, None without effects.
       note: why there are no effects, or what they leave out; None if there is nothing to say.
@@ -43,7 +44,7 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
       StorageError: the storage can't be read or written.
     """
     folder = open_evaluation(storage_uri, evaluation)
-    storage, grid, metrics = folder.storage, folder.grid, folder.rows("metrics")
+    storage, grid, metrics = folder.storage, folder.grid, evaluated_runs(folder)
     if grid is None:
         why = "effects: the evaluation is not of a grid; they need mnist-ray evaluate --grid NAME"
         return GridReport(evaluation, None, metrics, [], None, why)
@@ -57,10 +58,10 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
         reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"
         return GridReport(evaluation, grid, metrics, [], None, reason)
     # Which runs a scheduler stops depends on the others: what is left of them is no fair comparison.
-    stopped = {row["run"] for row in folder_of_grid.read_runs() if row["status"] == "stopped"}
-    whole = [row for row in metrics if row["run"] not in stopped]
-    note = f"effects: without the {len(stopped)} runs that were stopped early" if stopped else None
-    found = effects([{**row, "dataset": row["train_dataset"]} for row in whole], settings.axes)
+    whole = [{**row, "dataset": row["train_dataset"]} for row in metrics if not row["was_stopped"]]
+    num_stopped = len(metrics) - len(whole)
+    note = f"effects: without the {num_stopped} runs that were stopped early" if num_stopped else None
+    found = effects(whole, evaluated_levels(settings.axes, whole))
     if not found:
         return GridReport(evaluation, grid, metrics, [], None, note)
     columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in asdict(found[0])}
@@ -70,6 +71,17 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     table = tables.make_table("effects", columns, code_version=code_version())
     storage.write_bytes(path, tables.to_parquet_bytes(table))
     return GridReport(evaluation, grid, metrics, found, storage.uri_of(path), note)
+
+
+def evaluated_levels(axes: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Returns of each axis the levels that some row has: the grid may have grown since it was evaluated.
+
+    Args:
+      axes: setting -> the levels that the grid has now, in order.
+      rows: of the metrics table, with each axis as a column.
+    """
+    seen = {axis: {level_text(row[axis]) for row in rows} for axis in axes}
+    return {axis: [level for level in levels if level_text(level) in seen[axis]] for axis, levels in axes.items()}
 
 
 def print_effects(found: Sequence[Effect]) -> None:

@@ -12,14 +12,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from mnist_ray.comparisons import Comparison
-from mnist_ray.effects import Effect
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
 from mnist_ray.metrics import class_rates
 from mnist_ray.report import plots
 from mnist_ray.report.charts import Chart
-from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons, with_validation
-from mnist_ray.report.comparison_text import notes
+from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons
+from mnist_ray.report.comparison_text import notes, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
@@ -61,8 +60,10 @@ def report_evaluation(storage_uri: str, evaluation: str) -> Report:
     """
     folder = open_evaluation(storage_uri, evaluation)
     grid = report_grid(storage_uri, evaluation)
-    view = View(folder, report_comparisons(storage_uri, evaluation), grid.effects)
+    view = View(folder, report_comparisons(storage_uri, evaluation), grid)
     page = view.render().encode()
+    # Those of an earlier report may have other names.
+    folder.storage.delete_folder(f"reports/{evaluation}/plots")
     for chart in view.charts:
         for suffix, content in ((".svg", chart.svg), (".png", chart.png)):
             folder.storage.write_bytes(f"reports/{evaluation}/plots/{chart.name}{suffix}", content)
@@ -103,6 +104,11 @@ class _Setting:
         return stdev(values) if len(values) > 1 else None
 
     @property
+    def num_stopped(self) -> int:
+        """Runs that a scheduler ended early."""
+        return sum(row["was_stopped"] for row in self.runs.values())
+
+    @property
     def run_names(self) -> list[str]:
         return [row["run"] for row in self.runs.values()]
 
@@ -110,10 +116,10 @@ class _Setting:
 class View:
     """All that the page shows, computed once."""
 
-    def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, effects: Sequence[Effect]) -> None:
-        self.folder, self.compared = folder, compared
+    def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, grid: GridReport) -> None:
+        self.folder, self.compared, self.grid = folder, compared, grid
         self.curves = folder.rows("learning_curves")
-        self.rows = with_validation(folder.rows("metrics"), self.curves)
+        self.rows = grid.metrics
         self.groups: _Groups = group_settings(self.rows)
         self.reference = next(iter(self.groups))
         self.settings = self._settings()
@@ -137,8 +143,9 @@ class View:
             self._confusion_chart(found, kind) for kind in ("counts", "shares") for found in self.pictured
         ]
         self.reliability_charts = [self._reliability_chart(found) for found in self.pictured]
-        self.effect_charts = effect_charts(effects, split=folder.split)
-        self.heat_maps = heat_maps(self.rows, effects, split=folder.split)
+        self.effect_charts = effect_charts(grid.effects, split=folder.split)
+        whole = [row for row in self.rows if not row["was_stopped"]]
+        self.heat_maps = heat_maps(whole, grid.effects, split=folder.split)
 
     @property
     def accuracy_shown(self) -> int:
@@ -175,6 +182,8 @@ class View:
             made_by=shown["volatile"].get("made_by"),
             compared=self.compared,
             notes=notes(self.compared.comparisons) if self.compared.comparisons else [],
+            remarks=remarks(self.compared),
+            grid_note=self.grid.note if self.folder.grid else None,
             verdict_words=self._verdict_words(),
             reference_words=self._reference_words(),
             pairs=self._pairs(),
@@ -226,13 +235,21 @@ class View:
         )
 
     @property
+    def num_compared(self) -> int:
+        """How many settings the chosen one is compared with: those that have a seed in common with it."""
+        return len(self._verdicts())
+
+    @property
     def ties(self) -> list[str]:
         """Returns the settings that the verdicts don't tell apart from the chosen one, the best first."""
-        apart = {
-            label for pair in self.compared.comparisons if pair.verdict != "tie" for label in (pair.first, pair.second)
-            if self.chosen.label in (pair.first, pair.second)
-        }  # fmt: skip
-        return [one.label for one in self.settings if one.label not in {*apart, self.chosen.label}]
+        verdicts = self._verdicts()
+        return [one.label for one in self.settings if verdicts.get(one.label) == "tie"]
+
+    def _verdicts(self) -> dict[str, str]:
+        """Returns the verdict of each pair with the chosen setting, by the other one."""
+        pairs = [(pair, {pair.first, pair.second}) for pair in self.compared.comparisons]
+        chosen = {self.chosen.label}
+        return {(labels - chosen).pop(): pair.verdict for pair, labels in pairs if labels & chosen}
 
     def _reference_words(self) -> str:
         """Returns what makes the reference one."""
@@ -328,11 +345,11 @@ class View:
         classes: dict[str, list[dict[str, Any]]] = {}
         for row in self.folder.rows("per_class"):
             classes.setdefault(row["run"], []).append(row)
-        return [
-            {**row, "setting": found.label, "classes": classes[row["run"]]}
-            for found in self.settings
-            for row in found.runs.values()
-        ]
+        places = {run: (place, found.label) for place, found in enumerate(self.settings) for run in found.run_names}
+        # What repeats another run's setting and seed is in no setting.
+        rest = (len(self.settings), "another run's setting again")
+        rows = sorted(self.rows, key=lambda row: (places.get(row["run"], rest)[0], row["seed"]))
+        return [{**row, "setting": places.get(row["run"], rest)[1], "classes": classes[row["run"]]} for row in rows]
 
     def _reliability_chart(self, found: _Setting) -> Chart:
         bins: dict[float, list[Mapping[str, Any]]] = {}

@@ -26,7 +26,8 @@ def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, 
 
     Returns:
       Reason -> rows of the images table, each with source (a data URI), votes (the commonest predicted classes with
-      their number of runs), label_probability (mean over the runs) and chosen (what most of the chosen runs say).
+      their number of runs), num_other_votes (runs that predict none of these), label_probability (mean over the runs)
+      and chosen (what most of the chosen runs say).
     """
     images = folder.rows("images")
     votes = _votes(folder, sorted({row["example_index"] for row in images}))
@@ -52,8 +53,10 @@ def _votes(folder: EvaluationFolder, examples: Sequence[int]) -> dict[int, list[
 
 def _said(votes: Sequence[tuple[str, str, float]], chosen: Sequence[str]) -> dict[str, Any]:
     of_chosen = Counter(name for run, name, _ in votes if run in chosen)
+    shown = Counter(name for _, name, _ in votes).most_common(_VOTES_SHOWN)
     return {
-        "votes": Counter(name for _, name, _ in votes).most_common(_VOTES_SHOWN),
+        "votes": shown,
+        "num_other_votes": len(votes) - sum(count for _, count in shown),
         "label_probability": fmean(probability for *_, probability in votes),
         "chosen": of_chosen.most_common(1)[0][0],
     }

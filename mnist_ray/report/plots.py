@@ -60,7 +60,8 @@ def learning_curves(
 
     last = {key: float(np.nanmean(values[:, -1])) for key, values in epochs.items()}
     lowest = float(np.nanmin(np.nanmean(epochs["val_loss"], axis=0)))
-    band = f"Lines: mean of {num_seeds} seeds; bands: lowest to highest seed." if num_seeds > 1 else "One seed."
+    whose = "the seeds still training" if np.isnan(epochs["val_loss"]).any() else f"{num_seeds} seeds"
+    band = f"Lines: mean of {whose}; bands: lowest to highest seed." if num_seeds > 1 else "One seed."
     return draw(
         name,
         setting,

@@ -1,0 +1,43 @@
+"""The runs of an evaluation: a row of its metrics table each, with what its learning curve adds."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mnist_ray.evaluation_folder import EvaluationFolder
+
+
+def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
+    """Returns the rows of an evaluation's metrics table, in its order, with three more columns.
+
+    Returns:
+      Rows with best_val_accuracy and best_val_loss, those of the evaluated epoch, and was_stopped: whether the run was
+      ended before its last epoch by something else than its own patience, such as the scheduler of a grid.
+
+    Raises:
+      DataError: a table is damaged.
+      StorageError: it can't be read.
+    """
+    curves = folder.rows("learning_curves")
+    epochs = {(curve["run"], curve["epoch"]): curve for curve in curves}
+    num_epochs = Counter(curve["run"] for curve in curves)
+    return [
+        _with_curve(row, epochs[row["run"], row["epoch"]], num_epochs[row["run"]]) for row in folder.rows("metrics")
+    ]
+
+
+def _with_curve(row: Mapping[str, Any], kept: Mapping[str, Any], num_epochs: int) -> dict[str, Any]:
+    patience = row["early_stopping_patience"]
+    ended_itself = patience is not None and num_epochs - row["epoch"] >= patience
+    return {
+        **row,
+        "best_val_accuracy": kept["val_accuracy"],
+        "best_val_loss": kept["val_loss"],
+        "was_stopped": num_epochs < row["epochs"] and not ended_itself,
+    }
+
+
+def share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tells whether runs were validated on the same examples, so that one can be chosen among them."""
+    names = ("train_dataset", "validation_fraction", "validation_seed")
+    return len({tuple(row[name] for name in names) for row in rows}) == 1
