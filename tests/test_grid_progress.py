@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from mnist_ray.grid_progress import GridProgress, duration
@@ -67,3 +68,15 @@ def test_a_terminal_gets_a_live_table_and_lines_above_it() -> None:
 
 def test_durations_are_written_as_on_a_clock() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.6, 61, 3909)] == ["0:00", "1:00", "1:01", "1:05:09"]
+
+
+def test_a_grid_that_fails_before_any_run_tells_of_the_error_alone() -> None:
+    view, names, output = view_of([0.0])
+    with pytest.raises(ValueError, match="the error"), view:
+        raise ValueError("the error")
+    assert output.getvalue() == ""
+    # Of runs that were trained it tells how far they are.
+    with pytest.raises(ValueError, match="the error"), view:  # noqa: PT012
+        view.update([progress(names[1], 2)])
+        raise ValueError("the error")
+    assert output.getvalue().startswith("1/4 runs done, 1 running")

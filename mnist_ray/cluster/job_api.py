@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -95,7 +96,8 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
 
 def jobs_list(client: JobClient) -> list[Job]:
     """Returns all submitted jobs that the cluster remembers, the newest first."""
-    jobs = [_job(entry) for entry in get_json(client, "/api/jobs/") if entry["type"] == "SUBMISSION"]
+    with as_ray_answers(client):
+        jobs = [_job(entry) for entry in get_json(client, "/api/jobs/") if entry["type"] == "SUBMISSION"]
     return sorted(jobs, key=lambda job: (job.start_time_s or 0, job.job_id), reverse=True)
 
 
@@ -106,7 +108,8 @@ def job_status(client: JobClient, job_id: str) -> Job:
       ConfigError: the cluster knows no such job.
       ClusterError: the cluster does not answer.
     """
-    return _job(get_json(client, job_path(job_id), job_id=job_id))
+    with as_ray_answers(client):
+        return _job(get_json(client, job_path(job_id), job_id=job_id))
 
 
 def job_logs(client: JobClient, job_id: str) -> str:
@@ -116,7 +119,8 @@ def job_logs(client: JobClient, job_id: str) -> str:
       ConfigError: the cluster knows no such job.
       ClusterError: the cluster does not answer, or can't read the log.
     """
-    return str(get_json(client, f"{job_path(job_id)}/logs", job_id=job_id)["logs"])
+    with as_ray_answers(client):
+        return str(get_json(client, f"{job_path(job_id)}/logs", job_id=job_id)["logs"])
 
 
 def job_stop(client: JobClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
@@ -139,6 +143,22 @@ def job_stop(client: JobClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
 def job_path(job_id: str) -> str:
     """Returns the path of a job in the job API."""
     return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+@contextmanager
+def as_ray_answers(client: JobClient) -> Iterator[None]:
+    """Turns what reading an answer of another form raises into one line.
+
+    Raises:
+      ClusterError: the answer is JSON and not Ray's.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ClusterError(
+            f"{client.address}: answered in another form than a Ray dashboard ({type(error).__name__}: {error}); check "
+            "the address, and Ray's version there"
+        ) from error
 
 
 def _job(entry: Mapping[str, Any]) -> Job:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import mnist_ray
-from mnist_ray.cluster.job_api import CONNECT_TIMEOUT_S, JobClient, get_json, last_line, say
+from mnist_ray.cluster.job_api import CONNECT_TIMEOUT_S, JobClient, as_ray_answers, get_json, last_line, say
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError
 
 # The dashboard refuses 100 MiB; the package is far below 1 MiB, so more is a mistake.
@@ -202,13 +202,15 @@ def _missing_resources(
 
 
 def _nodes(client: JobClient) -> list[dict[str, float]]:
-    answer = get_json(client, "/api/v0/nodes?detail=1&limit=10000")
-    return [node["resources_total"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+    with as_ray_answers(client):
+        answer = get_json(client, "/api/v0/nodes?detail=1&limit=10000")
+        return [node["resources_total"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
 
 def _may_grow(client: JobClient) -> bool | None:
     """Tells whether an autoscaler may add nodes; None while the head has not said so."""
-    cluster = get_json(client, "/api/cluster_status")["data"]["clusterStatus"]
+    with as_ray_answers(client):
+        cluster = get_json(client, "/api/cluster_status")["data"]["clusterStatus"]
     if cluster is None:
         # Autoscaler v2 reports elsewhere, and a head without any reports nothing: the two look alike.
         return True

@@ -192,6 +192,21 @@ def test_an_http_server_that_is_no_ray_dashboard_is_named(no_token: dict[str, st
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", "null", '[{"type": "SUBMISSION"}]', '{"data": []}', "nonsense"])
+def test_an_answer_in_another_form_than_rays_is_told_in_one_line(text: str) -> None:
+    paths = ("/api/jobs/", "/api/jobs/a", "/api/jobs/a/logs", "/api/v0/nodes", "/api/cluster_status")
+    with _Server(dict.fromkeys(paths, (200, text))) as server:
+        client = JobClient(server.address)
+        asked = [lambda: job_api.job_status(client, "a"), lambda: job_api.job_logs(client, "a")]
+        asked.append(lambda: check_resources(client, {"CPU": 1}))
+        if text != "{}":  # as good as an empty list: a cluster without jobs
+            asked.append(lambda: jobs_list(client))
+        for ask in asked:
+            with pytest.raises(ClusterError, match=server.address) as caught:
+                ask()
+            assert "\n" not in str(caught.value)
+
+
 def test_a_closed_port_is_reported_at_once(no_token: dict[str, str]) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # Bound and not listening: refused.
