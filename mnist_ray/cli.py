@@ -1,6 +1,7 @@
 """The launcher: options -> config -> one call. Imports neither torch nor ray until a command needs them."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from mnist_ray.cli_options import (
     submit_job,
     target_cluster,
 )
+from mnist_ray.cluster.address import JOB_VARIABLE
 from mnist_ray.config import (
     EvaluationConfig,
     TrainConfig,
@@ -376,8 +378,15 @@ def _job_row(job: Any) -> dict[str, Any]:
 
 
 def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
-    """Runs one command line and returns its exit code; every error that a person can cause is one line."""
+    """Runs one command line and returns its exit code; every error that a person can cause is one line.
+
+    Args:
+      arguments: the command line.
+      in_job: whether this process is a job on a cluster.
+    """
     arguments = list(arguments)
+    if in_job:
+        os.environ[JOB_VARIABLE] = "1"
     signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
     interrupts: list[int] = []
 

@@ -20,7 +20,7 @@ def examine(storage: str, data_dir: Path, address: str | None) -> int:
         ("ray", lambda: version("ray")),
         ("data", lambda: _data(data_dir)),
         ("storage", lambda: _storage(storage)),
-        ("token", _token),
+        ("token", lambda: _token(address)),
     ]
     if address:
         checks.append(("cluster", lambda: _cluster(address)))
@@ -67,12 +67,12 @@ def _storage(uri: str) -> str:
     return f"{storage.uri}: can be written, read, listed and deleted"
 
 
-def _token() -> str:
+def _token(address: str | None) -> str:
     from mnist_ray.cluster.address import read_token
 
     return (
         "found"
-        if read_token()
+        if (read_token(address=address) if address else read_token())
         else "none; a cluster with token authentication needs RAY_AUTH_TOKEN or ~/.ray/auth_token"
     )
 

@@ -170,12 +170,18 @@ def test_the_default_name_of_a_run_is_one_whatever_the_datas_folder_is_called() 
     assert check_name(default_run_name(config)) == "baseline-folder--B-cher----1-s0"
 
 
-def test_the_address_of_a_job_api_does_not_make_a_local_run_a_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "127.0.0.1:9", "auto"])
+def test_the_address_of_a_cluster_does_not_make_a_local_run_a_job(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
-    arguments = ["train", "--dataset", "digits", "--epochs", "1", "--address", "local", "--storage", str(tmp_path)]
-    assert run_command(arguments) == 0
+    def no_ray(**_: object) -> None:
+        raise AssertionError("a Ray was looked for")
+
+    # Not a real one: "auto" would find anybody's on this machine.
+    monkeypatch.setattr("ray.init", no_ray)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    tiny = ["--epochs", "1", "--train-limit", "100", "--storage", str(tmp_path)]
+    assert run_command(["train", "--dataset", "digits", "--address", "local", *tiny]) == 0
 
 
 def test_a_key_that_stands_twice_in_the_config_file_is_refused(

@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from mnist_ray.errors import ClusterError, ConfigError
 
+# Set by jobs/*.py: in a job RAY_ADDRESS is the cluster that runs it, elsewhere a job API to submit to.
+JOB_VARIABLE = "MNIST_RAY_IN_JOB"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 _LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -94,12 +96,14 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def read_token(environ: Mapping[str, str] = os.environ) -> Token | None:
-    """Returns the token that Ray's own tools would use, or None where there is none.
+def read_token(environ: Mapping[str, str] = os.environ, *, address: str = _LOCAL_DASHBOARD) -> Token | None:
+    """Returns the token for a job API, or None where there is none.
 
     Args:
       environ: read for RAY_AUTH_TOKEN, then RAY_AUTH_TOKEN_PATH (a file), then HOME/.ray/auth_token.
         RAY_AUTH_MODE=disabled means none; without a mode a token that is there is used.
+      address: URL of the job API. Elsewhere than on this machine the file in HOME, which any local Ray makes by itself,
+        is nobody's business: it is used with RAY_AUTH_MODE=token only, as by Ray's own client.
 
     Raises:
       ClusterError: the named file can't be read, what is there is no token, or RAY_AUTH_MODE=token finds none.
@@ -111,10 +115,11 @@ def read_token(environ: Mapping[str, str] = os.environ) -> Token | None:
     if environ.get("RAY_AUTH_TOKEN_PATH"):
         path = Path(environ["RAY_AUTH_TOKEN_PATH"])
         return _check_token(_read_file(path, "RAY_AUTH_TOKEN_PATH"), f"RAY_AUTH_TOKEN_PATH={path}")
+    is_asked_for = environ.get("RAY_AUTH_MODE", "").lower() == "token"
     path = Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    if path.exists():
+    if path.exists() and (is_asked_for or is_loopback(address)):
         return _check_token(_read_file(path, "token file"), str(path))
-    if environ.get("RAY_AUTH_MODE", "").lower() == "token":
+    if is_asked_for:
         raise ClusterError(f"RAY_AUTH_MODE=token: no token was found; give one in {WHERE_TOKENS_ARE}")
     return None
 

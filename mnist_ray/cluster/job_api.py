@@ -82,7 +82,7 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
     Raises:
       ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers.
     """
-    client = JobClient(address, read_token(environ))
+    client = JobClient(address, read_token(environ, address=address))
     if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
         say(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
     status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
@@ -233,7 +233,8 @@ def _reason(error: Exception) -> str:
 
 def _token_message(client: JobClient, status: int) -> str:
     fault = f"wrong token in {client.token.source}" if client.token else "a token is needed and none was found"
-    return f"{client.address}: HTTP {status}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}"
+    condition = "" if is_loopback(client.address) else ", which only RAY_AUTH_MODE=token sends to another machine"
+    return f"{client.address}: HTTP {status}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}{condition}"
 
 
 def _json_object(text: str) -> dict[str, Any]:

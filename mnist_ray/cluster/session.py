@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 import mnist_ray
+from mnist_ray.cluster.address import JOB_VARIABLE
 from mnist_ray.errors import ClusterError
 
 # Ray Train asks every 2 s whether its workers are alive, or done; the watcher for nodes that are taken away costs a
@@ -24,10 +25,10 @@ _LOCAL_TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_
 def on_cluster() -> bool:
     """Tells whether this process is a job on a cluster: Ray gives each the address of the cluster itself.
 
-    A URL, which the launcher takes from the same variable, is that of a job API.
+    A person's own RAY_ADDRESS, or that of a job API, makes no job of a local command.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    return bool(address) and not address.startswith(("http://", "https://"))
+    return JOB_VARIABLE in os.environ and bool(address) and not address.startswith(("http://", "https://"))
 
 
 @contextmanager

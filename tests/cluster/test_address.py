@@ -89,6 +89,26 @@ def test_the_token_comes_from_the_variable_then_the_named_file_then_the_home_fol
     ]
 
 
+def test_the_home_folders_token_goes_to_another_machine_only_if_the_mode_asks_for_it(tmp_path) -> None:
+    default = tmp_path / ".ray" / "auth_token"
+    default.parent.mkdir()
+    default.write_text("of-a-local-ray\n")
+    home = {"HOME": str(tmp_path)}
+    assert read_token(home, address="http://10.0.0.7:8265") is None
+    for environ, address in (
+        (home, "http://127.0.0.1:8265"),
+        (home, "https://localhost:8265"),
+        ({**home, "RAY_AUTH_MODE": "token"}, "http://10.0.0.7:8265"),
+    ):
+        token = read_token(environ, address=address)
+        assert token is not None
+        assert token.value == "of-a-local-ray"
+    # One that was given goes where it was meant to.
+    given = read_token({**home, "RAY_AUTH_TOKEN": "given"}, address="http://10.0.0.7:8265")
+    assert given is not None
+    assert given.value == "given"
+
+
 def test_no_token_is_used_where_there_is_none_or_authentication_is_off(tmp_path) -> None:
     assert read_token({"HOME": str(tmp_path)}) is None
     assert read_token({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "a", "HOME": str(tmp_path)}) is None
