@@ -6,7 +6,7 @@ from pathlib import Path
 # The checkout is enough: nothing needs to be installed on the cluster's nodes.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mnist_ray.cli import run_command
+from mnist_ray.job import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(["tune", *sys.argv[1:]], in_job=True))
+    main("tune")

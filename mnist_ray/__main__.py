@@ -2,18 +2,19 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 
-def main() -> NoReturn:
-    """Runs the command line and exits with its code."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line, by default the process's own, and exits with its code."""
     try:
         from mnist_ray.cli import run_command
     except KeyboardInterrupt:
         # Ctrl-C before the command has begun: what it imports takes a moment.
         print("mnist-ray: stopped", file=sys.stderr)
         sys.exit(130)
-    code = run_command(sys.argv[1:])
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
     if code in (130, 143):
         sys.stdout.flush()
         sys.stderr.flush()

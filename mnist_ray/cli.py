@@ -1,7 +1,6 @@
 """The launcher: options -> config -> one call. Imports neither torch nor ray until a command needs them."""
 
 import json
-import os
 import re
 import signal
 from collections.abc import Sequence
@@ -17,27 +16,27 @@ import mnist_ray
 from mnist_ray import cli_export, cli_grids, cli_predict, cli_query, cli_reports, cli_reproduce
 from mnist_ray.cli_options import (
     DATASET_HELP,
+    ClusterOptions,
     absolute_dataset,
     address_option,
     as_json_option,
+    cluster_options,
     config_options,
     data_dir_option,
     data_folder,
+    digest,
     follow_job,
     log_option,
     needed_cluster,
-    no_wait_option,
     num_workers_option,
     parse_settings,
     print_trackers,
-    remote_storage,
     say,
     say_next,
     storage_option,
     submit_job,
     target_cluster,
 )
-from mnist_ray.cluster.address import JOB_VARIABLE
 from mnist_ray.config import (
     EvaluationConfig,
     TrainConfig,
@@ -97,8 +96,7 @@ def cli(context: click.Context) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
 @log_option
 @config_options(without=("variant", "dataset"))
-@address_option
-@no_wait_option
+@cluster_options
 @as_json_option
 @click.pass_context
 def train(
@@ -115,8 +113,7 @@ def train(
     config_file: str | None,
     overrides: Sequence[str],
     log: tuple[str, ...],
-    address: str | None,
-    no_wait: bool,
+    cluster: ClusterOptions,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -129,19 +126,23 @@ def train(
 
         cli_grids.print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
         return
-    target = target_cluster(context, address)
+    target = target_cluster(cluster.address)
     if target:
-        arguments = ["--config", "job.yaml", "--name", run, "--storage", remote_storage(storage)]
+        arguments = ["--config", "job.yaml", "--name", run]
         arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
         arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
         arguments += [part for name in log for part in ("--log", name)]
         text = yaml.safe_dump(config.model_dump(mode="json"))
-        submit_job(target, "train", arguments, config_yaml=text, wait=not no_wait, num_workers=num_workers, run=run)
+        submit_job(target, "train", arguments, name=run, config_hash=config.config_hash(), storage=storage,
+                   cluster=cluster, num_workers=num_workers, config_yaml=text)  # fmt: skip
         return
     from mnist_ray.cluster.training import TrainJob
     from mnist_ray.cluster.training import train as train_run
 
-    job = TrainJob(config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log)
+    job = TrainJob(
+        config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log,
+        placement=cluster.placement,
+    )  # fmt: skip
     outcome = train_run(job)
     best = outcome.best
     if as_json:
@@ -188,12 +189,9 @@ def default_run_name(config: TrainConfig) -> str:
 @storage_option
 @data_dir_option
 @num_workers_option
-@address_option
-@no_wait_option
+@cluster_options
 @as_json_option
-@click.pass_context
 def evaluate(
-    context: click.Context,
     runs: Sequence[str],
     grid_name: str | None,
     all_runs: bool,
@@ -205,8 +203,7 @@ def evaluate(
     storage: str,
     data_dir: str | None,
     num_workers: int,
-    address: str | None,
-    no_wait: bool,
+    cluster: ClusterOptions,
     as_json: bool,
 ) -> None:
     """Evaluates runs on a data set in one pass over its images, commits the tables in one step, writes a report."""
@@ -218,20 +215,26 @@ def evaluate(
     if grid_name:
         chosen["grid"] = check_name(grid_name, "grid")
     config = make_config(EvaluationConfig, {"dataset": absolute_dataset(dataset), "split": split, **chosen}, "evaluate")
-    target = target_cluster(context, address)
+    target = target_cluster(cluster.address)
     if target:
         arguments = [part for run in names for part in ("--run", run)] + (["--all-runs"] if all_runs else [])
         arguments += ["--grid", grid_name] if grid_name else []
-        arguments += ["--dataset", config.dataset, "--split", split, "--storage", remote_storage(storage)]
+        arguments += ["--dataset", config.dataset, "--split", split]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
         arguments += ["--no-report"] if no_report else []
-        submit_job(target, "evaluate", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers, run=None)
+        config_hash = digest(*arguments)
+        name = f"{grid_name or (names[0] if names else 'all-runs')}-{config_hash[:8]}"
+        submit_job(target, "evaluate", arguments, name=name, config_hash=config_hash, storage=storage, cluster=cluster,
+                   num_workers=num_workers)  # fmt: skip
         return
     from mnist_ray.cluster.evaluation import EvaluateJob
     from mnist_ray.cluster.evaluation import evaluate as evaluate_runs
 
-    job = EvaluateJob(config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report)
+    job = EvaluateJob(
+        config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report,
+        placement=cluster.placement,
+    )  # fmt: skip
     outcome = evaluate_runs(job)
     if as_json:
         click.echo(json.dumps({"evaluation": outcome.name, "uri": outcome.uri, "already_done": outcome.already_done,
@@ -294,7 +297,7 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
     """
     from mnist_ray.doctor import examine
 
-    context.exit(examine(storage, data_folder(data_dir), target_cluster(context, address)))
+    context.exit(examine(storage, data_folder(data_dir), target_cluster(address)))
 
 
 @cli.group()
@@ -305,13 +308,12 @@ def jobs() -> None:
 @jobs.command("list")
 @address_option
 @as_json_option
-@click.pass_context
-def jobs_list(context: click.Context, address: str | None, as_json: bool) -> None:
+def jobs_list(address: str | None, as_json: bool) -> None:
     """Lists the cluster's jobs, the newest first."""
     from mnist_ray.cluster import job_api
     from mnist_ray.printing import print_rows
 
-    found = job_api.jobs_list(job_api.connect(needed_cluster(context, address)))
+    found = job_api.jobs_list(job_api.connect(needed_cluster(address)))
     print_rows([_job_row(job) for job in found], as_json=as_json, empty="no jobs")
 
 
@@ -319,13 +321,12 @@ def jobs_list(context: click.Context, address: str | None, as_json: bool) -> Non
 @click.argument("job_id")
 @address_option
 @as_json_option
-@click.pass_context
-def jobs_status(context: click.Context, job_id: str, address: str | None, as_json: bool) -> None:
+def jobs_status(job_id: str, address: str | None, as_json: bool) -> None:
     """Prints one job's status."""
     from mnist_ray.cluster import job_api
     from mnist_ray.printing import print_rows
 
-    job = job_api.job_status(job_api.connect(needed_cluster(context, address)), job_id)
+    job = job_api.job_status(job_api.connect(needed_cluster(address)), job_id)
     print_rows([_job_row(job)], as_json=as_json, empty="")
 
 
@@ -338,7 +339,7 @@ def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | 
     """Prints one job's log."""
     from mnist_ray.cluster import job_api
 
-    target = needed_cluster(context, address)
+    target = needed_cluster(address)
     client = job_api.connect(target)
     if follow:
         context.exit(follow_job(client, job_id, target))
@@ -348,12 +349,11 @@ def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | 
 @jobs.command("stop")
 @click.argument("job_id")
 @address_option
-@click.pass_context
-def jobs_stop(context: click.Context, job_id: str, address: str | None) -> None:
+def jobs_stop(job_id: str, address: str | None) -> None:
     """Stops one job and waits until it has ended."""
     from mnist_ray.cluster import job_api
 
-    job = job_api.job_stop(job_api.connect(needed_cluster(context, address)), job_id)
+    job = job_api.job_stop(job_api.connect(needed_cluster(address)), job_id)
     click.echo(f"{job.job_id}: {job.status}")
 
 
@@ -377,16 +377,9 @@ def _job_row(job: Any) -> dict[str, Any]:
     return {**row, "run": job.metadata.get("run"), "entrypoint": job.entrypoint}
 
 
-def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
-    """Runs one command line and returns its exit code; every error that a person can cause is one line.
-
-    Args:
-      arguments: the command line.
-      in_job: whether this process is a job on a cluster.
-    """
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; every error that a person can cause is one line."""
     arguments = list(arguments)
-    if in_job:
-        os.environ[JOB_VARIABLE] = "1"
     signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
     interrupts: list[int] = []
 
@@ -397,7 +390,7 @@ def run_command(arguments: Sequence[str], *, in_job: bool = False) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:
-        result = cli.main(arguments, prog_name="mnist-ray", standalone_mode=False, obj={"in_job": in_job})
+        result = cli.main(arguments, prog_name="mnist-ray", standalone_mode=False)
     except MnistRayError as error:
         return say(f"error: {error}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:

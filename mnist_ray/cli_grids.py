@@ -12,17 +12,17 @@ import yaml
 
 from mnist_ray.cli_options import (
     DATASET_HELP,
+    ClusterOptions,
     absolute_dataset,
-    address_option,
     as_json_option,
+    cluster_options,
     config_options,
     data_dir_option,
     data_folder,
+    digest,
     log_option,
-    no_wait_option,
     parse_settings,
     print_trackers,
-    remote_storage,
     say_next,
     storage_option,
     submit_job,
@@ -104,8 +104,7 @@ from mnist_ray.variants import VARIANTS
 )
 @log_option
 @config_options(without=("variant", "dataset", "seed"))
-@address_option
-@no_wait_option
+@cluster_options
 @as_json_option
 @click.pass_context
 def tune(
@@ -130,8 +129,7 @@ def tune(
     max_runs: int,
     overrides: Sequence[str],
     log: tuple[str, ...],
-    address: str | None,
-    no_wait: bool,
+    cluster: ClusterOptions,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -155,7 +153,7 @@ def tune(
     search = Search(search_kind, num_samples, search_seed) if search_kind and num_samples else None
     if search is None:
         expand(grid, name=grid_folder_name, max_runs=max_runs)
-    target = target_cluster(context, address)
+    target = target_cluster(cluster.address)
     options = {
         "--num-workers": num_workers,
         "--stack-size": stack_size,
@@ -172,12 +170,13 @@ def tune(
         "--data-dir": data_dir,
     }
     if target and not context.obj.get("plan"):
-        arguments = ["--grid", "./job.yaml", "--name", grid_folder_name, "--storage", remote_storage(storage)]
+        arguments = ["--grid", "./job.yaml", "--name", grid_folder_name]
         arguments += [part for option, value in options.items() if value is not None for part in (option, str(value))]
         arguments += [part for tracker in log for part in ("--log", tracker)]
+        text = yaml.safe_dump(written_grid(grid))
         submit_job(
-            target, "tune", arguments, config_yaml=yaml.safe_dump(written_grid(grid)), wait=not no_wait,
-            num_workers=workers_per_run or 1, run=grid_folder_name,
+            target, "tune", arguments, name=grid_folder_name, config_hash=digest(text, str(search)), storage=storage,
+            cluster=cluster, num_workers=workers_per_run or 1, config_yaml=text,
         )  # fmt: skip
         return
     from mnist_ray.asha import Rungs
@@ -198,6 +197,7 @@ def tune(
         max_runs=max_runs,
         search=search,
         log=log,
+        placement=cluster.placement,
     )
     if context.obj.get("plan"):
         from mnist_ray.planning import plan_grid

@@ -1,10 +1,13 @@
 """What the commands of the launcher share: options, and the way to a cluster."""
 
+import functools
+import hashlib
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +15,8 @@ import click
 
 from mnist_ray.config import TrainConfig, parse_override, parse_value
 from mnist_ray.errors import ConfigError
+from mnist_ray.job import JOB_VARIABLE
+from mnist_ray.placement import Placement
 from mnist_ray.provenance import LAUNCHER_VARIABLE, command_line
 from mnist_ray.storage import check_uri, open_storage
 
@@ -24,6 +29,46 @@ DATASET_HELP = (
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """What cluster_options gives a command.
+
+    Attributes:
+      address: the option as given; see target_cluster.
+      wait: whether a submitted job is followed to its end.
+      pip: whether the cluster installs what the job needs.
+      placement: where its workers run.
+    """
+
+    address: str | None
+    wait: bool
+    pip: bool
+    placement: Placement
+
+
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say where a job runs; the command takes them as one argument, cluster."""
+
+    @functools.wraps(command)
+    def with_cluster(
+        *arguments: Any,
+        address: str | None,
+        no_wait: bool,
+        pip: bool,
+        use_gpu: bool | None,
+        resource_timeout: float,
+        shared_storage: bool,
+        **named: Any,
+    ) -> None:
+        placement = Placement(use_gpu, resource_timeout, shared_storage)
+        command(*arguments, cluster=ClusterOptions(address, not no_wait, pip, placement), **named)
+
+    found: Callable[..., None] = with_cluster
+    for option in reversed(_cluster_options):
+        found = option(found)
+    return found
 
 
 def config_options(*, without: Collection[str]) -> Callable[[_Command], _Command]:
@@ -86,8 +131,30 @@ address_option = click.option(
     help="Submit to the Ray cluster with this job API, such as http://127.0.0.1:8265.  "
     "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS; without, this machine]",
 )
-no_wait_option = click.option(
-    "--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log."
+_cluster_options = (
+    address_option,
+    click.option("--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log."),
+    click.option(
+        "--pip", is_flag=True, help="With --address: have the cluster install what mnist-ray needs, for this job."
+    ),
+    click.option(
+        "--use-gpu/--no-use-gpu",
+        default=None,
+        help="A GPU for each worker, or none.  [default: where there are enough]",
+    ),
+    click.option(
+        "--resource-timeout",
+        type=click.FloatRange(min=0),
+        default=Placement.resource_timeout_s,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a job on a cluster waits for CPUs or GPUs that aren't there yet, or no longer.",
+    ),
+    click.option(
+        "--shared-storage",
+        is_flag=True,
+        help="The storage is a local folder that is the same on all nodes of a cluster.",
+    ),
 )
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 log_option = click.option(
@@ -109,18 +176,16 @@ def absolute_dataset(dataset: str) -> str:
     return dataset if not place or _SCHEME.match(place) else f"{kind}:{_expanded(place).absolute()}"
 
 
-def target_cluster(context: click.Context, option: str | None) -> str | None:
+def target_cluster(option: str | None) -> str | None:
     """Returns the job API to submit to, or None to work here: a job on a cluster never submits another."""
-    if context.obj.get("in_job"):
-        return None
     from mnist_ray.cluster.address import resolve_address
 
-    return resolve_address(option, os.environ)
+    return None if JOB_VARIABLE in os.environ else resolve_address(option, os.environ)
 
 
-def needed_cluster(context: click.Context, option: str | None) -> str:
+def needed_cluster(option: str | None) -> str:
     """Returns the job API of a command that makes no sense without a cluster."""
-    target = target_cluster(context, option)
+    target = target_cluster(option)
     if target is None:
         raise click.UsageError("--address: which cluster? Give --address URL or set RAY_API_SERVER_ADDRESS")
     return target
@@ -131,28 +196,56 @@ def submit_job(
     script: str,
     arguments: Sequence[str],
     *,
-    config_yaml: str | None,
-    wait: bool,
+    name: str,
+    config_hash: str,
+    storage: str,
+    cluster: ClusterOptions,
     num_workers: int,
-    run: str | None,
+    config_yaml: str | None = None,
 ) -> None:
-    """Submits jobs/<script>.py, prints its id and follows it unless told not to wait."""
+    """Submits jobs/<script>.py, prints its id and follows it unless told not to wait.
+
+    The same job again, while it runs, is the one that runs: it is followed, and nothing is submitted.
+
+    Args:
+      target: the job API.
+      script: name of the script, without .py.
+      arguments: its own, without those of the storage and of the cluster.
+      name: of what it makes; with the storage it makes the job's id.
+      config_hash: of all that tells it from another job of that name.
+      storage: where it goes.
+      cluster: the options of the same name.
+      num_workers: what must fit into the cluster at once.
+      config_yaml: text to ship as job.yaml.
+    """
+    placement = cluster.placement
+    line = [*arguments, "--storage", remote_storage(storage), *placement.arguments()]
     from mnist_ray.cluster import job_api, submission
 
     client = job_api.connect(target)
-    with submission.stage_working_dir(config_yaml) as working_dir:
-        job_id = submission.submit(
+    with submission.stage_working_dir(config_yaml, pip=cluster.pip) as working_dir:
+        submitted = submission.submit(
             client,
             script=script,
-            arguments=arguments,
+            arguments=line,
             working_dir=working_dir,
-            metadata={"run": run} if run else {},
-            resources={"CPU": num_workers},
+            name=f"{script}-{name}-{digest(storage)[:8]}",
+            metadata={"run": name, "config_hash": config_hash},
+            resources={"GPU" if placement.use_gpu else "CPU": num_workers},
+            local_storage=None if placement.shared_storage or storage.startswith("s3://") else storage,
             variables={LAUNCHER_VARIABLE: command_line()},
+            pip=cluster.pip,
         )
-    click.echo(job_id)
-    if wait:
-        sys.exit(follow_job(client, job_id, target))
+    if not submitted.is_new:
+        say(f"note: job {submitted.job_id} runs already; nothing was submitted", 0)
+    click.echo(submitted.job_id)
+    if cluster.wait:
+        sys.exit(follow_job(client, submitted.job_id, target))
+
+
+def digest(*parts: str) -> str:
+    """Returns the SHA-256 of some texts, in hexadecimal."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def follow_job(client: Any, job_id: str, target: str) -> int:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mnist_ray.cli_options import (
-    address_option,
+    ClusterOptions,
     as_json_option,
-    no_wait_option,
-    remote_storage,
+    cluster_options,
+    digest,
     storage_option,
     submit_job,
     target_cluster,
@@ -50,12 +50,9 @@ if TYPE_CHECKING:
     help="Processes that share the images.  [default: one for each CPU, with --address 1]",
 )
 @storage_option
-@address_option
-@no_wait_option
+@cluster_options
 @as_json_option
-@click.pass_context
 def predict(
-    context: click.Context,
     run: str | None,
     images: str | None,
     polarity: "Polarity",
@@ -64,8 +61,7 @@ def predict(
     shard_size: int,
     num_workers: int | None,
     storage: str,
-    address: str | None,
-    no_wait: bool,
+    cluster: ClusterOptions,
     as_json: bool,
 ) -> None:
     """Predicts your own images: Parquet tables for many, digit and probabilities for a single one.
@@ -79,14 +75,16 @@ def predict(
     check_name(run, "run")
     if name is not None:
         check_name(name)
-    target = target_cluster(context, address)
+    target = target_cluster(cluster.address)
     if target:
-        arguments = ["--run", run, "--images", _remote_images(images), "--storage", remote_storage(storage)]
+        arguments = ["--run", run, "--images", _remote_images(images)]
         arguments += ["--polarity", polarity, "--shard-size", str(shard_size), "--num-workers", str(num_workers or 1)]
         arguments += (["--name", name] if name else []) + (["--strict"] if strict else [])
+        config_hash = digest(*arguments)
         submit_job(
-            target, "predict", arguments, config_yaml=None, wait=not no_wait, num_workers=num_workers or 1, run=None
-        )
+            target, "predict", arguments, name=f"{name or run}-{config_hash[:8]}", config_hash=config_hash,
+            storage=storage, cluster=cluster, num_workers=num_workers or 1,
+        )  # fmt: skip
         return
     from mnist_ray.data.unlabelled import find_images
     from mnist_ray.predicting import answer_image, make_plan
@@ -102,7 +100,8 @@ def predict(
     from mnist_ray.cluster.prediction import PredictJob
     from mnist_ray.cluster.prediction import predict as predict_images
 
-    _print_committed(plan, predict_images(PredictJob(plan, found, opened, name, num_workers, strict)), as_json=as_json)
+    job = PredictJob(plan, found, opened, name, num_workers, strict, cluster.placement)
+    _print_committed(plan, predict_images(job), as_json=as_json)
 
 
 def _remote_images(images: str) -> str:

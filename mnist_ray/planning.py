@@ -19,6 +19,7 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grids import STACK_FIELDS, GridRun, check_count, expand, stacks
 from mnist_ray.models.memory import bytes_of_run
+from mnist_ray.placement import ANYWHERE, Placement
 from mnist_ray.run_progress import RunProgress, read_progress
 from mnist_ray.search import Search, random_samples, runs_of_samples
 from mnist_ray.storage import Storage, open_storage
@@ -54,6 +55,7 @@ class TuneJob:
       max_runs: most runs that the grid may have.
       search: how settings are chosen, instead of every combination; None for a grid.
       log: trackers that the runs are written to.
+      placement: on which machines.
 
     Raises:
       ConfigError: two of them don't go together.
@@ -72,6 +74,7 @@ class TuneJob:
     max_runs: int = 1000
     search: Search | None = None
     log: tuple[str, ...] = ()
+    placement: Placement = ANYWHERE
 
     def __post_init__(self) -> None:
         if self.asha and self.workers_per_run:

@@ -10,8 +10,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from mnist_ray.errors import ClusterError, ConfigError
 
-# Set by jobs/*.py: in a job RAY_ADDRESS is the cluster that runs it, elsewhere a job API to submit to.
-JOB_VARIABLE = "MNIST_RAY_IN_JOB"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 _LOCAL_DASHBOARD = "http://127.0.0.1:8265"

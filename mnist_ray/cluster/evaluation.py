@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint, RunFolder
+from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream, stream_examples
@@ -34,6 +35,7 @@ from mnist_ray.evaluation import (
 from mnist_ray.evaluation_folder import evaluations_of_split
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.inference import inference_device
+from mnist_ray.placement import ANYWHERE, Placement
 from mnist_ray.provenance import command_line, lineage
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
@@ -52,6 +54,7 @@ class EvaluateJob:
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.
       report: whether the page is written too.
+      placement: on which machines.
     """
 
     config: EvaluationConfig
@@ -60,6 +63,7 @@ class EvaluateJob:
     data_dir: Path
     num_workers: int = 1
     report: bool = True
+    placement: Placement = ANYWHERE
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,10 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
 def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder) -> bool:
     try:
         if job.num_workers == 1 and not on_cluster():
-            results = list(_shown(_in_process(plan, examples, pending), num_shards(examples, plan)))
+            results = list(_shown(_in_process(job, plan, examples, pending), num_shards(examples, plan)))
         else:
-            with ray_session(num_workers=job.num_workers) as use_gpu:
+            needs = Needs(f"evaluation {plan.name}", pending.storage, job.num_workers)
+            with ray_session(needs, job.placement) as use_gpu:
                 done = _on_workers(job, plan, examples, pending, use_gpu=use_gpu)
                 results = list(_shown(done, num_shards(examples, plan)))
         files = write_tables(plan, results, pending)
@@ -170,9 +175,10 @@ def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
         yield from progress.track(results, total=total, description="shards")
 
 
-def _in_process(plan: Plan, examples: ExampleStream, pending: PendingFolder) -> Iterator[ShardResult]:
+def _in_process(job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder) -> Iterator[ShardResult]:
+    device = inference_device(job.placement.use_gpu)
     for shard in cut_into_shards(examples, plan):
-        yield evaluate_shard(plan, shard, pending, device=inference_device())
+        yield evaluate_shard(plan, shard, pending, device=device)
 
 
 def _evaluate_remotely(plan: Plan, shard: Shard, pending: PendingFolder) -> ShardResult:

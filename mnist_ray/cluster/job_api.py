@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -30,10 +30,12 @@ class JobClient:
     Args:
       address: URL without a slash at its end.
       token: the token sent with each request, or None.
+      ray_version: of the cluster.
     """
 
     address: str
     token: Token | None = None
+    ray_version: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -86,12 +88,13 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
     if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
         say(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
     status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
-    if status != 200 or "ray_version" not in _json_object(text):
+    ray_version = _json_object(text).get("ray_version")
+    if status != 200 or not isinstance(ray_version, str):
         raise ClusterError(
             f"{address}: answered HTTP {status} and is not a Ray dashboard; "
             "give the dashboard of the cluster's head, usually http://HOST:8265"
         )
-    return client
+    return replace(client, ray_version=ray_version)
 
 
 def jobs_list(client: JobClient) -> list[Job]:

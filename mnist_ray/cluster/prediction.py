@@ -22,11 +22,13 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.inference import inference_device
+from mnist_ray.placement import ANYWHERE, Placement
 from mnist_ray.predicting import (
     Committed,
     PredictionPlan,
@@ -53,6 +55,7 @@ class PredictJob:
       num_workers: actors that share the images; None for as many as this machine has CPUs (GPUs, if it has any), one on
         a cluster.
       strict: whether an image that can't be read ends the job.
+      placement: on which machines.
     """
 
     plan: PredictionPlan
@@ -61,6 +64,7 @@ class PredictJob:
     name: str | None = None
     num_workers: int | None = None
     strict: bool = False
+    placement: Placement = ANYWHERE
 
 
 def predict(job: PredictJob) -> Committed:
@@ -76,11 +80,12 @@ def predict(job: PredictJob) -> Committed:
     pending = job.storage.pending_folder(f"predictions/{job.name or 'unnamed'}")
     try:
         if len(first) == 1 or (job.num_workers == 1 and not on_cluster()):
-            done = _in_process(job.plan, itertools.chain(first, spans), pending)
+            done = _in_process(job, itertools.chain(first, spans), pending)
             shards = gather(_shown(done), images=job.plan.images, strict=job.strict)
         else:
+            needs = Needs(f"images={job.plan.images}", job.storage, job.num_workers or 1)
             with (
-                ray_session(num_workers=job.num_workers or 1) as use_gpu,
+                ray_session(needs, job.placement) as use_gpu,
                 # Closed before Ray is stopped, also where gather ends early.
                 closing(_on_actors(job, pending, use_gpu=use_gpu)) as done,
             ):
@@ -101,8 +106,8 @@ def _shown(shards: Iterator[ShardPrediction]) -> Iterator[ShardPrediction]:
             yield shard
 
 
-def _in_process(plan: PredictionPlan, spans: Iterable[Span], pending: PendingFolder) -> Iterator[ShardPrediction]:
-    predictor = Predictor(plan, device=inference_device())
+def _in_process(job: PredictJob, spans: Iterable[Span], pending: PendingFolder) -> Iterator[ShardPrediction]:
+    predictor = Predictor(job.plan, device=inference_device(job.placement.use_gpu))
     for span in spans:
         yield from predictor.predict_span(span, pending)
 

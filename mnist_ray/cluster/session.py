@@ -14,8 +14,10 @@ from typing import Any
 import ray
 
 import mnist_ray
-from mnist_ray.cluster.address import JOB_VARIABLE
-from mnist_ray.errors import ClusterError
+from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
+from mnist_ray.errors import ClusterError, RunFailedError
+from mnist_ray.job import JOB_VARIABLE
+from mnist_ray.placement import Placement
 
 # Ray Train asks every 2 s whether its workers are alive, or done; the watcher for nodes that are taken away costs a
 # process and is of no use on this machine.
@@ -32,18 +34,16 @@ def on_cluster() -> bool:
 
 
 @contextmanager
-def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bool]:
+def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
     """Connects to the job's cluster, or starts a single-node Ray and stops it after.
-
-    Args:
-      num_workers: workers that must fit at once, each on one CPU, or on one GPU where there are enough.
-      option: the option that asked for them, for the message.
 
     Yields:
       Whether the workers get a GPU each.
 
     Raises:
-      ClusterError: the cluster can't be reached or has too few CPUs.
+      ClusterError: the cluster can't be reached, or lacks CPUs or GPUs after the deadline.
+      RunFailedError: it has lost too many of them for longer than the deadline.
+      StorageError: the storage is a folder of one machine, and the cluster has several.
     """
     launchers_sigterm = signal.getsignal(signal.SIGTERM)
     interrupts: list[int] = []
@@ -58,13 +58,13 @@ def ray_session(*, num_workers: int, option: str = "num-workers") -> Iterator[bo
     try:
         if interrupts:
             raise KeyboardInterrupt
-        resources = ray.cluster_resources()
-        use_gpu = resources.get("GPU", 0) >= num_workers
-        if not use_gpu:
-            _check_cpus(resources.get("CPU", 0), num_workers, option)
+        given_up: list[str] = []
         # What Ray says of a lost worker goes to stdout, where a command's results belong.
-        with redirect_stdout(sys.stderr), _sigterm_as_interrupt(launchers_sigterm):
-            yield use_gpu
+        with redirect_stdout(sys.stderr), _sigterm_as_interrupt(launchers_sigterm, given_up):
+            use_gpu = await_workers(needs, placement, may_grow=on_cluster())
+            check_storage(needs, placement)
+            with watched(needs, placement, "GPU" if use_gpu else "CPU", given_up):
+                yield use_gpu
     finally:
         # What Ray has left to say comes here: repetitions, and of workers that were stopped in their work on purpose.
         with redirect_stdout(io.StringIO()):
@@ -85,7 +85,7 @@ def _interrupts_deferred(arrived: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_as_interrupt(launchers: Any) -> Iterator[None]:
+def _sigterm_as_interrupt(launchers: Any, given_up: list[str]) -> Iterator[None]:
     """Puts the launcher's handler of SIGTERM back, which ray.init replaces by one that aborts the process.
 
     It raises KeyboardInterrupt inside the block, which calls such as ray.get pass on: of any SystemExit they make
@@ -93,10 +93,13 @@ def _sigterm_as_interrupt(launchers: Any) -> Iterator[None]:
 
     Args:
       launchers: the handler before ray.init, as signal.getsignal returns it.
+      given_up: why the job is given up, when resources.watched sends the signal; raised as RunFailedError at the end.
     """
     exits: list[SystemExit] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if given_up:
+            raise KeyboardInterrupt
         try:
             launchers(number, frame)
         except SystemExit as error:
@@ -107,6 +110,8 @@ def _sigterm_as_interrupt(launchers: Any) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if given_up:
+            raise RunFailedError(given_up[0]) from None
         if exits:
             raise exits[0] from None
         raise
@@ -145,15 +150,6 @@ def _start_local() -> None:
     if token.is_file():
         # Ray writes its token readable for everybody.
         token.chmod(0o600)
-
-
-def _check_cpus(cpus: float, num_workers: int, option: str) -> None:
-    if cpus < num_workers:
-        where = "the cluster" if on_cluster() else "this machine"
-        raise ClusterError(
-            f"{option.replace('-', '_')}={num_workers}: needs a CPU for each, {where} has {cpus:g}; "
-            f"use --{option} {max(int(cpus), 1)} or less"
-        )
 
 
 def _line(error: BaseException) -> str:

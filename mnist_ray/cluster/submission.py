@@ -1,22 +1,38 @@
 """Submit a job to a cluster: ship the code and nothing else, check the resources, hand it to Ray's job API."""
 
 import contextlib
+import itertools
 import math
 import os
+import re
 import shlex
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import mnist_ray
-from mnist_ray.cluster.job_api import CONNECT_TIMEOUT_S, JobClient, as_ray_answers, get_json, last_line, say
-from mnist_ray.errors import ClusterError, ConfigError, ConflictError
+from mnist_ray.cluster.job_api import (
+    CONNECT_TIMEOUT_S,
+    JobClient,
+    as_ray_answers,
+    get_json,
+    jobs_list,
+    last_line,
+    say,
+)
+from mnist_ray.errors import ClusterError, ConfigError, ConflictError, StorageError
+from mnist_ray.job import REQUIREMENTS
+from mnist_ray.placement import not_shared
 
 # The dashboard refuses 100 MiB; the package is far below 1 MiB, so more is a mistake.
 MAX_STAGED_BYTES = 20 << 20
+CONSTRAINTS = "constraints.txt"
 
 _PACKAGE = Path(mnist_ray.__file__).parent
 # Not secret, and needed by the job. Whatever stands here can be read by everybody who can reach the dashboard.
@@ -32,12 +48,13 @@ _PASSED_VARIABLES = (
 
 @contextlib.contextmanager
 def stage_working_dir(
-    config_yaml: str | None = None, *, package: Path = _PACKAGE, jobs: Path | None = None
+    config_yaml: str | None = None, *, pip: bool = False, package: Path = _PACKAGE, jobs: Path | None = None
 ) -> Iterator[Path]:
     """Yields a temporary folder with all that a job needs and nothing else: two folders' code, and the page's template.
 
     Args:
       config_yaml: text to ship as job.yaml.
+      pip: whether to ship constraints.txt, the versions that pip is to install.
       package: the folder that is shipped as mnist_ray/.
       jobs: the folder that is shipped as jobs/; by default the package's _jobs (a wheel) or the one beside it.
 
@@ -46,16 +63,23 @@ def stage_working_dir(
       ConfigError: the files exceed 20 MiB.
     """
     if jobs is None:
-        installed = package / "_jobs"
-        jobs = installed if installed.is_dir() else package.parent / "jobs"
+        jobs = _installed_or_beside(package, "jobs")
     with tempfile.TemporaryDirectory(prefix="mnist-ray-") as name:
         folder = Path(name)
         size = _copy_code(package, folder / "mnist_ray") + _copy_code(jobs, folder / "jobs")
+        if pip:
+            shutil.copyfile(_installed_or_beside(package, CONSTRAINTS), folder / CONSTRAINTS)
         if config_yaml is not None:
             size += (folder / "job.yaml").write_text(config_yaml, encoding="utf-8")
         if size > MAX_STAGED_BYTES:
             raise ConfigError(f"job files: {size} bytes; the code and config of a job must stay under 20 MiB")
         yield folder
+
+
+def _installed_or_beside(package: Path, name: str) -> Path:
+    """Returns what a wheel has in the package, and a checkout beside it."""
+    installed = package / f"_{name}"
+    return installed if installed.exists() else package.parent / name
 
 
 def _copy_code(source: Path, target: Path) -> int:
@@ -75,60 +99,135 @@ def _copy_code(source: Path, target: Path) -> int:
     return size
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """A job of a cluster.
+
+    Attributes:
+      job_id: its id.
+      is_new: whether it was submitted now; else the same job was running already.
+    """
+
+    job_id: str
+    is_new: bool
+
+
 def submit(
     client: JobClient,
     *,
     script: str,
     arguments: Sequence[str],
     working_dir: Path,
-    submission_id: str | None = None,
-    metadata: Mapping[str, str] | None = None,
+    name: str,
+    metadata: Mapping[str, str],
     resources: Mapping[str, float] | None = None,
-    entrypoint_num_cpus: float = 0,
+    local_storage: str | None = None,
     variables: Mapping[str, str] | None = None,
+    pip: bool = False,
     environ: Mapping[str, str] = os.environ,
-) -> str:
-    """Uploads the working folder, submits jobs/<script>.py in it and returns the job's id.
+) -> Submitted:
+    """Uploads the working folder and submits jobs/<script>.py in it, unless the same job is running.
 
     Args:
+      client: of the cluster.
       script: name of a script in jobs/, without .py.
       arguments: its command line; each arrives as it is, whatever characters it holds.
       working_dir: what stage_working_dir yields.
-      submission_id: id of the new job, made up by Ray by default.
-      metadata: text to store with the job; like the arguments, everybody who reaches the dashboard can read it.
+      name: the job's id, with a number behind it if jobs of that id have ended before.
+      metadata: text to store with the job; its config_hash tells it from another of the same name. Like the arguments,
+        everybody who reaches the dashboard can read it.
       resources: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
-      entrypoint_num_cpus: CPUs that the entry point takes on one node, beside the workers.
+      local_storage: a folder that all nodes must see; None if there is none.
       variables: what else the job finds in its environment; not secret either.
+      pip: whether the cluster installs what the job needs, in the versions of constraints.txt.
       environ: source of the few variables that the job gets: no keys, no tokens.
 
     Raises:
-      ClusterError: the cluster lacks the resources, or refuses the job.
+      ClusterError: the cluster lacks the resources, has another Ray, or refuses the job.
       ConfigError: AWS_ENDPOINT_URL or MLFLOW_TRACKING_URI carries credentials.
-      ConflictError: a job has that id already.
+      ConflictError: another job of that name is running.
+      StorageError: several nodes would each see a folder of their own.
     """
+    entrypoint = shlex.join(["python", f"jobs/{script}.py", *arguments])
+    runtime_env: dict[str, Any] = {
+        "working_dir": str(working_dir),
+        "env_vars": {**job_environment(environ), **(variables or {})},
+    }
+    if pip:
+        runtime_env["pip"] = _pip_packages()
+    check_version(client)
+    if local_storage is not None and (num_nodes := len(_nodes(client))) > 1:
+        raise StorageError(not_shared(local_storage, num_nodes))
+    check_resources(client, resources or {})
+    while True:
+        job_id, runs = _free_id(client, name, metadata)
+        if runs:
+            return Submitted(job_id, is_new=False)
+        # Not taken a moment ago: if it is now, somebody submits the same at the same time.
+        if _submit(client, entrypoint, job_id, runtime_env, metadata):
+            return Submitted(job_id, is_new=True)
+
+
+def _free_id(client: JobClient, name: str, metadata: Mapping[str, str]) -> tuple[str, bool]:
+    """Returns the id of the running job that is the same, and True; or an id that is free, and False."""
+    taken = {job.job_id: job for job in jobs_list(client) if re.fullmatch(rf"{re.escape(name)}(\.\d+)?", job.job_id)}
+    for job in taken.values():
+        if job.has_ended:
+            continue
+        if job.metadata.get("config_hash") != metadata["config_hash"]:
+            raise ConflictError(
+                f"job {job.job_id!r}: runs on {client.address} with other settings; wait for its end, stop it, or "
+                "choose another --name"
+            )
+        return job.job_id, True
+    ids = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    return next(job_id for job_id in ids if job_id not in taken), False
+
+
+def _submit(
+    client: JobClient,
+    entrypoint: str,
+    job_id: str,
+    runtime_env: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> bool:
+    """Submits a job; False if the cluster has one of that id."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    entrypoint = shlex.join(["python", f"jobs/{script}.py", *arguments])
-    runtime_env = {"working_dir": str(working_dir), "env_vars": {**job_environment(environ), **(variables or {})}}
-    check_resources(client, resources or {}, entrypoint_num_cpus=entrypoint_num_cpus)
     try:
         with _api_server(client.address):
-            ray_client = JobSubmissionClient(client.address, headers=client.headers)
-            job_id = ray_client.submit_job(
+            JobSubmissionClient(client.address, headers=client.headers).submit_job(
                 entrypoint=entrypoint,
-                submission_id=submission_id,
-                runtime_env=runtime_env,
-                metadata=dict(metadata or {}),
-                entrypoint_num_cpus=entrypoint_num_cpus,
+                submission_id=job_id,
+                runtime_env=dict(runtime_env),
+                metadata=dict(metadata),
             )
     except (RuntimeError, OSError, AuthenticationError) as error:
         if "already exists" in str(error):
-            raise ConflictError(
-                f"job {submission_id!r}: {client.address} has a job with this id already; choose another id"
-            ) from None
+            return False
         raise ClusterError(f"{client.address}: refused the job: {last_line(str(error))}") from error
-    return str(job_id)
+    return True
+
+
+def _pip_packages() -> list[str]:
+    # Ray fills in where it has unpacked the working folder. Ray itself is there: pip must not replace it.
+    constraints = f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{CONSTRAINTS}"
+    return [constraints, *(f"{package}>={least}" for package, least in REQUIREMENTS.items() if package != "ray")]
+
+
+def check_version(client: JobClient) -> None:
+    """Checks that a cluster's Ray is the one that this mnist-ray runs with.
+
+    Raises:
+      ClusterError: it is another minor version.
+    """
+    here = version("ray")
+    if client.ray_version.split(".")[:2] != here.split(".")[:2]:
+        raise ClusterError(
+            f"{client.address}: has Ray {client.ray_version} and this machine has {here}; "
+            f"use an image with Ray {here}, or install ray=={client.ray_version} here"
+        )
 
 
 def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -162,7 +261,7 @@ def _api_server(address: str) -> Iterator[None]:
             os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
-def check_resources(client: JobClient, needed: Mapping[str, float], *, entrypoint_num_cpus: float = 0) -> None:
+def check_resources(client: JobClient, needed: Mapping[str, float]) -> None:
     """Checks that a cluster's nodes hold what a job takes, busy or not.
 
     A cluster that may grow, or that doesn't say whether it may, is never refused: a line on stderr tells what is
@@ -170,34 +269,27 @@ def check_resources(client: JobClient, needed: Mapping[str, float], *, entrypoin
 
     Args:
       needed: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
-      entrypoint_num_cpus: CPUs that the entry point takes on one node, beside the workers.
 
     Raises:
       ClusterError: the cluster can't grow and lacks something.
     """
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    while missing := _missing_resources(_nodes(client), needed, entrypoint_num_cpus):
+    while missing := _missing_resources(_nodes(client), needed):
         may_grow = _may_grow(client)
         if may_grow is False:
             raise ClusterError(f"{client.address}: {missing}; ask for less or add nodes")
         # A head that has just started reports its nodes and its autoscaler after some seconds.
         if may_grow or time.monotonic() > deadline:
-            say(f"note: {client.address}: {missing}; the job waits until the cluster has grown")
+            say(f"note: {client.address}: {missing}; the job waits until the cluster has grown (--resource-timeout)")
             return
         time.sleep(1)
 
 
-def _missing_resources(
-    nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float], entrypoint_num_cpus: float
-) -> str:
-    total_needed = {**needed, "CPU": needed.get("CPU", 0) + entrypoint_num_cpus}
-    for name, amount in sorted(total_needed.items()):
+def _missing_resources(nodes: Sequence[Mapping[str, float]], needed: Mapping[str, float]) -> str:
+    for name, amount in sorted(needed.items()):
         there = math.fsum(node.get(name, 0) for node in nodes)
         if amount > there:
             return f"the job needs {amount:g} {name} and the cluster has {there:g}"
-    largest = max((node.get("CPU", 0) for node in nodes), default=0)
-    if entrypoint_num_cpus > largest:
-        return f"the entry point needs {entrypoint_num_cpus:g} CPU on one node and the largest node has {largest:g}"
     return ""
 
 

@@ -18,11 +18,13 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.data import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.history import EpochResult, best_epoch
+from mnist_ray.placement import ANYWHERE, Placement
 from mnist_ray.provenance import command_line
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
@@ -50,6 +52,7 @@ class TrainJob:
       command_line: the one that asked for the run, for its lineage.
       log: trackers that the run is written to.
       last_epoch: ends the run after this epoch, as one that was stopped; None for the config's own end.
+      placement: on which machines.
     """
 
     config: TrainConfig
@@ -62,6 +65,7 @@ class TrainJob:
     command_line: str = field(default_factory=command_line)
     log: tuple[str, ...] = ()
     last_epoch: int | None = None
+    placement: Placement = ANYWHERE
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
             return TrainOutcome(folder.history(), already_done=True)
     # Train announces its local mode and every report at INFO; the epochs' lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with _workers(job) as scaling:
+    with _workers(job, folder) as scaling:
         # Not before the workers are there: a command that asks for too many leaves the name free.
         folder.claim(job.config, data, resume=job.resume)
         with _progress(folder, job.config, tracking):
@@ -122,12 +126,13 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
 
 
 @contextmanager
-def _workers(job: TrainJob) -> Iterator[ScalingConfig]:
+def _workers(job: TrainJob, folder: RunFolder) -> Iterator[ScalingConfig]:
     """Yields the workers of a run: none but this process for one worker on this machine, or those of a Ray."""
-    if job.num_workers == 1 and job.max_failures == 0 and not on_cluster():
+    if job.num_workers == 1 and job.max_failures == 0 and not (on_cluster() or job.placement.use_gpu):
         yield ScalingConfig(num_workers=0)
     else:
-        with ray_session(num_workers=job.num_workers) as use_gpu:
+        needs = Needs(f"run {job.run!r}", folder.storage, job.num_workers, least=job.num_workers)
+        with ray_session(needs, job.placement) as use_gpu:
             yield ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu)
 
 
@@ -181,6 +186,7 @@ def fit_run(job: TrainJob, *, scaling: ScalingConfig, scratch: Path | None = Non
         "data_dir": str(job.data_dir.absolute()),
         "command_line": job.command_line,
         "last_epoch": job.last_epoch,
+        "use_gpu": job.placement.use_gpu,
     }
     # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
@@ -240,7 +246,7 @@ def train_worker(settings: dict[str, Any]) -> MnistRayError | None:
 def _train_rank(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device()
+    device = torch.device("cpu") if settings["use_gpu"] is False else ray.train.torch.get_device()
     if device.type == "cpu":
         # One thread a worker: faster for networks of this size, and the same bits on every machine of a kind.
         torch.set_num_threads(1)

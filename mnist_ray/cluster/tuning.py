@@ -13,6 +13,7 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
 from mnist_ray.errors import ClusterError, RunFailedError
@@ -160,9 +161,11 @@ def run_tuner(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
+    workers = max(job.workers_per_run, 1)
+    needs = Needs(f"grid {job.name!r}", storage, workers, least=workers, option="workers-per-run")
     with (
         watcher.view,
-        ray_session(num_workers=max(job.workers_per_run, 1), option="workers-per-run") as use_gpu,
+        ray_session(needs, job.placement) as use_gpu,
         tempfile.TemporaryDirectory(prefix="mnist-ray-tune-") as bookkeeping,
     ):
         at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import pytest
 from mnist_ray.cluster import following, job_api
 from mnist_ray.cluster.following import follow, how_to_stop
 from mnist_ray.cluster.job_api import JobClient, connect, jobs_list
-from mnist_ray.cluster.submission import check_resources, job_environment, stage_working_dir
-from mnist_ray.errors import ClusterError, ConfigError
+from mnist_ray.cluster.submission import check_resources, check_version, job_environment, stage_working_dir, submit
+from mnist_ray.errors import ClusterError, ConfigError, StorageError
 
 
 @pytest.fixture
@@ -268,25 +269,23 @@ def _cluster(nodes: str, status: str) -> _Server:
 
 
 @pytest.mark.parametrize(
-    ("needed", "entrypoint_num_cpus", "missing"),
+    ("needed", "missing"),
     [
-        ({"CPU": 8}, 0, "the job needs 8 CPU and the cluster has 4"),
-        ({"CPU": 4}, 1, "the job needs 5 CPU and the cluster has 4"),
-        ({"CPU": 2, "GPU": 1}, 0, "the job needs 1 GPU and the cluster has 0"),
-        ({}, 3, "the entry point needs 3 CPU on one node and the largest node has 2"),
+        ({"CPU": 8}, "the job needs 8 CPU and the cluster has 4"),
+        ({"CPU": 2, "GPU": 1}, "the job needs 1 GPU and the cluster has 0"),
     ],
 )
 def test_a_job_too_large_for_a_fixed_cluster_is_refused_with_what_there_is(
-    needed: dict[str, float], entrypoint_num_cpus: float, missing: str
+    needed: dict[str, float], missing: str
 ) -> None:
     with _cluster(f"{TWO_CPUS}, {TWO_CPUS}, {DEAD}", FIXED) as server, pytest.raises(ClusterError) as caught:
-        check_resources(JobClient(server.address), needed, entrypoint_num_cpus=entrypoint_num_cpus)
+        check_resources(JobClient(server.address), needed)
     assert str(caught.value) == f"{server.address}: {missing}; ask for less or add nodes"
 
 
 def test_a_job_that_fills_the_cluster_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with _cluster(f"{TWO_CPUS}, {TWO_CPUS}", FIXED) as server:
-        check_resources(JobClient(server.address), {"CPU": 3}, entrypoint_num_cpus=1)
+        check_resources(JobClient(server.address), {"CPU": 4})
     assert capsys.readouterr().err == ""
 
 
@@ -296,7 +295,37 @@ def test_a_cluster_that_may_grow_is_not_refused(capsys: pytest.CaptureFixture[st
         check_resources(JobClient(server.address), {"GPU": 1})
     assert capsys.readouterr().err == (
         f"note: {server.address}: the job needs 1 GPU and the cluster has 0; "
-        "the job waits until the cluster has grown\n"
+        "the job waits until the cluster has grown (--resource-timeout)\n"
+    )
+
+
+@pytest.mark.parametrize("there", ["2.56.0", "3.0.0", "nightly"])
+def test_a_cluster_with_another_ray_is_refused(there: str) -> None:
+    here = version("ray")
+    with pytest.raises(ClusterError) as caught:
+        check_version(JobClient("http://head:8265", ray_version=there))
+    assert str(caught.value) == (
+        f"http://head:8265: has Ray {there} and this machine has {here}; "
+        f"use an image with Ray {here}, or install ray=={there} here"
+    )
+    major, minor, _ = here.split(".")
+    check_version(JobClient("http://head:8265", ray_version=f"{major}.{minor}.99"))
+
+
+def test_a_local_folder_is_no_storage_for_a_cluster_of_several_nodes(tmp_path: Path) -> None:
+    with _cluster(f"{TWO_CPUS}, {TWO_CPUS}, {DEAD}", FIXED) as server, pytest.raises(StorageError) as caught:
+        submit(
+            JobClient(server.address, ray_version=version("ray")),
+            script="train",
+            arguments=[],
+            working_dir=tmp_path,
+            name="train-a",
+            metadata={"config_hash": "1"},
+            local_storage="/results",
+        )
+    assert str(caught.value) == (
+        "storage='/results': a local folder, and the cluster has 2 nodes, each with disks of its own; use "
+        "s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
     )
 
 

@@ -2,19 +2,23 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.job_submission import JobSubmissionClient
 from ray_head import RayHead, ray_head
 
+from mnist_ray.cluster import submission
 from mnist_ray.cluster.following import follow
 from mnist_ray.cluster.job_api import JobClient, connect, job_logs, job_status, job_stop, jobs_list
-from mnist_ray.cluster.submission import stage_working_dir, submit
+from mnist_ray.cluster.submission import stage_working_dir
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -72,6 +76,12 @@ def _follow(client: JobClient, job_id: str) -> tuple[int, str]:
     return follow(client, job_id, output=output), output.getvalue()
 
 
+def submit(client: JobClient, *, script: str = "echo", **options: Any) -> str:
+    name = options.pop("name", f"job-{secrets.token_hex(4)}")
+    metadata = {"config_hash": "1", **options.pop("metadata", {})}
+    return submission.submit(client, script=script, name=name, metadata=metadata, **options).job_id
+
+
 def test_arguments_arrive_as_they_are_and_nothing_but_the_code_and_the_config_travels(
     client: JobClient, working_dir: Path
 ) -> None:
@@ -91,7 +101,7 @@ def test_arguments_arrive_as_they_are_and_nothing_but_the_code_and_the_config_tr
     assert said["ENVIRONMENT"] == '{"AWS_REGION": "eu-central-1", "OMP_NUM_THREADS": "1"}'
     assert said["FILES"] == '["job.yaml", "jobs", "mnist_ray"]'
     job = job_status(client, job_id)
-    assert (job.status, job.exit_code, job.metadata) == ("SUCCEEDED", 0, {"a": "b"})
+    assert (job.status, job.exit_code, job.metadata) == ("SUCCEEDED", 0, {"a": "b", "config_hash": "1"})
     assert job in jobs_list(client)
 
 
@@ -113,16 +123,28 @@ def test_the_option_wins_over_rays_own_address_variables(
     assert _follow(client, job_id)[0] == 7
 
 
-def test_a_second_job_with_an_id_is_a_conflict_and_the_first_can_be_stopped(
+def test_the_same_job_twice_is_one_another_of_its_name_a_conflict_and_an_ended_one_makes_room(
     client: JobClient, working_dir: Path
 ) -> None:
-    submit(client, script="echo", arguments=["sleep"], working_dir=working_dir, submission_id="taken")
+    job: dict[str, Any] = {"script": "echo", "arguments": ["sleep"], "working_dir": working_dir, "name": "train-a-1"}
+    # Several at the same time, as from two terminals.
+    with ThreadPoolExecutor(4) as pool:
+        tries = [pool.submit(submission.submit, client, metadata={"config_hash": "1"}, **job) for _ in range(4)]
+        found = [each.result() for each in tries]
+    assert {each.job_id for each in found} == {"train-a-1"}
+    assert [each.is_new for each in found].count(True) == 1
     with pytest.raises(ConflictError) as caught:
-        submit(client, script="echo", arguments=["sleep"], working_dir=working_dir, submission_id="taken")
-    assert str(caught.value) == (f"job 'taken': {client.address} has a job with this id already; choose another id")
-    assert job_stop(client, "taken").status == "STOPPED"
-    assert _follow(client, "taken")[0] == 143
-    assert job_stop(client, "taken").status == "STOPPED"
+        submission.submit(client, metadata={"config_hash": "2"}, **job)
+    assert str(caught.value) == (
+        f"job 'train-a-1': runs on {client.address} with other settings; wait for its end, stop it, or choose "
+        "another --name"
+    )
+    assert job_stop(client, "train-a-1").status == "STOPPED"
+    assert _follow(client, "train-a-1")[0] == 143
+    assert job_stop(client, "train-a-1").status == "STOPPED"
+    again = submission.submit(client, metadata={"config_hash": "2"}, **job)
+    assert again == submission.Submitted("train-a-1.2", is_new=True)
+    assert job_stop(client, again.job_id).status == "STOPPED"
 
 
 def test_a_job_that_ray_cannot_start_ends_with_rays_reason(client: JobClient) -> None:
