@@ -19,9 +19,10 @@ from mnist_ray.errors import ClusterError, RunFailedError
 from mnist_ray.job import JOB_VARIABLE
 from mnist_ray.placement import Placement
 
-# Ray Train asks every 2 s whether its workers are alive, or done; the watcher for nodes that are taken away costs a
-# process and is of no use on this machine.
-_LOCAL_TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# Ray Train takes what its workers report when it asks whether they are alive: every 2 s, so long would an epoch last.
+_TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+# The watcher for nodes that are taken away costs a process and is of no use on this machine.
+_LOCAL_TRAIN_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def on_cluster() -> bool:
@@ -47,6 +48,8 @@ def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
     """
     launchers_sigterm = signal.getsignal(signal.SIGTERM)
     interrupts: list[int] = []
+    for name, value in {**_TRAIN_SETTINGS, **({} if on_cluster() else _LOCAL_TRAIN_SETTINGS)}.items():
+        os.environ.setdefault(name, value)
     try:
         with _interrupts_deferred(interrupts):
             _connect() if on_cluster() else _start_local()
@@ -122,7 +125,7 @@ def _sigterm_as_interrupt(launchers: Any, given_up: list[str]) -> Iterator[None]
 def _connect() -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"address={address}: {_line(error)}") from None
 
@@ -131,8 +134,6 @@ def _start_local() -> None:
     root = Path(mnist_ray.__file__).parent.parent
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    for name, value in _LOCAL_TRAIN_SETTINGS.items():
-        os.environ.setdefault(name, value)
     group = os.getpgrp()
     # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
     ray.init(

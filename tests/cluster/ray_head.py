@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,23 @@ class RayHead:
       address: URL of its dashboard and job API.
       gcs_address: what ray.init(address=...) takes.
       environment: for child processes that talk to the head (their HOME, PATH, token).
+      folder: its temporary files.
+      pid: of the process, and of its session: killing that group is the end of the machine.
     """
 
     address: str
     gcs_address: str
     environment: dict[str, str]
+    folder: Path
+    pid: int
 
 
 @contextlib.contextmanager
 def ray_head(
-    token: str | None = None, num_cpus: int = 2, autoscaler: dict[str, Any] | None = None
+    token: str | None = None,
+    num_cpus: int = 2,
+    autoscaler: dict[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[RayHead]:
     """Runs a head until the block ends.
 
@@ -47,11 +55,12 @@ def ray_head(
       token: with one, its token authentication is on.
       num_cpus: that it has for work.
       autoscaler: a cluster.yaml whose provider is Ray's fake one or a class below it; its autoscaler (v2) runs too.
+      variables: what its environment has besides, such as the keys of a storage.
     """
     # In /tmp, since Ray's socket paths must stay under 107 characters.
     with tempfile.TemporaryDirectory(prefix="rh", dir="/tmp") as name:
         folder = Path(name)
-        environment = _environment(folder / "home", token)
+        environment = {**_environment(folder / "home", token), **(variables or {})}
         gcs_port, dashboard_port, agent_port, client_port = _free_ports(4)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -62,13 +71,38 @@ def ray_head(
                 f"--dashboard-agent-listen-port={agent_port}",
             ),
             *(f"--ray-client-server-port={client_port}", "--object-store-memory=100000000"),
+            # A dead node is noticed after 3 s instead of 15.
+            """--system-config={"health_check_period_ms":1000,"health_check_failure_threshold":3}""",
         ]
         if autoscaler:
             command += _with_autoscaler(autoscaler, environment, folder / "autoscaler.json", gcs_port)
         with _running(command, environment, folder / "head.log") as head:
             address = f"http://127.0.0.1:{dashboard_port}"
             node_ip = _wait_until_ready(head, address, token, folder / "head.log")
-            yield RayHead(address, f"{node_ip}:{gcs_port}", environment)
+            yield RayHead(address, f"{node_ip}:{gcs_port}", environment, folder, head.pid)
+
+
+@contextlib.contextmanager
+def more_node(head: RayHead, num_cpus: int = 1) -> Iterator[int]:
+    """Runs another node of a head's cluster until the block ends; yields its pid, see RayHead."""
+    before = len(alive_nodes(head.address))
+    log = head.folder / f"node-{secrets.token_hex(4)}.log"
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.gcs_address}", "--block"),
+        *(f"--num-cpus={num_cpus}", "--disable-usage-stats", "--object-store-memory=100000000"),
+    ]
+    with _running(command, head.environment, log) as node:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while len(alive_nodes(head.address)) == before:
+            if node.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the node did not start:\n{log.read_text(errors='replace')}")
+            time.sleep(0.1)
+        yield node.pid
+
+
+def end_machine(pid: int) -> None:
+    """Ends all processes of a head or node at once, as a machine that loses its power does."""
+    os.killpg(pid, signal.SIGKILL)
 
 
 def _with_autoscaler(config: dict[str, Any], environment: dict[str, str], path: Path, gcs_port: int) -> list[str]:

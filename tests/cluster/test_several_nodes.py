@@ -1,0 +1,226 @@
+"""Jobs on clusters of several nodes, which get lost: each node a raylet of its own, ended with all its processes."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from grid_runs import train_without_ray, weights
+from processes import descendants
+from ray_head import RayHead, alive_nodes, end_machine, more_node, ray_head
+from s3_fixtures import S3Server
+from safetensors.torch import load
+
+from mnist_ray.cli import run_command
+from mnist_ray.storage import Storage, open_storage
+
+ROOT = Path(__file__).parent.parent.parent
+GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g"]
+TRAIN = ["--dataset", "digits", "--variant", "dropout_batchnorm", "--epochs", "30"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def head(s3_server: S3Server) -> Iterator[RayHead]:
+    """A head that works itself no more than the one of cluster.yaml does."""
+    with ray_head(num_cpus=0, variables=s3_server.env) as running:
+        yield running
+
+
+@pytest.fixture
+def nodes(head: RayHead) -> Iterator[list[int]]:
+    """Two nodes of one CPU each."""
+    with ExitStack() as started:
+        yield [started.enter_context(more_node(head)) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, torch.Tensor]]:
+    storage = tmp_path_factory.mktemp("alone")
+    train_without_ray(str(storage), "smoke", seeds="2", epochs=40)
+    return weights(storage)
+
+
+def start(head: RayHead, script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a job as the head would."""
+    environment = {**head.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head.gcs_address}
+    command = [sys.executable, f"jobs/{script}.py", *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, log = job.communicate(timeout=250)
+    assert "Traceback" not in log, log
+    return job.returncode, output, log
+
+
+def await_file(job: subprocess.Popen[str], storage: Storage, path: str) -> None:
+    while not storage.exists(path):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
+
+
+def await_workers(job: subprocess.Popen[str], nodes: list[int], title: bytes) -> None:
+    """Waits until each node works on the job."""
+    while not all(descendants(node, title=title) for node in nodes):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+
+
+def best_weights(storage: Storage, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    return {run: load(storage.read_bytes(f"runs/{run}/best/model.safetensors")) for run in runs}
+
+
+def assert_equal(found: Mapping[str, Mapping[str, torch.Tensor]], expected: Mapping[str, Mapping[str, torch.Tensor]]):
+    assert found.keys() == expected.keys()
+    for run, tensors in found.items():
+        assert all(torch.equal(value, expected[run][name]) for name, value in tensors.items()), run
+
+
+def test_a_grid_and_its_evaluation_are_spread_over_nodes_and_lose_one_each(
+    head: RayHead, s3_uri: str, tmp_path: Path, expected: dict[str, Mapping[str, torch.Tensor]]
+) -> None:
+    storage = open_storage(s3_uri)
+    stored = ["--storage", s3_uri]
+    with more_node(head) as lasting:
+        with more_node(head) as lost:
+            job = start(head, "tune", *GRID, "--stack-size", "2", *stored)
+            await_workers(job, [lasting, lost], b"ray::ImplicitFunc")
+            while not any("epoch-0002" in file.path for file in storage.list_files("runs")):
+                assert job.poll() is None, job.communicate()
+            end_machine(lost)
+            code, output, log = finish(job)
+        assert code == 0, log
+        assert "a worker was lost; its runs go on" in log
+        assert "grid g: 8 runs, 8 trained now" in output
+        assert storage.list_folders("runs") == sorted(expected)
+        assert_equal(best_weights(storage, sorted(expected)), expected)
+
+        evaluate = ["--grid", "g", "--dataset", "digits", "--shard-size", "3", "--no-report", *stored]
+        with more_node(head) as lost:
+            job = start(head, "evaluate", *evaluate, "--num-workers", "2")
+            await_workers(job, [lasting, lost], b"ray::_evaluate")
+            end_machine(lost)
+            code, output, log = finish(job)
+        assert code == 0, log
+    (name,) = storage.list_folders("evaluations")
+    # In one process, elsewhere: the same bytes.
+    for run in expected:
+        for file in storage.list_files(f"runs/{run}") + storage.list_files("grids"):
+            (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file.path).write_bytes(storage.read_bytes(file.path))
+    assert run_command(["evaluate", *evaluate[:-1], str(tmp_path)]) == 0
+    files = json.loads((tmp_path / "evaluations" / name / "_manifest.json").read_text())["files"]
+    assert len(files) > 100
+    for file in files:
+        assert (
+            storage.read_committed(f"evaluations/{name}", file["name"])
+            == (tmp_path / "evaluations" / name / file["stored_name"]).read_bytes()
+        )
+    query = "SELECT count(*), count(DISTINCT run) FROM predictions"
+    assert run_command(["query", name, query, "--storage", s3_uri]) == 0
+
+
+def test_a_run_over_two_nodes_that_loses_one_for_good_ends_with_7_and_goes_on_when_another_comes(
+    head: RayHead, tmp_path: Path
+) -> None:
+    shared = ["--shared-storage", "--storage", str(tmp_path)]
+    storage = open_storage(str(tmp_path))
+    train = [*TRAIN, "--num-workers", "2", "--max-failures", "2", "--resource-timeout", "5", *shared]
+    with more_node(head) as lasting:
+        with more_node(head) as lost:
+            whole = finish(start(head, "train", *train, "--name", "whole"))
+            assert whole[0] == 0, whole[2]
+            job = start(head, "train", *train, "--name", "a")
+            await_workers(job, [lasting, lost], b"RayTrainWorker")
+            await_file(job, storage, "runs/a/checkpoints/epoch-0003/checkpoint.json")
+            end_machine(lost)
+            code, _, log = finish(job)
+        assert code == 7, log
+        assert log.splitlines()[-1] == (
+            "mnist-ray: error: run 'a': needs 2 CPU and the cluster has 1, since 5 s (--resource-timeout): a node is "
+            "gone and no other came; the same command, train with --resume, goes on once there are enough"
+        )
+        with more_node(head):
+            code, _, log = finish(start(head, "train", *train, "--name", "a", "--resume"))
+        assert code == 0, log
+        assert "went on after epoch" in log
+    found = best_weights(storage, ["a", "whole"])
+    assert all(torch.equal(value, found["whole"][name]) for name, value in found["a"].items())
+
+
+def test_a_job_waits_for_the_cpus_that_it_needs_and_ends_with_5_if_they_do_not_come(
+    head: RayHead, tmp_path: Path
+) -> None:
+    train = [*TRAIN, "--num-workers", "2", "--shared-storage", "--storage", str(tmp_path), "--name", "a"]
+    with more_node(head):
+        refused = finish(start(head, "train", *train, "--resource-timeout", "2"))
+        assert refused[0] == 5
+        assert refused[2].splitlines() == [
+            "waiting up to 2 s for 2 CPU: the cluster has 1",
+            "mnist-ray: error: num_workers=2: needs a CPU for each, the cluster has 1; use --num-workers 1 or less",
+        ]
+        # The name is still free.
+        job = start(head, "train", *train)
+        assert job.stderr is not None
+        assert job.stderr.readline() == "waiting up to 600 s for 2 CPU: the cluster has 1\n"
+        with more_node(head):
+            code, _, log = finish(job)
+        assert code == 0, log
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_named(head: RayHead, nodes: list[int], tmp_path: Path) -> None:
+    train = [*TRAIN, "--use-gpu", "--resource-timeout", "0", "--shared-storage", "--storage", str(tmp_path)]
+    code, _, log = finish(start(head, "train", *train))
+    assert code == 5
+    assert log == (
+        "mnist-ray: error: num_workers=1: needs a GPU for each, the cluster has 0; leave out --use-gpu, or add nodes "
+        "with a GPU\n"
+    )
+
+
+def test_a_local_folder_is_refused_as_the_storage_of_several_nodes(
+    head: RayHead, nodes: list[int], tmp_path: Path
+) -> None:
+    for script, arguments in {"tune": GRID, "train": TRAIN}.items():
+        code, _, log = finish(start(head, script, *arguments, "--storage", str(tmp_path)))
+        assert code == 4
+        assert log == (
+            f"mnist-ray: error: storage='{tmp_path}': a local folder, and the cluster has 3 nodes, each with disks of "
+            "its own; use s3://bucket/prefix, or --shared-storage if this folder is the same on all of them\n"
+        )
+
+
+def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
+    s3_server: S3Server, s3_uri: str, expected: dict[str, Mapping[str, torch.Tensor]]
+) -> None:
+    storage = open_storage(s3_uri)
+
+    def submit(head: RayHead, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mnist_ray", "tune", *GRID, "--storage", s3_uri, "--address", head.address]
+        environment = {**head.environment, "PYTHONPATH": str(ROOT)}
+        return subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=250)
+
+    with ray_head(num_cpus=2, variables=s3_server.env) as first:
+        submitted = submit(first, "--no-wait")
+        assert submitted.returncode == 0, submitted.stderr
+        assert submitted.stdout.startswith("tune-g-")
+        while not any("epoch-0003" in file.path for file in storage.list_files("runs")):
+            time.sleep(0.05)
+        # The driver of the job is one of its processes.
+        end_machine(first.pid)
+        assert alive_nodes(first.address) == []
+    assert storage.list_folders("grids") == ["g"]
+    with ray_head(num_cpus=2, variables=s3_server.env) as second:
+        done = submit(second)
+        assert done.returncode == 0, done.stderr
+        assert "grid g: 8 runs" in done.stderr
+    assert_equal(best_weights(storage, sorted(expected)), expected)
