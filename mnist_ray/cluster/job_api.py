@@ -82,9 +82,12 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
       environ: where the token is looked for.
 
     Raises:
-      ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers.
+      ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers. Another machine
+        is sent nothing at all without a token, unless RAY_AUTH_MODE=disabled says so.
     """
     client = JobClient(address, read_token(environ, address=address))
+    if client.token is None and not is_loopback(address):
+        _check_open_on_purpose(address, environ)
     if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
         say(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
     status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
@@ -95,6 +98,16 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
             "give the dashboard of the cluster's head, usually http://HOST:8265"
         )
     return replace(client, ray_version=ray_version)
+
+
+def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:
+    """Refuses another machine's job API without a token, unless the person has said that there is none."""
+    if environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
+        raise ClusterError(
+            f"{address}: another machine, and no token was found for it; give this cluster's in RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled goes there without)"
+        )
+    say(f"warning: {address}: RAY_AUTH_MODE=disabled: whoever reaches this address can run any code on the cluster")
 
 
 def jobs_list(client: JobClient) -> list[Job]:

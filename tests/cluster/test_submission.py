@@ -257,6 +257,38 @@ def test_a_token_in_plain_text_to_another_machine_is_warned_of(
     )
 
 
+@pytest.mark.parametrize("address", ["http://192.0.2.254:8265", "https://head.example/ray"])
+def test_another_machine_is_sent_nothing_without_a_token(
+    no_token: dict[str, str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(job_api, "_request", lambda *_, **__: pytest.fail("something was sent"))
+    with pytest.raises(ClusterError) as caught:
+        connect(address, environ=no_token)
+    assert caught.value.exit_code == 5
+    assert str(caught.value) == (
+        f"{address}: another machine, and no token was found for it; give this cluster's in RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled goes there without)"
+    )
+
+
+def test_another_machine_without_tokens_is_warned_of_where_the_person_says_so(
+    no_token: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    def request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
+        sent.append((path, client.headers))
+        return VERSION[path]
+
+    monkeypatch.setattr(job_api, "_request", request)
+    connect("http://192.0.2.254:8265", environ={**no_token, "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "abc"})
+    assert sent == [("/api/version", {})]
+    assert capsys.readouterr().err == (
+        "warning: http://192.0.2.254:8265: RAY_AUTH_MODE=disabled: "
+        "whoever reaches this address can run any code on the cluster\n"
+    )
+
+
 NODES = '{"data": {"result": {"result": [%s]}}}'
 TWO_CPUS = '{"state": "ALIVE", "resources_total": {"CPU": 2.0}}'
 DEAD = '{"state": "DEAD", "resources_total": {"CPU": 64.0}}'
