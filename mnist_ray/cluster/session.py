@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 import mnist_ray
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
@@ -134,23 +135,51 @@ def _start_local() -> None:
     root = Path(mnist_ray.__file__).parent.parent
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        # Otherwise gloo listens where the machine's name leads, which may be a network's address.
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     group = os.getpgrp()
-    # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        # Its helpers' logs would bury the epochs' lines; what matters of them comes back as an exception.
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": environment},
-    )
+    token = Path.home() / ".ray" / "auth_token"
+    _make_private_folder(token.parent)
+    with _on_loopback():
+        # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            # Its helpers' logs would bury the epochs' lines; what matters of them comes back as an exception.
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": environment},
+        )
     if os.getpgrp() != group:
         # ray.init leaves it for a group of its own, where a terminal's Ctrl-C doesn't reach what make or a script runs.
         os.setpgid(0, group)
-    token = Path.home() / ".ray" / "auth_token"
     if token.is_file():
         # Ray writes its token readable for everybody.
         token.chmod(0o600)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has a Ray that is started inside the block listen on this machine's loopback alone.
+
+    Ray does so by itself on macOS and Windows, by this switch. _node_ip_address is of no use: Ray replaces 127.0.0.1
+    there by the machine's address in its network, where anybody could knock.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _make_private_folder(folder: Path) -> None:
+    """Makes a folder that nobody else can look into, before Ray writes its token there for everybody to read."""
+    # Without a home that can be written there is no token either, or Ray says why not.
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
 
 
 def _line(error: BaseException) -> str:

@@ -1,5 +1,8 @@
 """Processes that a command has started."""
 
+import ipaddress
+import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,3 +40,28 @@ def _command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+def listening(pids: Collection[int]) -> list[tuple[str, int]]:
+    """Returns the address, in numbers, and the pid of each TCP port that some processes listen on."""
+    owners = {}
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                owners[os.readlink(link)] = pid
+    found = []
+    for table in ("tcp", "tcp6"):
+        for row in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = row.split()
+            inode = f"socket:[{row.split()[9]}]"
+            if state == "0A" and inode in owners:
+                # Words of four bytes, each in this machine's own order.
+                words = bytes.fromhex(local.partition(":")[0])
+                packed = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+                found.append((str(ipaddress.ip_address(packed)), owners[inode]))
+    return found
+
+
+def title_of(pid: int) -> str:
+    """Returns a process's command line, or the name that Ray has given it."""
+    return _command_line(pid).replace(b"\0", b" ").decode().strip()
