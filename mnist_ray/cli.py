@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +48,7 @@ from mnist_ray.config import (
     read_yaml,
 )
 from mnist_ray.errors import MnistRayError
+from mnist_ray.printable import printable_log
 from mnist_ray.variants import VARIANTS, variant_config
 
 
@@ -343,7 +345,8 @@ def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | 
     client = job_api.connect(target)
     if follow:
         context.exit(follow_job(client, job_id, target))
-    click.echo(job_api.job_logs(client, job_id), nl=False)
+    log = job_api.job_logs(client, job_id)
+    click.echo(printable_log(log) if sys.stdout.isatty() else log, nl=False)
 
 
 @jobs.command("stop")

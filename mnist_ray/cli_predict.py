@@ -17,6 +17,7 @@ from mnist_ray.cli_options import (
 )
 from mnist_ray.config import check_name
 from mnist_ray.polarity import POLARITIES
+from mnist_ray.printable import printable
 
 if TYPE_CHECKING:
     from mnist_ray.polarity import Polarity
@@ -125,7 +126,8 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
 
     done = ["inverted"] * answer.inverted + ["converted to 28x28 grey"] * answer.is_converted
     notes = f" ({' and '.join(done)})" if done else ""
-    click.echo(f"{path}: {answer.label_name}, probability {answer.probabilities[answer.label_name]:.4f}{notes}")
+    label, probability = printable(answer.label_name), answer.probabilities[answer.label_name]
+    click.echo(f"{printable(path)}: {label}, probability {probability:.4f}{notes}")
     print_table(["class", "probability"], [[name, cell(value)] for name, value in answer.probabilities.items()])
 
 
@@ -149,4 +151,4 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool
 
 
 def _note(line: str) -> None:
-    print(f"images: {line}", file=sys.stderr)
+    print(f"images: {printable(line)}", file=sys.stderr)

@@ -14,6 +14,7 @@ import click
 
 from mnist_ray.cli_options import as_json_option, storage_option
 from mnist_ray.errors import ConfigError
+from mnist_ray.printable import printable
 
 _SHOWN_ROWS = 100
 
@@ -67,11 +68,13 @@ def _print_json(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None
 
 
 def _print_csv(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    # A file gets the values as they are, a terminal what it can't obey.
+    shown = printable if sys.stdout.isatty() else str
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(shown, columns))
     for row in rows:
-        values = map(_plain, row)
-        writer.writerow(json.dumps(value) if isinstance(value, list | dict) else value for value in values)
+        values = (json.dumps(value) if isinstance(value, list | dict) else value for value in map(_plain, row))
+        writer.writerow(shown(value) if isinstance(value, str) else value for value in values)
 
 
 def _plain(value: Any) -> Any:

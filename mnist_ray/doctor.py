@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mnist_ray.errors import ConfigError, MnistRayError
+from mnist_ray.printable import printable
 from mnist_ray.storage import open_storage
 
 
@@ -36,7 +37,7 @@ def _report(name: str, check: Callable[[], str]) -> int:
     except ImportError as error:
         # A package that is missing is for the person to install: no bug.
         text, code = str(error), ConfigError.exit_code
-    click.echo(f"{'FAIL' if code else 'ok  '} {name:8} {text}")
+    click.echo(f"{'FAIL' if code else 'ok  '} {name:8} {printable(text)}")
     return code
 
 

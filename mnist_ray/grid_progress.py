@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mnist_ray.grids import GridRun
+from mnist_ray.printable import printable
 from mnist_ray.run_progress import RunProgress
 
 _LINE_INTERVAL_S = 10.0
@@ -82,7 +83,7 @@ class GridProgress:
 
     def say(self, line: str) -> None:
         """Shows a line, above the live table if there is one."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def counts(self) -> dict[str, int]:
         """Returns how many runs are finished, stopped, diverged, running and waiting."""

@@ -7,6 +7,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from mnist_ray.printable import printable
 
 
 def console() -> Console:
@@ -27,11 +30,12 @@ def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> 
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """Prints a table; columns of numbers are aligned to the right.
+    """Prints a table; columns of numbers are aligned to the right, and no text is markup or a command to the terminal.
 
     One that is half as wide again as the terminal is printed as a list of names and values for each row.
     """
     shown = console()
+    names, rows = list(map(printable, names)), [list(map(printable, row)) for row in rows]
     widths = [max(map(len, [name, *(row[position] for row in rows)])) for position, name in enumerate(names)]
     if sum(widths) + 2 * len(widths) > 1.5 * shown.width:
         _print_records(shown, names, rows, title)
@@ -39,9 +43,10 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: s
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for position, name in enumerate(names):
         numeric = all(_is_number(row[position]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        # Not as they are: in a plain text rich looks for markup, and fails at what is none.
+        table.add_row(*map(Text, row))
     shown.print(table)
 
 
@@ -51,7 +56,7 @@ def _print_records(shown: Console, names: Sequence[str], rows: Sequence[Sequence
     indent = max(map(len, names))
     for row in rows:
         lines = (f"{name:<{indent}}  {value}" for name, value in zip(names, row, strict=True))
-        shown.print("\n".join(lines) + "\n", markup=False, highlight=False, soft_wrap=True)
+        shown.print("\n".join(lines) + "\n", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:

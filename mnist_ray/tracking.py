@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.errors import ConfigError
 from mnist_ray.history import EpochResult
+from mnist_ray.printable import printable
 from mnist_ray.run_progress import RunStatus
 from mnist_ray.storage import Storage, without_secrets
 
@@ -214,5 +215,5 @@ class Tracking:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self._say(
                 f"--log {name}: training goes on without it, the same command logs what is missing: "
-                f"{textwrap.shorten(without_secrets(reason), 200, placeholder=' ...')}"
+                f"{textwrap.shorten(printable(without_secrets(reason)), 200, placeholder=' ...')}"
             )

@@ -21,6 +21,7 @@ from mnist_ray.cluster.job_api import (
     say,
 )
 from mnist_ray.errors import ClusterError
+from mnist_ray.printable import printable_log
 
 # How long a cluster may stay out of reach before following its job is given up.
 RECONNECT_S = 60.0
@@ -75,7 +76,7 @@ class _LogWriter:
         new = text[self._num_to_skip :]
         self._num_to_skip -= len(text) - len(new)
         self._num_written += len(new)
-        self._output.write(new)
+        self._output.write(printable_log(new) if self._output.isatty() else new)
         self._output.flush()
 
 

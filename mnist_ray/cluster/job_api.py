@@ -16,6 +16,7 @@ import aiohttp
 
 from mnist_ray.cluster.address import WHERE_TOKENS_ARE, Token, is_loopback, read_token
 from mnist_ray.errors import ClusterError, ConfigError
+from mnist_ray.printable import printable
 
 # aiohttp rounds up to the next second: given up within 15 s.
 CONNECT_TIMEOUT_S = 14.0
@@ -269,4 +270,4 @@ def last_line(text: str) -> str:
 
 def say(line: str) -> None:
     """Writes one line of warning to stderr."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

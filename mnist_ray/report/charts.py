@@ -10,6 +10,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from mnist_ray.printable import printable
+
 # Okabe and Ito's colours, told apart by the colour-blind too, in an order of contrast on white and on black; lines
 # and markers differ as well: https://jfly.uni-koeln.de/color/
 BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#8c8c8c"
@@ -172,6 +174,6 @@ def label_losses(axes: Any, limits: tuple[float, float]) -> None:
 
 
 def short(label: str) -> str:
-    """Returns a label that fits beside a chart, and that is no formula."""
-    shown = label.replace("$", r"\$")
+    """Returns a label that fits beside a chart in one line, and that is no formula."""
+    shown = printable(label).replace("$", r"\$")
     return shown if len(shown) <= 34 else f"{shown[:16]}…{shown[-17:]}"

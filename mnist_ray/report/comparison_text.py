@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import median_low
 
 from mnist_ray.comparisons import MOST_SEEDS, RESOLUTION, Comparison, Interval, half_width_of_examples
+from mnist_ray.printable import printable
 from mnist_ray.printing import print_table
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.selection import print_selection
@@ -25,7 +26,7 @@ def print_comparisons(found: ComparisonReport) -> None:
     if found.selection:
         print_selection(found.selection)
     for line in remarks(found):
-        print(line)
+        print(printable(line))
 
 
 def remarks(found: ComparisonReport) -> list[str]:

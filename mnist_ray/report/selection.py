@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_ray.printable import printable
+
 _RESAMPLES = 2_000
 
 
@@ -90,7 +92,7 @@ def selection_bias(values: NDArray[np.float64]) -> float | None:
 def print_selection(found: Selection) -> None:
     """Prints it in two or three lines."""
     print(
-        f"Chosen on validation, of {found.num_settings} settings: {found.setting}; validation accuracy "
+        f"Chosen on validation, of {found.num_settings} settings: {printable(found.setting)}; validation accuracy "
         f"{found.val_accuracy:.4f}, test accuracy {found.test_accuracy:.4f}, optimism "
         f"{100 * found.optimism:+.2f} points."
     )
