@@ -428,15 +428,25 @@ class _Local:
         folder = self.root / path
         return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.exists() else []
 
-    def write(self, path: str, data: bytes) -> None:
+    def _inside(self, path: str) -> Path:
+        """Returns the place of a path that is to be written or deleted, if no link on the way leads out of the root.
+
+        Whoever may put a link into a storage that several people write to could have others' files deleted otherwise.
+        """
         target = self.root / path
+        if not target.parent.resolve().is_relative_to(self.root.resolve()):
+            raise StorageError(f"{target}: a link on the way leads out of the storage; remove the link")
+        return target
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._inside(path)
         with self._temporary(data) as temporary:
             _make_folder(target.parent)
             os.replace(temporary, target)
         _fsync_folder(target.parent)
 
     def create(self, path: str, data: bytes) -> bool:
-        target = self.root / path
+        target = self._inside(path)
         with self._temporary(data) as temporary:
             _make_folder(target.parent)
             try:
@@ -449,7 +459,7 @@ class _Local:
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[Path]:
         """Gives a durable file with the content, to be renamed or linked; removes it otherwise."""
-        temporary = self.root / STAGING / f"object-{secrets.token_hex(8)}"
+        temporary = self._inside(f"{STAGING}/object-{secrets.token_hex(8)}")
         _make_folder(temporary.parent)
         try:
             _write_durably(temporary, data)
@@ -458,15 +468,16 @@ class _Local:
             temporary.unlink(missing_ok=True)
 
     def delete_folder(self, path: str) -> None:
-        doomed = self.root / STAGING / f"deleted-{secrets.token_hex(8)}"
-        if not (self.root / path).exists():
+        found, doomed = self._inside(path), self._inside(f"{STAGING}/deleted-{secrets.token_hex(8)}")
+        if not os.path.lexists(found):
             return
         _make_folder(doomed.parent)
         # What somebody else deletes at the same time need not be deleted twice.
         with contextlib.suppress(FileNotFoundError):
             # One rename takes the whole folder out of sight, before the first of its files goes.
-            os.rename(self.root / path, doomed)
-            if doomed.is_dir():
+            os.rename(found, doomed)
+            # Of a link the link goes, not what it leads to.
+            if doomed.is_dir() and not doomed.is_symlink():
                 shutil.rmtree(doomed)
             else:
                 doomed.unlink()
@@ -484,7 +495,7 @@ class _Local:
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Renames the staged folder to its final name; False if there is something of that name."""
-        source, target = self.root / staging, self.root / path
+        source, target = self._inside(f"{staging}/{MANIFEST}").parent, self._inside(path)
         _make_folder(source)
         for file in files:
             staged = source / file.stored_name

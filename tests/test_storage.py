@@ -678,3 +678,56 @@ def test_a_link_to_a_folder_above_is_not_followed_round_and_round(tmp_path: Path
     (tmp_path / "a/beside").symlink_to(tmp_path / "a/b")
     found = open_storage(str(tmp_path)).iter_files("a")
     assert [entry.path for entry in found] == ["a/b/image", "a/beside/image"]
+
+
+@pytest.fixture
+def leading_out(tmp_path: Path) -> tuple[Storage, Path]:
+    """A storage in which each folder is a link to somebody's documents."""
+    documents = tmp_path / "documents"
+    (documents / "letters").mkdir(parents=True)
+    (documents / "letters/one.txt").write_text("dear")
+    os.utime(documents / "letters/one.txt", (0, 0))
+    os.utime(documents / "letters", (0, 0))
+    storage = open_storage(str(tmp_path / "storage"))
+    Path(storage.uri).mkdir()
+    for name in (".staging", "runs", "evaluations"):
+        Path(storage.uri, name).symlink_to(documents)
+    return storage, documents
+
+
+def test_nothing_is_written_or_deleted_through_a_link_out_of_the_storage(leading_out: tuple[Storage, Path]) -> None:
+    storage, documents = leading_out
+    pending = storage.pending_folder
+    for attempt in (
+        storage.remove_leftovers,
+        storage.check,
+        lambda: pending("evaluations/e"),
+        lambda: storage.delete_folder("runs/letters"),
+        lambda: storage.write_bytes("runs/letters/one.txt", b""),
+        lambda: storage.create_bytes("runs/letters/two.txt", b""),
+    ):
+        with pytest.raises(StorageError, match="a link on the way leads out of the storage; remove the link"):
+            attempt()
+    Path(storage.uri, ".staging").unlink()
+    with pytest.raises(StorageError, match="leads out of the storage"):
+        storage.write_bytes("runs/letters/one.txt", b"")
+    with pytest.raises(StorageError, match="leads out of the storage"):
+        pending("evaluations/e").commit([], {})
+    assert [path.name for path in sorted(documents.rglob("*"))] == ["letters", "one.txt"]
+    assert (documents / "letters/one.txt").read_text() == "dear"
+
+
+def test_of_a_link_in_the_storage_the_link_is_deleted(leading_out: tuple[Storage, Path]) -> None:
+    storage, documents = leading_out
+    Path(storage.uri, ".staging").unlink()
+    storage.delete_folder("runs")
+    assert not os.path.lexists(Path(storage.uri, "runs"))
+    assert (documents / "letters/one.txt").read_text() == "dear"
+
+
+def test_a_link_within_the_storage_and_a_storage_that_is_a_link_are_written_through(tmp_path: Path) -> None:
+    (tmp_path / "real/elsewhere").mkdir(parents=True)
+    (tmp_path / "real/runs").symlink_to("elsewhere")
+    (tmp_path / "link").symlink_to("real")
+    open_storage(str(tmp_path / "link")).write_bytes("runs/a/config.json", b"{}")
+    assert (tmp_path / "real/elsewhere/a/config.json").read_bytes() == b"{}"
