@@ -17,7 +17,7 @@ from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
 from mnist_ray.data.image_folder import MAX_IMAGE_BYTES
 from mnist_ray.data.images import UnreadableImageError, decode_image, is_converted, resize_grey
-from mnist_ray.data.parquet import image_layout, open_parquet
+from mnist_ray.data.parquet import image_layout, open_parquet, rows_per_batch
 from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage import FileEntry, MissingError, Storage, storage_errors
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
     GreyImage = npt.NDArray[np.uint8]
 
-# What is read ahead of decoding, or at once from a Parquet file, so that images of any size fit into memory.
+# What is read ahead of decoding, so that images of any size fit into memory.
 BYTES_AHEAD = 64 << 20
-PARQUET_BATCH_BYTES = 16 << 20
-PARQUET_BATCH_ROWS = 1024
 READ_BYTES = 1 << 20
 IDX_HEADER_BYTES = 16
 GZIP_MAGIC = b"\x1f\x8b"
@@ -212,18 +210,12 @@ class ParquetSpan:
         with open_parquet(self.storage, self.path, self.source) as file:
             layout = image_layout(file, f"{self.source}: {self.path}")
             column = "image.bytes" if layout == "struct" else "image"
-            num_rows = _rows_per_batch(file, self.groups)
+            num_rows = rows_per_batch(file, self.groups)
             for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=[column]):
                 values = batch.column(0)
                 for value in values.field("bytes") if layout == "struct" else values:
                     yield _pixels(self.path, row, value) if layout == "pixels" else _encoded(self.path, row, value)
                     row += 1
-
-
-def _rows_per_batch(file: Any, groups: Sequence[int]) -> int:
-    metadata = [file.metadata.row_group(group) for group in groups]
-    row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
-    return min(max(int(PARQUET_BATCH_BYTES / max(row_bytes, 1)), 1), PARQUET_BATCH_ROWS)
 
 
 def _encoded(path: str, row: int, value: Any) -> ReadImage:

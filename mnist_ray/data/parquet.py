@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS_PER_BATCH = 1024
+# What is read at once, so that images of any size fit into memory.
+BATCH_BYTES = 16 << 20
+# A list that is a little too long is told of by its row; what is far beyond an image's pixels isn't read at all.
+MAX_PIXELS_RATIO = 16
 READ_BYTES = 1 << 20
 IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
 
@@ -116,11 +120,13 @@ def _read_labels(storage: Storage, paths: Sequence[str], source: str) -> "tuple[
             for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label"]):
                 if batch.column(0).null_count:
                     raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
+                values = batch.column(0)
+                found = values if types.is_dictionary(values.type) else values.dictionary_encode()
                 # A dictionary of the file's own may hold labels that no row has.
-                found = batch.column(0).cast(kind).dictionary_encode()
-                texts = map(str, found.dictionary.to_pylist())
+                used, places = np.unique(found.indices.to_numpy(), return_inverse=True)
+                texts = (str(found.dictionary[int(index)].as_py()) for index in used)
                 lookup = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
-                of_rows.append(lookup[found.indices.to_numpy()])
+                of_rows.append(lookup[places])
     return np.concatenate(of_rows), list(numbers)
 
 
@@ -147,7 +153,7 @@ class _Rows:
             with open_parquet(self.storage, path, self.source) as file:
                 row = 0
                 column = "image.bytes" if image_layout(file, path) == "struct" else "image"
-                for batch in file.iter_batches(ROWS_PER_BATCH, columns=[column]):
+                for batch in file.iter_batches(rows_per_batch(file), columns=[column]):
                     rows = np.arange(row, row + len(batch))
                     row += len(batch)
                     values = batch.column(0)
@@ -234,15 +240,28 @@ def image_layout(file: Any, place: str) -> str:
     def is_bytes(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    kind = _column_type(file, "image", place)
+    def plain(kind: Any) -> Any:
+        return kind.value_type if types.is_dictionary(kind) else kind
+
+    kind = plain(_column_type(file, "image", place))
     if is_bytes(kind):
         return "binary"
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(plain(kind.field("bytes").type)):
         return "struct"
     is_list = types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)
     if is_list and kind.value_type == pyarrow.uint8():
+        _check_num_pixels(file, place)
         return "pixels"
     raise DataError(f"{place}: the column image is {kind}; it needs {IMAGE_TYPES}")
+
+
+def _check_num_pixels(file: Any, place: str) -> None:
+    # Equal pixels take no room in a file: a list of a thousand million is some bytes there, and all memory here.
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        pixels = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "image")
+        if pixels > MAX_PIXELS_RATIO * IMAGE_BYTES * group.num_rows:
+            raise DataError(f"{place}: {pixels} pixels in {group.num_rows} images; each needs {IMAGE_BYTES}")
 
 
 def _column_type(file: Any, name: str, place: str) -> Any:
@@ -259,6 +278,25 @@ def _column_type(file: Any, name: str, place: str) -> Any:
     return field.type
 
 
+def rows_per_batch(file: Any, groups: Sequence[int] | None = None) -> int:
+    """Returns how many rows of an open Parquet file are read at once: about BATCH_BYTES, by the sizes that it tells.
+
+    Args:
+      file: the file.
+      groups: numbers of the row groups that are read; all by default.
+    """
+    chosen = range(file.metadata.num_row_groups) if groups is None else groups
+    metadata = [file.metadata.row_group(group) for group in chosen]
+    row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
+    return min(max(int(BATCH_BYTES / max(row_bytes, 1)), 1), ROWS_PER_BATCH)
+
+
+def _columns_of_bytes(metadata: Any) -> list[str]:
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    wanted = ("image", "image.bytes", "label")
+    return [column.path for column in columns if column.path in wanted and column.physical_type == "BYTE_ARRAY"]
+
+
 @contextmanager
 def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
     """Opens a Parquet file; what is damaged in it, also when it is read inside the block, is a DataError."""
@@ -266,14 +304,18 @@ def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with (
-            storage.open_input(path) as raw,
+        with storage.open_input(path) as raw:
+            metadata = pyarrow.parquet.ParquetFile(raw).metadata
             # By default Arrow reads a whole column ahead, and one of a whole row group without a buffer size.
-            pyarrow.parquet.ParquetFile(
-                raw, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES
-            ) as file,
-        ):
-            yield file
+            yield pyarrow.parquet.ParquetFile(
+                raw,
+                metadata=metadata,
+                # A value that many rows share stays one: 800 bytes of a file can mean a gigabyte otherwise.
+                read_dictionary=_columns_of_bytes(metadata),
+                page_checksum_verification=True,
+                pre_buffer=False,
+                buffer_size=READ_BYTES,
+            )
     except (pyarrow.ArrowException, OSError) as error:
         # Arrow reports a damaged page as an OSError too, but one without the system's or the server's error code.
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):

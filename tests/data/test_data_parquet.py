@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -244,3 +246,74 @@ def test_a_stream_has_the_images_and_the_fingerprint_of_the_split_in_memory(tmp_
         assert torch.equal(torch.cat(pieces), whole.images)
     assert torch.equal(stream.labels, whole.labels)
     assert stream.scan() == (whole.fingerprint, whole.conversion)
+
+
+BOMBS = """
+import resource, sys
+from pathlib import Path
+import torch
+from mnist_ray.data import load_examples
+from mnist_ray.data.unlabelled import find_images
+from mnist_ray.errors import DataError
+
+place = sys.argv[1]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    print(len(load_examples(f"parquet:{place}", "train", data_dir=Path(place))))
+except DataError as error:
+    print(error)
+try:
+    spans = list(find_images(place).spans(1000))
+    print(sum(image.error is not None for span in spans for image in span.read()), "errors")
+except DataError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def outcome_and_growth(path: Path) -> tuple[list[str], int]:
+    """Returns what reading a file to train and to predict says, and by how many MiB the process grew."""
+    done = subprocess.run([sys.executable, "-c", BOMBS, str(path)], capture_output=True, text=True, check=True)
+    *said, growth = done.stdout.splitlines()
+    return said, int(growth)
+
+
+@pytest.mark.parametrize("is_struct", [False, True], ids=["binary", "struct"])
+def test_one_large_value_in_many_rows_stays_one(tmp_path: Path, is_struct: bool) -> None:
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array([bytes(16 << 20)]))
+    images = pa.StructArray.from_arrays([shared], ["bytes"]) if is_struct else shared
+    path = tmp_path / "a.parquet"
+    table = pa.table({"image": images, "label": ["a", "b"] * 250})
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
+    assert path.stat().st_size < 3000  # for 8,000 MiB
+    said, growth = outcome_and_growth(path)
+    assert "400 of 400 images cannot be read" in said[0]
+    assert said[1] == "500 errors"
+    assert growth < 1000
+
+
+def test_labels_of_a_large_text_in_many_rows_stay_one(tmp_path: Path) -> None:
+    texts = pa.array(["a" * (16 << 20), "b"])
+    labels = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 250, pa.int32()), texts)
+    table = pa.table({"image": [PNGS[0]] * 500, "label": labels})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30,
+                   store_schema=False)  # fmt: skip
+    assert outcome_and_growth(tmp_path / "a.parquet")[1] < 1000
+
+
+def test_lists_of_far_too_many_pixels_are_not_read(tmp_path: Path) -> None:
+    lists = pa.ListArray.from_arrays([0, 150 << 20, 300 << 20], pa.array(np.zeros(300 << 20, np.uint8)))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": lists, "label": ["a", "b"]}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    said, growth = outcome_and_growth(path)
+    assert [line.rpartition(": ")[2] for line in said] == ["314572800 pixels in 2 images; each needs 784"] * 2
+    assert growth < 500
+
+
+def test_images_that_are_large_are_read_a_few_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [bytes([n]) * (8 << 20) for n in range(100)], ["a", "b"] * 50, compression="zstd",
+          write_batch_size=1)  # fmt: skip
+    said, growth = outcome_and_growth(tmp_path / "a.parquet")
+    assert "80 of 80 images cannot be read" in said[0]
+    assert growth < 500
