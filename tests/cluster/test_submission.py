@@ -1,9 +1,11 @@
 import asyncio
 import io
 import json
+import shutil
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -87,6 +89,28 @@ def test_a_folder_too_large_for_the_dashboard_is_refused(checkout: Path) -> None
         stage_working_dir(package=checkout / "mnist_ray"),
     ):
         pass
+
+
+def test_of_a_checkout_that_ray_itself_uploads_secrets_and_history_stay_behind(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    checkout = tmp_path / "checkout"
+    kept = ["jobs/train.py", "mnist_ray/__init__.py", "mnist_ray/report/templates/report.html"]
+    secrets = [".env", ".env.local", ".git/config", ".aws/credentials", ".ssh/config", "id_ed25519", "deploy/a.pem"]
+    secrets += ["tls.key", "auth_token", ".venv/lib.py", "jobs/.env", "results/runs/a/config.json"]
+    for name in [*kept, *secrets]:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(Path(__file__).parents[2] / name, checkout)
+    # As `ray job submit --working-dir .` does.
+    create_package(str(checkout), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        assert sorted(name for name in package.namelist() if not name.endswith("/")) == [
+            ".gitignore",
+            ".rayignore",
+            *kept,
+        ]
 
 
 def test_keys_and_tokens_stay_behind() -> None:
