@@ -42,7 +42,7 @@ class GridFolder:
             found: dict[str, Any] = json.loads(self.storage.read_bytes(self.path("grid.json")))
         except MissingError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"grid {self.name!r}: grid.json is damaged ({error})") from None
         return found
 

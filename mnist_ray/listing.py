@@ -10,7 +10,7 @@ from mnist_ray.run_progress import read_progress
 from mnist_ray.storage import MissingError, Storage, open_storage
 
 # What reading one folder raises for a file that is missing, cut short or of another form.
-_DAMAGED = (MissingError, CheckpointError, DataError, ValueError, KeyError, TypeError)
+_DAMAGED = (MissingError, CheckpointError, DataError, ValueError, KeyError, TypeError, RecursionError)
 
 
 def list_runs(storage_uri: str) -> list[dict[str, Any]]:

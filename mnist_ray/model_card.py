@@ -1,23 +1,26 @@
 """The model card: what an exported network is, how to load it, what it was trained on, and what it is not for."""
 
+import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from mnist_ray.code_version import code_version
+from mnist_ray.printable import printable
 from mnist_ray.provenance import libraries
 
 _ONNX = """import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{file_name}", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession({file_name}, providers=["CPUExecutionProvider"])
 (logits,) = session.run(["logits"], {{"images": np.asarray(images, dtype=np.float32)}})"""
 
 _TORCH_EXPORT = """import torch
 
-network = torch.export.load("{file_name}").module()
+network = torch.export.load({file_name}).module()
 logits = network(images.to(torch.float32))"""
 
 _MODULE = """from collections import OrderedDict
@@ -63,7 +66,7 @@ seed {config["seed"]}, the weights of epoch {document["epoch"]}, the one with th
 
 | | |
 | --- | --- |
-| file | `{file_name}` |
+| file | {_cell(file_name)} |
 | format | {format_name} |
 | SHA-256 | `{sha256}` |
 | weights before the export, SHA-256 | `{document["files"]["model.safetensors"]}` |
@@ -72,7 +75,7 @@ seed {config["seed"]}, the weights of epoch {document["epoch"]}, the one with th
 
 {_input_text(document, takes_pixels=takes_pixels)}
 
-Output: logits [batch, {len(classes)}], one a class in this order: {", ".join(map(str, classes))}. Softmax makes
+Output: logits [batch, {len(classes)}], one a class in this order: {", ".join(map(_code_span, classes))}. Softmax makes
 probabilities of them. `images` below are pixel values from 0 to 255, a torch tensor [batch, 1, 28, 28].
 
 ```python
@@ -83,7 +86,7 @@ probabilities of them. `images` below are pixel values from 0 to 255, a torch te
 
 | | |
 | --- | --- |
-| data set | `{config["dataset"]}`, its training split |
+| data set | {_cell(config["dataset"])}, its training split |
 | fingerprint (SHA-256) | `{document["data_sha256"]}` |
 | held out for validation | a share of {config["validation_fraction"]:g}, stratified |
 | normalization | mean {normalization["mean"]!r}, std {normalization["std"]!r}, as fractions of 255 |
@@ -100,7 +103,7 @@ Metrics on test data are in an evaluation (`mnist-ray evaluate`), not here.
 Its hash is `{document["config_hash"]}`.
 
 ```yaml
-{yaml.safe_dump(dict(config), sort_keys=True).rstrip()}
+{_yaml(config)}
 ```
 
 ## Versions
@@ -139,15 +142,16 @@ def _dtype(document: Mapping[str, Any]) -> str:
 
 
 def _code(document: Mapping[str, Any], format_name: str, file_name: str, layers: Sequence[tuple[str, str]]) -> str:
+    literal = json.dumps(file_name)
     if format_name == "onnx":
-        return _ONNX.format(file_name=file_name)
+        return _ONNX.format(file_name=literal)
     if format_name == "torch-export":
-        return _TORCH_EXPORT.format(file_name=file_name)
+        return _TORCH_EXPORT.format(file_name=literal)
     imports = "import torch\nfrom torch import nn"
-    load = f'torch.load("{file_name}", weights_only=True)'
+    load = f"torch.load({literal}, weights_only=True)"
     if format_name == "safetensors":
         imports = "import torch\nfrom safetensors.torch import load_file\nfrom torch import nn"
-        load = f'load_file("{file_name}")'
+        load = f"load_file({literal})"
     return _MODULE.format(
         imports=imports,
         layers="\n".join(f'            ("{name}", nn.{layer}),' for name, layer in layers),
@@ -174,4 +178,21 @@ def _versions_text(document: Mapping[str, Any]) -> str:
 | --- | --- | --- |
 {rows}
 
-Trained on {where}, {made_by["os"]}, by `{made_by["command_line"]}`."""
+Trained on {where}, {made_by["os"]}, by {_code_span(made_by["command_line"])}."""
+
+
+def _code_span(value: object) -> str:
+    """Returns a text as a code span of Markdown, in which nothing is markup."""
+    text = printable(str(value))
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _cell(value: object) -> str:
+    return _code_span(value).replace("|", r"\|")
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    # In one line each: what is folded may begin a line, and a line of backticks ends the block.
+    return yaml.safe_dump(dict(config), sort_keys=True, width=float("inf")).rstrip()

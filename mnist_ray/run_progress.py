@@ -84,7 +84,7 @@ def read_status(storage: Storage, run: str) -> RunStatus:
         noted = RunStatus(document["status"], document["reason"])
     except MissingError:
         return RunStatus("finished" if is_finished else "unfinished")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"run {run!r}: status.json is damaged ({error})") from None
     if noted.status == "stopped" and not is_finished:
         return RunStatus("unfinished")

@@ -251,7 +251,7 @@ class Storage:
             _files_of(manifest)
         except MissingError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise DataError(f"{self.uri_of(path)}/{MANIFEST}: damaged; delete the folder and make it again") from None
         return dict(manifest)
 
