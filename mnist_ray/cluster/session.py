@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -47,13 +48,24 @@ def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
       RunFailedError: it has lost too many of them for longer than the deadline.
       StorageError: the storage is a folder of one machine, and the cluster has several.
     """
+    # Ray lets every user of this machine write its folder: its sockets, logs and what its workers run. In /tmp and with
+    # a short name, as the path of a socket may have 107 characters.
+    private = tempfile.TemporaryDirectory(
+        prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or "/tmp", ignore_cleanup_errors=True
+    )
+    with private as scratch, _session(needs, placement, scratch) as use_gpu:
+        yield use_gpu
+
+
+@contextmanager
+def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]:
     launchers_sigterm = signal.getsignal(signal.SIGTERM)
     interrupts: list[int] = []
     for name, value in {**_TRAIN_SETTINGS, **({} if on_cluster() else _LOCAL_TRAIN_SETTINGS)}.items():
         os.environ.setdefault(name, value)
     try:
         with _interrupts_deferred(interrupts):
-            _connect() if on_cluster() else _start_local()
+            _connect() if on_cluster() else _start_local(f"{scratch}/ray")
     except SystemExit:
         # Ray's own handler of SIGTERM, in force while it starts.
         if callable(launchers_sigterm):
@@ -131,7 +143,7 @@ def _connect() -> None:
         raise ClusterError(f"address={address}: {_line(error)}") from None
 
 
-def _start_local() -> None:
+def _start_local(scratch: str) -> None:
     root = Path(mnist_ray.__file__).parent.parent
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -146,6 +158,7 @@ def _start_local() -> None:
         ray.init(
             address="local",
             include_dashboard=False,
+            _temp_dir=scratch,
             # Its helpers' logs would bury the epochs' lines; what matters of them comes back as an exception.
             log_to_driver=False,
             logging_level="ERROR",

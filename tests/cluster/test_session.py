@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def is_loopback(text: str) -> bool:
     return ((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address).is_loopback
 
 
-def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_to_one_user(tmp_path: Path) -> None:
+def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_and_its_folder_to_one_user(tmp_path: Path) -> None:
     ray_folder = tmp_path / ".ray"
     ray_folder.mkdir(mode=0o755)
     hidden = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME")
@@ -34,6 +35,9 @@ def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_to_one_user(tmp
         assert process.stderr is not None
         lines = [process.stderr.readline() for _ in range(2)]
         pids = [process.pid, *descendants(process.pid, title=b"")]
+        (ray_socket,) = {*re.findall(r"--raylet_socket_name=(\S+)", " ".join(map(title_of, pids)))}
+        scratch = Path(ray_socket).parents[3]
+        mode = scratch.stat().st_mode
         sockets = [(address, title_of(pid)) for address, pid in listening(pids)]
         process.send_signal(signal.SIGINT)
         lines.append(process.stderr.read())
@@ -42,5 +46,6 @@ def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_to_one_user(tmp
     # The port where torch's two workers find each other; torch listens everywhere and can't be told not to.
     exposed = [title for address, title in sockets if not is_loopback(address)]
     assert [title.partition(".")[0] for title in exposed] == ["ray::RayTrainWorker"]
+    assert (scratch.name.startswith("ray-"), oct(mode), scratch.exists()) == (True, "0o40700", False)
     assert oct(ray_folder.stat().st_mode) == "0o40700"
     assert oct((ray_folder / "auth_token").stat().st_mode) == "0o100600"
