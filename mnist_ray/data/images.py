@@ -158,7 +158,7 @@ def _grey(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError("its pixels exceed 16 bits")
         return Image.fromarray((values >> 8).astype(np.uint8))
