@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLUSTER = (ROOT / "docs/cluster.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
+SECURITY = (ROOT / "docs/security.md").read_text()
 
 
 def blocks(text: str, languages: str = "sh|console|") -> list[str]:
@@ -84,7 +85,8 @@ def test_the_documents_have_command_lines_of_both_programs() -> None:
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:
-    named = re.findall(r"\b((?:deploy|jobs|docs)/[\w./-]+\.\w+|cluster\.yaml|constraints\.txt)", CLUSTER + OPERATIONS)
+    text = CLUSTER + OPERATIONS + SECURITY
+    named = re.findall(r"\b((?:deploy|jobs|docs|tests|mnist_ray)/[\w./-]+\.\w+|cluster\.yaml|constraints\.txt)", text)
     assert len(set(named)) >= 7
     for path in named:
         assert (ROOT / path).is_file(), path
