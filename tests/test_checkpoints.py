@@ -3,10 +3,13 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from small_disk import on_small_disk
 from tiny_digits import tiny_digits
 
 from mnist_ray.checkpoints import RunFolder
@@ -20,6 +23,7 @@ from mnist_ray.training_data import load_data, prepare_data
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 def trained(root: Path, name: str, *, epochs: int, finished: bool, hidden_sizes: tuple[int, ...] = (8,)) -> RunFolder:
@@ -146,6 +150,29 @@ def test_a_grid_passes_over_a_damaged_checkpoint_of_a_run_and_says_so(tmp_path: 
     assert line.startswith(f"run {first!r}: checkpoints/epoch-0003/optimizer.safetensors: SHA-256 differs")
     assert line.endswith("going on from epoch 2")
     assert {path: path.read_bytes() for path in expected} == expected
+
+
+def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoint_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--dataset", "digits", "--epochs", "4", "--name", "a", "--hidden-sizes", "64,32"]
+    small, saved, whole = (tmp_path / name for name in ("small", "saved", "whole"))
+    small.mkdir()
+    # A checkpoint has 620 kB.
+    launcher = [sys.executable, "-m", "mnist_ray", *train, "--storage", str(small)]
+    command = on_small_disk(small, "1500k", *launcher, then=f"cp -r {small} {saved}")
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert full.returncode == 4, full.stderr
+    *epochs, error = full.stderr.splitlines()
+    assert [line.split("  ")[0] for line in epochs] == ["a: epoch 1/4", "a: epoch 2/4"]
+    assert error.startswith("mnist-ray: error: storage='")
+    assert error.endswith("can't be written: the disk is full; free some space or choose another storage")
+    assert run_command([*train, "--storage", str(whole)]) == 0
+    capsys.readouterr()
+    assert run_command([*train, "--storage", str(saved), "--resume"]) == 0
+    assert capsys.readouterr().err.startswith("a: went on after epoch 2\n")
+    best = "runs/a/best/model.safetensors"
+    assert (saved / best).read_bytes() == (whole / best).read_bytes()
 
 
 def test_weights_that_are_none_are_refused_though_their_checksum_fits(tmp_path: Path) -> None:
