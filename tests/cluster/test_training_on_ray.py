@@ -89,6 +89,31 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
     wait_until_gone(lambda: [worker] if Path(f"/proc/{worker}").exists() else [])
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
+    tmp_path: Path, number: int, code: int, num_workers: str
+) -> None:
+    assert train(tmp_path, "a", "--epochs", "1").returncode == 0
+    arguments = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "1", "--num-workers", num_workers]
+    arguments += ["--storage", str(tmp_path)]
+    with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".staging/*/predictions-*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        workers = descendants(process.pid, title=b"ray::")
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(timeout=100) == code, said
+    word = {130: "stopped", 143: "terminated"}[code]
+    assert said == f"mnist-ray: {word}; the same command starts again\n"
+    assert bool(workers) == (num_workers == "2")
+    wait_until_gone(lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists()])
+    for left in ("evaluations", "reports", ".staging/*"):
+        assert list(tmp_path.glob(left)) == []
+
+
 def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
