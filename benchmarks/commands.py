@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# A peak never falls, so what a look at it may miss is what a process takes in its very last moment.
+# Peaks and CPU times never fall, so what a look may miss is what a process takes in its very last moment.
 LOOK_EVERY_S = 0.1
 # The launcher, and then what Linux knows of its process.
 MEASURED = """
@@ -31,12 +31,14 @@ class Command:
 
     Attributes:
       seconds: wall time of its process.
+      cpu_seconds: CPU time of its process and of all that it started, Ray's own processes too.
       peak_bytes: its resident memory at its highest.
       worker_peaks: the same of each of its Ray workers that did something, the largest first.
       said: what it printed with --json.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     worker_peaks: tuple[int, ...]
     said: Mapping[str, Any]
@@ -59,8 +61,10 @@ def run_measured(*arguments: str) -> Command:
             errors.seek(0)
             raise SystemExit(f"{errors.read()[-3000:]}\nmnist-ray {arguments[0]}: exit code {process.returncode}")
         peak = _peak_bytes(status.read_text())
-    print(f"{arguments[0]}: {seconds:.1f} s, at most {peak / 2**20:,.0f} MiB", file=sys.stderr)
-    return Command(seconds, peak, tuple(sorted(watch.peaks.values(), reverse=True)), json.loads(said))
+    cpu_seconds = sum(watch.cpu_seconds.values())
+    shown = f"{seconds:.1f} s, {cpu_seconds:.1f} s of CPU, at most {peak / 2**20:,.0f} MiB"
+    print(f"{arguments[0]}: {shown}", file=sys.stderr)
+    return Command(seconds, cpu_seconds, peak, tuple(sorted(watch.peaks.values(), reverse=True)), json.loads(said))
 
 
 def environment() -> dict[str, str]:
@@ -103,13 +107,15 @@ class Child:
 
 
 class _Watch:
-    """Looks again and again at the Ray workers below a process.
+    """Looks again and again at a process and at those below it.
 
     Attributes:
-      peaks: resident memory at its highest, in bytes, by process.
+      cpu_seconds: CPU time by process.
+      peaks: resident memory at its highest, in bytes, by process, of Ray workers alone.
     """
 
     def __init__(self, root: int) -> None:
+        self.cpu_seconds: dict[int, float] = {}
         self.peaks: dict[int, int] = {}
         self._root = root
         self._ended = threading.Event()
@@ -125,21 +131,27 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
-            processes = _processes()
-            for pid in processes:
-                # One that waits for its next task has lost its name for the while.
-                if pid in self.peaks or (_is_worker(pid) and self._root in _ancestors(pid, processes)):
+            parents, cpu_seconds = _processes()
+            for pid in parents:
+                # Those of a Ray that ends lose their parents first.
+                if pid not in self.cpu_seconds and self._root not in (pid, *_ancestors(pid, parents)):
+                    continue
+                self.cpu_seconds[pid] = cpu_seconds[pid]
+                # A worker that waits for its next task has lost its name for the while.
+                if pid in self.peaks or _is_worker(pid):
                     self.peaks[pid] = max(self.peaks.get(pid, 0), _peak_bytes(_text(pid, "status")))
 
 
-def _processes() -> dict[int, int]:
-    """Returns the parent of each process."""
-    parents = {}
+def _processes() -> tuple[dict[int, int], dict[int, float]]:
+    """Returns the parent and the CPU time in seconds of each process."""
+    parents, cpu_seconds = {}, {}
     for entry in Path("/proc").iterdir():
         # The name in brackets may hold anything, spaces too.
         if entry.name.isdigit() and (stat := _text(int(entry.name), "stat")):
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    return parents
+            facts = stat.rpartition(")")[2].split()
+            parents[int(entry.name)] = int(facts[1])
+            cpu_seconds[int(entry.name)] = (int(facts[11]) + int(facts[12])) / os.sysconf("SC_CLK_TCK")
+    return parents, cpu_seconds
 
 
 def _ancestors(pid: int, parents: Mapping[int, int]) -> list[int]:

@@ -12,7 +12,8 @@ process to its exit: imports, Ray's start and end, the fingerprint of the data, 
 
 Each command runs with fewer and with many images. What the many took longer is the third line: it has the rate without
 what a command costs once (its start, that of Ray), and how much the memory grew. Ratios are images/s to the bare loop
-with as many processes, measured right before. The peaks are resident memory at its highest (Linux tells it), MiB, of
+with as many processes, measured right before, and the same of the CPU time that an image takes, of all processes of the
+command, which a busy machine stretches less. The peaks are resident memory at its highest (Linux tells it), MiB, of
 the launcher's process and of the largest of its Ray workers, 0 without any.
 
 `python benchmarks/evaluate_scale.py` prints the table on stdout and its progress on stderr, and takes many minutes.
@@ -80,6 +81,28 @@ def write_files(folder: Path, count: int, *, seed: int) -> list[Path]:
     return paths
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What something took, or took longer than something else: seconds and bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    peak: int = 0
+    worker_peak: int = 0
+
+    @classmethod
+    def of_command(cls, command: Command) -> "Figures":
+        return cls(command.seconds, command.cpu_seconds, command.peak_bytes, max(command.worker_peaks, default=0))
+
+    def __sub__(self, other: "Figures") -> "Figures":
+        return Figures(
+            self.seconds - other.seconds,
+            self.cpu_seconds - other.cpu_seconds,
+            self.peak - other.peak,
+            self.worker_peak - other.worker_peak,
+        )
+
+
 # What a process of the bare loop runs.
 
 
@@ -93,27 +116,27 @@ def bare_batches(paths: Sequence[str]) -> Iterator[Tensor]:
 
 
 def run_bare_loop(storage_uri: str) -> None:
-    """Reads lists of files from stdin, loops over them and answers how many images they had."""
+    """Reads lists of files from stdin, loops over them and answers how many images they had and its CPU time."""
     torch.set_num_threads(1)
     checkpoint = RunFolder(open_storage(storage_uri), RUN).best()
     mean, std = (checkpoint.document["normalization"][name] for name in ("mean", "std"))
     network = load_network(checkpoint)
     for line in sys.stdin:
-        count = 0
+        count, started = 0, time.process_time()
         with torch.inference_mode():
             for images in bare_batches(json.loads(line)):
                 torch.softmax(network(normalize(images, mean=mean, std=std, dtype=torch.float32)), dim=-1)
                 count += len(images)
-        print(count, flush=True)
+        print(json.dumps([count, time.process_time() - started]), flush=True)
 
 
-def bare_rate(children: Sequence[Child], paths: Sequence[Path]) -> float:
-    """Returns the images/s of some processes, each with a share of the files."""
+def time_bare_loop(children: Sequence[Child], paths: Sequence[Path]) -> Figures:
+    """Has some processes loop over a share of the files each."""
     started = time.perf_counter()
     for number, child in enumerate(children):
         child.ask([str(path) for path in paths[number :: len(children)]])
-    count = sum(child.answer() for child in children)
-    return float(count / (time.perf_counter() - started))
+    cpu_seconds = sum(child.answer()[1] for child in children)
+    return Figures(time.perf_counter() - started, cpu_seconds)
 
 
 # What starts and times the commands.
@@ -124,11 +147,11 @@ class Round:
     """What was measured once.
 
     Attributes:
-      bare: images/s of the bare loop by command and number of processes, measured right before the command.
+      bare: the bare loop by command and number of processes, measured right before the command.
       commands: what each took by command, workers and images.
     """
 
-    bare: dict[tuple[str, int], float]
+    bare: dict[tuple[str, int], Figures]
     commands: dict[tuple[str, int, int], Command]
 
 
@@ -148,8 +171,9 @@ def measure_round(arguments: argparse.Namespace, folder: Path, files: Sequence[P
     bare, commands = {}, {}
     for workers in arguments.workers:
         for name in arguments.commands:
-            bare[name, workers] = bare_rate(children[:workers], files)
-            print(f"bare loop, {workers} processes: {bare[name, workers]:,.0f} images/s", file=sys.stderr)
+            bare[name, workers] = taken = time_bare_loop(children[:workers], files)
+            shown = f"{taken.seconds:.1f} s, {taken.cpu_seconds:.1f} s of CPU"
+            print(f"bare loop, {workers} processes: {shown}", file=sys.stderr)
             for count in arguments.images:
                 done = run_command(name, workers, folder / str(count), folder / "storage")
                 commands[name, workers, count] = done
@@ -182,56 +206,53 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Cell]
             child.end()
     rows: list[dict[str, Cell]] = []
     for workers in arguments.workers:
-        rates = [one.bare[name, workers] for one in rounds for name in arguments.commands]
-        rows.append(row_of("bare loop", workers, f"{many:,}", [many / rate for rate in rates], many, rates))
+        loops = [one.bare[name, workers] for one in rounds for name in arguments.commands]
+        rows.append(row_of("bare loop", workers, f"{many:,}", many, loops, many, loops))
         for name in arguments.commands:
-            rows += rows_of(name, workers, (few, many), rounds)
+            of_few = [Figures.of_command(one.commands[name, workers, few]) for one in rounds]
+            of_many = [Figures.of_command(one.commands[name, workers, many]) for one in rounds]
+            longer = [large - small for small, large in zip(of_few, of_many, strict=True)]
+            loops = [one.bare[name, workers] for one in rounds]
+            rows += [
+                row_of(name, workers, f"{few:,}", few, of_few, many, loops),
+                row_of(name, workers, f"{many:,}", many, of_many, many, loops),
+                row_of(name, workers, f"{many - few:,} more", many - few, longer, many, loops),
+            ]
     return rows
-
-
-def rows_of(name: str, workers: int, counts: tuple[int, int], rounds: Sequence[Round]) -> Iterator[dict[str, Cell]]:
-    """Yields the rows of a command: few images, many, and what the many took longer."""
-    bare = [one.bare[name, workers] for one in rounds]
-    few, many = ([one.commands[name, workers, count] for one in rounds] for count in counts)
-    for count, taken in zip(counts, (few, many), strict=True):
-        seconds, peaks = [one.seconds for one in taken], [one.peak_bytes for one in taken]
-        largest = [max(one.worker_peaks, default=0) for one in taken]
-        yield row_of(name, workers, f"{count:,}", seconds, count, bare, peaks, largest)
-    more = counts[1] - counts[0]
-    pairs = list(zip(few, many, strict=True))
-    yield row_of(
-        name,
-        workers,
-        f"{more:,} more",
-        [large.seconds - small.seconds for small, large in pairs],
-        more,
-        bare,
-        [large.peak_bytes - small.peak_bytes for small, large in pairs],
-        [max(large.worker_peaks, default=0) - max(small.worker_peaks, default=0) for small, large in pairs],
-    )
 
 
 def row_of(
     name: str,
     workers: int,
     images: str,
-    seconds: Sequence[float],
     count: int,
-    bare: Sequence[float],
-    peaks: Sequence[int] = (0,),
-    worker_peaks: Sequence[int] = (0,),
+    taken: Sequence[Figures],
+    num_in_loop: int,
+    loops: Sequence[Figures],
 ) -> dict[str, Cell]:
-    """Returns a row of the table from one figure a round."""
-    rates = [count / taken for taken in seconds]
+    """Returns a row of the table.
+
+    Args:
+      name: of the command.
+      workers: its processes.
+      images: what the row is about, in words.
+      count: number of images.
+      taken: what it took, one a round.
+      num_in_loop: images of the bare loop.
+      loops: what that took, one a round.
+    """
+    pairs = list(zip(taken, loops, strict=True))
+    share = count / num_in_loop
     return {
         "command": name,
         "workers": str(workers),
         "images": images,
-        "seconds": spread(list(seconds)),
-        "images_per_s": spread(rates),
-        "ratio_to_bare_loop": spread([rate / limit for rate, limit in zip(rates, bare, strict=True)]),
-        "peak_mib": spread([peak / 2**20 for peak in peaks]),
-        "worker_peak_mib": spread([peak / 2**20 for peak in worker_peaks]),
+        "seconds": spread([one.seconds for one in taken]),
+        "images_per_s": spread([count / one.seconds for one in taken]),
+        "ratio_to_bare_loop": spread([share * loop.seconds / one.seconds for one, loop in pairs]),
+        "ratio_of_cpu": spread([share * loop.cpu_seconds / one.cpu_seconds for one, loop in pairs]),
+        "peak_mib": spread([one.peak / 2**20 for one in taken]),
+        "worker_peak_mib": spread([one.worker_peak / 2**20 for one in taken]),
     }
 
 

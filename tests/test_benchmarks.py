@@ -159,6 +159,9 @@ def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_scri
         rate = row["images_per_s"]["median"]
         assert rate * row["seconds"]["median"] == pytest.approx(count)
         assert bare["low"] * 0.999 <= rate / row["ratio_to_bare_loop"]["median"] <= bare["high"] * 1.001
+    assert rows[0]["ratio_to_bare_loop"]["median"] == rows[0]["ratio_of_cpu"]["median"] == 1
+    # What a command needs to start takes more than a few images.
+    assert all(0 < row["ratio_of_cpu"]["median"] < 1 for row in rows[1:] if "more" not in row["images"])
     for few, many, more in (rows[1:4], rows[4:]):
         # Libraries alone take more than 50 MiB.
         assert few["peak_mib"]["median"] > 50
