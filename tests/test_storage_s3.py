@@ -1,8 +1,10 @@
+import hashlib
 import pickle
 import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,12 +33,15 @@ def always(answer: Answer) -> Answers:
 
 
 @contextmanager
-def scripted_server(answers: Answers, *, breaks_off: int = 0) -> Iterator[tuple[str, list[str]]]:
+def scripted_server(
+    answers: Answers, *, breaks_off: int = 0, tags: Callable[[int], bool] | bool = False
+) -> Iterator[tuple[str, list[str]]]:
     """Gives an HTTP server's address and its log; answers(method, path, how often asked before) is what it says.
 
     Args:
       answers: the status and body of each answer.
       breaks_off: number of GET answers of which only the first half arrives.
+      tags: whether an answer to a PUT has its content's tag, by how often it came.
     """
     asked: list[str] = []
 
@@ -44,13 +49,15 @@ def scripted_server(answers: Answers, *, breaks_off: int = 0) -> Iterator[tuple[
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             request = f"{self.command} {urllib.parse.urlsplit(self.path).path}"
             asked.append(request)
             times = asked.count(request)
             status, body = answers(self.command, self.path, times - 1)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if tags is True or (tags and tags(times)):
+                self.send_header("ETag", f'"{hashlib.md5(sent).hexdigest()}"')
             self.end_headers()
             if self.command == "GET" and times <= breaks_off:
                 body = body[: len(body) // 2]
@@ -287,7 +294,7 @@ def test_a_server_that_is_out_of_service_for_a_while_is_waited_for(monkeypatch: 
     def answer(method: str, path: str, times: int) -> Answer:
         return refusal(503, "SlowDown") if method == "PUT" and times < 3 else (200, b"")
 
-    with scripted_server(answer) as (endpoint, asked):
+    with scripted_server(answer, tags=True) as (endpoint, asked):
         storage_at(endpoint, monkeypatch).write_bytes("x", b"x")
     assert asked.count("PUT /bucket/prefix/x") == 4
 
@@ -330,6 +337,8 @@ BUSY = refusal(409, "ConditionalRequestConflict")
         # The other writer's request failed, or was carried out.
         ([BUSY, BUSY, (200, b"")], b"mine", True),
         ([BUSY, EXISTS], b"mine", False),
+        # What was busy may have been this call's own first request.
+        ([LOST, BUSY, EXISTS], b"mine", True),
     ],
 )
 def test_a_creation_knows_its_own_object(
@@ -346,6 +355,66 @@ def test_a_creation_that_stays_busy_ends_in_an_error(monkeypatch: pytest.MonkeyP
         with pytest.raises(StorageError, match=r"can't be written: .*ConditionalRequestConflict"):
             storage.create_bytes("x", b"mine")
     assert asked.count("PUT /bucket/prefix/x") == 6
+
+
+def test_an_outage_is_waited_for_by_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return refusal(500, "InternalError") if method == "GET" and times < 5 else (200, b"content")
+
+    with scripted_server(answer) as (endpoint, asked), ThreadPoolExecutor(16) as pool:
+        storage = storage_at(endpoint, monkeypatch)
+        assert storage.exists("x")
+        assert list(pool.map(storage.read_bytes, [f"run-{number}" for number in range(16)])) == [b"content"] * 16
+    assert sum(line.startswith("GET ") for line in asked) == 16 * 6
+
+
+def test_a_copy_that_fails_after_its_answer_has_begun_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        if method == "HEAD" or "list-type" in path:
+            return (404, b"") if method == "HEAD" else (200, b"<ListBucketResult/>")
+        is_copy = method == "PUT" and "evaluations/e1/a-" in path
+        return (200, refusal(500, "InternalError")[1]) if is_copy and times < 2 else (200, b"<CopyObjectResult/>")
+
+    with scripted_server(answer, tags=True) as (endpoint, asked):
+        pending = storage_at(endpoint, monkeypatch).pending_folder("evaluations/e1")
+        assert pending.commit([pending.write("a.parquet", b"abc")], {})
+    assert asked.count("PUT /bucket/prefix/evaluations/e1/a-ba7816bf8f01.parquet") == 3
+
+
+def gives_back(content: bytes) -> Answers:
+    return lambda method, *_: (200, content if method == "GET" else b"")
+
+
+@pytest.mark.parametrize("write", [Storage.write_bytes, Storage.create_bytes])
+def test_what_arrives_damaged_is_written_again(
+    write: Callable[[Storage, str, bytes], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server's tag is that of the content the third time.
+    with scripted_server(gives_back(b"other"), tags=lambda times: times > 2) as (endpoint, asked):
+        write(storage_at(endpoint, monkeypatch), "x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == 3
+
+
+def test_a_server_with_tags_of_its_own_is_believed_by_what_it_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(gives_back(b"mine")) as (endpoint, asked):
+        storage_at(endpoint, monkeypatch).write_bytes("x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == 1
+
+
+def test_what_always_arrives_damaged_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(gives_back(b"other")) as (endpoint, _):
+        storage = storage_at(endpoint, monkeypatch)
+        with pytest.raises(StorageError, match=r"/prefix/x': can't be written: what arrives is not what was sent;"):
+            storage.write_bytes("x", b"mine")
+
+
+def test_an_upload_that_the_server_finds_damaged_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return refusal(400, "BadDigest") if method == "PUT" and times < 2 else (200, b"")
+
+    with scripted_server(answer, tags=True) as (endpoint, asked):
+        storage_at(endpoint, monkeypatch).write_bytes("x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == 3
 
 
 def test_a_later_failure_of_an_open_object_is_a_storage_error(s3_uri: str) -> None:

@@ -141,7 +141,13 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking) -> Ite
         last = shown
         while True:
             ending = ended.wait(_PROGRESS_INTERVAL_S)
-            history = folder.history()
+            try:
+                history = folder.history()
+            except MnistRayError:
+                # A failing storage ends the run by what its workers raise; there is only nothing to show now.
+                if ending:
+                    return
+                continue
             if last == shown and 0 < shown < len(history):
                 # Not before: what is in the storage may turn out to be damaged.
                 print(f"{folder.run}: went on after epoch {shown}", file=sys.stderr, flush=True)
