@@ -62,6 +62,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """Something that a storage can do, and how that was shown."""
+
+    capability: str
+    proof: str
+
+
+@dataclass(frozen=True)
 class StoredFile:
     """A file of a committed folder: the name that readers ask for, and the one it is stored under."""
 
@@ -217,18 +225,53 @@ class Storage:
             self._backend.delete_folder(_check_path(path))
 
     def check(self) -> None:
-        """Proves that objects can be written, read, listed and deleted; makes a missing local folder.
+        """Makes sure of all that prove proves; makes a missing local folder.
+
+        Raises:
+          StorageError: what can't be done, why, and what to do.
+        """
+        for _ in self.prove():
+            pass
+
+    def prove(self) -> Iterator["Proof"]:
+        """Proves by doing it that objects can be written, only once if so asked, read, listed and deleted.
 
         Raises:
           StorageError: what can't be done, why, and what to do.
         """
         folder = f"{STAGING}/check-{secrets.token_hex(8)}"
-        self.write_bytes(f"{folder}/object", folder.encode())
-        content = self.read_bytes(f"{folder}/object")
-        listed = self.list_files(folder)
+        path, content = f"{folder}/object", folder.encode()
+        if not self.create_bytes(path, content):
+            raise self._disproved(folder, "says of a new name that it is taken")
+        yield Proof("write", f"an object of {len(content)} bytes was created")
+        if self.create_bytes(path, b"another"):
+            raise self._disproved(
+                folder, "no conditional writes (If-None-Match is ignored), so two commits could overwrite each other"
+            )
+        yield Proof("conditional write", "a second object of its name was refused")
+        if self.read_bytes(path) != content:
+            raise self._disproved(folder, "gives back other content than was written")
+        yield Proof("read", "it has the content that was written")
+        if self.list_files(folder) != [FileEntry(path, len(content))]:
+            raise self._disproved(folder, "lists other objects than were written")
+        yield Proof("list", "it is listed with its size")
         self.delete_folder(folder)
-        if content != folder.encode() or listed != [FileEntry(f"{folder}/object", len(content))]:
-            raise StorageError(f"storage={self.uri!r}: gives back other content than was written; use another storage")
+        if self.exists(path):
+            raise StorageError(f"storage={self.uri!r}: keeps what was deleted; use another storage")
+        yield Proof("delete", "it is gone")
+
+    def _disproved(self, folder: str, what: str) -> StorageError:
+        self.delete_folder(folder)
+        return StorageError(f"storage={self.uri!r}: {what}; use another storage")
+
+    def place(self) -> dict[str, str | None]:
+        """Returns where the storage is: its URI and, of S3, endpoint, region and where the credentials come from.
+
+        Raises:
+          StorageError: the server can't be reached, or there are no credentials.
+        """
+        with storage_errors(self.uri, "read"):
+            return {"storage": self.uri, **self._backend.place()}
 
     def pending_folder(self, path: str) -> "PendingFolder":
         """Begins a folder that appears with all its files at once, when it is committed."""
@@ -382,6 +425,9 @@ class _Local:
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
+
+    def place(self) -> dict[str, str | None]:
+        return {"kind": "local folder"}
 
     def exists(self, path: str) -> bool:
         return (self.root / path).is_file()
@@ -557,19 +603,29 @@ class _S3:
         return f"{self.key(path)}/" if self.key(path) else ""
 
     @cached_property
+    def session(self) -> Any:
+        import boto3
+
+        return boto3.Session()
+
+    def place(self) -> dict[str, str | None]:
+        found = self.session.get_credentials()
+        source = None if found is None else _CREDENTIALS_FROM.get(found.method, found.method)
+        meta = self.client.meta
+        return {"kind": "S3", "endpoint": meta.endpoint_url, "region": meta.region_name, "credentials": source}
+
+    @cached_property
     def client(self) -> Any:
         """The boto3 client. Credentials, region, profile and endpoint come from AWS's standard places."""
-        import boto3
         from botocore.exceptions import ClientError
 
-        session = boto3.Session()
-        probe = s3_requests.make_client(session, attempts=6, read_timeout_s=5)
+        probe = s3_requests.make_client(self.session, attempts=6, read_timeout_s=5)
         # Ten patient attempts ride out a server's bad half minute, and are too many for an endpoint that isn't there.
         # So the first contact is impatient; any answer, even a refusal, shows that somebody is there.
         with contextlib.suppress(ClientError):
             probe.head_bucket(Bucket=self.bucket)
         probe.close()
-        return s3_requests.make_client(session)
+        return s3_requests.make_client(self.session)
 
     @cached_property
     def filesystem(self) -> Any:
@@ -751,6 +807,20 @@ class _S3:
         for file in files:
             if file.stored_name not in kept:
                 self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
+
+
+# What botocore calls its sources of credentials -> what a person does.
+_CREDENTIALS_FROM = {
+    "env": "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "shared-credentials-file": "from the shared credentials file",
+    "config-file": "from AWS's config file",
+    "assume-role": "from an assumed role",
+    "assume-role-with-web-identity": "from a web identity's role",
+    "sso": "from single sign-on",
+    "custom-process": "from the profile's credential_process",
+    "container-role": "from the container's role",
+    "iam-role": "from the instance's role",
+}
 
 
 def _tag(data: bytes) -> str:
