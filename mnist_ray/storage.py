@@ -279,13 +279,19 @@ class Storage:
         return PendingFolder(self, _check_path(path), secrets.token_hex(8))
 
     def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
-        """Removes what killed writers left in the staging area, by the age of the newest file of each."""
+        """Removes what killed writers left in the staging area, by the age of the newest file of each.
+
+        On S3 also the parts of uploads that were begun as long ago and never ended, anywhere in the storage.
+        """
         before = time.time() - older_than_s
         with storage_errors(self.uri_of(STAGING), "listed"):
             staged = self._backend.staged()
         for name, modified in staged.items():
             if modified < before:
                 self.delete_folder(f"{STAGING}/{name}")
+        if isinstance(self._backend, _S3):
+            with storage_errors(self.uri, "deleted"):
+                self._backend.abort_uploads(before)
 
     def read_manifest(self, path: str) -> dict[str, Any] | None:
         """Returns the manifest of a committed folder, None if the folder isn't committed.
@@ -779,6 +785,26 @@ class _S3:
             name = path.partition("/")[0]
             newest[name] = max(newest.get(name, 0.0), entry["LastModified"].timestamp())
         return newest
+
+    def abort_uploads(self, before: float) -> None:
+        """Aborts uploads in parts that were begun before a time: unseen, their parts cost as objects do."""
+        from botocore.exceptions import ClientError
+
+        paginator = self.client.get_paginator("list_multipart_uploads")
+        try:
+            for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key("")):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"].timestamp() < before:
+                        self._abort_upload(upload["Key"], upload["UploadId"])
+        except ClientError as error:
+            # Not every server has the function, nor every role the right, and no job's work depends on it.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+                raise
+
+    def _abort_upload(self, key: str, upload: str) -> None:
+        # Somebody else may just have aborted it.
+        with contextlib.suppress(self.client.exceptions.NoSuchUpload):
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Copies the staged files, then creates the manifest, the commit itself; False if there is one."""

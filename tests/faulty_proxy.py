@@ -16,6 +16,7 @@ from typing import Any
 
 # What the proxy does to a request:
 #   error, slow_down  answers 500 or 503 by itself
+#   forbidden         answers 403 by itself
 #   reset             resets the connection, the server never hears of it
 #   lost              passes the request on and resets the connection instead of answering
 #   flip_upload       flips a bit of the body that is sent to the server
@@ -24,6 +25,7 @@ from typing import Any
 #   down              stops listening, for good, and resets the connection
 FAILURES = ("error", "slow_down", "reset", "lost")
 FLIPS = ("flip_upload", "flip_answer")
+REFUSALS = {"error": (500, "InternalError"), "slow_down": (503, "SlowDown"), "forbidden": (403, "AccessDenied")}
 
 # Of a request, its line without the host, and how many requests there were before: what to do to it, None for nothing.
 Choice = Callable[[str, int], str | None]
@@ -110,8 +112,8 @@ def faulty_proxy(server: str, choose: Choice) -> Iterator[FaultyProxy]:
             if fault == "down":
                 # Not in this thread: the server's loop waits for nothing, but its end is waited for.
                 threading.Thread(target=stop_listening).start()
-            if fault in ("error", "slow_down"):
-                self.refuse(fault)
+            if fault in REFUSALS:
+                self.refuse(*REFUSALS[fault])
             elif fault in ("reset", "hang", "down"):
                 self.reset()
             else:
@@ -153,8 +155,7 @@ def faulty_proxy(server: str, choose: Choice) -> Iterator[FaultyProxy]:
             place = random.Random(f"{fault} {len(content)}").randrange(len(content))
             return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
-        def refuse(self, fault: str) -> None:
-            status, code = (500, "InternalError") if fault == "error" else (503, "SlowDown")
+        def refuse(self, status: int, code: str) -> None:
             content = f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))

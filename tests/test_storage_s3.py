@@ -1,18 +1,27 @@
 import pickle
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import boto3
 import pyarrow
 import pyarrow.parquet
 import pytest
+from faulty_proxy import faulty_proxy
+from s3_fixtures import S3Server
 from scripted_s3 import Answer, Answers, always, refusal, scripted_server, storage_at
 
 from mnist_ray.errors import StorageError
 from mnist_ray.storage import MULTIPART_BYTES, FileEntry, MissingError, Storage, open_storage, storage_errors
 
 pytestmark = pytest.mark.s3
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def test_a_missing_bucket_is_named(s3_uri: str) -> None:
@@ -97,6 +106,86 @@ def test_a_large_object_is_uploaded_in_parts(s3_uri: str) -> None:
     tag = boto3.Session().client("s3").head_object(Bucket=bucket, Key=f"{prefix}/large")["ETag"]
     # The tag of an object made of n parts ends with -n.
     assert tag.strip('"').endswith("-9")
+
+
+def multipart_uploads(s3_uri: str) -> list[str]:
+    bucket = s3_uri.split("/")[2]
+    listed = boto3.Session().client("s3").list_multipart_uploads(Bucket=bucket)
+    return sorted(upload["Key"] for upload in listed.get("Uploads", []))
+
+
+KILLED_UPLOAD = """
+import os, signal, sys
+from mnist_ray.storage import MULTIPART_BYTES, open_storage
+
+storage = open_storage(sys.argv[1])
+upload_part = storage._backend.client.meta.events
+upload_part.register("before-send.s3.UploadPart", lambda **_: os.kill(os.getpid(), int(sys.argv[2])))
+storage.write_bytes("large", bytes(MULTIPART_BYTES + 1))
+"""
+
+
+def test_the_parts_of_a_killed_upload_are_swept_away(s3_uri: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_UPLOAD, s3_uri, str(signal.SIGKILL)], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    boto3.Session().client("s3").create_multipart_upload(Bucket=s3_uri.split("/")[2], Key="somebody/else's")
+    assert multipart_uploads(s3_uri) == ["some/prefix/large", "somebody/else's"]
+    # To this server all uploads are old.
+    open_storage(s3_uri).pending_folder("evaluations/e1")
+    assert multipart_uploads(s3_uri) == ["somebody/else's"]
+
+
+def test_an_interrupted_upload_leaves_no_parts(s3_uri: str) -> None:
+    stopped = subprocess.run(
+        [sys.executable, "-c", KILLED_UPLOAD, s3_uri, str(signal.SIGINT)], cwd=REPOSITORY, capture_output=True
+    )
+    assert b"KeyboardInterrupt" in stopped.stderr
+    assert multipart_uploads(s3_uri) == []
+
+
+def test_an_upload_that_fails_leaves_no_parts(
+    s3_server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(line: str, _: int) -> str | None:
+        return "forbidden" if "partNumber=3" in line else None
+
+    with faulty_proxy(s3_server.endpoint, choose) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(StorageError, match=r"/large': can't be written: access denied"):
+            open_storage(s3_uri).write_bytes("large", bytes(MULTIPART_BYTES + 1))
+        assert multipart_uploads(s3_uri) == []
+    assert proxy.done["forbidden"] == 1
+
+
+def uploads_of(*begun: str) -> bytes:
+    uploads = [
+        f"<Upload><Key>prefix/{number}</Key><UploadId>{number}</UploadId><Initiated>{time}</Initiated></Upload>"
+        for number, time in enumerate(begun)
+    ]
+    return f"<ListMultipartUploadsResult>{''.join(uploads)}</ListMultipartUploadsResult>".encode()
+
+
+def test_only_uploads_that_are_a_day_old_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    begun = [(now - timedelta(hours=hours)).isoformat() for hours in (25, 23, 26)]
+
+    def answer(method: str, path: str, times: int) -> Answer:
+        if method == "DELETE" and "uploadId=2" in path:
+            return refusal(404, "NoSuchUpload")
+        return 200, uploads_of(*begun) if "uploads" in path else b"<ListBucketResult/>" if method == "GET" else b""
+
+    with scripted_server(answer) as (endpoint, asked):
+        storage_at(endpoint, monkeypatch).remove_leftovers()
+    assert [line for line in asked if "DELETE" in line] == ["DELETE /bucket/prefix/0", "DELETE /bucket/prefix/2"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (501, "NotImplemented")])
+def test_a_server_that_tells_no_uploads_is_no_obstacle(status: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return refusal(status, code) if "uploads" in path else (200, b"<ListBucketResult/>" if method == "GET" else b"")
+
+    with scripted_server(answer) as (endpoint, _):
+        storage_at(endpoint, monkeypatch).pending_folder("evaluations/e1")
 
 
 def test_older_servers_without_checksums_are_served(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
