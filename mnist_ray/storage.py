@@ -598,6 +598,7 @@ class _S3:
 
     def __init__(self, uri: str) -> None:
         self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+        self._arrow: tuple[Any, Any] | None = None
 
     def key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
@@ -633,9 +634,18 @@ class _S3:
         probe.close()
         return s3_requests.make_client(self.session)
 
-    @cached_property
     def filesystem(self) -> Any:
-        """pyarrow's S3, for random access without Python in the way."""
+        """pyarrow's S3, for random access without Python in the way.
+
+        Its keys are boto3's: left alone it knows no role of a profile, and asks as nobody. A role's keys change.
+        """
+        self.client  # noqa: B018  (says in seconds that nobody is there, or that there are no keys)
+        keys = self.session.get_credentials().get_frozen_credentials()
+        if self._arrow is None or self._arrow[0] != keys:
+            self._arrow = keys, self._make_filesystem(keys)
+        return self._arrow[1]
+
+    def _make_filesystem(self, keys: Any) -> Any:
         from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
         endpoint = urllib.parse.urlsplit(self.client.meta.endpoint_url)
@@ -645,6 +655,9 @@ class _S3:
             endpoint_override=None if on_aws else endpoint.netloc + endpoint.path.rstrip("/"),
             scheme=endpoint.scheme,
             region=None if region == "aws-global" else region,
+            access_key=keys.access_key,
+            secret_key=keys.secret_key,
+            session_token=keys.token,
             retry_strategy=AwsStandardS3RetryStrategy(max_attempts=s3_requests.ATTEMPTS),
             connect_timeout=s3_requests.CONNECT_TIMEOUT_S,
             request_timeout=s3_requests.READ_TIMEOUT_S,
@@ -689,7 +702,7 @@ class _S3:
         raise AssertionError("the last attempt returns or raises")
 
     def open(self, path: str) -> "pyarrow.NativeFile":
-        return self.filesystem.open_input_file(f"{self.bucket}/{self.key(path)}")
+        return self.filesystem().open_input_file(f"{self.bucket}/{self.key(path)}")
 
     def pages(self, path: str, **options: str) -> Iterator[Any]:
         paginator = self.client.get_paginator("list_objects_v2")

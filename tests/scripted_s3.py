@@ -1,6 +1,7 @@
 """An HTTP server that answers as told, for what no real S3 server can be made to do."""
 
 import hashlib
+import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -17,6 +18,12 @@ Answer = tuple[int, bytes]
 Answers = Callable[[str, str, int], Answer]
 
 
+class Request(str):
+    """Method and path of a request that was answered; signer is the key's name that it was signed with."""
+
+    signer: str | None = None
+
+
 def refusal(status: int, code: str) -> Answer:
     return status, f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
 
@@ -28,7 +35,7 @@ def always(answer: Answer) -> Answers:
 @contextmanager
 def scripted_server(
     answers: Answers, *, breaks_off: int = 0, tags: Callable[[int], bool] | bool = False
-) -> Iterator[tuple[str, list[str]]]:
+) -> Iterator[tuple[str, list[Request]]]:
     """Gives an HTTP server's address and its log; answers(method, path, how often asked before) is what it says.
 
     Args:
@@ -36,7 +43,7 @@ def scripted_server(
       breaks_off: number of GET answers of which only the first half arrives.
       tags: whether an answer to a PUT has its content's tag, by how often it came.
     """
-    asked: list[str] = []
+    asked: list[Request] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -44,7 +51,9 @@ def scripted_server(
         def answer(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             request = f"{self.command} {urllib.parse.urlsplit(self.path).path}"
-            asked.append(request)
+            asked.append(Request(request))
+            signed = re.search(r"Credential=(\w+)", self.headers.get("Authorization", ""))
+            asked[-1].signer = signed[1] if signed else None
             times = asked.count(request)
             status, body = answers(self.command, self.path, times - 1)
             self.send_response(status)
@@ -58,7 +67,7 @@ def scripted_server(
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = answer
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer
 
         def log_message(self, format: str, *args: Any) -> None:
             """Keeps the test's output clean; `asked` is the log."""

@@ -75,6 +75,33 @@ def test_credentials_of_a_profile_are_told_by_their_source(
         assert file.read() == b"content"
 
 
+ROLE = b"""<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>
+<AccessKeyId>ROLEKEY</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>
+<Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
+
+
+@pytest.mark.s3
+def test_the_role_of_a_profile_signs_random_access_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(
+        "[profile keys]\naws_access_key_id = KEYS\naws_secret_access_key = s\n"
+        "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = keys\n"
+    )
+
+    def answer(method: str, path: str, times: int) -> Answer:
+        return 200, ROLE if method == "POST" else b"content"
+
+    with scripted_server(answer) as (endpoint, asked):
+        storage = storage_at(endpoint, monkeypatch)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_PROFILE", "role")
+        assert storage.place()["credentials"] == "from an assumed role"
+        with storage.open_input("x") as file:
+            assert file.read() == b"content"
+    assert {line.split()[0]: line.signer for line in asked} == {"POST": "KEYS", "HEAD": "ROLEKEY", "GET": "ROLEKEY"}
+
+
 @pytest.mark.s3
 def test_a_server_that_ignores_the_condition_is_found_out_by_each_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
