@@ -660,7 +660,8 @@ class _S3:
             session_token=keys.token,
             retry_strategy=AwsStandardS3RetryStrategy(max_attempts=s3_requests.ATTEMPTS),
             connect_timeout=s3_requests.CONNECT_TIMEOUT_S,
-            request_timeout=s3_requests.READ_TIMEOUT_S,
+            # Arrow tries as often after a timeout as after any other failure; it only reads, which begins at once.
+            request_timeout=10,
         )
 
     @cached_property

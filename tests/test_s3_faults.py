@@ -20,7 +20,7 @@ from mnist_ray.errors import MnistRayError, StorageError
 from mnist_ray.listing import list_evaluations
 from mnist_ray.storage import Storage, open_storage
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 NOTHING: Choice = lambda *_: None  # noqa: E731
 UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_URL"
