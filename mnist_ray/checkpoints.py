@@ -203,11 +203,21 @@ class RunFolder:
                 self.storage.delete_folder(self.path("checkpoints", name))
 
     def finish(self) -> None:
-        """Writes best/ from the checkpoint with the lowest validation loss."""
+        """Writes best/ from the checkpoint with the lowest validation loss.
+
+        Raises:
+          CheckpointError: that or the newest checkpoint is damaged.
+        """
         if self.is_finished():
             return
         state = self.latest_state()
-        assert state is not None
+        num_epochs = len(self.history())
+        if state is None or len(state.history) < num_epochs:
+            # The best of fewer epochs may be another one.
+            raise CheckpointError(
+                f"run {self.run!r}: checkpoints/{_epoch_name(num_epochs)} is damaged or missing; train it again with "
+                "--resume"
+            )
         # Whoever was killed before, or trains the same run, may have left an older one.
         self._write_history(state.history)
         folder = f"checkpoints/{_epoch_name(best_epoch(state.history))}"

@@ -128,6 +128,14 @@ def test_a_run_without_a_whole_checkpoint_ends_with_3_and_what_to_do(
     )
 
 
+def test_a_run_is_not_finished_with_the_best_of_fewer_epochs(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "a", epochs=3, finished=False)
+    damage(tmp_path / "runs/a/checkpoints/epoch-0003/model.safetensors", "changed")
+    with pytest.raises(CheckpointError, match=r"run 'a': checkpoints/epoch-0003 is damaged or missing"):
+        folder.finish()
+    assert not folder.is_finished()
+
+
 def test_a_grid_passes_over_a_damaged_checkpoint_of_a_run_and_says_so(tmp_path: Path) -> None:
     grid = read_grid(grid_settings("smoke"), seeds="1", overrides={"epochs": 3}, source="test")
     runs = expand(grid, name="g", max_runs=10)

@@ -156,7 +156,13 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking, *, sho
         last = shown
         while True:
             ending = ended.wait(_PROGRESS_INTERVAL_S)
-            history = folder.history()
+            try:
+                history = folder.history()
+            except MnistRayError:
+                # A failing storage ends the run by what its workers raise; there is only nothing to show now.
+                if ending:
+                    return
+                continue
             # What an earlier command left of epochs that are trained again.
             history = history[:shown] if history == before else history
             if last == shown and 0 < shown < len(history):
