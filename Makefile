@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format bench screenshots clean
+.PHONY: demo test test-fast lint format bench screenshots chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
@@ -33,10 +33,16 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/stack.py
 	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/evaluate_scale.py
+	$(BIN)/python benchmarks/ddp.py
 
 # Needs Chromium.
 screenshots: $(INSTALLED)
 	$(BIN)/python docs/screenshots.py
+
+# 50 kills on a disk and 50 on an S3 server, a reader looping; some minutes.
+chaos: $(INSTALLED)
+	$(BIN)/python tests/chaos.py --kills 50
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,14 +16,10 @@ MNIST's files it evaluates scikit-learn's digits, repeated to 10,000.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from commands import run_measured
 from timing import Cell, print_results
 from tutorial_data import add_data_option, write_idx
 
@@ -45,56 +42,10 @@ from mnist_ray.planning import read_all_progress
 from mnist_ray.storage import open_storage
 from mnist_ray.training_data import load_data
 
-ROOT = Path(__file__).resolve().parents[1]
 GRID, GRID_NAME = "regularization", "grid"
 NUM_DIGITS = 10_000
 STACK_SIZE = 4
 CPU = torch.device("cpu")
-# The launcher, and then what Linux knows of its process.
-MEASURED = """
-import pathlib, sys
-from mnist_ray.cli import run_command
-code = run_command(sys.argv[2:])
-pathlib.Path(sys.argv[1]).write_text(pathlib.Path("/proc/self/status").read_text())
-sys.exit(code)
-"""
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command of the launcher took.
-
-    Attributes:
-      seconds: wall time of its process.
-      peak_bytes: its resident memory at its highest.
-      said: what it printed with --json.
-    """
-
-    seconds: float
-    peak_bytes: int
-    said: Mapping[str, Any]
-
-
-def run_measured(*arguments: str) -> Command:
-    """Runs the launcher with --json in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        status = Path(folder, "status")
-        command = [sys.executable, "-c", MEASURED, str(status), *arguments, "--json"]
-        started = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - started
-        if done.returncode:
-            raise SystemExit(f"{done.stderr[-3000:]}\nmnist-ray {arguments[0]}: exit code {done.returncode}")
-        facts = dict(line.partition(":")[::2] for line in status.read_text().splitlines())
-    peak = int(facts["VmHWM"].split()[0]) * 1024
-    print(f"{arguments[0]}: {seconds:.1f} s, at most {peak / 2**20:,.0f} MiB", file=sys.stderr)
-    return Command(seconds, peak, json.loads(done.stdout))
-
-
-def environment() -> dict[str, str]:
-    """Returns the processes' environment: no cluster, one thread, no GPU."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def find_dataset(data_dir: Path, folder: Path) -> str:

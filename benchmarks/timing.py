@@ -93,19 +93,27 @@ def add_timing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def print_results(rows: Sequence[Mapping[str, Cell]], *, as_json: bool) -> None:
-    """Prints hardware and results: as JSON, or as a table with medians, and of ratios the extremes too."""
+def print_results(rows: Sequence[Mapping[str, Cell]], *, as_json: bool, note: str = "") -> None:
+    """Prints hardware and results: as JSON, or as a table with medians, and of ratios the extremes too.
+
+    Args:
+      rows: with the same columns.
+      as_json: whether it is JSON.
+      note: what else is to be said of them.
+    """
     if as_json:
         plain = [
             {name: asdict(cell) if isinstance(cell, Spread) else cell for name, cell in row.items()} for row in rows
         ]
-        print(json.dumps({"hardware": hardware(), "results": plain}, indent=1))
+        print(json.dumps({"hardware": hardware(), "results": plain} | ({"note": note} if note else {}), indent=1))
         return
     print(", ".join(f"{name} {value}" for name, value in hardware().items()))
     lines = [list(rows[0]), *([_shown(name, cell) for name, cell in row.items()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    if note:
+        print(note)
 
 
 def _shown(name: str, cell: Cell) -> str:

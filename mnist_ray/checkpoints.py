@@ -9,7 +9,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ from mnist_ray.training import TrainState
 from mnist_ray.training_data import TrainingData
 
 _KEPT_CHECKPOINTS = 2
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file is missing or not what was written."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +203,21 @@ class RunFolder:
                 self.storage.delete_folder(self.path("checkpoints", name))
 
     def finish(self) -> None:
-        """Writes best/ from the checkpoint with the lowest validation loss."""
+        """Writes best/ from the checkpoint with the lowest validation loss.
+
+        Raises:
+          CheckpointError: that or the newest checkpoint is damaged.
+        """
         if self.is_finished():
             return
         state = self.latest_state()
-        assert state is not None
+        num_epochs = len(self.history())
+        if state is None or len(state.history) < num_epochs:
+            # The best of fewer epochs may be another one.
+            raise CheckpointError(
+                f"run {self.run!r}: checkpoints/{_epoch_name(num_epochs)} is damaged or missing; train it again with "
+                "--resume"
+            )
         # Whoever was killed before, or trains the same run, may have left an older one.
         self._write_history(state.history)
         folder = f"checkpoints/{_epoch_name(best_epoch(state.history))}"
@@ -211,21 +225,37 @@ class RunFolder:
         document = {**document, "files": {"model.safetensors": document["files"]["model.safetensors"]}}
         self._write("best", {"model.safetensors": weights}, document)
 
-    def latest_state(self) -> TrainState | None:
-        """Returns the state after the last epoch that was saved, or None.
+    def latest_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState | None:
+        """Returns the state after the last epoch whose checkpoint is whole, or None before the first.
+
+        Args:
+          say: told of each damaged checkpoint that is passed over: its epochs are trained again, to the same bits.
 
         Raises:
-          CheckpointError: the newest checkpoint is damaged.
+          CheckpointError: there are checkpoints and none is whole, or one belongs to another run.
         """
         names = [name for name in self.storage.list_folders(self.path("checkpoints")) if name.startswith("epoch-")]
+        damaged: DamagedCheckpoint | None = None
         for name in sorted(names, reverse=True):
             if not self.storage.exists(self.path("checkpoints", name, "checkpoint.json")):
                 continue
-            document, weights = self._read(f"checkpoints/{name}", "model.safetensors")
-            _, optimizer = self._read(f"checkpoints/{name}", "optimizer.safetensors")
-            history = tuple(EpochResult(**row) for row in document["history"])
-            return TrainState(history, self._tensors(weights, name), self._tensors(optimizer, name))
+            try:
+                state = self._state(name)
+            except DamagedCheckpoint as error:
+                damaged = damaged or error
+                continue
+            if damaged:
+                say(f"{damaged}; going on from epoch {state.history[-1].epoch}")
+            return state
+        if damaged:
+            raise CheckpointError(f"{damaged}; no older one is whole: delete {self.path()} to train it anew")
         return None
+
+    def _state(self, name: str) -> TrainState:
+        document, weights = self._read(f"checkpoints/{name}", "model.safetensors")
+        _, optimizer = self._read(f"checkpoints/{name}", "optimizer.safetensors")
+        history = tuple(EpochResult(**row) for row in document["history"])
+        return TrainState(history, self._tensors(weights, name), self._tensors(optimizer, name))
 
     def best(self) -> Checkpoint:
         """Returns the finished run's best checkpoint.
@@ -275,7 +305,7 @@ class RunFolder:
             text = self.storage.read_bytes(self.path(folder, "checkpoint.json"))
             content = self.storage.read_bytes(self.path(folder, name))
         except MissingError as error:
-            raise CheckpointError(f"{where}: {error}") from None
+            raise DamagedCheckpoint(f"{where}: {error}") from None
         document = _checked_document(text, f"run {self.run!r}: {folder}/checkpoint.json")
         for key in ("run", "config_hash", "data_sha256"):
             if document.get(key) != of_run.get(key):
@@ -283,14 +313,14 @@ class RunFolder:
                     f"run {self.run!r}: {folder}/checkpoint.json belongs to another run than config.json ({key})"
                 )
         if hashlib.sha256(content).hexdigest() != document["files"].get(name):
-            raise CheckpointError(f"{where}: SHA-256 differs from checkpoint.json: the file was changed or damaged")
+            raise DamagedCheckpoint(f"{where}: SHA-256 differs from checkpoint.json: the file was changed or damaged")
         return document, content
 
     def _tensors(self, content: bytes, folder: str) -> dict[str, Tensor]:
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load(content)
         except SafetensorError as error:
-            raise CheckpointError(f"run {self.run!r}: {folder}: no safetensors ({error})") from None
+            raise DamagedCheckpoint(f"run {self.run!r}: {folder}: no safetensors ({error})") from None
         return tensors
 
     def _write_history(self, history: tuple[EpochResult, ...]) -> None:
@@ -316,15 +346,15 @@ def _checked_document(text: bytes, source: str) -> dict[str, Any]:
     """Returns what _with_checksum wrote.
 
     Raises:
-      CheckpointError: not that: a document decides what a run is, so no byte of it may change unnoticed.
+      DamagedCheckpoint: not that: a document decides what a run is, so no byte of it may change unnoticed.
     """
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} is damaged ({type(error).__name__})") from None
+        raise DamagedCheckpoint(f"{source} is damaged ({type(error).__name__})") from None
     expected = document.pop("document_sha256", None) if isinstance(document, dict) else None
     if expected is None or hashlib.sha256(_json_bytes(document)).hexdigest() != expected:
-        raise CheckpointError(f"{source} is damaged: its own SHA-256 differs")
+        raise DamagedCheckpoint(f"{source} is damaged: its own SHA-256 differs")
     return dict(document)
 
 

@@ -14,7 +14,7 @@ import click
 import yaml
 
 import mnist_ray
-from mnist_ray import cli_export, cli_grids, cli_predict, cli_query, cli_reports, cli_reproduce
+from mnist_ray import cli_export, cli_grids, cli_predict, cli_query, cli_reports, cli_reproduce, cli_storage
 from mnist_ray.cli_options import (
     DATASET_HELP,
     ClusterOptions,
@@ -370,6 +370,7 @@ for _command in (
     cli_export.export,
     cli_reproduce.reproduce,
     cli_predict.predict,
+    cli_storage.storage,
 ):
     cli.add_command(_command)
 

@@ -65,7 +65,7 @@ def _data(data_dir: Path) -> str:
 def _storage(uri: str) -> str:
     storage = open_storage(uri)
     storage.check()
-    return f"{storage.uri}: can be written, read, listed and deleted"
+    return f"{storage.uri}: can be written, each name once, read, listed and deleted"
 
 
 def _token(address: str | None) -> str:

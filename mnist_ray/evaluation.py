@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from mnist_ray.code_version import code_version
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream
 from mnist_ray.data.examples import Fingerprint
-from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.errors import CheckpointError
 from mnist_ray.gallery import ShownImage, candidates, gallery
 from mnist_ray.inference import log_probabilities
 from mnist_ray.metrics import Tally, calibration, class_rates, predictions, rates, tally
@@ -35,29 +35,40 @@ class Plan:
       config: the evaluation's config.
       checkpoints: the runs' best checkpoints, sorted by run.
       class_names: one a class.
-      data_sha256: fingerprint of the split.
+      data_sha256: fingerprint of the split; None until all its images were read.
       code_version: of the process that planned; the shards' workers write it too, whatever lies on their disks.
     """
 
     config: EvaluationConfig
     checkpoints: tuple[Checkpoint, ...]
     class_names: tuple[str, ...]
-    data_sha256: str
+    data_sha256: str | None
     code_version: str
 
     @property
     def name(self) -> str:
         """The evaluation's name; its last part is a hash of all that the result depends on."""
+        return f"{self.stem}-{self.content_hash[:12]}"
+
+    @property
+    def stem(self) -> str:
+        """The name without the hash."""
         dataset = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in self.config.dataset)[
             :24
         ]
         runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
         which = f"{self.config.grid}-{runs}" if self.config.grid else runs
-        return f"{dataset}-{self.config.split}-{which}-{self.content_hash[:12]}"
+        return f"{dataset}-{self.config.split}-{which}"
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """SHA-256 of each run's weights."""
+        return {checkpoint.run: checkpoint.sha256 for checkpoint in self.checkpoints}
 
     @property
     def content_hash(self) -> str:
         """SHA-256 of checkpoints, data, config and code, in hexadecimal."""
+        assert self.data_sha256 is not None
         content = {
             "checkpoints": [[checkpoint.run, checkpoint.sha256] for checkpoint in self.checkpoints],
             "data_sha256": self.data_sha256,
@@ -97,7 +108,11 @@ class ShardResult:
 
 
 def make_plan(
-    config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream, *, data_sha256: str
+    config: EvaluationConfig,
+    checkpoints: Sequence[Checkpoint],
+    examples: ExampleStream,
+    *,
+    data_sha256: str | None = None,
 ) -> Plan:
     """Returns the plan of an evaluation.
 
@@ -105,7 +120,7 @@ def make_plan(
       config: the evaluation's config.
       checkpoints: the runs' best checkpoints, checked by check_checkpoints.
       examples: the split.
-      data_sha256: its fingerprint.
+      data_sha256: its fingerprint, if it is known already.
     """
     ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
     return Plan(config, ordered, examples.class_names, data_sha256, code_version())
@@ -144,25 +159,38 @@ def load_network(checkpoint: Checkpoint) -> nn.Sequential:
     return network.eval()
 
 
-def cut_into_shards(examples: ExampleStream, plan: Plan) -> Iterator[Shard]:
-    """Yields the split in pieces that depend on its size alone, not on who will evaluate them.
+class ShardStream:
+    """The split in pieces that depend on its size alone, not on who will evaluate them; to be gone through once.
 
     The images of one shard are in memory at a time.
 
-    Raises:
-      DataError: an image is damaged, or the images are no longer those of the plan: it comes after the last shard,
-        before anything is committed.
-      StorageError: the images can't be read.
+    Attributes:
+      data_sha256: fingerprint of the split, once all shards were taken.
+      conversion: what was converted, see ImagePieces, once all shards were taken.
     """
-    fingerprint = Fingerprint(examples)
-    first = 0
-    for number, images in enumerate(_in_pieces(examples.read(), plan.config.shard_size)):
-        fingerprint.add(images)
-        # A copy: a view would be sent to another process with the labels of the whole split.
-        yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
-        first += len(images)
-    if fingerprint.hexdigest() != plan.data_sha256:
-        raise DataError(f"{examples.source}: changed while it was evaluated; evaluate it again")
+
+    def __init__(self, examples: ExampleStream, plan: Plan) -> None:
+        self._examples, self._plan = examples, plan
+        self.data_sha256: str | None = None
+        self.conversion: str | None = None
+
+    def __iter__(self) -> Iterator[Shard]:
+        """Yields the shards.
+
+        Raises:
+          DataError: an image is damaged, or there are not as many as labels: it comes after the last shard, before
+            anything is committed.
+          StorageError: the images can't be read.
+        """
+        examples = self._examples
+        fingerprint, pieces = Fingerprint(examples), examples.read()
+        first = 0
+        for number, images in enumerate(_in_pieces(pieces, self._plan.config.shard_size)):
+            fingerprint.add(images)
+            # A copy: a view would be sent to another process with the labels of the whole split.
+            yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
+            first += len(images)
+        self.data_sha256, self.conversion = fingerprint.hexdigest(), pieces.conversion
 
 
 def num_shards(examples: ExampleStream, plan: Plan) -> int:
@@ -226,6 +254,16 @@ def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: 
     return ShardResult(shard.number, file, tallies, candidates(shard.images, found, first=shard.first))
 
 
+def gather(results: Iterable[ShardResult]) -> list[ShardResult]:
+    """Returns the results of all shards with no more images among them than the gallery shows: memory stays small."""
+    gathered: list[ShardResult] = []
+    shown: list[ShownImage] = []
+    for result in results:
+        shown = gallery([*shown, *result.images])
+        gathered.append(replace(result, images=()))
+    return [replace(gathered[0], images=tuple(shown)), *gathered[1:]]
+
+
 def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFolder) -> list[StoredFile]:
     """Stores the tables that are computed from the tallies of all shards."""
     ordered = sorted(results, key=lambda result: result.number)
@@ -261,7 +299,7 @@ def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
         "num_examples": num_examples,
         "class_names": list(plan.class_names),
         "code_version": plan.code_version,
-        "runs": {checkpoint.run: checkpoint.sha256 for checkpoint in plan.checkpoints},
+        "runs": plan.runs,
     }
 
 

@@ -153,6 +153,33 @@ def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
     return [name for name, found in zip(names, has_read, strict=True) if found]
 
 
+def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], code_version: str) -> bool:
+    """Tells whether an evaluation of the same runs by the same code is committed, whatever it read.
+
+    Args:
+      storage: where the evaluations are.
+      stem: their name without its hash.
+      runs: run -> SHA-256 of its weights.
+      code_version: of the code that evaluates.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    names = [name for name in storage.list_folders("evaluations") if name.rpartition("-")[0] == stem]
+
+    def is_of_runs(name: str) -> bool:
+        try:
+            manifest = storage.read_manifest(f"evaluations/{name}")
+        except DataError:
+            # It may be: to read the images once too often is the smaller mistake.
+            return True
+        found = manifest or {}
+        return (found.get("runs"), found.get("code_version")) == (runs, code_version)
+
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        return any(pool.map(is_of_runs, names))
+
+
 def _has_read(storage: Storage, evaluation: str, data_sha256: str) -> bool:
     try:
         manifest = storage.read_manifest(f"evaluations/{evaluation}")

@@ -25,6 +25,7 @@ def train_stack(
     device: torch.device,
     goes_on: Callable[[RunProgress], bool] = lambda _: True,
     command_line: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[list[RunProgress]]:
     """Trains runs that fit into one stack to their ends, from wherever each of them is.
 
@@ -38,6 +39,7 @@ def train_stack(
       device: where to compute.
       goes_on: asked after each epoch of a run that isn't done; False stops the run.
       command_line: see RunFolder.save.
+      say: see RunFolder.latest_state.
 
     Yields:
       After each epoch, the progress of the runs that took part.
@@ -56,7 +58,7 @@ def train_stack(
             # Killed before its best checkpoint was written.
             yield [_finish(folder)]
             continue
-        state = folder.latest_state()
+        state = folder.latest_state(say)
         if state:
             states[run.run] = state
         by_epoch.setdefault(len(state.history) if state else 0, []).append((run, folder))

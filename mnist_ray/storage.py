@@ -26,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mnist_ray import s3_requests
 from mnist_ray.errors import ConfigError, ConflictError, DataError, StorageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ SUCCESS = "_SUCCESS"
 STAGING = ".staging"
 STAGING_LIFETIME_S = 24 * 3600
 MULTIPART_BYTES = 64 << 20
+PART_BYTES = 8 << 20
+# How often an S3 object is sent or fetched whose content arrives damaged.
+_BODY_ATTEMPTS = 6
 
 Action = Literal["read", "written", "listed", "deleted"]
 
@@ -55,6 +59,14 @@ class FileEntry:
 
     path: str
     size: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Something that a storage can do, and how that was shown."""
+
+    capability: str
+    proof: str
 
 
 @dataclass(frozen=True)
@@ -213,18 +225,53 @@ class Storage:
             self._backend.delete_folder(_check_path(path))
 
     def check(self) -> None:
-        """Proves that objects can be written, read, listed and deleted; makes a missing local folder.
+        """Makes sure of all that prove proves; makes a missing local folder.
+
+        Raises:
+          StorageError: what can't be done, why, and what to do.
+        """
+        for _ in self.prove():
+            pass
+
+    def prove(self) -> Iterator["Proof"]:
+        """Proves by doing it that objects can be written, only once if so asked, read, listed and deleted.
 
         Raises:
           StorageError: what can't be done, why, and what to do.
         """
         folder = f"{STAGING}/check-{secrets.token_hex(8)}"
-        self.write_bytes(f"{folder}/object", folder.encode())
-        content = self.read_bytes(f"{folder}/object")
-        listed = self.list_files(folder)
+        path, content = f"{folder}/object", folder.encode()
+        if not self.create_bytes(path, content):
+            raise self._disproved(folder, "says of a new name that it is taken")
+        yield Proof("write", f"an object of {len(content)} bytes was created")
+        if self.create_bytes(path, b"another"):
+            raise self._disproved(
+                folder, "no conditional writes (If-None-Match is ignored), so two commits could overwrite each other"
+            )
+        yield Proof("conditional write", "a second object of its name was refused")
+        if self.read_bytes(path) != content:
+            raise self._disproved(folder, "gives back other content than was written")
+        yield Proof("read", "it has the content that was written")
+        if self.list_files(folder) != [FileEntry(path, len(content))]:
+            raise self._disproved(folder, "lists other objects than were written")
+        yield Proof("list", "it is listed with its size")
         self.delete_folder(folder)
-        if content != folder.encode() or listed != [FileEntry(f"{folder}/object", len(content))]:
-            raise StorageError(f"storage={self.uri!r}: gives back other content than was written; use another storage")
+        if self.exists(path):
+            raise StorageError(f"storage={self.uri!r}: keeps what was deleted; use another storage")
+        yield Proof("delete", "it is gone")
+
+    def _disproved(self, folder: str, what: str) -> StorageError:
+        self.delete_folder(folder)
+        return StorageError(f"storage={self.uri!r}: {what}; use another storage")
+
+    def place(self) -> dict[str, str | None]:
+        """Returns where the storage is: its URI and, of S3, endpoint, region and where the credentials come from.
+
+        Raises:
+          StorageError: the server can't be reached, or there are no credentials.
+        """
+        with storage_errors(self.uri, "read"):
+            return {"storage": self.uri, **self._backend.place()}
 
     def pending_folder(self, path: str) -> "PendingFolder":
         """Begins a folder that appears with all its files at once, when it is committed."""
@@ -232,13 +279,19 @@ class Storage:
         return PendingFolder(self, _check_path(path), secrets.token_hex(8))
 
     def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
-        """Removes what killed writers left in the staging area, by the age of the newest file of each."""
+        """Removes what killed writers left in the staging area, by the age of the newest file of each.
+
+        On S3 also the parts of uploads that were begun as long ago and never ended, anywhere in the storage.
+        """
         before = time.time() - older_than_s
         with storage_errors(self.uri_of(STAGING), "listed"):
             staged = self._backend.staged()
         for name, modified in staged.items():
             if modified < before:
                 self.delete_folder(f"{STAGING}/{name}")
+        if isinstance(self._backend, _S3):
+            with storage_errors(self.uri, "deleted"):
+                self._backend.abort_uploads(before)
 
     def read_manifest(self, path: str) -> dict[str, Any] | None:
         """Returns the manifest of a committed folder, None if the folder isn't committed.
@@ -378,6 +431,9 @@ class _Local:
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
+
+    def place(self) -> dict[str, str | None]:
+        return {"kind": "local folder"}
 
     def exists(self, path: str) -> bool:
         return (self.root / path).is_file()
@@ -553,31 +609,54 @@ class _S3:
 
     def __init__(self, uri: str) -> None:
         self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+        self._arrow: tuple[Any, Any] | None = None
 
     def key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
+
+    def uri(self, path: str) -> str:
+        return f"s3://{self.bucket}/{self.key(path)}"
 
     def folder_key(self, path: str) -> str:
         return f"{self.key(path)}/" if self.key(path) else ""
 
     @cached_property
+    def session(self) -> Any:
+        import boto3
+
+        return boto3.Session()
+
+    def place(self) -> dict[str, str | None]:
+        found = self.session.get_credentials()
+        source = None if found is None else _CREDENTIALS_FROM.get(found.method, found.method)
+        meta = self.client.meta
+        return {"kind": "S3", "endpoint": meta.endpoint_url, "region": meta.region_name, "credentials": source}
+
+    @cached_property
     def client(self) -> Any:
         """The boto3 client. Credentials, region, profile and endpoint come from AWS's standard places."""
-        import boto3
         from botocore.exceptions import ClientError
 
-        session = boto3.Session()
-        probe = _s3_client(session, attempts=3, read_timeout_s=5)
-        # Ten patient attempts ride out a server's bad minute, but make an endpoint that isn't there cost minutes.
+        probe = s3_requests.make_client(self.session, attempts=6, read_timeout_s=5)
+        # Ten patient attempts ride out a server's bad half minute, and are too many for an endpoint that isn't there.
         # So the first contact is impatient; any answer, even a refusal, shows that somebody is there.
         with contextlib.suppress(ClientError):
             probe.head_bucket(Bucket=self.bucket)
         probe.close()
-        return _s3_client(session, attempts=10, read_timeout_s=60)
+        return s3_requests.make_client(self.session)
 
-    @cached_property
     def filesystem(self) -> Any:
-        """pyarrow's S3, for random access without Python in the way."""
+        """pyarrow's S3, for random access without Python in the way.
+
+        Its keys are boto3's: left alone it knows no role of a profile, and asks as nobody. A role's keys change.
+        """
+        self.client  # noqa: B018  (says in seconds that nobody is there, or that there are no keys)
+        keys = self.session.get_credentials().get_frozen_credentials()
+        if self._arrow is None or self._arrow[0] != keys:
+            self._arrow = keys, self._make_filesystem(keys)
+        return self._arrow[1]
+
+    def _make_filesystem(self, keys: Any) -> Any:
         from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
         endpoint = urllib.parse.urlsplit(self.client.meta.endpoint_url)
@@ -587,32 +666,55 @@ class _S3:
             endpoint_override=None if on_aws else endpoint.netloc + endpoint.path.rstrip("/"),
             scheme=endpoint.scheme,
             region=None if region == "aws-global" else region,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=10),
-            connect_timeout=5,
-            request_timeout=60,
+            access_key=keys.access_key,
+            secret_key=keys.secret_key,
+            session_token=keys.token,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=s3_requests.ATTEMPTS),
+            connect_timeout=s3_requests.CONNECT_TIMEOUT_S,
+            # Arrow tries as often after a timeout as after any other failure; it only reads, which begins at once.
+            request_timeout=10,
         )
 
+    @cached_property
+    def has_bucket(self) -> bool:
+        """True; a missing bucket raises, which the 404 of an object does not tell from a missing object."""
+        self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.folder_key(""), MaxKeys=1)
+        return True
+
     def exists(self, path: str) -> bool:
-        # Not HEAD, whose 404 doesn't tell a missing object from a missing bucket.
-        page = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(path), MaxKeys=1)
-        return [entry["Key"] for entry in page.get("Contents", [])] == [self.key(path)]
+        from botocore.exceptions import ClientError
 
-    def read(self, path: str) -> bytes:
-        from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+        # Not by a listing, which has no checksum: with one flipped bit there is no such object.
+        try:
+            self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            return not self.has_bucket
+        return True
 
-        for attempts_left in (2, 1, 0):
+    def read(self, path: str, *, attempts: int = _BODY_ATTEMPTS) -> bytes:
+        from botocore.exceptions import (
+            FlexibleChecksumError,
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
+
+        for attempt in range(1, attempts + 1):
             body = self.client.get_object(Bucket=self.bucket, Key=self.key(path))["Body"]
             try:
                 with contextlib.closing(body):
                     return bytes(body.read())
-            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                # boto3 repeats requests, but not one whose body breaks off.
-                if not attempts_left:
+            except (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                # The client repeats requests, but not one whose body breaks off or arrives damaged.
+                if attempt == attempts:
                     raise
+                time.sleep(s3_requests.pause_s(attempt))
         raise AssertionError("the last attempt returns or raises")
 
     def open(self, path: str) -> "pyarrow.NativeFile":
-        return self.filesystem.open_input_file(f"{self.bucket}/{self.key(path)}")
+        return self.filesystem().open_input_file(f"{self.bucket}/{self.key(path)}")
 
     def pages(self, path: str, **options: str) -> Iterator[Any]:
         paginator = self.client.get_paginator("list_objects_v2")
@@ -642,27 +744,56 @@ class _S3:
         return [name for prefix in prefixes if (name := prefix.removeprefix(self.folder_key(path)).rstrip("/"))]
 
     def write(self, path: str, data: bytes) -> None:
-        if len(data) <= MULTIPART_BYTES:
-            self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
-        else:
-            self.client.upload_fileobj(io.BytesIO(data), self.bucket, self.key(path))
+        for _ in range(_BODY_ATTEMPTS):
+            if len(data) <= MULTIPART_BYTES:
+                answer = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
+            else:
+                self._upload_in_parts(path, data)
+                answer = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+            if self._arrived(path, data, answer):
+                return
+        raise StorageError(f"storage={self.uri(path)!r}: can't be written: {_DAMAGED}")
+
+    def _upload_in_parts(self, path: str, data: bytes) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_chunksize=PART_BYTES)
+        self.client.upload_fileobj(io.BytesIO(data), self.bucket, self.key(path), Config=config)
+
+    def _arrived(self, path: str, data: bytes, answer: Mapping[str, Any]) -> bool:
+        """Whether the server stored what was sent: one that checks no checksums keeps what was damaged on its way."""
+        from botocore.exceptions import FlexibleChecksumError
+
+        # With a key service's encryption the tag is another hash; servers that have it check the checksums.
+        if "kms" in answer.get("ServerSideEncryption", "") or answer.get("ETag", "").strip('"') == _tag(data):
+            return True
+        # Not every server's tag is this hash.
+        with contextlib.suppress(FlexibleChecksumError):
+            return self.read(path, attempts=2) == data
+        return False
 
     def create(self, path: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
+        repeated = False
         for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
             try:
-                self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*")
-                return True
+                answer = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*")
             except ClientError as error:
-                answer = error.response["ResponseMetadata"]
-                if answer["HTTPStatusCode"] == 412:
-                    # After the client's own retry the object in the way may be this call's.
-                    return answer.get("RetryAttempts", 0) > 0 and self.read(path) == data
-                if answer["HTTPStatusCode"] != 409 or delay_s is None:
+                metadata = error.response["ResponseMetadata"]
+                repeated = repeated or metadata.get("RetryAttempts", 0) > 0
+                if metadata["HTTPStatusCode"] == 412:
+                    # After a repeated request the object in the way may be this call's.
+                    return repeated and self.read(path) == data
+                if metadata["HTTPStatusCode"] != 409 or delay_s is None:
                     raise
                 # 409: another writer's request is still running. It may yet fail, so ask again.
                 time.sleep(delay_s)
+            else:
+                if not self._arrived(path, data, answer):
+                    # The name is this call's by now.
+                    self.write(path, data)
+                return True
         raise AssertionError("the last attempt returns or raises")
 
     def delete_folder(self, path: str) -> None:
@@ -680,6 +811,26 @@ class _S3:
             newest[name] = max(newest.get(name, 0.0), entry["LastModified"].timestamp())
         return newest
 
+    def abort_uploads(self, before: float) -> None:
+        """Aborts uploads in parts that were begun before a time: unseen, their parts cost as objects do."""
+        from botocore.exceptions import ClientError
+
+        paginator = self.client.get_paginator("list_multipart_uploads")
+        try:
+            for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key("")):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"].timestamp() < before:
+                        self._abort_upload(upload["Key"], upload["UploadId"])
+        except ClientError as error:
+            # Not every server has the function, nor every role the right, and no job's work depends on it.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+                raise
+
+    def _abort_upload(self, key: str, upload: str) -> None:
+        # Somebody else may just have aborted it.
+        with contextlib.suppress(self.client.exceptions.NoSuchUpload):
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Copies the staged files, then creates the manifest, the commit itself; False if there is one."""
         if self.exists(f"{path}/{MANIFEST}"):
@@ -692,27 +843,44 @@ class _S3:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(copy, files))
         if not self.create(f"{path}/{MANIFEST}", manifest):
-            kept = {file.stored_name for file in _files_of(json.loads(self.read(f"{path}/{MANIFEST}")))}
-            for file in files:
-                if file.stored_name not in kept:
-                    self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
+            self._delete_unkept(path, files)
             return False
         self.write(f"{path}/{SUCCESS}", b"")
         return True
 
+    def _delete_unkept(self, path: str, files: Sequence[StoredFile]) -> None:
+        """Deletes those of the files that the manifest, which is somebody else's, doesn't name."""
+        try:
+            kept = {file.stored_name for file in _files_of(json.loads(self.read(f"{path}/{MANIFEST}")))}
+        except (ValueError, TypeError, KeyError):
+            # Whoever commits reads it next, and tells that it is damaged.
+            return
+        for file in files:
+            if file.stored_name not in kept:
+                self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
 
-def _s3_client(session: Any, *, attempts: int, read_timeout_s: int) -> Any:
-    from botocore.config import Config
 
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": attempts},
-        connect_timeout=5,
-        read_timeout=read_timeout_s,
-    )
-    try:
-        return session.client("s3", config=config)
-    except ValueError as error:
-        raise StorageError(f"AWS_ENDPOINT_URL: {_one_line(error)}; write http(s)://host:port") from None
+# What botocore calls its sources of credentials -> what a person does.
+_CREDENTIALS_FROM = {
+    "env": "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "shared-credentials-file": "from the shared credentials file",
+    "config-file": "from AWS's config file",
+    "assume-role": "from an assumed role",
+    "assume-role-with-web-identity": "from a web identity's role",
+    "sso": "from single sign-on",
+    "custom-process": "from the profile's credential_process",
+    "container-role": "from the container's role",
+    "iam-role": "from the instance's role",
+}
+
+
+def _tag(data: bytes) -> str:
+    """Returns the tag that S3 gives an object: its MD5, or that of its parts' MD5s and their number."""
+    if len(data) <= MULTIPART_BYTES:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+    digests = [hashlib.md5(part, usedforsecurity=False).digest() for part in parts]
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
 @contextlib.contextmanager
@@ -740,6 +908,8 @@ _NO_OBJECT = "no such object"
 _CHECK_KEYS = "check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_URL"
 _OVERLOADED = "the server is overloaded or out of service; try again later"
+_DAMAGED = "what arrives is not what was sent; check the network, and whatever stands between here and the server"
+_LACKING = "the server lacks a function that is needed, maybe conditional writes (If-None-Match); use another storage"
 
 _OS_REASONS = {
     errno.ENOENT: "a folder is missing and can't be made; choose another storage",
@@ -773,6 +943,17 @@ _AWS_REASONS = {
     "slowdown": _OVERLOADED,
     "serviceunavailable": _OVERLOADED,
     "503": _OVERLOADED,
+    "internalerror": _OVERLOADED,
+    "500": _OVERLOADED,
+    "toomanyrequests": _OVERLOADED,
+    "429": _OVERLOADED,
+    "flexiblechecksumerror": _DAMAGED,
+    "incompletereaderror": _DAMAGED,
+    "responsestreamingerror": _DAMAGED,
+    "baddigest": _DAMAGED,
+    "xamzcontentsha256mismatch": _DAMAGED,
+    "xamzcontentchecksummismatch": _DAMAGED,
+    "notimplemented": _LACKING,
 }
 
 
@@ -794,4 +975,5 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split()))
+    # boto3 believes that it repeats requests itself, and would say so of a plain refusal.
+    return without_secrets(" ".join(str(error).replace(" (reached max retries: 0)", "").split()))

@@ -1,5 +1,6 @@
 """A real S3 server process for the tests: moto's, on the loopback, in memory, ended by its pid."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -46,7 +47,13 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    log = tmp_path_factory.mktemp("moto") / "server.log"
+    with running_s3_server(tmp_path_factory.mktemp("moto") / "server.log") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_s3_server(log: Path) -> Iterator[S3Server]:
+    """Runs a server until the block ends."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from mnist_ray.models.networks import make_network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 VARIANTS = ["baseline", "dropout", "dropout_batchnorm"]
+SHORTEST = ("--rounds", "2", "--chunk-seconds", "0.001")
 
 
 @pytest.fixture
@@ -37,8 +39,9 @@ def run_script(monkeypatch: pytest.MonkeyPatch, data_dir: Path):
     threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
-    def run(name: str, *options: str, shortest: Sequence[str] = ("--rounds", "2", "--chunk-seconds", "0.001")) -> None:
-        monkeypatch.setattr(sys, "argv", [name, *shortest, "--data-dir", str(data_dir), *options])
+    def run(name: str, *options: str, shortest: Sequence[str] = SHORTEST, with_data: bool = True) -> None:
+        data = ["--data-dir", str(data_dir)] if with_data else []
+        monkeypatch.setattr(sys, "argv", [name, *shortest, *data, *options])
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
 
     yield run
@@ -137,6 +140,91 @@ def test_an_evaluation_and_its_report_are_timed_weighed_and_left_behind(run_scri
     # Libraries alone take more than 50 MiB.
     assert min(rows["evaluate, peak"], rows["report, peak"]) > 50
     assert min(rows["evaluate"], rows["report"]) > 0
+
+
+@pytest.mark.slow
+def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_script, capsys) -> None:
+    run_script(
+        "evaluate_scale.py", "--images", "200", "2500", "--workers", "1", "--rounds", "1", "--json",
+        shortest=(), with_data=False,
+    )  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [(row["command"], row["workers"], row["images"]) for row in rows] == [
+        ("bare loop", "1", "2,500"),
+        *((name, "1", images) for name in ("evaluate", "predict") for images in ("200", "2,500", "2,300 more")),
+    ]
+    bare = rows[0]["images_per_s"]
+    assert 0 < bare["low"] <= bare["high"]
+    for row, count in zip(rows[1:], (200, 2500, 2300, 200, 2500, 2300), strict=True):
+        rate = row["images_per_s"]["median"]
+        assert rate * row["seconds"]["median"] == pytest.approx(count)
+        assert bare["low"] * 0.999 <= rate / row["ratio_to_bare_loop"]["median"] <= bare["high"] * 1.001
+    assert rows[0]["ratio_to_bare_loop"]["median"] == rows[0]["ratio_of_cpu"]["median"] == 1
+    # What a command needs to start takes more than a few images.
+    assert all(0 < row["ratio_of_cpu"]["median"] < 1 for row in rows[1:] if "more" not in row["images"])
+    for few, many, more in (rows[1:4], rows[4:]):
+        # Libraries alone take more than 50 MiB.
+        assert few["peak_mib"]["median"] > 50
+        assert more["peak_mib"]["median"] == pytest.approx(many["peak_mib"]["median"] - few["peak_mib"]["median"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_workers_of_a_command_are_weighed_too(run_script, capsys) -> None:
+    run_script(
+        "evaluate_scale.py", "--images", "20000", "30000", "--workers", "2", "--commands", "evaluate", "--rounds", "1",
+        "--json", shortest=(), with_data=False,
+    )  # fmt: skip
+    bare, few, many, _ = json.loads(capsys.readouterr().out)["results"]
+    assert bare["worker_peak_mib"]["median"] == 0
+    assert min(few["worker_peak_mib"]["median"], many["worker_peak_mib"]["median"]) > 50
+
+
+def test_the_images_that_are_made_for_the_scale_are_those_of_ten_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import evaluate_scale
+
+    labels = np.arange(2000) % 10
+    images = evaluate_scale.synthetic_images(np.random.default_rng(1), labels)
+    assert (images.shape, images.dtype) == ((2000, 784), np.uint8)
+    means = np.stack([images[labels == label].mean(axis=0) for label in range(10)])
+    distances = ((images[:, None] - means) ** 2).sum(axis=2)
+    # Chance would be 0.1.
+    assert (distances.argmin(axis=1) == labels).mean() > 0.5
+    # As sparse as MNIST, where a fifth of the pixels is ink.
+    assert 0.05 < (images > 0).mean() < 0.3
+
+
+@pytest.mark.slow
+def test_ranks_are_timed_beside_one_process_and_a_sentence_says_what_they_bring(run_script, capsys) -> None:
+    run_script("ddp.py", "--json")
+    document = json.loads(capsys.readouterr().out)
+    rows = document["results"]
+    assert [(row["contender"], row["processes"], row["batch_size"]) for row in rows] == [
+        ("single", "1", "64"),
+        ("one rank", "1", "64"),
+        ("strong", "2", "64"),
+        ("weak", "2", "128"),
+        ("independent", "2", "64"),
+    ]
+    for row in rows:
+        assert 0 < row["ratio_to_single"]["low"] <= row["ratio_to_single"]["high"]
+        rate = row["steps_per_s"]["median"] * int(row["batch_size"])
+        assert rate == pytest.approx(row["samples_per_s"]["median"])
+    assert f"{rows[2]['ratio_to_single']['median']:.2f} times as many samples/s as one process" in document["note"]
+
+
+def test_ranks_that_pay_less_than_independent_runs_do_not_pay(timing: ModuleType) -> None:
+    import ddp
+
+    def said(strong: float, weak: float, independent: float) -> str:
+        found = {"strong": strong, "weak": weak, "independent": independent}
+        rows = [{"contender": name, "ratio_to_single": timing.Spread(x, x, x)} for name, x in found.items()]
+        return ddp.verdict(rows, 2)
+
+    assert said(0.44, 0.7, 1.84).startswith("DDP does not pay for this network here: 2 ranks train 0.44 times")
+    assert said(1.1, 1.5, 1.84).startswith("DDP does not pay")
+    assert said(1.7, 1.95, 1.9).startswith("DDP pays")
 
 
 def test_digits_stand_in_for_mnist_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -3,21 +3,27 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from small_disk import on_small_disk
 from tiny_digits import tiny_digits
 
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cli import run_command
 from mnist_ray.errors import CheckpointError
+from mnist_ray.grid_training import train_stack
+from mnist_ray.grids import expand, grid_settings, read_grid, stacks
 from mnist_ray.storage import open_storage
 from mnist_ray.training import fit
-from mnist_ray.training_data import prepare_data
+from mnist_ray.training_data import load_data, prepare_data
 from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 def trained(root: Path, name: str, *, epochs: int, finished: bool, hidden_sizes: tuple[int, ...] = (8,)) -> RunFolder:
@@ -69,6 +75,112 @@ def test_a_checkpoint_of_another_run_is_not_resumed_from(
     assert run_command([*train, "--name", "a", "--hidden-sizes", "8", "--resume"]) == 3
     assert f"{name}/checkpoint.json belongs to another run" in capsys.readouterr().err
     assert not (tmp_path / "runs/a/best").exists()
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "changed":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "missing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "checkpoint.json"])
+def test_a_damaged_newest_checkpoint_costs_its_epoch_and_changes_no_bit(
+    tmp_path: Path, how: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--dataset", "digits", "--epochs", "4", "--name", "a", "--hidden-sizes", "8"]
+    assert run_command([*train, "--storage", str(tmp_path)]) == 0
+    best = tmp_path / "runs/a/best/model.safetensors"
+    expected = best.read_bytes()
+    shutil.rmtree(best.parent)
+    damage(tmp_path / "runs/a/checkpoints/epoch-0004" / name, how)
+    capsys.readouterr()
+    assert run_command([*train, "--storage", str(tmp_path), "--resume"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    # Without its document, which is written last, it is no checkpoint yet.
+    if (name, how) != ("checkpoint.json", "missing"):
+        damaged = said.pop(0)
+        assert damaged.startswith(f"run 'a': checkpoints/epoch-0004/{name}")
+        assert damaged.endswith("; going on from epoch 3")
+    assert said[0] == "a: went on after epoch 3"
+    assert said[1].startswith("a: epoch 4/4")
+    assert len(said) == 2
+    assert best.read_bytes() == expected
+
+
+def test_a_run_without_a_whole_checkpoint_ends_with_3_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--dataset", "digits", "--epochs", "2", "--name", "a", "--storage", str(tmp_path)]
+    assert run_command(train) == 0
+    shutil.rmtree(tmp_path / "runs/a/best")
+    for path in tmp_path.glob("runs/a/checkpoints/*/model.safetensors"):
+        damage(path, "changed")
+    capsys.readouterr()
+    assert run_command([*train, "--resume"]) == 3
+    assert capsys.readouterr().err == (
+        "mnist-ray: error: run 'a': checkpoints/epoch-0002/model.safetensors: SHA-256 differs from checkpoint.json: "
+        "the file was changed or damaged; no older one is whole: delete runs/a to train it anew\n"
+    )
+
+
+def test_a_run_is_not_finished_with_the_best_of_fewer_epochs(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "a", epochs=3, finished=False)
+    damage(tmp_path / "runs/a/checkpoints/epoch-0003/model.safetensors", "changed")
+    with pytest.raises(CheckpointError, match=r"run 'a': checkpoints/epoch-0003 is damaged or missing"):
+        folder.finish()
+    assert not folder.is_finished()
+
+
+def test_a_grid_passes_over_a_damaged_checkpoint_of_a_run_and_says_so(tmp_path: Path) -> None:
+    grid = read_grid(grid_settings("smoke"), seeds="1", overrides={"epochs": 3}, source="test")
+    runs = expand(grid, name="g", max_runs=10)
+    said: list[str] = []
+
+    def train() -> None:
+        data = load_data(runs[0].config, tmp_path, CPU)
+        for stack in stacks(runs, size=2):
+            list(train_stack(stack, data, storage=storage, device=CPU, say=said.append))
+
+    storage = open_storage(str(tmp_path))
+    train()
+    expected = {path: path.read_bytes() for path in tmp_path.glob("runs/*/best/model.safetensors")}
+    assert len(expected) == 4
+    first = runs[0].run
+    shutil.rmtree(tmp_path / f"runs/{first}/best")
+    damage(tmp_path / f"runs/{first}/checkpoints/epoch-0003/optimizer.safetensors", "cut")
+    train()
+    (line,) = said
+    assert line.startswith(f"run {first!r}: checkpoints/epoch-0003/optimizer.safetensors: SHA-256 differs")
+    assert line.endswith("going on from epoch 2")
+    assert {path: path.read_bytes() for path in expected} == expected
+
+
+def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoint_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--dataset", "digits", "--epochs", "4", "--name", "a", "--hidden-sizes", "64,32"]
+    small, saved, whole = (tmp_path / name for name in ("small", "saved", "whole"))
+    small.mkdir()
+    # A checkpoint has 620 kB.
+    launcher = [sys.executable, "-m", "mnist_ray", *train, "--storage", str(small)]
+    command = on_small_disk(small, "1500k", *launcher, then=f"cp -r {small} {saved}")
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert full.returncode == 4, full.stderr
+    *epochs, error = full.stderr.splitlines()
+    assert [line.split("  ")[0] for line in epochs] == ["a: epoch 1/4", "a: epoch 2/4"]
+    assert error.startswith("mnist-ray: error: storage='")
+    assert error.endswith("can't be written: the disk is full; free some space or choose another storage")
+    assert run_command([*train, "--storage", str(whole)]) == 0
+    capsys.readouterr()
+    assert run_command([*train, "--storage", str(saved), "--resume"]) == 0
+    assert capsys.readouterr().err.startswith("a: went on after epoch 2\n")
+    best = "runs/a/best/model.safetensors"
+    assert (saved / best).read_bytes() == (whole / best).read_bytes()
 
 
 def test_weights_that_are_none_are_refused_though_their_checksum_fits(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,16 @@ from mnist_ray.cli import run_command
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream, stream_examples
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.evaluation import check_checkpoints, cut_into_shards, evaluate_shard, make_plan, manifest, write_tables
+from mnist_ray.evaluation import (
+    ShardStream,
+    check_checkpoints,
+    evaluate_shard,
+    gather,
+    make_plan,
+    manifest,
+    write_tables,
+)
+from mnist_ray.gallery import gallery
 from mnist_ray.models.networks import make_network
 from mnist_ray.storage import open_storage
 from mnist_ray.training import fit
@@ -84,7 +94,7 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     )
     storage = open_storage(str(tmp_path))
     pending = storage.pending_folder("evaluations/x")
-    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in cut_into_shards(examples, plan)]
+    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in ShardStream(examples, plan)]
     files = write_tables(plan, list(reversed(results)), pending)
     assert pending.commit(files, manifest(plan, len(examples)))
     (row,) = tables.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
@@ -111,24 +121,63 @@ def test_shards_have_every_example_once_in_order_however_the_images_arrive(
     plan = make_plan(config, [checkpoint], examples, data_sha256=whole.fingerprint)
     for sizes in ([355], [1] * 355, [99, 1, 155, 100], [250, 105]):
         pieces = replace(examples, read=lambda sizes=sizes: Pieces(whole.images.split(sizes)))
-        shards = list(cut_into_shards(pieces, plan))
+        shards = list(ShardStream(pieces, plan))
         assert [len(shard.labels) for shard in shards] == [100, 100, 100, 55]
         assert [shard.first for shard in shards] == [0, 100, 200, 300]
         assert torch.equal(torch.cat([shard.images for shard in shards]), whole.images)
         assert torch.equal(torch.cat([shard.labels for shard in shards]), whole.labels)
 
 
-def test_images_that_change_while_they_are_evaluated_are_refused(
+def test_the_fingerprint_is_that_of_the_very_images_that_were_evaluated(
     checkpoint: Checkpoint, examples: ExampleStream
 ) -> None:
     images = examples.load().images
-    plan = make_plan(EvaluationConfig(dataset="digits"), [checkpoint], examples, data_sha256=examples.scan()[0])
-    other = replace(examples, read=lambda: Pieces((images.flip(0),)))
-    with pytest.raises(DataError, match="dataset=digits: changed while it was evaluated"):
-        list(cut_into_shards(other, plan))
+    plan = make_plan(EvaluationConfig(dataset="digits", shard_size=100), [checkpoint], examples)
+    for read in (examples.read, lambda: Pieces((images.flip(0),))):
+        shards = ShardStream(replace(examples, read=read), plan)
+        list(shards)
+        assert shards.data_sha256 == replace(examples, read=read).scan()[0]
     fewer = replace(examples, read=lambda: Pieces((images[1:],)))
     with pytest.raises(DataError, match="has 354 images but 355 labels"):
-        list(cut_into_shards(fewer, plan))
+        list(ShardStream(fewer, plan))
+
+
+def test_an_evaluation_reads_its_images_once_and_the_same_again_only_to_know_them(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reads: list[str] = []
+
+    def counted(*arguments: Any, **options: Any) -> ExampleStream:
+        stream = stream_examples(*arguments, **options)
+        return replace(stream, read=lambda: reads.append(stream.source) or stream.read())
+
+    monkeypatch.setattr("mnist_ray.cluster.evaluation.stream_examples", counted)
+    monkeypatch.setattr("mnist_ray.cluster.evaluation.RunFolder.best", lambda _: checkpoint)
+    command = ["evaluate", "--run", "a", "--dataset", "digits", "--no-report", "--storage", str(tmp_path)]
+    assert run_command(command) == 0
+    assert len(reads) == 1
+    (committed,) = (tmp_path / "evaluations").iterdir()
+    assert f"evaluation {committed.name} committed" in capsys.readouterr().out
+    assert run_command(command) == 0
+    assert len(reads) == 2
+    assert f"evaluation {committed.name} was there already" in capsys.readouterr().out
+    # Nothing of this name is there: no need to know the images first.
+    assert run_command([*command, "--split", "train"]) == 0
+    assert len(reads) == 3
+
+
+def test_only_the_images_of_the_gallery_are_kept_however_many_shards_there_are(
+    checkpoint: Checkpoint, examples: ExampleStream, tmp_path: Path
+) -> None:
+    plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples)
+    pending = open_storage(str(tmp_path)).pending_folder("evaluations/x")
+    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in ShardStream(examples, plan)]
+    all_images = [image for result in results for image in result.images]
+    gathered = gather(reversed(results))
+    kept = [image for result in gathered for image in result.images]
+    assert len(kept) < len(all_images)
+    assert kept == gallery(all_images)
+    assert [result.number for result in gathered] == list(reversed(range(len(results))))
 
 
 @dataclass(frozen=True)
@@ -183,5 +232,5 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_images(tmp_path: Pat
 
 def test_a_shard_is_sent_without_the_labels_of_the_others(checkpoint: Checkpoint, examples: ExampleStream) -> None:
     plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples, data_sha256=SHA256)
-    shard = next(iter(cut_into_shards(examples, plan)))
+    shard = next(iter(ShardStream(examples, plan)))
     assert len(pickle.dumps(shard.labels)) < 1000

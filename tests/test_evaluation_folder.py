@@ -7,7 +7,7 @@ import pytest
 
 from mnist_ray import tables
 from mnist_ray.cli import run_command
-from mnist_ray.evaluation_folder import evaluations_of_split, open_evaluation
+from mnist_ray.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
 from mnist_ray.storage import open_storage
 
 COMMANDS = (["report", "e"], ["compare", "e"], ["query", "e", "SELECT 1"])
@@ -78,3 +78,20 @@ def test_the_looks_at_a_split_are_found_by_its_content(tmp_path: Path) -> None:
     # Nobody can tell what a damaged one has read.
     (tmp_path / "evaluations" / "b" / "_manifest.json").write_text("{")
     assert evaluations_of_split(storage, "ab") == ["a", "b", "c"]
+
+
+def test_an_evaluation_is_likely_there_if_one_of_the_same_name_has_the_same_runs_and_code(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+
+    def is_there(stem: str = "digits-test-1run", sha256: str = "ab", code_version: str = "1") -> bool:
+        return is_likely_there(storage, stem, runs={"a": sha256}, code_version=code_version)
+
+    assert not is_there()
+    commit(tmp_path, "digits-test-1run-0123", runs={"a": "ab"}, code_version="1")
+    assert is_there()
+    assert not is_there(sha256="cd")
+    assert not is_there(code_version="2")
+    assert not is_there("digits-train-1run")
+    # Nobody can tell what a damaged one has evaluated.
+    (tmp_path / "evaluations" / "digits-test-1run-0123" / "_manifest.json").write_text("{")
+    assert is_there(sha256="cd")

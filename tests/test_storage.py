@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_disk import on_small_disk
 
 from mnist_ray.errors import ConfigError, ConflictError, DataError, StorageError
 from mnist_ray.storage import FileEntry, MissingError, Storage, StoredFile, check_uri, open_storage, storage_errors
@@ -619,10 +619,6 @@ def test_a_write_that_fails_halfway_leaves_the_old_object(local: Storage) -> Non
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_object(tmp_path: Path) -> None:
-    enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
-    mount = f"mount -t tmpfs -o size=128k tmpfs {tmp_path}"
-    if shutil.which("unshare") is None or subprocess.run([*enter, mount], capture_output=True).returncode != 0:
-        pytest.skip("needs unshare and the right to mount a small file system")
     script = """
 import os, sys
 from mnist_ray.errors import StorageError
@@ -635,7 +631,7 @@ for write in (storage.write_bytes, lambda path, data: commit(storage, {"a.parque
         print(error)
 print(storage.read_bytes("runs/a"), storage.list_files(), storage.list_files(".staging"))
 """
-    command = [*enter, f'{mount}; exec "$@"', "sh", sys.executable, "-c", COMMIT + script, str(tmp_path)]
+    command = on_small_disk(tmp_path, "128k", sys.executable, "-c", COMMIT + script, str(tmp_path))
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     reason = "can't be written: the disk is full; free some space or choose another storage"
     lines = done.stdout.splitlines()

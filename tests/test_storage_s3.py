@@ -1,82 +1,27 @@
 import pickle
+import signal
 import socket
-import threading
-import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import boto3
 import pyarrow
 import pyarrow.parquet
 import pytest
+from faulty_proxy import faulty_proxy
 from s3_fixtures import S3Server
+from scripted_s3 import Answer, Answers, always, refusal, scripted_server, storage_at
 
 from mnist_ray.errors import StorageError
 from mnist_ray.storage import MULTIPART_BYTES, FileEntry, MissingError, Storage, open_storage, storage_errors
 
 pytestmark = pytest.mark.s3
 
-Answer = tuple[int, bytes]
-Answers = Callable[[str, str, int], Answer]
-
-
-def refusal(status: int, code: str) -> Answer:
-    return status, f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
-
-
-def always(answer: Answer) -> Answers:
-    return lambda *_request: answer
-
-
-@contextmanager
-def scripted_server(answers: Answers, *, breaks_off: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """Gives an HTTP server's address and its log; answers(method, path, how often asked before) is what it says.
-
-    Args:
-      answers: the status and body of each answer.
-      breaks_off: number of GET answers of which only the first half arrives.
-    """
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            request = f"{self.command} {urllib.parse.urlsplit(self.path).path}"
-            asked.append(request)
-            times = asked.count(request)
-            status, body = answers(self.command, self.path, times - 1)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET" and times <= breaks_off:
-                body = body[: len(body) // 2]
-                self.close_connection = True
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_PUT = do_HEAD = do_DELETE = answer
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keeps the test's output clean; `asked` is the log."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def storage_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    S3Server(endpoint).use(monkeypatch)
-    return open_storage("s3://bucket/prefix")
+REPOSITORY = Path(__file__).parents[1]
 
 
 def test_a_missing_bucket_is_named(s3_uri: str) -> None:
@@ -161,6 +106,86 @@ def test_a_large_object_is_uploaded_in_parts(s3_uri: str) -> None:
     tag = boto3.Session().client("s3").head_object(Bucket=bucket, Key=f"{prefix}/large")["ETag"]
     # The tag of an object made of n parts ends with -n.
     assert tag.strip('"').endswith("-9")
+
+
+def multipart_uploads(s3_uri: str) -> list[str]:
+    bucket = s3_uri.split("/")[2]
+    listed = boto3.Session().client("s3").list_multipart_uploads(Bucket=bucket)
+    return sorted(upload["Key"] for upload in listed.get("Uploads", []))
+
+
+KILLED_UPLOAD = """
+import os, signal, sys
+from mnist_ray.storage import MULTIPART_BYTES, open_storage
+
+storage = open_storage(sys.argv[1])
+upload_part = storage._backend.client.meta.events
+upload_part.register("before-send.s3.UploadPart", lambda **_: os.kill(os.getpid(), int(sys.argv[2])))
+storage.write_bytes("large", bytes(MULTIPART_BYTES + 1))
+"""
+
+
+def test_the_parts_of_a_killed_upload_are_swept_away(s3_uri: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_UPLOAD, s3_uri, str(signal.SIGKILL)], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    boto3.Session().client("s3").create_multipart_upload(Bucket=s3_uri.split("/")[2], Key="somebody/else's")
+    assert multipart_uploads(s3_uri) == ["some/prefix/large", "somebody/else's"]
+    # To this server all uploads are old.
+    open_storage(s3_uri).pending_folder("evaluations/e1")
+    assert multipart_uploads(s3_uri) == ["somebody/else's"]
+
+
+def test_an_interrupted_upload_leaves_no_parts(s3_uri: str) -> None:
+    stopped = subprocess.run(
+        [sys.executable, "-c", KILLED_UPLOAD, s3_uri, str(signal.SIGINT)], cwd=REPOSITORY, capture_output=True
+    )
+    assert b"KeyboardInterrupt" in stopped.stderr
+    assert multipart_uploads(s3_uri) == []
+
+
+def test_an_upload_that_fails_leaves_no_parts(
+    s3_server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(line: str, _: int) -> str | None:
+        return "forbidden" if "partNumber=3" in line else None
+
+    with faulty_proxy(s3_server.endpoint, choose) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(StorageError, match=r"/large': can't be written: access denied"):
+            open_storage(s3_uri).write_bytes("large", bytes(MULTIPART_BYTES + 1))
+        assert multipart_uploads(s3_uri) == []
+    assert proxy.done["forbidden"] == 1
+
+
+def uploads_of(*begun: str) -> bytes:
+    uploads = [
+        f"<Upload><Key>prefix/{number}</Key><UploadId>{number}</UploadId><Initiated>{time}</Initiated></Upload>"
+        for number, time in enumerate(begun)
+    ]
+    return f"<ListMultipartUploadsResult>{''.join(uploads)}</ListMultipartUploadsResult>".encode()
+
+
+def test_only_uploads_that_are_a_day_old_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    begun = [(now - timedelta(hours=hours)).isoformat() for hours in (25, 23, 26)]
+
+    def answer(method: str, path: str, times: int) -> Answer:
+        if method == "DELETE" and "uploadId=2" in path:
+            return refusal(404, "NoSuchUpload")
+        return 200, uploads_of(*begun) if "uploads" in path else b"<ListBucketResult/>" if method == "GET" else b""
+
+    with scripted_server(answer) as (endpoint, asked):
+        storage_at(endpoint, monkeypatch).remove_leftovers()
+    assert [line for line in asked if "DELETE" in line] == ["DELETE /bucket/prefix/0", "DELETE /bucket/prefix/2"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (501, "NotImplemented")])
+def test_a_server_that_tells_no_uploads_is_no_obstacle(status: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return refusal(status, code) if "uploads" in path else (200, b"<ListBucketResult/>" if method == "GET" else b"")
+
+    with scripted_server(answer) as (endpoint, _):
+        storage_at(endpoint, monkeypatch).pending_folder("evaluations/e1")
 
 
 def test_older_servers_without_checksums_are_served(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +312,7 @@ def test_a_server_that_is_out_of_service_for_a_while_is_waited_for(monkeypatch: 
     def answer(method: str, path: str, times: int) -> Answer:
         return refusal(503, "SlowDown") if method == "PUT" and times < 3 else (200, b"")
 
-    with scripted_server(answer) as (endpoint, asked):
+    with scripted_server(answer, tags=True) as (endpoint, asked):
         storage_at(endpoint, monkeypatch).write_bytes("x", b"x")
     assert asked.count("PUT /bucket/prefix/x") == 4
 
@@ -330,6 +355,8 @@ BUSY = refusal(409, "ConditionalRequestConflict")
         # The other writer's request failed, or was carried out.
         ([BUSY, BUSY, (200, b"")], b"mine", True),
         ([BUSY, EXISTS], b"mine", False),
+        # What was busy may have been this call's own first request.
+        ([LOST, BUSY, EXISTS], b"mine", True),
     ],
 )
 def test_a_creation_knows_its_own_object(
@@ -346,6 +373,66 @@ def test_a_creation_that_stays_busy_ends_in_an_error(monkeypatch: pytest.MonkeyP
         with pytest.raises(StorageError, match=r"can't be written: .*ConditionalRequestConflict"):
             storage.create_bytes("x", b"mine")
     assert asked.count("PUT /bucket/prefix/x") == 6
+
+
+def test_an_outage_is_waited_for_by_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return refusal(500, "InternalError") if method == "GET" and times < 5 else (200, b"content")
+
+    with scripted_server(answer) as (endpoint, asked), ThreadPoolExecutor(16) as pool:
+        storage = storage_at(endpoint, monkeypatch)
+        assert storage.exists("x")
+        assert list(pool.map(storage.read_bytes, [f"run-{number}" for number in range(16)])) == [b"content"] * 16
+    assert sum(line.startswith("GET ") for line in asked) == 16 * 6
+
+
+def test_a_copy_that_fails_after_its_answer_has_begun_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        if method == "HEAD" or "list-type" in path:
+            return (404, b"") if method == "HEAD" else (200, b"<ListBucketResult/>")
+        is_copy = method == "PUT" and "evaluations/e1/a-" in path
+        return (200, refusal(500, "InternalError")[1]) if is_copy and times < 2 else (200, b"<CopyObjectResult/>")
+
+    with scripted_server(answer, tags=True) as (endpoint, asked):
+        pending = storage_at(endpoint, monkeypatch).pending_folder("evaluations/e1")
+        assert pending.commit([pending.write("a.parquet", b"abc")], {})
+    assert asked.count("PUT /bucket/prefix/evaluations/e1/a-ba7816bf8f01.parquet") == 3
+
+
+def gives_back(content: bytes) -> Answers:
+    return lambda method, *_: (200, content if method == "GET" else b"")
+
+
+@pytest.mark.parametrize("write", [Storage.write_bytes, Storage.create_bytes])
+def test_what_arrives_damaged_is_written_again(
+    write: Callable[[Storage, str, bytes], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server's tag is that of the content the third time.
+    with scripted_server(gives_back(b"other"), tags=lambda times: times > 2) as (endpoint, asked):
+        write(storage_at(endpoint, monkeypatch), "x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == 3
+
+
+def test_a_server_with_tags_of_its_own_is_believed_by_what_it_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(gives_back(b"mine")) as (endpoint, asked):
+        storage_at(endpoint, monkeypatch).write_bytes("x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == 1
+
+
+def test_what_always_arrives_damaged_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_server(gives_back(b"other")) as (endpoint, _):
+        storage = storage_at(endpoint, monkeypatch)
+        with pytest.raises(StorageError, match=r"/prefix/x': can't be written: what arrives is not what was sent;"):
+            storage.write_bytes("x", b"mine")
+
+
+def test_an_upload_that_the_server_finds_damaged_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return refusal(400, "BadDigest") if method == "PUT" and times < 2 else (200, b"")
+
+    with scripted_server(answer, tags=True) as (endpoint, asked):
+        storage_at(endpoint, monkeypatch).write_bytes("x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == 3
 
 
 def test_a_later_failure_of_an_open_object_is_a_storage_error(s3_uri: str) -> None:

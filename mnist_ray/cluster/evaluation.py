@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
@@ -24,15 +25,16 @@ from mnist_ray.evaluation import (
     Plan,
     Shard,
     ShardResult,
+    ShardStream,
     check_checkpoints,
-    cut_into_shards,
     evaluate_shard,
+    gather,
     make_plan,
     manifest,
     num_shards,
     write_tables,
 )
-from mnist_ray.evaluation_folder import evaluations_of_split
+from mnist_ray.evaluation_folder import evaluations_of_split, is_likely_there
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.inference import inference_device
 from mnist_ray.placement import ANYWHERE, Placement
@@ -95,19 +97,37 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     checkpoints = _best_checkpoints(storage, _runs(storage, job))
     examples = stream_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
     check_checkpoints(job.config, checkpoints, examples)
+    plan = make_plan(job.config, checkpoints, examples)
+    committed = _committed_before(job, plan, examples, storage)
+    already_done = committed is not None
+    if committed is None:
+        committed, already_done = _evaluate_and_commit(job, plan, examples, storage)
+    folder = f"evaluations/{committed}"
+    metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
+    page = _page(storage, committed) if job.report else None
+    return EvaluateOutcome(committed, storage.uri_of(folder), already_done, metrics, page)
+
+
+def _committed_before(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> str | None:
+    """Returns the name of this very evaluation if it is in the storage.
+
+    To tell whether it is, all images must be read. They are only where the same runs were evaluated in the same way:
+    else they are read once, while they are evaluated.
+    """
+    if not is_likely_there(storage, plan.stem, runs=plan.runs, code_version=plan.code_version):
+        return None
     data_sha256, conversion = examples.scan()
+    name = replace(plan, data_sha256=data_sha256).name
+    if storage.read_manifest(f"evaluations/{name}") is None:
+        return None
+    storage.complete_commit(f"evaluations/{name}")
+    _say_conversion(job, conversion)
+    return name
+
+
+def _say_conversion(job: EvaluateJob, conversion: str | None) -> None:
     if conversion and ":" in job.config.dataset:
         print(f"dataset {job.config.dataset}: {conversion}", file=sys.stderr)
-    plan = make_plan(job.config, checkpoints, examples, data_sha256=data_sha256)
-    folder = f"evaluations/{plan.name}"
-    already_done = storage.read_manifest(folder) is not None
-    if already_done:
-        storage.complete_commit(folder)
-    else:
-        already_done = not _evaluate_and_commit(job, plan, examples, storage.pending_folder(folder))
-    metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
-    page = _page(storage, plan.name) if job.report else None
-    return EvaluateOutcome(plan.name, storage.uri_of(folder), already_done, metrics, page)
 
 
 def _page(storage: Storage, evaluation: str) -> str:
@@ -142,24 +162,29 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
         return list(pool.map(lambda run: RunFolder(storage, run).best(), runs))
 
 
-def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder) -> bool:
+def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> tuple[str, bool]:
+    """Returns the evaluation's name and whether somebody else had committed it meanwhile."""
+    pending = storage.pending_folder(f"evaluations/{plan.stem}")
+    shards, total = ShardStream(examples, plan), num_shards(examples, plan)
     try:
         if job.num_workers == 1 and not on_cluster():
-            results = list(_shown(_in_process(job, plan, examples, pending), num_shards(examples, plan)))
+            results = gather(_shown(_in_process(job, plan, shards, pending), total))
         else:
-            needs = Needs(f"evaluation {plan.name}", pending.storage, job.num_workers)
+            needs = Needs(f"evaluation {plan.stem}", storage, job.num_workers)
             with ray_session(needs, job.placement) as use_gpu:
-                done = _on_workers(job, plan, examples, pending, use_gpu=use_gpu)
-                results = list(_shown(done, num_shards(examples, plan)))
+                results = gather(_shown(_on_workers(job, plan, shards, pending, use_gpu=use_gpu), total))
+        _say_conversion(job, shards.conversion)
+        plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)
         document = manifest(plan, len(examples))
         # Neither who evaluates nor what was read before is a part of the evaluation's content.
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         volatile = {
-            "earlier_evaluations": evaluations_of_split(pending.storage, plan.data_sha256),
+            "earlier_evaluations": evaluations_of_split(storage, document["data_sha256"]),
             "made_by": lineage(command_line=command_line(), num_workers=job.num_workers, gpu=gpu),
         }
-        return pending.commit(files, {**document, "volatile": volatile})
+        final = replace(pending, path=f"evaluations/{plan.name}")
+        return plan.name, not final.commit(files, {**document, "volatile": volatile})
     except BaseException:
         pending.abort()
         raise
@@ -175,28 +200,34 @@ def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
         yield from progress.track(results, total=total, description="shards")
 
 
-def _in_process(job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder) -> Iterator[ShardResult]:
+def _in_process(job: EvaluateJob, plan: Plan, shards: ShardStream, pending: PendingFolder) -> Iterator[ShardResult]:
     device = inference_device(job.placement.use_gpu)
-    for shard in cut_into_shards(examples, plan):
+    for shard in shards:
         yield evaluate_shard(plan, shard, pending, device=device)
 
 
-def _evaluate_remotely(plan: Plan, shard: Shard, pending: PendingFolder) -> ShardResult:
+def _evaluate_remotely(
+    plan: Plan, number: int, first: int, images: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]",
+    pending: PendingFolder,
+) -> ShardResult:  # fmt: skip
+    # Copies: torch warns of memory that it must not write to.
+    shard = Shard(number, first, torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
     return evaluate_shard(plan, shard, pending, device=inference_device())
 
 
 def _on_workers(
-    job: EvaluateJob, plan: Plan, examples: ExampleStream, pending: PendingFolder, *, use_gpu: bool
+    job: EvaluateJob, plan: Plan, shards: ShardStream, pending: PendingFolder, *, use_gpu: bool
 ) -> Iterator[ShardResult]:
-    """Keeps every worker busy with one shard; never more than num_workers shards are under way."""
+    """Keeps every worker busy with one shard while the next one is read and waits."""
     task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=_RETRIES)(_evaluate_remotely)
     shared_plan = ray.put(plan)
-    shards = cut_into_shards(examples, plan)
     under_way: list[ray.ObjectRef[ShardResult]] = []
     try:
         for shard in shards:
-            under_way.append(task.remote(shared_plan, shard, pending))
-            if len(under_way) == job.num_workers:
+            # As arrays: Ray copies them once, where a pickled tensor is copied three times on either side.
+            images, labels = shard.images.numpy(), shard.labels.numpy()
+            under_way.append(task.remote(shared_plan, shard.number, shard.first, images, labels, pending))
+            if len(under_way) > job.num_workers:
                 done, under_way = ray.wait(under_way)
                 yield ray.get(done[0])
         yield from ray.get(under_way)
@@ -205,4 +236,4 @@ def _on_workers(
             raise error.cause from error
         raise
     except RayError as error:
-        raise RunFailedError(f"evaluation {plan.name}: a worker was lost {_RETRIES + 1} times: {error}") from error
+        raise RunFailedError(f"evaluation {plan.stem}: a worker was lost {_RETRIES + 1} times: {error}") from error

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import sys
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mnist_ray.cluster.attempts import Attempts
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.data.image_spans import Span
@@ -144,19 +144,6 @@ class _Spans(Datasource):  # type: ignore[misc]
         return [ReadTask(read, metadata)]
 
 
-class _Attempts:
-    """Counts how often each span was begun: one whose worker dies, at a certain image say, Ray Data begins for ever."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._begun: Counter[int] = Counter()
-
-    def may_begin(self, first_shard: int) -> bool:
-        """Tells whether the span may be begun, for the first time or again."""
-        self._begun[first_shard] += 1
-        return self._begun[first_shard] <= self._limit
-
-
 class _PredictorActor:
     """Predicts spans; what it sends is a shard's result, or the error that ends the job, pickled."""
 
@@ -227,7 +214,7 @@ def _start_counting() -> Any:
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote(limit)
+        return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote(limit)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import re
@@ -197,7 +198,10 @@ def _submit(
 
     try:
         with _api_server(client.address):
-            JobSubmissionClient(client.address, headers=client.headers).submit_job(
+            ray_client = JobSubmissionClient(client.address, headers=client.headers)
+            # That it uploads the code is nothing to tell.
+            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+            ray_client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=job_id,
                 runtime_env=dict(runtime_env),

@@ -109,18 +109,21 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
     data = prepare_data(job.config, examples, device=device)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
+    reached = None
     if folder.storage.exists(folder.path("config.json")):
         # A conflict, or a run that is done, is told without starting Ray.
         folder.claim(job.config, data, resume=job.resume)
         if folder.is_finished():
             tracking.update([job.run])
             return TrainOutcome(folder.history(), already_done=True)
+        # Of a damaged checkpoint nobody would hear from a worker.
+        reached = folder.latest_state(lambda line: print(line, file=sys.stderr))
     # Train announces its local mode and every report at INFO; the epochs' lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with _workers(job, folder) as scaling:
         # Not before the workers are there: a command that asks for too many leaves the name free.
         folder.claim(job.config, data, resume=job.resume)
-        with _progress(folder, job.config, tracking):
+        with _progress(folder, job.config, tracking, shown=len(reached.history) if reached else 0):
             fit_run(job, scaling=scaling)
     return TrainOutcome(folder.history(), already_done=False)
 
@@ -137,16 +140,31 @@ def _workers(job: TrainJob, folder: RunFolder) -> Iterator[ScalingConfig]:
 
 
 @contextmanager
-def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking) -> Iterator[None]:
-    """Prints a line for each epoch that reaches the storage, wherever the workers are, and has it tracked."""
+def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking, *, shown: int) -> Iterator[None]:
+    """Prints a line for each epoch that reaches the storage, wherever the workers are, and has it tracked.
+
+    Args:
+      folder: of the run.
+      config: of the run.
+      tracking: told after each epoch.
+      shown: epochs that an earlier command has trained.
+    """
     ended = threading.Event()
-    shown = len(folder.history())
+    before = folder.history()
 
     def watch() -> None:
         last = shown
         while True:
             ending = ended.wait(_PROGRESS_INTERVAL_S)
-            history = folder.history()
+            try:
+                history = folder.history()
+            except MnistRayError:
+                # A failing storage ends the run by what its workers raise; there is only nothing to show now.
+                if ending:
+                    return
+                continue
+            # What an earlier command left of epochs that are trained again.
+            history = history[:shown] if history == before else history
             if last == shown and 0 < shown < len(history):
                 # Not before: what is in the storage may turn out to be damaged.
                 print(f"{folder.run}: went on after epoch {shown}", file=sys.stderr, flush=True)

@@ -49,6 +49,8 @@ class Watcher(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Takes a report; Tune calls this."""
         del iteration, trials, trial
+        for note in result.get("notes", ()):
+            self.view.say(note)
         rows = [RunProgress(**row) for row in result.get("progress", ())]
         self.view.update(rows)
         self.tracking.update(row.run for row in rows)
@@ -163,8 +165,10 @@ def train_runs(
         if settings.workers_per_run:
             _train_on_workers(runs[0], storage, settings)
         else:
-            for progress in _train_stack(runs, storage, settings):
-                tune.report({"progress": [row.as_dict() for row in progress], **judge(progress)})
+            notes: list[str] = []
+            for progress in _train_stack(runs, storage, settings, notes):
+                tune.report({"progress": [row.as_dict() for row in progress], "notes": notes.copy(), **judge(progress)})
+                notes.clear()
         found = [read_progress(storage, run.run) for run in runs]
     except RunFailedError:
         # Of workers that share a run one was lost: as if it were the trial's own.
@@ -178,7 +182,7 @@ def train_runs(
 
 
 def _train_stack(
-    runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings
+    runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings, notes: list[str]
 ) -> Iterator[Sequence[RunProgress]]:
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     if device.type == "cpu":
@@ -192,6 +196,7 @@ def _train_stack(
         device=device,
         goes_on=_judge(settings.rungs),
         command_line=settings.command_line,
+        say=notes.append,
     )
 
 

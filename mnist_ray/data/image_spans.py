@@ -17,7 +17,7 @@ from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
 from mnist_ray.data.image_folder import MAX_IMAGE_BYTES
 from mnist_ray.data.images import UnreadableImageError, decode_image, is_converted, resize_grey
-from mnist_ray.data.parquet import image_layout, open_parquet, rows_per_batch
+from mnist_ray.data.parquet import image_layout, open_parquet, rows_per_batch, whole_images
 from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage import FileEntry, MissingError, Storage, storage_errors
@@ -213,18 +213,28 @@ class ParquetSpan:
             num_rows = rows_per_batch(file, self.groups)
             for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=[column]):
                 values = batch.column(0)
-                for value in values.field("bytes") if layout == "struct" else values:
-                    yield _pixels(self.path, row, value) if layout == "pixels" else _encoded(self.path, row, value)
-                    row += 1
+                images = _pixels if layout == "pixels" else _encoded
+                yield from images(self.path, row, values.field("bytes") if layout == "struct" else values)
+                row += len(batch)
 
 
-def _encoded(path: str, row: int, value: Any) -> ReadImage:
-    if not value.is_valid:
-        return ReadImage(path, row, None, error="null")
-    return _decoded(path, row, value.as_py())
+def _encoded(path: str, first_row: int, values: Any) -> Iterator[ReadImage]:
+    for row, value in enumerate(values, start=first_row):
+        if value.is_valid:
+            yield _decoded(path, row, value.as_py())
+        else:
+            yield ReadImage(path, row, None, error="null")
 
 
-def _pixels(path: str, row: int, value: Any) -> ReadImage:
+def _pixels(path: str, first_row: int, values: Any) -> Iterator[ReadImage]:
+    whole = whole_images(values)
+    if whole is None:
+        # One by one only where something is wrong: it takes longer than the network.
+        return (_checked_pixels(path, row, value) for row, value in enumerate(values, start=first_row))
+    return (ReadImage(path, row, grey) for row, grey in enumerate(whole, start=first_row))
+
+
+def _checked_pixels(path: str, row: int, value: Any) -> ReadImage:
     if not value.is_valid or value.values.null_count:
         return ReadImage(path, row, None, error="null")
     if len(value.values) != IMAGE_BYTES:

@@ -199,18 +199,27 @@ class _Pixels:
         for path, values, rows in self.rows.batches():
             if not len(values):
                 continue
-            pixels = values.flatten()
-            if values.null_count or pixels.null_count or not _are_whole(values):
+            pixels = whole_images(values)
+            if pixels is None:
                 is_bad = (not value.is_valid or not _is_whole(value.values) for value in values)
                 raise self.rows.bad_row(path, next(row for row, bad in zip(rows, is_bad, strict=True) if bad))
-            yield torch.from_numpy(pixels.to_numpy().copy()).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+            yield torch.from_numpy(pixels.copy()).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
 
 
-def _are_whole(lists: Any) -> bool:
-    """Tells whether all lists of an Arrow array have as many values as an image has pixels."""
+def whole_images(lists: Any) -> "npt.NDArray[np.uint8] | None":
+    """Returns the pixels of an Arrow array of lists, uint8 [n, 28, 28], not to be written to.
+
+    None if one of the lists is null, holds a null, or has not as many values as an image has pixels.
+    """
     import pyarrow.compute as pc
 
-    return bool(pc.all(pc.equal(pc.list_value_length(lists), IMAGE_BYTES)).as_py())
+    pixels = lists.flatten()
+    if lists.null_count or pixels.null_count:
+        return None
+    if not pc.all(pc.equal(pc.list_value_length(lists), IMAGE_BYTES)).as_py():
+        return None
+    whole: npt.NDArray[np.uint8] = pixels.to_numpy().reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+    return whole
 
 
 def _is_whole(pixels: Any) -> bool:

@@ -134,7 +134,9 @@ def test_a_run_over_two_nodes_that_loses_one_for_good_ends_with_7_and_goes_on_wh
 ) -> None:
     shared = ["--shared-storage", "--storage", str(tmp_path)]
     storage = open_storage(str(tmp_path))
-    train = [*TRAIN, "--num-workers", "2", "--max-failures", "2", "--resource-timeout", "5", *shared]
+    float64 = [*TRAIN, "--precision", "float64"]
+    assert run_command(["train", *float64, "--name", "alone", "--storage", str(tmp_path)]) == 0
+    train = [*float64, "--num-workers", "2", "--max-failures", "2", "--resource-timeout", "5", *shared]
     with more_node(head) as lasting:
         with more_node(head) as lost:
             whole = finish(start(head, "train", *train, "--name", "whole"))
@@ -153,14 +155,17 @@ def test_a_run_over_two_nodes_that_loses_one_for_good_ends_with_7_and_goes_on_wh
             code, _, log = finish(start(head, "train", *train, "--name", "a", "--resume"))
         assert code == 0, log
         assert "went on after epoch" in log
-    found = best_weights(storage, ["a", "whole"])
-    assert all(torch.equal(value, found["whole"][name]) for name, value in found["a"].items())
+    found = best_weights(storage, ["a", "whole", "alone"])
+    for name, value in found["a"].items():
+        assert torch.equal(value, found["whole"][name])
+        torch.testing.assert_close(value, found["alone"][name], rtol=0, atol=1e-9)
 
 
 def test_a_job_waits_for_the_cpus_that_it_needs_and_ends_with_5_if_they_do_not_come(
     head: RayHead, tmp_path: Path
 ) -> None:
-    train = [*TRAIN, "--num-workers", "2", "--shared-storage", "--storage", str(tmp_path), "--name", "a"]
+    train = [*TRAIN, "--epochs", "2", "--num-workers", "2", "--name", "a"]
+    train += ["--shared-storage", "--storage", str(tmp_path)]
     with more_node(head):
         refused = finish(start(head, "train", *train, "--resource-timeout", "2"))
         assert refused[0] == 5

@@ -37,12 +37,12 @@ def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_two_ray_workers_give_the_result_of_one_process_and_a_killed_worker_changes_no_bit(tmp_path: Path) -> None:
-    float64 = ["--epochs", "4", "--precision", "float64"]
+    float64 = ["--epochs", "6", "--precision", "float64"]
     assert train(tmp_path, "one", *float64).returncode == 0
     # A relative storage means the same place for the workers, which run elsewhere.
     done = train(Path("."), "two", *float64, "--num-workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 4, done.stderr
+    assert len(done.stderr.splitlines()) == 6, done.stderr
     one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-9)
@@ -54,19 +54,20 @@ def test_two_ray_workers_give_the_result_of_one_process_and_a_killed_worker_chan
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["result"] == "equal"
 
-    arguments = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "1"]
+    arguments = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "2"]
     arguments += ["--storage", str(tmp_path), "--name", "killed"]
     process = subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    first_epoch = tmp_path / "runs/killed/checkpoints/epoch-0001/checkpoint.json"
-    while not first_epoch.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(a_train_worker_under(process.pid), signal.SIGKILL)
+    # First one rank, then the other.
+    for epoch, which in ((1, min), (3, max)):
+        while not (tmp_path / f"runs/killed/checkpoints/epoch-{epoch:04d}/checkpoint.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(which(descendants(process.pid, title=b"RayTrainWorker")), signal.SIGKILL)
     _, log = process.communicate(timeout=200)
     assert process.returncode == 0, log
     # Started anew from the first epoch, it would say so twice.
-    assert [f"epoch {epoch}/4" in log for epoch in range(1, 5)] == [True] * 4
-    assert log.count("epoch 1/4") == 1
+    assert [f"epoch {epoch}/6" in log for epoch in range(1, 7)] == [True] * 6
+    assert log.count("epoch 1/6") == 1
     killed = weights(tmp_path, "killed")
     assert all(torch.equal(killed[name], value) for name, value in two.items())
 
@@ -86,6 +87,31 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
     assert "Traceback" not in rest
     # It was told to end; on a busy machine its end may take a moment longer than the command's.
     wait_until_gone(lambda: [worker] if Path(f"/proc/{worker}").exists() else [])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
+    tmp_path: Path, number: int, code: int, num_workers: str
+) -> None:
+    assert train(tmp_path, "a", "--epochs", "1").returncode == 0
+    arguments = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "1", "--num-workers", num_workers]
+    arguments += ["--storage", str(tmp_path)]
+    with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".staging/*/predictions-*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        workers = descendants(process.pid, title=b"ray::")
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(timeout=100) == code, said
+    word = {130: "stopped", 143: "terminated"}[code]
+    assert said == f"mnist-ray: {word}; the same command starts again\n"
+    assert bool(workers) == (num_workers == "2")
+    wait_until_gone(lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists()])
+    for left in ("evaluations", "reports", ".staging/*"):
+        assert list(tmp_path.glob(left)) == []
 
 
 def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
@@ -123,7 +149,8 @@ def a_train_worker_under(driver: int) -> int:
 def test_an_error_that_rank_0_alone_meets_ends_all_workers(tmp_path: Path) -> None:
     assert train(tmp_path, "a", "--epochs", "2").returncode == 0
     shutil.rmtree(tmp_path / "runs/a/best")
-    (tmp_path / "runs/a/checkpoints/epoch-0002/model.safetensors").write_bytes(b"damaged")
+    for weights_file in tmp_path.glob("runs/a/checkpoints/*/model.safetensors"):
+        weights_file.write_bytes(b"damaged")
     damaged = train(tmp_path, "a", "--epochs", "2", "--num-workers", "2", "--resume")
     assert damaged.returncode == 3, damaged.stderr
     assert "SHA-256 differs" in damaged.stderr.splitlines()[-1]

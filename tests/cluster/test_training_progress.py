@@ -1,0 +1,16 @@
+from pathlib import Path
+
+from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cluster.training import _progress
+from mnist_ray.config import TrainConfig
+from mnist_ray.storage import open_storage
+from mnist_ray.tracking import track
+
+
+# That a thread ends with an error fails a test.
+def test_a_history_that_can_not_be_read_is_not_shown_and_costs_nothing_else(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    with track((), storage, experiment="e") as tracking:
+        with _progress(RunFolder(storage, "a"), TrainConfig(), tracking, shown=0):
+            storage.write_bytes("runs/a/history.parquet", b"damaged")
+        assert storage.read_bytes("runs/a/history.parquet") == b"damaged"
