@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ MAX_STAGED_BYTES = 20 << 20
 CONSTRAINTS = "constraints.txt"
 
 _PACKAGE = Path(mnist_ray.__file__).parent
+_ENVIRONMENT = threading.Lock()
 # Not secret, and needed by the job. Whatever stands here can be read by everybody who can reach the dashboard.
 _PASSED_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -253,16 +255,17 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _api_server(address: str) -> Iterator[None]:
-    # Ray lets its variables override the address that it is given.
-    before = os.environ.get("RAY_API_SERVER_ADDRESS")
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RAY_API_SERVER_ADDRESS"]
-        else:
-            os.environ["RAY_API_SERVER_ADDRESS"] = before
+    # Ray lets its variables override the address that it is given; and they are the whole process's.
+    with _ENVIRONMENT:
+        before = os.environ.get("RAY_API_SERVER_ADDRESS")
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["RAY_API_SERVER_ADDRESS"]
+            else:
+                os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
 def check_resources(client: JobClient, needed: Mapping[str, float]) -> None:

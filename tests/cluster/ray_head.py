@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import descendants
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 START_TIMEOUT_S = 90
@@ -32,7 +33,7 @@ class RayHead:
       gcs_address: what ray.init(address=...) takes.
       environment: for child processes that talk to the head (their HOME, PATH, token).
       folder: its temporary files.
-      pid: of the process, and of its session: killing that group is the end of the machine.
+      pid: of the process that all others of it descend from; see end_machine.
     """
 
     address: str
@@ -101,8 +102,10 @@ def more_node(head: RayHead, num_cpus: int = 1) -> Iterator[int]:
 
 
 def end_machine(pid: int) -> None:
-    """Ends all processes of a head or node at once, as a machine that loses its power does."""
-    os.killpg(pid, signal.SIGKILL)
+    """Ends all processes of a head or node at once, those of its jobs too, as a machine that loses its power does."""
+    for each in [pid, *descendants(pid, title=b"")]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 def _with_autoscaler(config: dict[str, Any], environment: dict[str, str], path: Path, gcs_port: int) -> list[str]:

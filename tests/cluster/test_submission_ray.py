@@ -133,6 +133,7 @@ def test_the_same_job_twice_is_one_another_of_its_name_a_conflict_and_an_ended_o
         found = [each.result() for each in tries]
     assert {each.job_id for each in found} == {"train-a-1"}
     assert [each.is_new for each in found].count(True) == 1
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
     with pytest.raises(ConflictError) as caught:
         submission.submit(client, metadata={"config_hash": "2"}, **job)
     assert str(caught.value) == (
