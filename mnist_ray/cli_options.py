@@ -290,7 +290,7 @@ def data_folder(option: str | None) -> Path:
         return default_data_dir()
     if not option.strip():
         raise ConfigError(f"--data-dir {option!r}: give a folder")
-    return _expanded(option)
+    return _expanded(option).absolute()
 
 
 def say_next(*parts: str, data_dir: str | None) -> None:

@@ -138,6 +138,9 @@ def _sigterm_as_interrupt(launchers: Any, given_up: list[str]) -> Iterator[None]
 
 def _connect() -> None:
     address = os.environ["RAY_ADDRESS"]
+    # A job's own folder goes when another node of the same machine gets the job's files, to the same place; libraries
+    # that ask where they are would fail then.
+    os.chdir("/")
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:

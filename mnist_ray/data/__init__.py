@@ -125,5 +125,5 @@ def stream_examples(dataset: str, split: Split, *, data_dir: Path) -> ExampleStr
 def default_data_dir() -> Path:
     """MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
     if chosen := os.environ.get("MNIST_RAY_DATA"):
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-ray"

@@ -56,6 +56,13 @@ def start(head: RayHead, script: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def submit(head: RayHead, *arguments: str) -> subprocess.Popen[str]:
+    """Submits a job with the launcher, which follows it."""
+    command = [sys.executable, "-m", "mnist_ray", *arguments, "--address", head.address]
+    environment = {**head.environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def finish(job: subprocess.Popen[str]) -> tuple[int, str, str]:
     output, log = job.communicate(timeout=250)
     assert "Traceback" not in log, log
@@ -92,15 +99,16 @@ def test_a_grid_and_its_evaluation_are_spread_over_nodes_and_lose_one_each(
     stored = ["--storage", s3_uri]
     with more_node(head) as lasting:
         with more_node(head) as lost:
-            job = start(head, "tune", *GRID, "--stack-size", "2", *stored)
+            # Through the job API: its driver is in a folder that the nodes, on one machine, replace.
+            job = submit(head, "tune", *GRID, "--stack-size", "2", *stored)
             await_workers(job, [lasting, lost], b"ray::ImplicitFunc")
             while not any("epoch-0002" in file.path for file in storage.list_files("runs")):
                 assert job.poll() is None, job.communicate()
             end_machine(lost)
-            code, output, log = finish(job)
+            code, _, log = finish(job)
         assert code == 0, log
         assert "a worker was lost; its runs go on" in log
-        assert "grid g: 8 runs, 8 trained now" in output
+        assert "grid g: 8 runs, 8 trained now" in log
         assert storage.list_folders("runs") == sorted(expected)
         assert_equal(best_weights(storage, sorted(expected)), expected)
 
@@ -109,7 +117,7 @@ def test_a_grid_and_its_evaluation_are_spread_over_nodes_and_lose_one_each(
             job = start(head, "evaluate", *evaluate, "--num-workers", "2")
             await_workers(job, [lasting, lost], b"ray::_evaluate")
             end_machine(lost)
-            code, output, log = finish(job)
+            code, _, log = finish(job)
         assert code == 0, log
     (name,) = storage.list_folders("evaluations")
     # In one process, elsewhere: the same bytes.
@@ -209,15 +217,11 @@ def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
 ) -> None:
     storage = open_storage(s3_uri)
 
-    def submit(head: RayHead, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mnist_ray", "tune", *GRID, "--storage", s3_uri, "--address", head.address]
-        environment = {**head.environment, "PYTHONPATH": str(ROOT)}
-        return subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=250)
-
+    tune = ["tune", *GRID, "--storage", s3_uri]
     with ray_head(num_cpus=2, variables=s3_server.env) as first:
-        submitted = submit(first, "--no-wait")
-        assert submitted.returncode == 0, submitted.stderr
-        assert submitted.stdout.startswith("tune-g-")
+        code, output, log = finish(submit(first, *tune, "--no-wait"))
+        assert code == 0, log
+        assert output.startswith("tune-g-")
         while not any("epoch-0003" in file.path for file in storage.list_files("runs")):
             time.sleep(0.05)
         # The driver of the job is one of its processes.
@@ -225,7 +229,7 @@ def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
         assert alive_nodes(first.address) == []
     assert storage.list_folders("grids") == ["g"]
     with ray_head(num_cpus=2, variables=s3_server.env) as second:
-        done = submit(second)
-        assert done.returncode == 0, done.stderr
-        assert "grid g: 8 runs" in done.stderr
+        code, _, log = finish(submit(second, *tune))
+        assert code == 0, log
+        assert "grid g: 8 runs" in log
     assert_equal(best_weights(storage, sorted(expected)), expected)
