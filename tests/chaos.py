@@ -22,12 +22,11 @@ from pathlib import Path
 
 import boto3
 import duckdb
-import pyarrow.parquet as pq
 from cluster.processes import descendants
-from pyarrow import BufferReader
 from s3_fixtures import running_s3_server
 
 from mnist_ray.storage import Storage, open_storage
+from mnist_ray.tables import read_parquet
 
 NUM_EXAMPLES = 355
 RUNS = ("a", "b")
@@ -55,13 +54,10 @@ def is_whole(storage: Storage, name: str) -> bool:
     folder = f"evaluations/{name}"
     manifest = storage.read_manifest(folder)
     assert manifest is not None
-    tables = {file["name"]: storage.read_committed(folder, file["name"]) for file in manifest["files"]}
-    rows = sum(
-        pq.ParquetFile(BufferReader(content)).metadata.num_rows
-        for file, content in tables.items()
-        if file.startswith("predictions")
-    )
-    return rows == len(RUNS) * NUM_EXAMPLES and pq.read_table(BufferReader(tables["metrics.parquet"])).num_rows == 2
+    contents = {file["name"]: storage.read_committed(folder, file["name"]) for file in manifest["files"]}
+    num_rows = {name: read_parquet(content).num_rows for name, content in contents.items()}
+    predictions = sum(count for name, count in num_rows.items() if name.startswith("predictions"))
+    return predictions == len(RUNS) * NUM_EXAMPLES and num_rows["metrics.parquet"] == len(RUNS)
 
 
 def read_until(uri: str, stop: Path) -> None:
@@ -121,9 +117,7 @@ def evaluations_under_fire(uri: str, kills: int, seed: int = 0) -> Counts:
                 stop.touch()
             assert reader.stdout is not None
             read = json.loads(reader.stdout.read())
-        if reader.returncode:
-            # It had counted to the end: an abort in the taking down of native libraries, seen once.
-            print(f"the reader ended with {reader.returncode}", flush=True)
+        assert reader.returncode == 0
     counts.reads, counts.partial_reads = read["reads"], read["partial_reads"]
     committed = [name for name in storage.list_folders("evaluations") if storage.read_manifest(f"evaluations/{name}")]
     counts.partial_reads += sum(not is_whole(storage, name) for name in committed)
