@@ -219,8 +219,8 @@ def submit_job(
       num_workers: what must fit into the cluster at once.
       config_yaml: text to ship as job.yaml.
     """
-    placement = cluster.placement
-    line = [*arguments, "--storage", remote_storage(storage), *placement.arguments()]
+    placement, uri = cluster.placement, remote_storage(storage)
+    line = [*arguments, "--storage", uri, *placement.arguments()]
     from mnist_ray.cluster import job_api, submission
 
     client = job_api.connect(target)
@@ -230,10 +230,10 @@ def submit_job(
             script=script,
             arguments=line,
             working_dir=working_dir,
-            name=f"{script}-{name}-{digest(storage)[:8]}",
+            name=f"{script}-{name}-{digest(uri)[:8]}",
             metadata={"run": name, "config_hash": config_hash},
             resources={"GPU" if placement.use_gpu else "CPU": num_workers},
-            local_storage=None if placement.shared_storage or storage.startswith("s3://") else storage,
+            local_storage=uri if open_storage(uri).is_local and not placement.shared_storage else None,
             variables={LAUNCHER_VARIABLE: command_line()},
             pip=cluster.pip,
         )
@@ -269,17 +269,17 @@ def print_trackers(log: Sequence[str], storage: str) -> None:
 
 
 def remote_storage(storage: str) -> str:
-    """Checks a storage for a job elsewhere, where a relative path would mean another folder.
+    """Returns the normal form of a storage for a job elsewhere, where a relative path would mean another folder.
 
     Raises:
       ConfigError: the URI breaks a rule, which must show before the cluster does: everybody there can read it.
     """
-    check_uri(storage)
+    uri = check_uri(storage)
     if "://" not in storage and not Path(storage).is_absolute():
         raise click.UsageError(
             f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has"
         )
-    return storage
+    return uri
 
 
 def data_folder(option: str | None) -> Path:

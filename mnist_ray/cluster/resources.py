@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -51,21 +51,21 @@ def await_workers(needs: Needs, placement: Placement, *, may_grow: bool) -> bool
     Raises:
       ClusterError: they don't fit in time.
     """
-    deadline = time.monotonic() + (placement.resource_timeout_s if may_grow else 0)
-    with ExitStack() as asked:
-        is_first = True
-        while (kind := _fitting_kind(needs, placement)) is None:
-            if time.monotonic() >= deadline:
-                raise ClusterError(_lack(needs, placement, where="the cluster" if may_grow else "this machine"))
-            if is_first:
-                print(
-                    f"waiting up to {placement.resource_timeout_s:g} s for {needs.num_workers} {_wanted(placement)}: "
-                    f"the cluster has {_there(_wanted(placement)):g}",
-                    file=sys.stderr,
-                )
-                asked.enter_context(_demand(needs.num_workers, _wanted(placement)))
-                is_first = False
-            time.sleep(_POLL_S)
+    kind = _fitting_kind(needs, placement)
+    if kind is None and may_grow and placement.resource_timeout_s:
+        wanted = _wanted(placement)
+        print(
+            f"waiting up to {placement.resource_timeout_s:g} s for {needs.num_workers} {wanted}: "
+            f"the cluster has {_there(wanted):g}",
+            file=sys.stderr,
+        )
+        deadline = time.monotonic() + placement.resource_timeout_s
+        with _demand(needs.num_workers, wanted):
+            while kind is None and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                kind = _fitting_kind(needs, placement)
+    if kind is None:
+        raise ClusterError(_lack(needs, placement, where="the cluster" if may_grow else "this machine"))
     return kind == "GPU"
 
 
