@@ -76,6 +76,7 @@ def test_a_grid_that_fails_before_any_run_tells_of_the_error_alone() -> None:
         raise ValueError("the error")
     assert output.getvalue() == ""
     # Of runs that were trained it tells how far they are.
+    # PT012 asks for one statement in the block: what is shown before the error is what this is about.
     with pytest.raises(ValueError, match="the error"), view:  # noqa: PT012
         view.update([progress(names[1], 2)])
         raise ValueError("the error")

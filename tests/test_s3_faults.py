@@ -22,11 +22,15 @@ from mnist_ray.storage import Storage, open_storage
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
-NOTHING: Choice = lambda *_: None  # noqa: E731
+
+def nothing(*_: object) -> None:
+    """Chooses no fault for any request."""
+
+
 UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_URL"
 # One bucket for each network; all are asked at once, as most of the time is spent in pauses.
 NETWORKS: dict[str, Choice] = {
-    "sound": NOTHING,
+    "sound": nothing,
     **{f"failing-{seed}": drawn(FAILURES, seed=seed) for seed in range(3)},
     "losing": drawn(("lost",), seed=0, share=0.4),
     **{f"flipping-{seed}": drawn(FLIPS, seed=seed) for seed in range(2)},
@@ -152,7 +156,7 @@ def test_a_run_of_the_command_line_comes_through_a_failing_network(
     network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
-    for name, choice in (("cli-sound", NOTHING), ("cli-failing", drawn(FAILURES, seed=7))):
+    for name, choice in (("cli-sound", nothing), ("cli-failing", drawn(FAILURES, seed=7))):
         storage = ["--storage", network.bucket(name, choice)]
         assert run_command(["train", "--dataset", "digits", "--epochs", "1", "--name", "a", *storage]) == 0
         capsys.readouterr()

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from mnist_ray.cluster.beside import beside
 from mnist_ray.errors import ClusterError, StorageError
 from mnist_ray.placement import Placement, not_shared
 from mnist_ray.storage import Storage
@@ -128,14 +130,8 @@ def watched(needs: Needs, placement: Placement, kind: str, given_up: list[str]) 
         # Python's signals reach no other thread.
         yield
         return
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(needs, placement, kind, given_up, ended), daemon=True)
-    watcher.start()
-    try:
+    with beside(partial(_watch, needs, placement, kind, given_up)):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _watch(needs: Needs, placement: Placement, kind: str, given_up: list[str], ended: threading.Event) -> None:

@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cluster.beside import beside
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import TrainConfig, make_config
@@ -149,10 +150,9 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking, *, sho
       tracking: told after each epoch.
       shown: epochs that an earlier command has trained.
     """
-    ended = threading.Event()
     before = folder.history()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         last = shown
         while True:
             ending = ended.wait(_PROGRESS_INTERVAL_S)
@@ -176,13 +176,8 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking, *, sho
             if ending:
                 return
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with beside(watch):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def fit_run(job: TrainJob, *, scaling: ScalingConfig, scratch: Path | None = None) -> None:

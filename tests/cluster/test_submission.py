@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_ray.cli_options import remote_storage
 from mnist_ray.cluster import following, job_api
 from mnist_ray.cluster.following import follow, how_to_stop
 from mnist_ray.cluster.job_api import JobClient, connect, jobs_list
@@ -366,6 +367,11 @@ def test_a_cluster_with_another_ray_is_refused(there: str) -> None:
     )
     major, minor, _ = here.split(".")
     check_version(JobClient("http://head:8265", ray_version=f"{major}.{minor}.99"))
+
+
+def test_a_storage_has_one_form_and_so_one_job_however_it_is_written() -> None:
+    assert remote_storage("S3://bucket/results/") == remote_storage("s3://bucket/results") == "s3://bucket/results"
+    assert remote_storage("file:///results/") == remote_storage("/results") == "/results"
 
 
 def test_a_local_folder_is_no_storage_for_a_cluster_of_several_nodes(tmp_path: Path) -> None:
