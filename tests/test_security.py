@@ -80,9 +80,16 @@ def contents(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            yield from contents(str(path.relative_to(folder)), path.read_bytes())
+    # Of a folder in use too: what vanishes meanwhile is not there.
+    for parent, subfolders, names in os.walk(folder):
+        subfolders.sort()
+        for path in (Path(parent, name) for name in sorted(names)):
+            if path.is_file() and not path.is_symlink():
+                try:
+                    content = path.read_bytes()
+                except FileNotFoundError:
+                    continue
+                yield from contents(str(path.relative_to(folder)), content)
 
 
 def objects_below(uri: str) -> Iterator[tuple[str, bytes]]:

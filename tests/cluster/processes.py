@@ -1,5 +1,6 @@
 """Processes that a command has started."""
 
+import glob
 import ipaddress
 import os
 from collections.abc import Collection
@@ -27,6 +28,11 @@ def with_variable(text: str) -> list[int]:
             if text.encode() in folder.joinpath("environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
     return found
+
+
+def written_so_far(folder: Path, pattern: str) -> list[str]:
+    """Returns the paths that match while others write and delete there: Path.glob fails where a folder vanishes."""
+    return glob.glob(pattern, root_dir=folder)
 
 
 def _is_below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:

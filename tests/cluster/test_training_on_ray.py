@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from processes import descendants, with_variable
+from processes import descendants, with_variable, written_so_far
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,7 +98,7 @@ def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
     arguments = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "1", "--num-workers", num_workers]
     arguments += ["--storage", str(tmp_path)]
     with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob(".staging/*/predictions-*.parquet")):
+        while not written_so_far(tmp_path, ".staging/*/predictions-*.parquet"):
             assert process.poll() is None
             time.sleep(0.001)
         workers = descendants(process.pid, title=b"ray::")

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 import torch
 from grid_runs import train_without_ray, weights
-from processes import descendants
+from processes import descendants, written_so_far
 from ray_head import RayHead, ray_head
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,7 +71,7 @@ def test_a_run_shared_by_workers_has_the_numbers_of_a_stack_though_a_worker_is_k
         str(tmp_path / "shared"),
     ]
     process = subprocess.Popen(command, env=environment(head), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "shared").glob("runs/*/checkpoints/epoch-0002/checkpoint.json")):
+    while not written_so_far(tmp_path / "shared", "runs/*/checkpoints/epoch-0002/checkpoint.json"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.kill(descendants(os.getpid(), title=b"RayTrainWorker")[0], signal.SIGKILL)

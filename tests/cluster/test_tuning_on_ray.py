@@ -13,7 +13,7 @@ import duckdb
 import pytest
 import torch
 from grid_runs import train_without_ray, weights
-from processes import descendants
+from processes import descendants, written_so_far
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -34,7 +34,7 @@ def tune(storage: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def start_and_wait_for_an_epoch(storage: Path, *more: str) -> subprocess.Popen[str]:
     command = mnist_ray("tune", *GRID, "--storage", str(storage), *more)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(storage.glob("runs/*/checkpoints/epoch-0003/checkpoint.json")):
+    while not written_so_far(storage, "runs/*/checkpoints/epoch-0003/checkpoint.json"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     return process
