@@ -201,7 +201,8 @@ class BatchNorm:
         by_bias = torch.sum(gradient, self._dims, out=self._bias.gradient).view(self._shape)
         by_weight = torch.sum(gradient * self._normalized, self._dims, out=self._weight.gradient).view(self._shape)
         if self._ranks.world_size > 1:
-            by_bias, by_weight = self._ranks.sum_(torch.stack((by_bias, by_weight))).unbind()
+            # Of some hundred numbers a gather takes half the time of gloo's sum.
+            by_bias, by_weight = self._ranks.gather(torch.stack((by_bias, by_weight))).sum(0).unbind()
         scale = self._weight.value.view(self._shape) * self._inverse_deviation
         centered = torch.sub(gradient, by_bias, alpha=1 / self._count)
         return centered.addcmul_(self._normalized, by_weight, value=-1 / self._count).mul_(scale)
