@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 @click.option(
     "--num-workers",
     type=click.IntRange(min=1),
-    help="Processes that share the images.  [default: one for each CPU, with --address 1]",
+    default=1,
+    show_default=True,
+    help="Processes that share the images.",
 )
 @storage_option
 @cluster_options
@@ -60,7 +62,7 @@ def predict(
     strict: bool,
     name: str | None,
     shard_size: int,
-    num_workers: int | None,
+    num_workers: int,
     storage: str,
     cluster: ClusterOptions,
     as_json: bool,
@@ -79,12 +81,12 @@ def predict(
     target = target_cluster(cluster.address)
     if target:
         arguments = ["--run", run, "--images", _remote_images(images)]
-        arguments += ["--polarity", polarity, "--shard-size", str(shard_size), "--num-workers", str(num_workers or 1)]
+        arguments += ["--polarity", polarity, "--shard-size", str(shard_size), "--num-workers", str(num_workers)]
         arguments += (["--name", name] if name else []) + (["--strict"] if strict else [])
         config_hash = digest(*arguments)
         submit_job(
             target, "predict", arguments, name=f"{name or run}-{config_hash[:8]}", config_hash=config_hash,
-            storage=storage, cluster=cluster, num_workers=num_workers or 1,
+            storage=storage, cluster=cluster, num_workers=num_workers,
         )  # fmt: skip
         return
     from mnist_ray.data.unlabelled import find_images

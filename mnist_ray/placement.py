@@ -1,6 +1,9 @@
 """Where a job's workers run and how long it waits for them: nothing here changes a result."""
 
+import os
 from dataclasses import dataclass
+
+from mnist_ray.job import JOB_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,12 @@ def not_shared(uri: str, num_nodes: int) -> str:
         f"storage={uri!r}: a local folder, and the cluster has {num_nodes} nodes, each with disks of its own; use "
         "s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
     )
+
+
+def on_cluster() -> bool:
+    """Tells whether this process is a job on a cluster: Ray gives each the address of the cluster itself.
+
+    A person's own RAY_ADDRESS, or that of a job API, makes no job of a local command.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    return JOB_VARIABLE in os.environ and bool(address) and not address.startswith(("http://", "https://"))

@@ -13,7 +13,7 @@ import torch
 from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint, RunFolder
 from mnist_ray.code_version import code_version
-from mnist_ray.data.image_spans import ReadImage, Span, batches
+from mnist_ray.data.image_spans import ReadImages, Span, shards
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation import load_network
@@ -125,10 +125,10 @@ class Predictor:
           DataError: a Parquet or IDX file is damaged.
           StorageError: the images can't be read, or a part not be written.
         """
-        for number, images in enumerate(batches(span.read(), self._plan.shard_size), start=span.first_shard):
+        for number, images in enumerate(shards(span.read(), self._plan.shard_size), start=span.first_shard):
             yield self._predict_shard(number, images, pending)
 
-    def answer(self, image: ReadImage) -> Answer:
+    def answer(self, image: ReadImages) -> Answer:
         """Predicts one image.
 
         Raises:
@@ -136,19 +136,19 @@ class Predictor:
         """
         if image.error is not None:
             raise DataError(f"images={self._plan.images}: no readable image: {image.error}")
-        shown, inverted = self._predict(_stacked([image]))
+        shown, inverted = self._predict(_joined([image]))
         names = self._plan.class_names
         probabilities = dict(zip(names, map(float, shown.probabilities[0]), strict=True))
         return Answer(names[shown.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
 
-    def _predict_shard(self, number: int, images: Sequence[ReadImage], pending: PendingFolder) -> ShardPrediction:
-        readable = [image for image in images if image.error is None]
-        shown, inverted = self._predict(_stacked(readable))
+    def _predict_shard(self, number: int, images: Sequence[ReadImages], pending: PendingFolder) -> ShardPrediction:
+        readable = [some for some in images if some.error is None]
+        shown, inverted = self._predict(_joined(readable))
         names = np.asarray(self._plan.class_names, dtype=object)
         columns = {
             "run": self._plan.checkpoint.run,
-            "path": [image.path for image in readable],
-            "row": [image.row for image in readable],
+            "path": [path for some in readable for path in [some.path] * len(some)],
+            "row": [row for some in readable for row in some.rows],
             "predicted_label": shown.predicted_label,
             "predicted_label_name": names[shown.predicted_label],
             "confidence": shown.confidence,
@@ -158,17 +158,18 @@ class Predictor:
         return ShardPrediction(
             number=number,
             file=pending.write(f"predictions-{number:05d}.parquet", _parquet(self._plan, "image_predictions", columns)),
-            num_images=len(readable),
+            num_images=len(inverted),
             num_inverted=int(inverted.sum()),
-            num_converted=sum(image.is_converted for image in readable),
-            errors=tuple((_text(image.path), image.row, image.error) for image in images if image.error is not None),
+            num_converted=sum(len(some) for some in readable if some.is_converted),
+            errors=tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None),
         )
 
     def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
-        """Returns the predictions for uint8 [n, 28, 28] and which of them were inverted, bool [n]."""
+        """Inverts in place what needs it of uint8 [n, 28, 28]; returns the predictions and what that was, bool [n]."""
         normalization = self._plan.checkpoint.document["normalization"]
         inverted = to_be_inverted(grey, polarity=self._plan.polarity, trained_mean=normalization["mean"])
-        images = torch.from_numpy(np.where(inverted[:, None, None], 255 - grey, grey)).unsqueeze(1)
+        np.subtract(255, grey, out=grey, where=inverted[:, None, None])
+        images = torch.from_numpy(grey).unsqueeze(1)
         (scores,) = log_probabilities(
             [self._network],
             images,
@@ -180,9 +181,9 @@ class Predictor:
         return predictions(scores, torch.zeros(len(images), dtype=torch.int64)), inverted
 
 
-def _stacked(images: Sequence[ReadImage]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    grey = [image.grey for image in images if image.grey is not None]
-    return np.stack(grey) if grey else np.empty((0, 28, 28), dtype=np.uint8)
+def _joined(images: Sequence[ReadImages]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    grey = [some.grey for some in images if some.grey is not None]
+    return np.concatenate(grey) if grey else np.empty((0, 28, 28), dtype=np.uint8)
 
 
 def _text(name: str) -> str:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from grid_runs import train_without_ray
+from PIL import Image
+
 import mnist_ray
 
 ROOT = Path(mnist_ray.__file__).parent.parent
@@ -41,6 +44,27 @@ def test_the_config_loads_neither_torch_nor_ray_nor_pyarrow_nor_numpy() -> None:
     imported = imported_with("mnist_ray.config", "mnist_ray.variants")
     assert "pydantic" in imported
     assert imported & {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "sklearn", "boto3"} == set()
+
+
+def test_one_worker_on_this_machine_evaluates_and_predicts_without_ray(tmp_path: Path) -> None:
+    train_without_ray(str(tmp_path), "smoke", seeds="1", epochs=1)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("L", (28, 28), number).save(images / f"{number}.png")
+    commands = [
+        ["evaluate", "--grid", "g", "--dataset", "digits", "--storage", str(tmp_path)],
+        ["predict", "--run", next(tmp_path.glob("runs/*")).name, "--images", str(images), "--shard-size", "2",
+         "--storage", str(tmp_path)],
+    ]  # fmt: skip
+    code = (
+        "import sys\n"
+        "from mnist_ray.cli import run_command\n"
+        f"codes = [run_command(arguments) for arguments in {commands!r}]\n"
+        "sys.exit(f'{codes} with Ray' if any(codes) or 'ray' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_only_the_cluster_folder_imports_ray() -> None:

@@ -7,23 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import Progress
 
 from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint, RunFolder
-from mnist_ray.cluster.resources import Needs
-from mnist_ray.cluster.session import on_cluster, ray_session
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream, stream_examples
-from mnist_ray.errors import CheckpointError, MnistRayError, RunFailedError
+from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation import (
     Plan,
-    Shard,
     ShardResult,
     ShardStream,
     check_checkpoints,
@@ -37,11 +31,10 @@ from mnist_ray.evaluation import (
 from mnist_ray.evaluation_folder import evaluations_of_split, is_likely_there
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.inference import inference_device
-from mnist_ray.placement import ANYWHERE, Placement
+from mnist_ray.placement import ANYWHERE, Placement, on_cluster
 from mnist_ray.provenance import command_line, lineage
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
-_RETRIES = 3
 _REQUESTS_AT_ONCE = 16
 
 
@@ -170,9 +163,15 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
         if job.num_workers == 1 and not on_cluster():
             results = gather(_shown(_in_process(job, plan, shards, pending), total))
         else:
+            # Ray takes a third of a second to import.
+            from mnist_ray.cluster.evaluation_workers import evaluate_on_workers
+            from mnist_ray.cluster.resources import Needs
+            from mnist_ray.cluster.session import ray_session
+
             needs = Needs(f"evaluation {plan.stem}", storage, job.num_workers)
             with ray_session(needs, job.placement) as use_gpu:
-                results = gather(_shown(_on_workers(job, plan, shards, pending, use_gpu=use_gpu), total))
+                done = evaluate_on_workers(plan, shards, pending, num_workers=job.num_workers, use_gpu=use_gpu)
+                results = gather(_shown(done, total))
         _say_conversion(job, shards.conversion)
         plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)
@@ -204,36 +203,3 @@ def _in_process(job: EvaluateJob, plan: Plan, shards: ShardStream, pending: Pend
     device = inference_device(job.placement.use_gpu)
     for shard in shards:
         yield evaluate_shard(plan, shard, pending, device=device)
-
-
-def _evaluate_remotely(
-    plan: Plan, number: int, first: int, images: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]",
-    pending: PendingFolder,
-) -> ShardResult:  # fmt: skip
-    # Copies: torch warns of memory that it must not write to.
-    shard = Shard(number, first, torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
-    return evaluate_shard(plan, shard, pending, device=inference_device())
-
-
-def _on_workers(
-    job: EvaluateJob, plan: Plan, shards: ShardStream, pending: PendingFolder, *, use_gpu: bool
-) -> Iterator[ShardResult]:
-    """Keeps every worker busy with one shard while the next one is read and waits."""
-    task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=_RETRIES)(_evaluate_remotely)
-    shared_plan = ray.put(plan)
-    under_way: list[ray.ObjectRef[ShardResult]] = []
-    try:
-        for shard in shards:
-            # As arrays: Ray copies them once, where a pickled tensor is copied three times on either side.
-            images, labels = shard.images.numpy(), shard.labels.numpy()
-            under_way.append(task.remote(shared_plan, shard.number, shard.first, images, labels, pending))
-            if len(under_way) > job.num_workers:
-                done, under_way = ray.wait(under_way)
-                yield ray.get(done[0])
-        yield from ray.get(under_way)
-    except RayTaskError as error:
-        if isinstance(error.cause, MnistRayError):
-            raise error.cause from error
-        raise
-    except RayError as error:
-        raise RunFailedError(f"evaluation {plan.stem}: a worker was lost {_RETRIES + 1} times: {error}") from error

@@ -18,23 +18,13 @@ from ray._private import ray_constants
 import mnist_ray
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
 from mnist_ray.errors import ClusterError, RunFailedError
-from mnist_ray.job import JOB_VARIABLE
-from mnist_ray.placement import Placement
+from mnist_ray.placement import Placement, on_cluster
 
 # Ray Train takes what its workers report when it asks whether they are alive: every 2 s, so long would an epoch last.
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 # The watcher for nodes that are taken away costs a process and is of no use on this machine. What the object store no
 # longer needs it gives back once a second: at full speed it would hold 100 MiB of images by then.
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_free_objects_period_milliseconds": "50"}
-
-
-def on_cluster() -> bool:
-    """Tells whether this process is a job on a cluster: Ray gives each the address of the cluster itself.
-
-    A person's own RAY_ADDRESS, or that of a job API, makes no job of a local command.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    return JOB_VARIABLE in os.environ and bool(address) and not address.startswith(("http://", "https://"))
 
 
 @contextmanager

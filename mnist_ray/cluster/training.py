@@ -20,12 +20,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cluster.beside import beside
 from mnist_ray.cluster.resources import Needs
-from mnist_ray.cluster.session import on_cluster, ray_session
+from mnist_ray.cluster.session import ray_session
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.data import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.history import EpochResult, best_epoch
-from mnist_ray.placement import ANYWHERE, Placement
+from mnist_ray.placement import ANYWHERE, Placement, on_cluster
 from mnist_ray.provenance import command_line
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    GreyImage = npt.NDArray[np.uint8]
+    GreyImages = npt.NDArray[np.uint8]
 
 # What is read ahead of decoding, so that images of any size fit into memory.
 BYTES_AHEAD = 64 << 20
@@ -37,22 +37,38 @@ GZIP_MAGIC = b"\x1f\x8b"
 _Item = TypeVar("_Item")
 
 
-class ReadImage(NamedTuple):
-    """An image, or the reason why there is none.
+@dataclass(frozen=True, eq=False)
+class ReadImages:
+    """Consecutive images of one file, or the reason why a single one can't be read.
 
     Attributes:
-      path: of its file, relative to the images' folder; of a single file, its name.
-      row: its place in a Parquet or IDX file, from 0; None for a file that is one image.
-      grey: uint8 [28, 28].
-      is_converted: whether it had another size or colours.
-      error: why it can't be read; then grey is None.
+      path: of their file, relative to the images' folder; of a single file, its name.
+      row: place of the first one in a Parquet or IDX file, from 0; None for a file that is one image.
+      grey: uint8 [n, 28, 28], not to be written to; None of one that can't be read.
+      is_converted: whether they had another size or colours.
+      error: why it can't be read.
     """
 
     path: str
     row: int | None
-    grey: "GreyImage | None"
+    grey: "GreyImages | None"
     is_converted: bool = False
     error: str | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of images, one that can't be read included."""
+        return 1 if self.grey is None else len(self.grey)
+
+    @property
+    def rows(self) -> Sequence[int | None]:
+        """The place of each in its file, None for a file that is one image."""
+        return [None] if self.row is None else range(self.row, self.row + len(self))
+
+    def split(self, size: int) -> tuple["ReadImages", "ReadImages"]:
+        """Returns the first images, fewer than all, and the rest."""
+        assert self.row is not None
+        assert self.grey is not None
+        return replace(self, grey=self.grey[:size]), replace(self, row=self.row + size, grey=self.grey[size:])
 
 
 class Span(Protocol):
@@ -62,8 +78,8 @@ class Span(Protocol):
     def first_shard(self) -> int:
         """Number of the shard that its first image belongs to; a shard has images of one span alone."""
 
-    def read(self) -> Iterator[ReadImage]:
-        """Yields its images in order; of those that can't be read, the reason.
+    def read(self) -> Iterator[ReadImages]:
+        """Yields its images in order, any number at once; of those that can't be read, the reason.
 
         Raises:
           DataError: a Parquet or IDX file is damaged.
@@ -76,6 +92,24 @@ def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
     rest = iter(items)
     while some := list(itertools.islice(rest, size)):
         yield some
+
+
+def shards(images: Iterable[ReadImages], size: int) -> Iterator[list[ReadImages]]:
+    """Yields consecutive images of a span in lists that have a number of them together, the last one fewer."""
+    shard: list[ReadImages] = []
+    room = size
+    for rest in images:
+        while len(rest) > room:
+            first, rest = rest.split(room)
+            yield [*shard, first]
+            shard, room = [], size
+        shard.append(rest)
+        room -= len(rest)
+        if not room:
+            yield shard
+            shard, room = [], size
+    if shard:
+        yield shard
 
 
 def file_spans(storage: Storage, entries: Iterable[FileEntry], shard_size: int) -> Iterator[Span]:
@@ -138,7 +172,7 @@ class FileSpan:
     storage: Storage
     entries: tuple[FileEntry, ...]
 
-    def read(self) -> Iterator[ReadImage]:
+    def read(self) -> Iterator[ReadImages]:
         """See Span.read."""
         for path, content in _contents(self.storage, self.entries):
             yield _decoded(path, None, content)
@@ -178,14 +212,14 @@ def _read_file(storage: Storage, entry: FileEntry) -> bytes | UnreadableImageErr
         raise
 
 
-def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError) -> ReadImage:
+def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError) -> ReadImages:
     try:
         if isinstance(content, UnreadableImageError):
             raise content
         grey, kind = decode_image(content)
     except UnreadableImageError as error:
-        return ReadImage(path, row, None, error=str(error))
-    return ReadImage(path, row, grey, is_converted(kind))
+        return ReadImages(path, row, None, error=str(error))
+    return ReadImages(path, row, grey[None], is_converted(kind))
 
 
 @dataclass(frozen=True)
@@ -204,7 +238,7 @@ class ParquetSpan:
     groups: tuple[int, ...]
     first_row: int
 
-    def read(self) -> Iterator[ReadImage]:
+    def read(self) -> Iterator[ReadImages]:
         """See Span.read."""
         row = self.first_row
         with open_parquet(self.storage, self.path, self.source) as file:
@@ -218,28 +252,28 @@ class ParquetSpan:
                 row += len(batch)
 
 
-def _encoded(path: str, first_row: int, values: Any) -> Iterator[ReadImage]:
+def _encoded(path: str, first_row: int, values: Any) -> Iterator[ReadImages]:
     for row, value in enumerate(values, start=first_row):
         if value.is_valid:
             yield _decoded(path, row, value.as_py())
         else:
-            yield ReadImage(path, row, None, error="null")
+            yield ReadImages(path, row, None, error="null")
 
 
-def _pixels(path: str, first_row: int, values: Any) -> Iterator[ReadImage]:
+def _pixels(path: str, first_row: int, values: Any) -> Iterable[ReadImages]:
     whole = whole_images(values)
     if whole is None:
         # One by one only where something is wrong: it takes longer than the network.
         return (_checked_pixels(path, row, value) for row, value in enumerate(values, start=first_row))
-    return (ReadImage(path, row, grey) for row, grey in enumerate(whole, start=first_row))
+    return [ReadImages(path, first_row, whole)] if len(whole) else []
 
 
-def _checked_pixels(path: str, row: int, value: Any) -> ReadImage:
+def _checked_pixels(path: str, row: int, value: Any) -> ReadImages:
     if not value.is_valid or value.values.null_count:
-        return ReadImage(path, row, None, error="null")
+        return ReadImages(path, row, None, error="null")
     if len(value.values) != IMAGE_BYTES:
-        return ReadImage(path, row, None, error=f"{len(value.values)} pixels instead of {IMAGE_BYTES}")
-    return ReadImage(path, row, value.values.to_numpy().reshape(IMAGE_SIDE, IMAGE_SIDE))
+        return ReadImages(path, row, None, error=f"{len(value.values)} pixels instead of {IMAGE_BYTES}")
+    return ReadImages(path, row, value.values.to_numpy().reshape(1, IMAGE_SIDE, IMAGE_SIDE))
 
 
 def _runs_of_groups(counts: Sequence[int], at_least: int) -> Iterator[list[int]]:
@@ -274,7 +308,7 @@ class IdxSpan:
     shape: tuple[int, int, int]
     is_packed: bool
 
-    def read(self) -> Iterator[ReadImage]:
+    def read(self) -> Iterator[ReadImages]:
         """See Span.read."""
         import numpy as np
 
@@ -282,14 +316,16 @@ class IdxSpan:
         is_resized = (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE)
         with _open_idx(self.storage, self.path, self.source, is_packed=self.is_packed) as file:
             file.seek(IDX_HEADER_BYTES + self.first_row * rows * columns)
-            for row in range(self.first_row, self.first_row + count):
-                content = file.read(rows * columns)
-                if len(content) < rows * columns:
+            for some in batches(range(self.first_row, self.first_row + count), max(READ_BYTES // (rows * columns), 1)):
+                content = file.read(len(some) * rows * columns)
+                if len(content) < len(some) * rows * columns:
+                    there = some[0] + len(content) // (rows * columns)
                     raise DataError(
-                        f"{self.source}: cut short: {row} images are there, more were announced; get it again"
+                        f"{self.source}: cut short: {there} images are there, more were announced; get it again"
                     )
-                grey = np.frombuffer(content, dtype=np.uint8).reshape(rows, columns)
-                yield ReadImage(self.path, row, resize_grey(grey) if is_resized else grey, is_resized)
+                grey = np.frombuffer(content, dtype=np.uint8).reshape(-1, rows, columns)
+                resized = np.stack([resize_grey(image) for image in grey]) if is_resized else grey
+                yield ReadImages(self.path, some[0], resized, is_resized)
             # Reading on to the end is also what makes gzip compare its checksum.
             if self.is_packed and file.read(1):
                 raise DataError(f"{self.source}: more bytes follow than were announced; get it again")
