@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format bench screenshots chaos clean
+.PHONY: demo test test-faults test-fast lint format bench screenshots chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
@@ -14,6 +14,10 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+# Kills, lost nodes, failing networks, full disks and damaged files alone.
+test-faults: $(INSTALLED)
+	$(PYTEST) -m fault --durations 20
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not ray and not s3 and not slow and not gpu"

@@ -87,6 +87,7 @@ def damage(path: Path, how: str) -> None:
         path.unlink()
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("how", ["changed", "cut", "missing"])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "checkpoint.json"])
 def test_a_damaged_newest_checkpoint_costs_its_epoch_and_changes_no_bit(
@@ -136,6 +137,7 @@ def test_a_run_is_not_finished_with_the_best_of_fewer_epochs(tmp_path: Path) -> 
     assert not folder.is_finished()
 
 
+@pytest.mark.fault
 def test_a_grid_passes_over_a_damaged_checkpoint_of_a_run_and_says_so(tmp_path: Path) -> None:
     grid = read_grid(grid_settings("smoke"), seeds="1", overrides={"epochs": 3}, source="test")
     runs = expand(grid, name="g", max_runs=10)
@@ -160,6 +162,7 @@ def test_a_grid_passes_over_a_damaged_checkpoint_of_a_run_and_says_so(tmp_path: 
     assert {path: path.read_bytes() for path in expected} == expected
 
 
+@pytest.mark.fault
 def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoint_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

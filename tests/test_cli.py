@@ -242,6 +242,7 @@ def test_a_diverging_run_ends_with_7_and_is_never_best(tmp_path: Path, capsys: p
     assert not (tmp_path / "results/runs/a/best").exists()
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]

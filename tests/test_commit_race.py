@@ -11,7 +11,7 @@ from mnist_ray.cli import run_command
 from mnist_ray.listing import list_evaluations
 from mnist_ray.storage import open_storage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ from mnist_ray.errors import MnistRayError, StorageError
 from mnist_ray.listing import list_evaluations
 from mnist_ray.storage import Storage, open_storage
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.fault]
 
 
 def nothing(*_: object) -> None:

@@ -503,6 +503,7 @@ def test_of_processes_committing_different_content_one_wins_and_stays(uri: str) 
     assert storage.read_committed("evaluations/e1", "a.parquet").startswith(b"content ")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("uri", "events", "least_points"),
     [
@@ -618,6 +619,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_object(local: Storage) -> Non
     assert tree(local) == ["runs/a"]
 
 
+@pytest.mark.fault
 def test_a_full_disk_is_named_and_leaves_the_old_object(tmp_path: Path) -> None:
     script = """
 import os, sys

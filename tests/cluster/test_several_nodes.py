@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g"]
 TRAIN = ["--dataset", "digits", "--variant", "dropout_batchnorm", "--epochs", "30"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.fault]
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_an_extended_grid_trains_only_what_is_new_and_another_grid_of_the_name_i
     assert "8 of its 12 runs are not in this one" in refused.stderr
 
 
+@pytest.mark.fault
 def test_a_run_shared_by_workers_has_the_numbers_of_a_stack_though_a_worker_is_killed(
     head: RayHead, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g", "--num-workers", "2"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.fault]
 
 
 def mnist_ray(*arguments: str) -> list[str]:
