@@ -17,7 +17,7 @@ from mnist_ray.config import TrainConfig, parse_override, parse_value
 from mnist_ray.errors import ConfigError
 from mnist_ray.job import JOB_VARIABLE
 from mnist_ray.placement import Placement
-from mnist_ray.printable import printable
+from mnist_ray.printable import say_line
 from mnist_ray.provenance import LAUNCHER_VARIABLE, command_line
 from mnist_ray.storage import check_uri, open_storage
 
@@ -305,6 +305,6 @@ def _expanded(path: str) -> Path:
 
 
 def say(message: str, code: int) -> int:
-    """Prints a line on stderr, one whatever it quotes, and returns the exit code."""
-    click.echo(f"mnist-ray: {printable(message)}", err=True)
+    """Says a line and returns the exit code."""
+    say_line(f"mnist-ray: {message}")
     return code

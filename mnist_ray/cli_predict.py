@@ -1,7 +1,6 @@
 """The command for the user's own images: predict."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +16,7 @@ from mnist_ray.cli_options import (
 )
 from mnist_ray.config import check_name
 from mnist_ray.polarity import POLARITIES
-from mnist_ray.printable import printable
+from mnist_ray.printable import printable, say_line
 
 if TYPE_CHECKING:
     from mnist_ray.polarity import Polarity
@@ -153,4 +152,4 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool
 
 
 def _note(line: str) -> None:
-    print(f"images: {printable(line)}", file=sys.stderr)
+    say_line(f"images: {line}")

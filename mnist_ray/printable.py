@@ -1,6 +1,7 @@
 """Text from elsewhere (files, tables, other people's jobs) in a form that a terminal shows and doesn't obey."""
 
 import re
+import sys
 
 # Control characters, of which a terminal takes some for commands; marks that turn the direction of what follows them,
 # so that it reads as something else; and halves of characters, which can't be written.
@@ -22,6 +23,12 @@ def printable_log(text: str) -> str:
     """Returns a program's output for a terminal: lines, tabs, progress lines and colours stay, other commands don't."""
     parts = _COLOR.split(text)
     return "".join(part if place % 2 else printable(part, keep="\n\t\r") for place, part in enumerate(parts))
+
+
+def say_line(line: str) -> None:
+    """Writes a line on stderr, one whatever it quotes, in one piece: print writes the end apart, and threads mix."""
+    sys.stderr.write(f"{printable(line)}\n")
+    sys.stderr.flush()
 
 
 def _escaped(character: str) -> str:

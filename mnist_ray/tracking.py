@@ -8,7 +8,6 @@ changes a run.
 import importlib.util
 import os
 import shlex
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Protocol, Self
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.errors import ConfigError
 from mnist_ray.history import EpochResult
-from mnist_ray.printable import printable
+from mnist_ray.printable import printable, say_line
 from mnist_ray.run_progress import RunStatus
 from mnist_ray.storage import Storage, without_secrets
 
@@ -97,7 +96,7 @@ def track(
       experiment: name that a tracker groups them by.
       say: shows a line; on stderr by default.
     """
-    show = say or (lambda line: print(f"mnist-ray: {line}", file=sys.stderr, flush=True))
+    show = say or (lambda line: say_line(f"mnist-ray: {line}"))
     openers = {name: _opener(name, storage, experiment) for name in dict.fromkeys(names)}
     tracking = Tracking(openers, storage, say=show)
     return tracking if names else nullcontext(tracking)

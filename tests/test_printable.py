@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import pty
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -22,6 +23,22 @@ def test_what_a_terminal_would_obey_is_written_as_in_a_python_string() -> None:
     assert printable(HOSTILE) == SHOWN
     assert printable("Grüße, 日本語 🙂 $(rm) ;'\"`") == "Grüße, 日本語 🙂 $(rm) ;'\"`"
     assert printable("a\tb\n", keep="\n\t") == "a\tb\n"
+
+
+def test_lines_of_several_threads_stay_whole() -> None:
+    code = (
+        "import sys, threading\n"
+        "from mnist_ray.printable import say_line\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "def say(name):\n"
+        "    for number in range(1000): say_line(f'{name} says {number}')\n"
+        "threads = [threading.Thread(target=say, args=(name,)) for name in 'abcd']\n"
+        "for thread in threads: thread.start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sorted(done.stderr.splitlines()) == sorted(
+        f"{name} says {number}" for name in "abcd" for number in range(1000)
+    )
 
 
 def test_of_a_log_lines_progress_and_colours_stay() -> None:

@@ -32,6 +32,7 @@ from mnist_ray.evaluation_folder import evaluations_of_split, is_likely_there
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.inference import inference_device
 from mnist_ray.placement import ANYWHERE, Placement, on_cluster
+from mnist_ray.printable import say_line
 from mnist_ray.provenance import command_line, lineage
 from mnist_ray.storage import PendingFolder, Storage, open_storage
 
@@ -120,7 +121,7 @@ def _committed_before(job: EvaluateJob, plan: Plan, examples: ExampleStream, sto
 
 def _say_conversion(job: EvaluateJob, conversion: str | None) -> None:
     if conversion and ":" in job.config.dataset:
-        print(f"dataset {job.config.dataset}: {conversion}", file=sys.stderr)
+        say_line(f"dataset {job.config.dataset}: {conversion}")
 
 
 def _page(storage: Storage, evaluation: str) -> str:
@@ -146,7 +147,7 @@ def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
     if not finished:
         raise CheckpointError(f"{what}: no finished run; train one with mnist-ray train or tune")
     if job.config.grid is not None and len(finished) < len(names):
-        print(f"{what}: {len(names) - len(finished)} of {len(names)} runs have no checkpoint", file=sys.stderr)
+        say_line(f"{what}: {len(names) - len(finished)} of {len(names)} runs have no checkpoint")
     return finished
 
 

@@ -18,10 +18,9 @@ from mnist_ray.cluster.job_api import (
     job_path,
     job_status,
     last_line,
-    say,
 )
 from mnist_ray.errors import ClusterError
-from mnist_ray.printable import printable_log
+from mnist_ray.printable import printable_log, say_line
 
 # How long a cluster may stay out of reach before following its job is given up.
 RECONNECT_S = 60.0
@@ -104,7 +103,7 @@ def _write_rest(client: JobClient, job_id: str, writer: _LogWriter) -> None:
     try:
         log = job_logs(client, job_id)
     except ClusterError as error:
-        say(f"warning: the log above may lack its end: {error}")
+        say_line(f"warning: the log above may lack its end: {error}")
         return
     writer.restart()
     writer.write(log)

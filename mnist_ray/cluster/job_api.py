@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import aiohttp
 
 from mnist_ray.cluster.address import WHERE_TOKENS_ARE, Token, is_loopback, read_token
 from mnist_ray.errors import ClusterError, ConfigError
-from mnist_ray.printable import printable
+from mnist_ray.printable import say_line
 
 # aiohttp rounds up to the next second: given up within 15 s.
 CONNECT_TIMEOUT_S = 14.0
@@ -90,7 +89,7 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
     if client.token is None and not is_loopback(address):
         _check_open_on_purpose(address, environ)
     if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
-        say(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
+        say_line(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
     status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
     ray_version = _json_object(text).get("ray_version")
     if status != 200 or not isinstance(ray_version, str):
@@ -108,7 +107,9 @@ def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:
             f"{address}: another machine, and no token was found for it; give this cluster's in RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled goes there without)"
         )
-    say(f"warning: {address}: RAY_AUTH_MODE=disabled: whoever reaches this address can run any code on the cluster")
+    say_line(
+        f"warning: {address}: RAY_AUTH_MODE=disabled: whoever reaches this address can run any code on the cluster"
+    )
 
 
 def jobs_list(client: JobClient) -> list[Job]:
@@ -266,8 +267,3 @@ def last_line(text: str) -> str:
     """Returns the last line that says something: in a traceback, the exception."""
     lines = [line.strip() for line in io.StringIO(text) if line.strip(" .\r\n")]
     return lines[-1][:300] if lines else "no reason given"
-
-
-def say(line: str) -> None:
-    """Writes one line of warning to stderr."""
-    print(printable(line), file=sys.stderr)

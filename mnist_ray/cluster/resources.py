@@ -1,7 +1,6 @@
 """The CPUs and GPUs of a cluster: waits for those that a job needs, and gives it up once too many are gone."""
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from mnist_ray.cluster.beside import beside
 from mnist_ray.errors import ClusterError, StorageError
 from mnist_ray.placement import Placement, not_shared
+from mnist_ray.printable import say_line
 from mnist_ray.storage import Storage
 
 _POLL_S = 1.0
@@ -56,10 +56,9 @@ def await_workers(needs: Needs, placement: Placement, *, may_grow: bool) -> bool
     kind = _fitting_kind(needs, placement)
     if kind is None and may_grow and placement.resource_timeout_s:
         wanted = _wanted(placement)
-        print(
+        say_line(
             f"waiting up to {placement.resource_timeout_s:g} s for {needs.num_workers} {wanted}: "
-            f"the cluster has {_there(wanted):g}",
-            file=sys.stderr,
+            f"the cluster has {_there(wanted):g}"
         )
         deadline = time.monotonic() + placement.resource_timeout_s
         with _demand(needs.num_workers, wanted):

@@ -26,11 +26,11 @@ from mnist_ray.cluster.job_api import (
     get_json,
     jobs_list,
     last_line,
-    say,
 )
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError, StorageError
 from mnist_ray.job import REQUIREMENTS
 from mnist_ray.placement import not_shared
+from mnist_ray.printable import say_line
 
 # The dashboard refuses 100 MiB; the package is far below 1 MiB, so more is a mistake.
 MAX_STAGED_BYTES = 20 << 20
@@ -287,7 +287,9 @@ def check_resources(client: JobClient, needed: Mapping[str, float]) -> None:
             raise ClusterError(f"{client.address}: {missing}; ask for less or add nodes")
         # A head that has just started reports its nodes and its autoscaler after some seconds.
         if may_grow or time.monotonic() > deadline:
-            say(f"note: {client.address}: {missing}; the job waits until the cluster has grown (--resource-timeout)")
+            say_line(
+                f"note: {client.address}: {missing}; the job waits until the cluster has grown (--resource-timeout)"
+            )
             return
         time.sleep(1)
 

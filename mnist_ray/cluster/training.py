@@ -1,7 +1,6 @@
 """The training job: Ray Train's TorchTrainer around the core's loop, a checkpoint after each epoch."""
 
 import logging
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from mnist_ray.data import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.history import EpochResult, best_epoch
 from mnist_ray.placement import ANYWHERE, Placement, on_cluster
+from mnist_ray.printable import say_line
 from mnist_ray.provenance import command_line
 from mnist_ray.sharding import Ranks
 from mnist_ray.storage import open_storage
@@ -106,7 +106,7 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
     device = torch.device("cpu")
     examples = load_examples(job.config.dataset, "train", data_dir=job.data_dir)
     if examples.conversion and ":" in job.config.dataset:
-        print(f"dataset {job.config.dataset}: {examples.conversion}", file=sys.stderr)
+        say_line(f"dataset {job.config.dataset}: {examples.conversion}")
     data = prepare_data(job.config, examples, device=device)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
@@ -118,7 +118,7 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
             tracking.update([job.run])
             return TrainOutcome(folder.history(), already_done=True)
         # Of a damaged checkpoint nobody would hear from a worker.
-        reached = folder.latest_state(lambda line: print(line, file=sys.stderr))
+        reached = folder.latest_state(say_line)
     # Train announces its local mode and every report at INFO; the epochs' lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with _workers(job, folder) as scaling:
@@ -167,9 +167,9 @@ def _progress(folder: RunFolder, config: TrainConfig, tracking: Tracking, *, sho
             history = history[:shown] if history == before else history
             if last == shown and 0 < shown < len(history):
                 # Not before: what is in the storage may turn out to be damaged.
-                print(f"{folder.run}: went on after epoch {shown}", file=sys.stderr, flush=True)
+                say_line(f"{folder.run}: went on after epoch {shown}")
             for row in history[last:]:
-                print(_epoch_line(folder.run, config, row), file=sys.stderr, flush=True)
+                say_line(_epoch_line(folder.run, config, row))
             if len(history) > last or ending:
                 tracking.update([folder.run])
             last = len(history)

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a command left: its tables' bytes by name, and the peak memory in bytes of its process and of an actor."""
+    """What a command left: its tables' bytes by name, and at most how many bytes its process and an actor had alone."""
 
     files: dict[str, bytes]
     driver_peak: int
@@ -65,7 +65,7 @@ def predict(folder: Path, count: int, name: str, *more: str, killing: bool = Fal
         while process.poll() is None:
             actors = descendants(process.pid, title=ACTOR)
             for kind, pids in (("driver", [process.pid]), ("actor", actors)):
-                peaks[kind] = max(peaks[kind], *map(peak_memory, pids), 0)
+                peaks[kind] = max(peaks[kind], *map(own_memory, pids), 0)
             at_work = descendants(process.pid, title=ACTOR + b")).submit")
             if killing and at_work:
                 os.kill(at_work[0], signal.SIGKILL)
@@ -81,13 +81,13 @@ def predict(folder: Path, count: int, name: str, *more: str, killing: bool = Fal
     return Predicted(found, peaks["driver"], peaks["actor"])
 
 
-def peak_memory(pid: int) -> int:
-    """Returns the most memory that a process has had so far, 0 if it has ended."""
+def own_memory(pid: int) -> int:
+    """Returns the memory of a process that isn't shared, as Ray's object store is; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 @pytest.mark.timeout(600)
