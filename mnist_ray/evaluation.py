@@ -215,43 +215,66 @@ def _in_pieces(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(held)
 
 
-def evaluate_shard(plan: Plan, shard: Shard, pending: PendingFolder, *, device: torch.device) -> ShardResult:
-    """Evaluates every checkpoint on a shard in one pass and stores its part of the predictions.
+class ShardEvaluator:
+    """The networks of a plan on their device, ready for any shard.
 
-    The same shard gives the same bytes, wherever and however often it is evaluated.
+    Args:
+      plan: the evaluation.
+      device: where the networks compute.
+
+    Raises:
+      CheckpointError: a checkpoint's weights don't fit its config.
     """
-    normalizations = [
-        (checkpoint.document["normalization"]["mean"], checkpoint.document["normalization"]["std"])
-        for checkpoint in plan.checkpoints
-    ]
-    networks = [load_network(checkpoint).to(device) for checkpoint in plan.checkpoints]
-    scores = log_probabilities(
-        networks, shard.images, normalizations=normalizations, batch_size=plan.config.batch_size, device=device
-    )
-    names = np.asarray(plan.class_names, dtype=object)
-    found = [predictions(of_run, shard.labels) for of_run in scores]
-    parts = []
-    for checkpoint, shown in zip(plan.checkpoints, found, strict=True):
-        columns = {
-            "run": checkpoint.run,
-            "dataset": plan.config.dataset,
-            "split": plan.config.split,
-            "example_index": np.arange(shard.first, shard.first + len(shard.labels)),
-            "label": shown.label,
-            "label_name": names[shown.label],
-            "predicted_label": shown.predicted_label,
-            "predicted_label_name": names[shown.predicted_label],
-            "correct": shown.correct,
-            "confidence": shown.confidence,
-            "label_probability": shown.label_probability,
-            "loss": shown.loss,
-            "probabilities": shown.probabilities,
-        }
-        parts.append(_table(plan, "predictions", columns))
-    data = tables.to_parquet_bytes(pa.concat_tables(parts))
-    file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
-    tallies = tuple(tally(shown, num_bins=plan.config.num_bins) for shown in found)
-    return ShardResult(shard.number, file, tallies, candidates(shard.images, found, first=shard.first))
+
+    def __init__(self, plan: Plan, *, device: torch.device) -> None:
+        self._plan = plan
+        self._device = device
+        self._networks = [load_network(checkpoint).to(device) for checkpoint in plan.checkpoints]
+
+    def evaluate(self, shard: Shard, pending: PendingFolder) -> ShardResult:
+        """Evaluates every checkpoint on a shard in one pass and stores its part of the predictions.
+
+        The same shard gives the same bytes, wherever and however often it is evaluated.
+
+        Raises:
+          StorageError: the part can't be written.
+        """
+        plan = self._plan
+        normalizations = [
+            (checkpoint.document["normalization"]["mean"], checkpoint.document["normalization"]["std"])
+            for checkpoint in plan.checkpoints
+        ]
+        scores = log_probabilities(
+            self._networks,
+            shard.images,
+            normalizations=normalizations,
+            batch_size=plan.config.batch_size,
+            device=self._device,
+        )
+        names = np.asarray(plan.class_names, dtype=object)
+        found = [predictions(of_run, shard.labels) for of_run in scores]
+        parts = []
+        for checkpoint, shown in zip(plan.checkpoints, found, strict=True):
+            columns = {
+                "run": checkpoint.run,
+                "dataset": plan.config.dataset,
+                "split": plan.config.split,
+                "example_index": np.arange(shard.first, shard.first + len(shard.labels)),
+                "label": shown.label,
+                "label_name": names[shown.label],
+                "predicted_label": shown.predicted_label,
+                "predicted_label_name": names[shown.predicted_label],
+                "correct": shown.correct,
+                "confidence": shown.confidence,
+                "label_probability": shown.label_probability,
+                "loss": shown.loss,
+                "probabilities": shown.probabilities,
+            }
+            parts.append(_table(plan, "predictions", columns))
+        data = tables.to_parquet_bytes(pa.concat_tables(parts))
+        file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
+        tallies = tuple(tally(shown, num_bins=plan.config.num_bins) for shown in found)
+        return ShardResult(shard.number, file, tallies, candidates(shard.images, found, first=shard.first))
 
 
 def gather(results: Iterable[ShardResult]) -> list[ShardResult]:

@@ -14,9 +14,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.errors import ConflictError, DataError, StorageError
@@ -69,6 +69,12 @@ def open_storage(uri: str) -> "Storage":
     return Storage(check_uri(uri))
 
 
+@lru_cache(maxsize=8)
+def _unpickled(uri: str) -> "Storage":
+    """Returns the same storage every time: each task of a worker brings one, and S3's client takes a while to make."""
+    return Storage(uri)
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder of objects, local or on S3; made by open_storage, small to pickle, without keys.
@@ -79,8 +85,8 @@ class Storage:
 
     uri: str
 
-    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
-        return (Storage, (self.uri,))
+    def __reduce__(self) -> "tuple[Callable[[str], Storage], tuple[str]]":
+        return (_unpickled, (self.uri,))
 
     @property
     def is_local(self) -> bool:

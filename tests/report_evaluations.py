@@ -10,7 +10,7 @@ import torch
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import load_examples, stream_examples
-from mnist_ray.evaluation import ShardStream, evaluate_shard, make_plan, manifest, write_tables
+from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import expand, grid_settings, read_grid, stacks
@@ -58,6 +58,7 @@ def evaluate_runs(
         EvaluationConfig(dataset="digits", grid=grid), checkpoints, examples, data_sha256=examples.scan()[0]
     )
     pending = storage.pending_folder(f"evaluations/{plan.name}")
-    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in ShardStream(examples, plan)]
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
     assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
     return plan.name

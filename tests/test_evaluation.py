@@ -22,9 +22,9 @@ from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream, stream_examples
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation import (
+    ShardEvaluator,
     ShardStream,
     check_checkpoints,
-    evaluate_shard,
     gather,
     make_plan,
     manifest,
@@ -94,7 +94,8 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     )
     storage = open_storage(str(tmp_path))
     pending = storage.pending_folder("evaluations/x")
-    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in ShardStream(examples, plan)]
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
     files = write_tables(plan, list(reversed(results)), pending)
     assert pending.commit(files, manifest(plan, len(examples)))
     (row,) = tables.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
@@ -171,7 +172,8 @@ def test_only_the_images_of_the_gallery_are_kept_however_many_shards_there_are(
 ) -> None:
     plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples)
     pending = open_storage(str(tmp_path)).pending_folder("evaluations/x")
-    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in ShardStream(examples, plan)]
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
     all_images = [image for result in results for image in result.images]
     gathered = gather(reversed(results))
     kept = [image for result in gathered for image in result.images]

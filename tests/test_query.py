@@ -25,7 +25,7 @@ from mnist_ray.cli import run_command
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.evaluation import ShardStream, evaluate_shard, make_plan, manifest, write_tables
+from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import expand, grid_settings, read_grid, stacks
@@ -82,7 +82,8 @@ def make_evaluation(uri: str) -> Evaluated:
     checkpoints = [RunFolder(storage, run.run).best() for run in runs]
     plan = make_plan(config, checkpoints, examples, data_sha256=examples.scan()[0])
     pending = storage.pending_folder(f"evaluations/{plan.name}")
-    results = [evaluate_shard(plan, shard, pending, device=CPU) for shard in ShardStream(examples, plan)]
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
     assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
     return Evaluated(uri, plan.name)
 

@@ -18,10 +18,10 @@ from mnist_ray.data import ExampleStream, stream_examples
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation import (
     Plan,
+    ShardEvaluator,
     ShardResult,
     ShardStream,
     check_checkpoints,
-    evaluate_shard,
     gather,
     make_plan,
     manifest,
@@ -201,6 +201,6 @@ def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
 
 
 def _in_process(job: EvaluateJob, plan: Plan, shards: ShardStream, pending: PendingFolder) -> Iterator[ShardResult]:
-    device = inference_device(job.placement.use_gpu)
+    evaluator = ShardEvaluator(plan, device=inference_device(job.placement.use_gpu))
     for shard in shards:
-        yield evaluate_shard(plan, shard, pending, device=device)
+        yield evaluator.evaluate(shard, pending)

@@ -1,6 +1,7 @@
 """An evaluation's shards on Ray's workers."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,27 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from mnist_ray.errors import MnistRayError, RunFailedError
-from mnist_ray.evaluation import Plan, Shard, ShardResult, evaluate_shard
+from mnist_ray.evaluation import Plan, Shard, ShardEvaluator, ShardResult
 from mnist_ray.inference import inference_device
 from mnist_ray.storage import PendingFolder
 
 _RETRIES = 3
 
 
+@lru_cache(maxsize=1)
+def _evaluator(plan: "ray.ObjectRef[Plan]") -> ShardEvaluator:
+    """Returns this worker's networks: with hundreds of runs they take longer to load than a shard to evaluate."""
+    return ShardEvaluator(ray.get(plan), device=inference_device())
+
+
 def _evaluate_remotely(
-    plan: Plan, number: int, first: int, images: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]",
-    pending: PendingFolder,
+    plans: "list[ray.ObjectRef[Plan]]", number: int, first: int, images: "np.ndarray[Any, Any]",
+    labels: "np.ndarray[Any, Any]", pending: PendingFolder,
 ) -> ShardResult:  # fmt: skip
     # Copies: torch warns of memory that it must not write to.
     shard = Shard(number, first, torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
-    return evaluate_shard(plan, shard, pending, device=inference_device())
+    (plan,) = plans
+    return _evaluator(plan).evaluate(shard, pending)
 
 
 def evaluate_on_workers(
@@ -40,17 +48,18 @@ def evaluate_on_workers(
       use_gpu: whether each gets a GPU.
 
     Raises:
-      MnistRayError: as evaluate_shard.
+      MnistRayError: as ShardEvaluator.
       RunFailedError: a worker was lost too often.
     """
     task = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=_RETRIES)(_evaluate_remotely)
-    shared_plan = ray.put(plan)
+    # In a list, as Ray would unpickle it for every task.
+    plans = [ray.put(plan)]
     under_way: list[ray.ObjectRef[ShardResult]] = []
     try:
         for shard in shards:
             # As arrays: Ray copies them once, where a pickled tensor is copied three times on either side.
             images, labels = shard.images.numpy(), shard.labels.numpy()
-            under_way.append(task.remote(shared_plan, shard.number, shard.first, images, labels, pending))
+            under_way.append(task.remote(plans, shard.number, shard.first, images, labels, pending))
             if len(under_way) > num_workers:
                 done, under_way = ray.wait(under_way)
                 yield ray.get(done[0])
