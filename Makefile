@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)
 	$(PYTEST)
 
-# Kills, lost nodes, failing networks, full disks and damaged files alone.
+# Kills, lost nodes, failing networks, full disks and damaged checkpoints alone.
 test-faults: $(INSTALLED)
 	$(PYTEST) -m fault --durations 20
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cli import run_command
 from mnist_ray.data import load_examples
+from mnist_ray.data.unlabelled import find_images
 from mnist_ray.evaluation import load_network
 from mnist_ray.storage import open_storage
 
@@ -315,6 +317,18 @@ def test_idx_and_parquet_files_give_the_predictions_of_the_same_images_in_a_fold
         numbers = [*range(30), *range(20)] if place == "two" else [*range(50)]
         assert [row["row"] for row in rows] == numbers
         assert [row["inverted"] for row in rows] == [row["inverted"] for row in in_folder]
+
+
+def test_tiny_images_of_a_packed_idx_file_are_read_a_few_at_once(tmp_path: Path) -> None:
+    write(tmp_path, {"tiny.gz": gzip.compress(idx_bytes(np.zeros((100_000, 1, 1), dtype=np.uint8)))})
+    (span,) = find_images(str(tmp_path / "tiny.gz")).spans(4096)
+    count = largest = 0
+    for images in itertools.islice(span.read(), 3):
+        assert images.grey is not None
+        count += len(images)
+        largest = max(largest, images.grey.nbytes)
+    assert 0 < count < 5000
+    assert largest <= 1 << 20
 
 
 def test_images_of_another_size_in_an_idx_file_are_resized(

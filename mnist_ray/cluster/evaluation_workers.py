@@ -19,7 +19,10 @@ _RETRIES = 3
 
 @lru_cache(maxsize=1)
 def _evaluator(plan: "ray.ObjectRef[Plan]") -> ShardEvaluator:
-    """Returns this worker's networks: with hundreds of runs they take longer to load than a shard to evaluate."""
+    """Returns this worker's networks: with hundreds of runs they take longer to load than a shard to evaluate.
+
+    With a GPU a worker is a new process for each shard: Ray ends it so that the GPU's memory is free again.
+    """
     return ShardEvaluator(ray.get(plan), device=inference_device())
 
 

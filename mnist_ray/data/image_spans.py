@@ -316,7 +316,9 @@ class IdxSpan:
         is_resized = (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE)
         with _open_idx(self.storage, self.path, self.source, is_packed=self.is_packed) as file:
             file.seek(IDX_HEADER_BYTES + self.first_row * rows * columns)
-            for some in batches(range(self.first_row, self.first_row + count), max(READ_BYTES // (rows * columns), 1)):
+            # As many as fit into READ_BYTES as they are in the file, and as they are handed on.
+            at_once = max(READ_BYTES // max(rows * columns, IMAGE_BYTES), 1)
+            for some in batches(range(self.first_row, self.first_row + count), at_once):
                 content = file.read(len(some) * rows * columns)
                 if len(content) < len(some) * rows * columns:
                     there = some[0] + len(content) // (rows * columns)

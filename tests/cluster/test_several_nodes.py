@@ -143,7 +143,7 @@ def test_a_run_over_two_nodes_that_loses_one_for_good_ends_with_7_and_goes_on_wh
             assert whole[0] == 0, whole[2]
             job = start(head, "train", *train, "--name", "a")
             await_workers(job, [lasting, lost], b"RayTrainWorker")
-            await_file(job, storage, "runs/a/checkpoints/epoch-0003/checkpoint.json")
+            await_file(job, storage, "runs/a/checkpoints/epoch-0001/checkpoint.json")
             end_machine(lost)
             code, _, log = finish(job)
         assert code == 7, log
