@@ -230,6 +230,10 @@ class ShardEvaluator:
         self._plan = plan
         self._device = device
         self._networks = [load_network(checkpoint).to(device) for checkpoint in plan.checkpoints]
+        self._normalizations = [
+            (checkpoint.document["normalization"]["mean"], checkpoint.document["normalization"]["std"])
+            for checkpoint in plan.checkpoints
+        ]
 
     def evaluate(self, shard: Shard, pending: PendingFolder) -> ShardResult:
         """Evaluates every checkpoint on a shard in one pass and stores its part of the predictions.
@@ -240,14 +244,10 @@ class ShardEvaluator:
           StorageError: the part can't be written.
         """
         plan = self._plan
-        normalizations = [
-            (checkpoint.document["normalization"]["mean"], checkpoint.document["normalization"]["std"])
-            for checkpoint in plan.checkpoints
-        ]
         scores = log_probabilities(
             self._networks,
             shard.images,
-            normalizations=normalizations,
+            normalizations=self._normalizations,
             batch_size=plan.config.batch_size,
             device=self._device,
         )
