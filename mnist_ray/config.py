@@ -132,6 +132,8 @@ class TrainConfig(_Config):
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not exceed epochs={self.epochs}")
         if self.model == "cnn" and len(self.hidden_sizes) > 4:
             raise ValueError(f"hidden_sizes={self.hidden_sizes}: a cnn halves 28 pixels four times at most")
+        if self.batch_norm and self.model == "mlp" and self.global_batch_size == 1:
+            raise ValueError("global_batch_size=1: batch norm needs the variance of a batch; use at least 2")
         return self
 
 

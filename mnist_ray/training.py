@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mnist_ray.batches import batch_sizes
 from mnist_ray.config import TrainConfig
 from mnist_ray.errors import DataError, RunFailedError
 from mnist_ray.history import EpochResult, is_finished
@@ -109,15 +110,17 @@ class StackTraining:
             CUDA graph can be recorded.
 
         Raises:
-          DataError: fewer examples than ranks.
+          DataError: fewer examples than ranks, or a single one for batch norm.
         """
         if len(data.labels) < ranks.world_size:
             raise DataError(f"num_workers={ranks.world_size}: more than the {len(data.labels)} training examples")
         assert ranks.world_size == 1 or len(configs) == 1
         self._configs, self._data, self._device, self._ranks = list(configs), data, device, ranks
         self._dtype = torch.float64 if configs[0].precision == "float64" else torch.float32
-        self._batch_size = configs[0].global_batch_size
-        self._steps_per_epoch = math.ceil(len(data.labels) / self._batch_size)
+        self._batch_sizes = batch_sizes(len(data.labels), configs[0].global_batch_size)
+        self._steps_per_epoch = len(self._batch_sizes)
+        if self._batch_sizes == (1,) and configs[0].batch_norm and configs[0].model == "mlp":
+            raise DataError("batch_norm=True: a single training example has no variance; use more examples")
         self._tabled = can_be_recorded(configs[0], device, ranks) if tabled is None else tabled
         # Some of cuDNN's convolutions add up in any order.
         torch.backends.cudnn.deterministic = True
@@ -158,7 +161,7 @@ class StackTraining:
                 continue
             reached[run] = result = EpochResult(
                 epoch=self._epoch,
-                train_loss=float((losses[place] * self._batch_sizes()).sum()) / len(self._data.labels),
+                train_loss=float((losses[place] * torch.tensor(self._batch_sizes)).sum()) / len(self._data.labels),
                 train_accuracy=int(correct[place]) / len(self._data.labels),
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
@@ -244,10 +247,6 @@ class StackTraining:
             f"try a learning_rate below {self._configs[run].learning_rate:g} or a gradient_clip_norm"
         )
         return Divergence(self._epoch, step, message)
-
-    def _batch_sizes(self) -> Tensor:
-        last = len(self._data.labels) - (self._steps_per_epoch - 1) * self._batch_size
-        return torch.tensor([self._batch_size] * (self._steps_per_epoch - 1) + [last])
 
     def _last_learning_rate(self, run: int) -> float:
         return learning_rate(self._epoch * self._steps_per_epoch - 1, self._steps_per_epoch, self._configs[run])

@@ -1,6 +1,5 @@
 """The training steps of a stack, one after the other through an epoch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mnist_ray.augmentation import augment
+from mnist_ray.batches import batch_sizes
 from mnist_ray.config import TrainConfig
 from mnist_ray.models.layers import TrainingPass
 from mnist_ray.models.stacking import Stack
@@ -150,15 +150,15 @@ class StackSteps:
         """The seed of each run."""
         return tuple(config.seed for config in self.configs)
 
-    @property
-    def batch_size(self) -> int:
-        """Rows of a global batch; an epoch's last one may have fewer."""
-        return self.configs[0].global_batch_size
+    @cached_property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows of each global batch of an epoch."""
+        return batch_sizes(len(self.data.labels), self.configs[0].global_batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, the last partial batch's included."""
-        return math.ceil(len(self.data.labels) / self.batch_size)
+        """Steps of an epoch."""
+        return len(self.batch_sizes)
 
     @cached_property
     def _settings(self) -> StepSettings:
@@ -177,7 +177,7 @@ class StackSteps:
         """
         losses, correct = self.sums()
         first_step = (epoch - 1) * self.steps_per_epoch
-        for index, batch in enumerate(torch.split(self.orders(epoch).to(self.device), self.batch_size, dim=1)):
+        for index, batch in enumerate(self.orders(epoch).to(self.device).split(list(self.batch_sizes), dim=1)):
             set_learning_rates(self.optimizer, first_step + index, self.steps_per_epoch)
             losses[:, index], right = self.step(SeededStreams(self.seeds, first_step + index), batch)
             correct += right
@@ -229,7 +229,7 @@ class TabledSteps:
     """The same steps, but all that changes from step to step is read on the device, from tables made for an epoch.
 
     So a step is the same program each time, and on a GPU a CUDA graph of it, recorded once, takes the place of
-    hundreds of calls. An epoch's last, partial batch is a program of its own and never recorded.
+    hundreds of calls. An epoch's last batch, where it has another size, is a program of its own and never recorded.
     """
 
     def __init__(self, steps: StackSteps) -> None:
@@ -256,17 +256,18 @@ class TabledSteps:
         self._rates.copy_(self._rates_of_epoch(first_step))
         self._losses.zero_()
         self._correct.zero_()
-        num_whole, num_rest = divmod(len(steps.data.labels), steps.batch_size)
-        for _ in range(num_whole):
-            self._whole.run(lambda: self._step(steps.batch_size))
-        if num_rest:
-            self._step(num_rest)
+        first = steps.batch_sizes[0]
+        for size in steps.batch_sizes:
+            if size == first:
+                self._whole.run(lambda: self._step(first))
+            else:
+                self._step(size)
         return self._losses.clone(), self._correct.clone()
 
     def _step(self, num_rows: int) -> None:
         """Takes the step that the tables are at: the next rows of the epoch's order."""
         steps, place = self._steps, self._tables.step
-        columns = place * steps.batch_size + torch.arange(num_rows, device=steps.device)
+        columns = place * steps.batch_sizes[0] + torch.arange(num_rows, device=steps.device)
         rates = self._rates.index_select(0, place)[0]
         for group, rate in zip(steps.optimizer.param_groups, rates.unbind(), strict=True):
             group["lr"] = rate

