@@ -44,17 +44,27 @@ def measure_statistics(network: nn.Module, data: TrainingData) -> None:
         network.train()(normalize(data.images[:NUM_MEASURED], mean=data.mean, std=data.std, dtype=torch.float32))
 
 
-# 54,001 training images: each of these sizes leaves one for a last batch.
+def mean_log_variance(network: nn.Module) -> float:
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d)]
+    return float(torch.cat([layer.running_var.log() for layer in layers]).mean())
+
+
+# 54,001 training images: each of these sizes leaves one for a last batch, which would take a tenth off each variance.
+# What is left is noise of a moving average: five seeds of batch 251, which leaves 36 images, lie 1 % low to 3 % high,
+# and after the 162 steps of batch 1000 the average lags behind the weights.
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [100, 250, 1000])
-def test_a_single_last_image_does_not_spoil_the_stored_statistics(size: int, mnist_dir: Path) -> None:
+@pytest.mark.parametrize(("size", "largest_difference"), [(100, 0.02), (250, 0.06), (1000, 0.06)])
+def test_a_single_last_image_does_not_spoil_the_stored_statistics(
+    size: int, largest_difference: float, mnist_dir: Path
+) -> None:
     config = variant_config("dropout_batchnorm", {"dataset": "mnist", "epochs": 3, "global_batch_size": size})
     data = prepare_data(config, load_examples("mnist", "train", data_dir=mnist_dir), device=CPU)
     assert len(data.labels) % size == 1
     network = trained(config, data)
-    stored = log_loss(network, data)
+    stored_loss, stored_variance = log_loss(network, data), mean_log_variance(network)
     measure_statistics(network, data)
-    assert stored == pytest.approx(log_loss(network, data), rel=0.02)
+    assert stored_loss == pytest.approx(log_loss(network, data), rel=largest_difference)
+    assert abs(stored_variance - mean_log_variance(network)) < 0.03
 
 
 def test_batch_norm_refuses_a_single_training_example() -> None:
