@@ -288,6 +288,7 @@ class RunFolder:
             "data_sha256": data.fingerprint,
             "class_names": list(data.class_names),
             "normalization": {"mean": data.mean, "std": data.std},
+            "bright_ground_share": data.bright_ground_share,
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             "code_version": code_version(),
         }

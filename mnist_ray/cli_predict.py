@@ -15,12 +15,24 @@ from mnist_ray.cli_options import (
     target_cluster,
 )
 from mnist_ray.config import check_name
-from mnist_ray.polarity import POLARITIES
+from mnist_ray.polarity import POLARITIES, never_inverted_reason
 from mnist_ray.printable import printable, say_line
 
 if TYPE_CHECKING:
     from mnist_ray.polarity import Polarity
     from mnist_ray.predicting import Answer, Committed, PredictionPlan
+
+_OLD_POLARITIES = {"dark-ink": "dark-on-bright", "bright-ink": "bright-on-dark"}
+
+
+class _PolarityChoice(click.Choice[str]):
+    """A choice that knows the names of before."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See click.Choice."""
+        if value in _OLD_POLARITIES:
+            self.fail(f"{value!r} is now called {_OLD_POLARITIES[value]!r}: it describes the images", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command()
@@ -33,11 +45,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--polarity",
-    type=click.Choice(POLARITIES),
+    type=_PolarityChoice(POLARITIES),
     default="auto",
     show_default=True,
-    help="What the images are: bright ink on a dark ground, as MNIST, dark ink on a bright one, or judged one by one. "
-    "Those that are not as the training images are inverted.",
+    help="What the images are: like the training images, dark on a bright ground (pen on paper), bright on a dark one "
+    "(MNIST), or judged one by one. Those with the other ground than the training images' are inverted; auto inverts "
+    "none if the training images have both grounds.",
 )
 @click.option("--strict", is_flag=True, help="End with exit code 3 at an image that can't be read; store nothing.")
 @click.option("--name", metavar="NAME", help="Name of the predictions.  [default: made from run, images and content]")
@@ -94,6 +107,9 @@ def predict(
 
     opened, found = open_storage(storage), find_images(images)
     plan = make_plan(opened, run, found, polarity=polarity, shard_size=shard_size)
+    share = plan.checkpoint.document.get("bright_ground_share")
+    if (reason := never_inverted_reason(polarity, share, run)) is not None:
+        _note(f"{reason}; --polarity as-trained says that they are like the training images")
     if found.kind == "image":
         if name is not None:
             raise click.UsageError(f"--name {name!r}: leave it out; what a single image is gets printed, not stored")
@@ -139,6 +155,9 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool
               f"{done.first_error}; all are in errors.parquet")  # fmt: skip
     if not totals.num_images:
         _note("no image could be read; name an IDX or Parquet file itself, not its folder")
+    if 0 < totals.num_labelled < totals.num_images:
+        _note(f"no accuracy, as {totals.num_images - totals.num_labelled} of {totals.num_images} images are in no "
+              f"folder that is named as a class of the run, the first is {done.first_unlabelled}")  # fmt: skip
     if as_json:
         facts: dict[str, Any] = {"predictions": done.name, "uri": done.uri, "already_done": done.already_done}
         click.echo(json.dumps({**facts, "run": plan.checkpoint.run, "images": plan.images, **vars(totals)}))
@@ -147,6 +166,8 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool
         f"{totals.num_images} images predicted, {totals.num_inverted} of them inverted, {totals.num_converted} "
         f"converted to 28x28 grey; {totals.num_errors} could not be read"
     )
+    if totals.accuracy is not None:
+        click.echo(f"accuracy {totals.accuracy:.4f} on {totals.num_labelled} images, whose folders name their classes")
     state = "were there already, with the same content" if done.already_done else "committed"
     click.echo(f"predictions {done.name} {state}: {done.uri}")
 

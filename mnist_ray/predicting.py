@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation import load_network
 from mnist_ray.inference import log_probabilities
 from mnist_ray.metrics import Predictions, predictions
-from mnist_ray.polarity import Polarity, to_be_inverted
+from mnist_ray.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
 from mnist_ray.storage import PendingFolder, Storage, StoredFile
 
 SHARD_SIZE = 4096
@@ -35,6 +36,7 @@ class PredictionPlan:
       images: the place that was named.
       kind: of the images.
       polarity: what the images are.
+      inversion: which of them are inverted.
       shard_size: images in one part file.
       code_version: of the process that planned.
     """
@@ -43,6 +45,7 @@ class PredictionPlan:
     images: str
     kind: str
     polarity: Polarity
+    inversion: Inversion
     shard_size: int
     code_version: str
 
@@ -59,6 +62,7 @@ class PredictionPlan:
             "images": self.images,
             "kind": self.kind,
             "polarity": self.polarity,
+            "inversion": self.inversion,
             "shard_size": self.shard_size,
             "class_names": list(self.class_names),
             "code_version": self.code_version,
@@ -74,6 +78,8 @@ class ShardPrediction:
       file: its part of the predictions; empty if none of its images could be read.
       num_images: images that could be read.
       num_inverted, num_converted: those among them that were inverted, and that had another size or colours.
+      num_labelled, num_correct: those among them that have a label, and that were predicted as it says.
+      first_unlabelled: path of the first one without; None if all have one.
       errors: path, row and reason of those that couldn't.
     """
 
@@ -82,6 +88,9 @@ class ShardPrediction:
     num_images: int
     num_inverted: int
     num_converted: int
+    num_labelled: int
+    num_correct: int
+    first_unlabelled: str | None
     errors: tuple[tuple[str, int | None, str], ...]
 
 
@@ -117,6 +126,9 @@ class Predictor:
         self._plan = plan
         self._device = device
         self._network = load_network(plan.checkpoint).to(device)
+        # Only of a folder of images do the paths have folders that say what the images show.
+        names = plan.class_names if plan.kind == "folder" else ()
+        self._labels = {name: label for label, name in enumerate(names)}
 
     def predict_span(self, span: Span, pending: PendingFolder) -> Iterator[ShardPrediction]:
         """Predicts a span's images and stores the part files of its shards; the same span gives the same bytes.
@@ -145,10 +157,13 @@ class Predictor:
         readable = [some for some in images if some.error is None]
         shown, inverted = self._predict(_joined(readable))
         names = np.asarray(self._plan.class_names, dtype=object)
+        paths = [path for some in readable for path in [some.path] * len(some)]
+        labels = [self._labels.get(path.partition("/")[0]) if "/" in path else None for path in paths]
         columns = {
             "run": self._plan.checkpoint.run,
-            "path": [path for some in readable for path in [some.path] * len(some)],
+            "path": paths,
             "row": [row for some in readable for row in some.rows],
+            "label": labels,
             "predicted_label": shown.predicted_label,
             "predicted_label_name": names[shown.predicted_label],
             "confidence": shown.confidence,
@@ -161,13 +176,16 @@ class Predictor:
             num_images=len(inverted),
             num_inverted=int(inverted.sum()),
             num_converted=sum(len(some) for some in readable if some.is_converted),
+            num_labelled=len(labels) - labels.count(None),
+            num_correct=sum(map(operator.eq, labels, shown.predicted_label.tolist())),
+            first_unlabelled=next((path for path, label in zip(paths, labels, strict=True) if label is None), None),
             errors=tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None),
         )
 
     def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
         """Inverts in place what needs it of uint8 [n, 28, 28]; returns the predictions and what that was, bool [n]."""
         normalization = self._plan.checkpoint.document["normalization"]
-        inverted = to_be_inverted(grey, polarity=self._plan.polarity, trained_mean=normalization["mean"])
+        inverted = to_be_inverted(grey, self._plan.inversion)
         np.subtract(255, grey, out=grey, where=inverted[:, None, None])
         images = torch.from_numpy(grey).unsqueeze(1)
         (scores,) = log_probabilities(
@@ -204,12 +222,16 @@ class Totals:
       num_images: images that were predicted.
       num_errors: those that can't be read.
       num_inverted, num_converted: predicted ones that were inverted, and that had another size or colours.
+      num_labelled: predicted ones whose folder is named as a class.
+      accuracy: share of the predicted ones that have the class that their folder names; None unless all are labelled.
     """
 
     num_images: int
     num_errors: int
     num_inverted: int
     num_converted: int
+    num_labelled: int
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -222,6 +244,7 @@ class Committed:
       already_done: whether the same was there before.
       totals: its numbers of images.
       first_error: the first image that can't be read, and why; None if there is none.
+      first_unlabelled: path of the first predicted image whose folder names no class; None if there is none.
     """
 
     name: str
@@ -229,6 +252,7 @@ class Committed:
     already_done: bool
     totals: Totals
     first_error: str | None
+    first_unlabelled: str | None
 
 
 def make_plan(
@@ -238,10 +262,12 @@ def make_plan(
 
     Raises:
       CheckpointError: no such run, not finished, or damaged.
+      ConfigError: a polarity that can't be compared with the run's.
       StorageError: the storage can't be read.
     """
     checkpoint = RunFolder(storage, run).best()
-    return PredictionPlan(checkpoint, images.uri, images.kind, polarity, shard_size, code_version())
+    inversion = choose_inversion(polarity, checkpoint.document.get("bright_ground_share"), run)
+    return PredictionPlan(checkpoint, images.uri, images.kind, polarity, inversion, shard_size, code_version())
 
 
 def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> list[ShardPrediction]:
@@ -304,12 +330,7 @@ def commit(
     columns["run"] = [plan.checkpoint.run] * len(errors)
     files = [shard.file for shard in shards]
     files.append(pending.write("errors.parquet", _parquet(plan, "image_errors", columns)))
-    totals = Totals(
-        num_images=sum(shard.num_images for shard in shards),
-        num_errors=len(errors),
-        num_inverted=sum(shard.num_inverted for shard in shards),
-        num_converted=sum(shard.num_converted for shard in shards),
-    )
+    totals = _totals(shards)
     content = {**plan.facts(), "sha256": {file.name: file.sha256 for file in files}}
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"
@@ -317,7 +338,22 @@ def commit(
     final = replace(pending, path=_folder(chosen))
     committed = final.commit(files, manifest)
     first_error = _error_text(errors[0]) if errors else None
-    return Committed(chosen, pending.storage.uri_of(final.path), not committed, totals, first_error)
+    first_unlabelled = next((shard.first_unlabelled for shard in shards if shard.first_unlabelled is not None), None)
+    return Committed(chosen, pending.storage.uri_of(final.path), not committed, totals, first_error, first_unlabelled)
+
+
+def _totals(shards: Sequence[ShardPrediction]) -> Totals:
+    num_images = sum(shard.num_images for shard in shards)
+    num_labelled = sum(shard.num_labelled for shard in shards)
+    num_correct = sum(shard.num_correct for shard in shards)
+    return Totals(
+        num_images=num_images,
+        num_errors=sum(len(shard.errors) for shard in shards),
+        num_inverted=sum(shard.num_inverted for shard in shards),
+        num_converted=sum(shard.num_converted for shard in shards),
+        num_labelled=num_labelled,
+        accuracy=num_correct / num_images if num_images and num_labelled == num_images else None,
+    )
 
 
 def answer_image(plan: PredictionPlan, images: Images) -> Answer:

@@ -456,6 +456,13 @@ IMAGE_PREDICTIONS = Table(
     "an image of the user's own, in the order of path and row; files predictions-*.parquet of a prediction",
     (
         *_IMAGE,
+        Column(
+            "label",
+            INT64,
+            "",
+            "class that the image's topmost folder, of a folder of images, is named as; null where it names none",
+            nullable=True,
+        ),
         *_PREDICTED_LABEL,
         Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
         Column("inverted", BOOL, "", "whether the image was inverted, to have the ground of the training images"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from mnist_ray.config import TrainConfig
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.errors import DataError
+from mnist_ray.polarity import bright_ground_share
 from mnist_ray.random_streams import permutation, stream_key
 
 _DATA_SETTINGS = ("dataset", "train_limit", "validation_fraction", "validation_seed")
@@ -22,6 +23,7 @@ class TrainingData:
 
     Attributes:
       mean, std: of the training pixels as fractions of 255; what the network sees is (pixel / 255 - mean) / std.
+      bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
       class_names: one a class.
       fingerprint: SHA-256 of the whole training split, in hexadecimal.
     """
@@ -32,6 +34,7 @@ class TrainingData:
     validation_labels: Tensor
     mean: float
     std: float
+    bright_ground_share: float
     class_names: tuple[str, ...]
     fingerprint: str
 
@@ -81,6 +84,7 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
         validation_labels=labels[validation].to(device),
         mean=mean / 255,
         std=math.sqrt(variance) / 255,
+        bright_ground_share=bright_ground_share(images[train][:, 0].numpy()),
         class_names=examples.class_names,
         fingerprint=examples.fingerprint,
     )

@@ -8,7 +8,15 @@ from tiny_digits import tiny_digits
 
 from mnist_ray.data.idx import read_images
 from mnist_ray.data.images import resize_grey
-from mnist_ray.polarity import has_bright_ground, to_be_inverted
+from mnist_ray.errors import ConfigError
+from mnist_ray.polarity import (
+    Polarity,
+    bright_ground_share,
+    choose_inversion,
+    has_bright_ground,
+    never_inverted_reason,
+    to_be_inverted,
+)
 
 
 def digits() -> np.ndarray:
@@ -50,15 +58,57 @@ def test_an_image_in_one_shade_is_all_ground(shade: int, is_bright: bool) -> Non
     assert has_bright_ground(np.full((1, 28, 28), shade, dtype=np.uint8)).tolist() == [is_bright]
 
 
-def test_images_are_inverted_to_the_ground_of_the_training_images() -> None:
+@pytest.mark.parametrize(
+    ("polarity", "trained_share", "expected"),
+    [
+        ("auto", 0.0, [False, True]),
+        ("auto", 0.02, [False, True]),
+        ("auto", 0.98, [True, False]),
+        ("auto", 1.0, [True, False]),
+        ("auto", 0.021, [False, False]),
+        ("auto", 0.5, [False, False]),
+        ("auto", 0.979, [False, False]),
+        ("auto", None, [False, False]),
+        ("bright-on-dark", 0.01, [False, False]),
+        ("dark-on-bright", 0.01, [True, True]),
+        ("bright-on-dark", 0.99, [True, True]),
+        ("dark-on-bright", 0.99, [False, False]),
+        *(("as-trained", share, [False, False]) for share in (0.0, 0.4, 1.0, None)),
+    ],
+)
+def test_images_are_inverted_to_the_ground_of_the_training_images_if_these_had_one(
+    polarity: Polarity, trained_share: float | None, expected: list[bool]
+) -> None:
     some = np.stack([digits()[0], 255 - digits()[1]])
-    for polarity, trained_mean, expected in (
-        ("auto", 0.13, [False, True]),
-        ("auto", 0.87, [True, False]),
-        ("bright-ink", 0.13, [False, False]),
-        ("dark-ink", 0.13, [True, True]),
-        ("bright-ink", 0.87, [True, True]),
-        ("dark-ink", 0.87, [False, False]),
-    ):
-        assert to_be_inverted(some, polarity=polarity, trained_mean=trained_mean).tolist() == expected
-    assert to_be_inverted(some[:0], polarity="auto", trained_mean=0.1).shape == (0,)
+    inversion = choose_inversion(polarity, trained_share, "a")
+    assert to_be_inverted(some, inversion).tolist() == expected
+    assert to_be_inverted(some[:0], inversion).shape == (0,)
+    has_no_ground = trained_share is None or 0.02 < trained_share < 0.98
+    assert (never_inverted_reason(polarity, trained_share, "a") is not None) == (polarity == "auto" and has_no_ground)
+
+
+@pytest.mark.parametrize(
+    ("trained_share", "reason"),
+    [
+        (0.4, "40.0% of the training images of run 'a' have a bright ground, neither at most 2% nor at least 98%"),
+        (None, "run 'a' was trained by a version that did not note the ground of its training images"),
+    ],
+)
+@pytest.mark.parametrize("polarity", ["dark-on-bright", "bright-on-dark"])
+def test_a_polarity_that_cannot_be_compared_with_the_training_images_is_refused(
+    polarity: Polarity, trained_share: float | None, reason: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        choose_inversion(polarity, trained_share, "a")
+    assert str(raised.value) == (
+        f"polarity='{polarity}': {reason}, so it is unknown whether such images must be inverted; give --polarity "
+        "as-trained for images like the training images"
+    )
+
+
+def test_the_share_of_bright_grounds_is_exact_over_chunks() -> None:
+    some = np.tile(digits()[:1], (3000, 1, 1))
+    some[1020:1030] = 255 - some[1020:1030]
+    assert bright_ground_share(some) == 10 / 3000
+    assert bright_ground_share(digits()) == 0
+    assert bright_ground_share(255 - digits()) == 1

@@ -416,8 +416,8 @@ def test_the_same_images_again_change_nothing_and_others_are_a_conflict(
     before = left_in(storage)
     assert predict(storage, folder, "--name", "mine") == 6
     assert "mine: exists with other content" in line_of(capsys)
-    assert predict(storage, folder, "--name", "mine", "--polarity", "dark-ink") == 6
-    assert "predictions 'mine': exist with another polarity (auto there, dark-ink here)" in line_of(capsys)
+    assert predict(storage, folder, "--name", "mine", "--polarity", "dark-on-bright") == 6
+    assert "predictions 'mine': exist with another polarity (auto there, dark-on-bright here)" in line_of(capsys)
     assert left_in(storage) == before
 
 
@@ -425,7 +425,11 @@ def test_polarity_can_be_said(
     storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "images", {"1.png": png(digits[0]), "2.png": png(255 - digits[0])})
-    for polarity, expected in (("bright-ink", [False, False]), ("dark-ink", [True, True])):
+    for polarity, expected in (
+        ("bright-on-dark", [False, False]),
+        ("as-trained", [False, False]),
+        ("dark-on-bright", [True, True]),
+    ):
         _, rows, _ = predicted(storage, folder, "--polarity", polarity, capsys=capsys)
         assert [row["inverted"] for row in rows] == expected
         shown = np.stack([digits[0], 255 - digits[0]])
@@ -448,6 +452,46 @@ def test_a_run_that_was_trained_on_dark_ink_gets_dark_ink(
     np.testing.assert_allclose(rows[0]["probabilities"], rows[1]["probabilities"], atol=1e-6)
 
 
+def test_folders_named_as_the_classes_give_labels_and_accuracy(
+    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = load_examples("digits", "test", data_dir=Path("unused")).labels[:40].tolist()
+    files = {f"{label}/deep/{place:02d}.png": png(digits[place]) for place, label in enumerate(labels)}
+    folder = write(tmp_path / "images", {**files, "3/junk.png": b"junk"})
+    said, rows, _ = predicted(storage, folder, "--shard-size", "7", capsys=capsys)
+    assert [row["label"] for row in rows] == [int(row["path"][0]) for row in rows] == sorted(labels)
+    share = sum(row["label"] == row["predicted_label"] for row in rows) / 40
+    assert (said["num_labelled"], said["accuracy"]) == (40, share)
+    assert share > 0.8
+    assert predict(storage, folder) == 0
+    shown = capsys.readouterr().out
+    assert f"accuracy {share:.4f} on 40 images, whose folders name their classes" in shown
+
+    write(folder, {"other/7.png": png(digits[0])})
+    said, rows, _ = predicted(storage, folder, capsys=capsys)
+    assert (said["num_labelled"], said["accuracy"]) == (40, None)
+    assert [row["path"] for row in rows if row["label"] is None] == ["other/7.png"]
+    assert predict(storage, folder) == 0
+    captured = capsys.readouterr()
+    assert "accuracy" not in captured.out
+    assert (
+        "images: no accuracy, as 1 of 41 images are in no folder that is named as a class of the run, the first is "
+        "other/7.png"
+    ) in captured.err
+
+
+def test_images_in_no_folder_of_a_class_have_no_label_and_no_word_about_accuracy(
+    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "images", {"7": png(digits[0]), "x/7/1.png": png(digits[1])})
+    said, rows, _ = predicted(storage, folder, capsys=capsys)
+    assert [row["label"] for row in rows] == [None, None]
+    assert (said["num_labelled"], said["accuracy"]) == (0, None)
+    assert predict(storage, folder) == 0
+    captured = capsys.readouterr()
+    assert "accuracy" not in captured.out + captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "parts"),
     [
@@ -457,7 +501,13 @@ def test_a_run_that_was_trained_on_dark_ink_gets_dark_ink(
         (["--run", "nobody", "--images", "."], 3, ["'nobody'", "`mnist-ray runs`"]),
         (["--run", "a", "--images", ""], 2, ["images=''"]),
         (["--run", "a", "--images", "x", "--name", "a/b"], 2, ["name='a/b'"]),
-        (["--run", "a", "--images", "x", "--polarity", "dark"], 2, ["--polarity", "'dark'", "dark-ink"]),
+        (["--run", "a", "--images", "x", "--polarity", "dark"], 2, ["--polarity", "'dark'", "dark-on-bright"]),
+        (["--run", "a", "--images", "x", "--polarity", "dark-ink"], 2, ["'dark-ink' is now called 'dark-on-bright'"]),
+        (
+            ["--run", "a", "--images", "x", "--polarity", "bright-ink"],
+            2,
+            ["'bright-ink' is now called 'bright-on-dark'"],
+        ),
         (["--run", "a", "--images", "x", "--num-workers", "0"], 2, ["--num-workers", "0"]),
         (["--run", "a", "--images", "s3://key:secret@b/x"], 2, ["credentials"]),
         (["--run", "a", "--images", "parquet:ftp://b/x"], 2, ["ftp"]),

@@ -78,6 +78,7 @@ def data_of(case: Case) -> TrainingData:
         validation_labels=examples.labels[held_out],
         mean=0.2,
         std=0.35,
+        bright_ground_share=0.0,
         class_names=examples.class_names,
         fingerprint=examples.fingerprint,
     )

@@ -160,6 +160,7 @@ def other_tables():
     made["learning_curves"] = tables.make_table("learning_curves", curves, code_version="1")
     image = {"run": "a", "path": ["a/1.png", "b.parquet"], "row": [None, 7]}
     answer = {
+        "label": [None, 2],
         "predicted_label": [0, 2],
         "predicted_label_name": CLASS_NAMES[[0, 2]],
         "confidence": [0.75, 0.5],
