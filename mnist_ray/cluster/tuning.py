@@ -3,7 +3,8 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.resources import Needs
@@ -194,7 +196,8 @@ def run_tuner(
             ),
         )
         try:
-            tuner.fit()
+            with _keys_kept_from_ray():
+                tuner.fit()
         except (tune.TuneError, RayError) as error:
             raise ClusterError(f"grid {job.name!r}: Ray failed: {str(error).strip().splitlines()[-1]}") from error
         finally:
@@ -202,6 +205,21 @@ def run_tuner(
                 _keep_decisions(rungs, GridFolder(storage, job.name), watcher)
     if watcher.failure.error:
         raise watcher.failure.error
+
+
+@contextmanager
+def _keys_kept_from_ray() -> Iterator[None]:
+    """Has Tune leave this process's AWS keys out of its actors' runtime environments, which Ray writes to its logs.
+
+    They aren't needed there: a local Ray's workers inherit this environment, a cluster's nodes have keys of their own.
+    """
+    copied = class_cache.ENV_VARS_TO_PROPAGATE
+    keys = {name for name in copied if name.startswith("AWS_")}
+    copied -= keys
+    try:
+        yield
+    finally:
+        copied |= keys
 
 
 def _keep_decisions(rungs: Any, folder: GridFolder, watcher: Watcher) -> None:

@@ -1,26 +1,36 @@
-"""A job of a real head, submitted from among secrets: none of them is in anything that the head has or tells."""
+"""Jobs of a real head and of a local Ray, from among secrets: none of them is in anything that Ray has or tells."""
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import written_so_far
+from ray.tune.execution import class_cache
 from ray_head import RayHead, ray_head
 from test_security import CANARIES, FILES, files_below, leaks
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = CANARIES["RAY_AUTH_TOKEN"]
+KEYS = {name: value for name, value in CANARIES.items() if name.startswith("AWS_")}
+TRAIN = ["train", "--dataset", "digits", "--epochs", "1", "--train-limit", "300"]
+TUNE = ["tune", "--grid", "smoke", "--epochs", "1", "--seeds", "1"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayHead]:
-    with ray_head(token=TOKEN) as running:
+    # As a Kubernetes secret puts the keys there.
+    with ray_head(token=TOKEN, variables=KEYS) as running:
         yield running
 
 
@@ -30,14 +40,17 @@ def told(head: RayHead, path: str) -> tuple[str, bytes]:
         return path, response.read()
 
 
-def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(head: RayHead, tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", [TRAIN, TUNE])
+def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(
+    head: RayHead, tmp_path: Path, job: list[str]
+) -> None:
     home = tmp_path / "home"
     for name, secret in FILES.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"SECRET={secret}\n")
     environment = {**head.environment, **CANARIES, "HOME": str(home), "PYTHONPATH": str(ROOT), "AWS_REGION": "marker"}
-    command = [sys.executable, "-m", "mnist_ray", "train", "--dataset", "digits", "--epochs", "1", "--name", "marker"]
-    command += ["--train-limit", "300", "--storage", str(tmp_path / "storage"), "--address", head.address]
+    command = [sys.executable, "-m", "mnist_ray", *job, "--name", "marker"]
+    command += ["--storage", str(tmp_path / "storage"), "--address", head.address]
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.strip()
@@ -53,6 +66,29 @@ def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(head: Ra
     assert any("mnist_ray/cluster/submission.py" in name for name, _ in found)
     assert any(name.endswith("raylet.out") for name, _ in found)
     assert leaks(iter(found), marker="marker") == []
+
+
+def test_no_secret_is_in_the_folder_of_a_local_ray_that_tunes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mnist_ray", *TUNE, "--epochs", "500", "--storage", str(tmp_path / "storage")]
+    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as name:
+        environment = {**os.environ, **CANARIES, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "RAY_TMPDIR": name}
+        with subprocess.Popen([*command, "--name", "g"], env=environment, stderr=subprocess.PIPE, text=True) as process:
+            while not written_so_far(tmp_path, "storage/runs/*/checkpoints/epoch-0001/checkpoint.json"):
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                time.sleep(0.01)
+            found = list(files_below(Path(name)))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=100) == 130
+        assert list(Path(name).iterdir()) == []
+    # The log that told them, which tells of the workers' other variables.
+    (log,) = [content for path, content in found if path.endswith("runtime_env_agent.log")]
+    assert b"PL_DISABLE_FORK" in log
+    assert leaks(iter(found), marker="PL_DISABLE_FORK") == []
+
+
+def test_tune_copies_the_keys_by_the_name_that_they_are_taken_from() -> None:
+    # What the command replaces; without it the keys would have to be kept from another place.
+    assert {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")} >= KEYS.keys()
 
 
 def test_no_secret_is_in_the_command_line_of_a_process(head: RayHead) -> None:
