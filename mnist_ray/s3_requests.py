@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 from mnist_ray.errors import StorageError
+from mnist_ray.proxies import keep_off_proxies
 
 ATTEMPTS = 10
 # A server that takes a connection and says nothing costs a whole timeout each time.
@@ -48,6 +49,10 @@ def make_client(session: Any, *, attempts: int = ATTEMPTS, read_timeout_s: float
     )
     try:
         client = session.client("s3", config=config)
+        # Which URL it talks to only the client knows, and a client reads the environment's proxies once.
+        if keep_off_proxies(client.meta.endpoint_url):
+            client.close()
+            client = session.client("s3", config=config)
     except ValueError as error:
         raise StorageError(f"AWS_ENDPOINT_URL: {' '.join(str(error).split())}; write http(s)://host:port") from None
 

@@ -14,6 +14,7 @@ from typing import Any
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
+from mnist_ray.proxies import keep_off_proxies
 from mnist_ray.storage import Storage
 from mnist_ray.tracking import METRICS, STORE_FILE, SeenRun, mlflow_store
 
@@ -61,6 +62,7 @@ class MLflow:
             uri, folder = mlflow_store(storage), Path(storage.uri_of("mlflow"))
             make_store(folder)
             artifacts = (folder / "artifacts").as_uri()
+        keep_off_proxies(uri)
         self._client = MlflowClient(tracking_uri=uri)
         found = self._client.get_experiment_by_name(experiment)
         self._experiment = (

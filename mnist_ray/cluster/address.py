@@ -1,6 +1,5 @@
 """Where a Ray cluster's job API is and which token opens it, found without importing ray."""
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from mnist_ray.errors import ClusterError, ConfigError
+from mnist_ray.proxies import is_loopback
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
@@ -44,6 +44,15 @@ def resolve_address(option: str | None, environ: Mapping[str, str]) -> str | Non
         if environ.get(variable):
             return _normalize(environ[variable], variable)
     return None
+
+
+def variable_of(address: str, environ: Mapping[str, str]) -> str | None:
+    """Returns the variable that an address comes from, None if it comes from none.
+
+    An option that repeats what the variable says is not told apart: either is to blame for the same address.
+    """
+    variable = next((name for name in ADDRESS_VARIABLES if environ.get(name)), None)
+    return variable if variable and _normalize(environ[variable], variable) == address else None
 
 
 def _normalize(text: str, setting: str) -> str | None:
@@ -83,15 +92,6 @@ def _check_url(url: str, text: str, setting: str) -> str:
 def _host(parts: SplitResult) -> str:
     host = parts.hostname or "HOST"
     return f"[{host}]" if ":" in host else host
-
-
-def is_loopback(address: str) -> bool:
-    """Tells whether a URL's host is this machine, so that nobody else sees what is sent there."""
-    host = urlsplit(address).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def read_token(environ: Mapping[str, str] = os.environ, *, address: str = _LOCAL_DASHBOARD) -> Token | None:

@@ -92,8 +92,8 @@ async def _log_parts(client: JobClient, job_id: str) -> AsyncGenerator[str, None
     # What breaks the connection is not told apart here: the caller asks for the job's state next, and that says.
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
         async with (
-            aiohttp.ClientSession(headers=client.headers, timeout=timeout, trust_env=True) as session,
-            session.ws_connect(url, timeout=aiohttp.ClientWSTimeout(ws_close=1)) as socket,
+            aiohttp.ClientSession(headers=client.headers, timeout=timeout) as session,
+            session.ws_connect(url, timeout=aiohttp.ClientWSTimeout(ws_close=1), proxy=client.proxy()) as socket,
         ):
             while (message := await socket.receive(SILENCE_S)).type is aiohttp.WSMsgType.TEXT:
                 yield message.data

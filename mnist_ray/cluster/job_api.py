@@ -5,21 +5,27 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from mnist_ray.cluster.address import WHERE_TOKENS_ARE, Token, is_loopback, read_token
+from mnist_ray.cluster.address import WHERE_TOKENS_ARE, Token, read_token, variable_of
 from mnist_ray.errors import ClusterError, ConfigError
 from mnist_ray.printable import say_line
+from mnist_ray.proxies import is_loopback, proxy_of, shown
 
 # aiohttp rounds up to the next second: given up within 15 s.
 CONNECT_TIMEOUT_S = 14.0
 REQUEST_TIMEOUT_S = 60.0
+# How long a head that has just started is waited for, and from when on that is said.
+STARTING_S = 30.0
+SAID_AFTER_S = 2.0
+_PAUSE_S = 0.5
+_Answer = TypeVar("_Answer")
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -41,6 +47,20 @@ class JobClient:
     def headers(self) -> dict[str, str]:
         """The headers of every request."""
         return {"Authorization": f"Bearer {self.token.value}"} if self.token else {}
+
+    def proxy(self) -> str | None:
+        """Returns the HTTP proxy of every request, None for none.
+
+        Raises:
+          ClusterError: it would see the token, or is no HTTP proxy.
+        """
+        proxy, parts = proxy_of(self.address), urlsplit(self.address)
+        if proxy and self.token and parts.scheme == "http":
+            raise ClusterError(
+                f"{self.address}: the proxy {shown(proxy)} would see the token; use https, or set "
+                f"NO_PROXY={parts.hostname} to go there directly"
+            )
+        return proxy
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,41 @@ class Unreachable(ClusterError):
     """No HTTP answer: the one error that trying again may cure."""
 
 
+class NotReady(ClusterError):
+    """A head that has just started has no agent yet that takes requests about jobs."""
+
+
+# In Ray's answers of HTTP 500 to a submission, and to other requests that need the agent.
+_NOT_READY = ("No available agent to submit job", "Failed to get head node agent")
+
+
+def is_not_ready(text: str) -> bool:
+    """Tells whether an answer is one of a head that has just started."""
+    return any(each in text for each in _NOT_READY)
+
+
+def while_starting(ask: Callable[[], _Answer]) -> _Answer:
+    """Returns an answer, asked for again while the head has just started, for 30 s.
+
+    Raises:
+      ClusterError: it is still not ready then.
+    """
+    begun, said = time.monotonic(), False
+    while True:
+        try:
+            return ask()
+        except NotReady as error:
+            waited = time.monotonic() - begun
+            if waited >= STARTING_S:
+                raise ClusterError(
+                    f"{error} Tried again for {STARTING_S:g} s: see dashboard_agent.log on the head, or try again later"
+                ) from None
+            if waited >= SAID_AFTER_S and not said:
+                said = True
+                say_line(f"note: {error} Trying again for {STARTING_S:g} s: the cluster may have just started")
+        time.sleep(_PAUSE_S)
+
+
 def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClient:
     """Returns a client of a cluster's job API once the cluster has answered.
 
@@ -83,21 +138,32 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
 
     Raises:
       ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers. Another machine
-        is sent nothing at all without a token, unless RAY_AUTH_MODE=disabled says so.
+        is sent nothing at all without a token, unless RAY_AUTH_MODE=disabled says so. A proxy is sent no token that it
+        could read.
     """
     client = JobClient(address, read_token(environ, address=address))
     if client.token is None and not is_loopback(address):
         _check_open_on_purpose(address, environ)
+    variable = variable_of(address, environ)
+    named, remedy = (f"{variable}={address}", f"; correct or unset {variable}") if variable else (address, "")
+    via = _via(client.proxy())
     if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
         say_line(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
-    status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
+    except Unreachable as error:
+        raise Unreachable(f"{named}{str(error).removeprefix(address)}{remedy}") from None
     ray_version = _json_object(text).get("ray_version")
     if status != 200 or not isinstance(ray_version, str):
         raise ClusterError(
-            f"{address}: answered HTTP {status} and is not a Ray dashboard; "
-            "give the dashboard of the cluster's head, usually http://HOST:8265"
+            f"{named}: answered HTTP {status}{via} and is not a Ray dashboard; "
+            f"give the dashboard of the cluster's head, usually http://HOST:8265{remedy}"
         )
     return replace(client, ray_version=ray_version)
+
+
+def _via(proxy: str | None) -> str:
+    return f" through the proxy {shown(proxy)}" if proxy else ""
 
 
 def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:
@@ -205,14 +271,21 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
       ConfigError: the cluster knows no such job.
       ClusterError: no answer, a refused token or an HTTP error.
     """
-    status, text = _request(client, method, path, timeout_s=REQUEST_TIMEOUT_S)
+
+    def ask() -> tuple[int, str]:
+        status, text = _request(client, method, path, timeout_s=REQUEST_TIMEOUT_S)
+        if status >= 500 and is_not_ready(text):
+            raise NotReady(f"{client.address}{path}: HTTP {status}: {last_line(text)}.")
+        return status, text
+
+    status, text = while_starting(ask)
     if status == 404 and job_id is not None:
         raise ConfigError(
             f"job {job_id!r}: {client.address} knows no such job; "
             f"'mnist-ray jobs list --address {client.address}' shows those it knows"
         )
     if status != 200:
-        raise ClusterError(f"{client.address}{path}: HTTP {status}: {last_line(text)}")
+        raise ClusterError(f"{client.address}{path}: HTTP {status}{_via(client.proxy())}: {last_line(text)}")
     try:
         return json.loads(text)
     except ValueError:
@@ -220,21 +293,25 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
 
 
 def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
+    proxy = client.proxy()
+
     async def fetch() -> tuple[int, str]:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with (
-            aiohttp.ClientSession(headers=client.headers, timeout=timeout, trust_env=True) as session,
+            aiohttp.ClientSession(headers=client.headers, timeout=timeout) as session,
             # A redirect could carry the token to another host.
-            session.request(method, client.address + path, allow_redirects=False) as response,
+            session.request(method, client.address + path, allow_redirects=False, proxy=proxy) as response,
         ):
             return response.status, await response.text(errors="replace")
 
     try:
         status, text = asyncio.run(fetch())
     except TimeoutError:
-        raise Unreachable(f"{client.address}: no answer within {timeout_s:g} s; check the address") from None
+        raise Unreachable(
+            f"{client.address}: no answer within {timeout_s:g} s{_via(proxy)}; check the address"
+        ) from None
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"{client.address}: no Ray dashboard reached: {_reason(error)}") from None
+        raise Unreachable(f"{client.address}: no Ray dashboard reached{_via(proxy)}: {_reason(error)}") from None
     if status in (401, 403):
         raise ClusterError(_token_message(client, status))
     return status, text
@@ -244,6 +321,8 @@ def _reason(error: Exception) -> str:
     # The number says what the text of a failed connection leaves out, such as 'Connection refused'.
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"it answers HTTP {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
         return "what answers there does not speak HTTP; the dashboard's port is usually 8265"
     return last_line(str(error))
@@ -252,7 +331,8 @@ def _reason(error: Exception) -> str:
 def _token_message(client: JobClient, status: int) -> str:
     fault = f"wrong token in {client.token.source}" if client.token else "a token is needed and none was found"
     condition = "" if is_loopback(client.address) else ", which only RAY_AUTH_MODE=token sends to another machine"
-    return f"{client.address}: HTTP {status}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}{condition}"
+    answered = f"{client.address}: HTTP {status}{_via(client.proxy())}"
+    return f"{answered}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}{condition}"
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _connect() -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"address={address}: {_line(error)}") from None
+        raise ClusterError(f"RAY_ADDRESS={address}: {_line(error)}") from None
 
 
 def _start_local(scratch: str) -> None:

@@ -22,15 +22,19 @@ import mnist_ray
 from mnist_ray.cluster.job_api import (
     CONNECT_TIMEOUT_S,
     JobClient,
+    NotReady,
     as_ray_answers,
     get_json,
+    is_not_ready,
     jobs_list,
     last_line,
+    while_starting,
 )
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError, StorageError
 from mnist_ray.job import REQUIREMENTS
 from mnist_ray.placement import not_shared
 from mnist_ray.printable import say_line
+from mnist_ray.proxies import keep_off_proxies
 
 # The dashboard refuses 100 MiB; the package is far below 1 MiB, so more is a mistake.
 MAX_STAGED_BYTES = 20 << 20
@@ -167,7 +171,7 @@ def submit(
         if runs:
             return Submitted(job_id, is_new=False)
         # Not taken a moment ago: if it is now, somebody submits the same at the same time.
-        if _submit(client, entrypoint, job_id, runtime_env, metadata):
+        if while_starting(lambda: _submit(client, entrypoint, job_id, runtime_env, metadata)):  # noqa: B023
             return Submitted(job_id, is_new=True)
 
 
@@ -194,7 +198,12 @@ def _submit(
     runtime_env: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> bool:
-    """Submits a job; False if the cluster has one of that id."""
+    """Submits a job; False if the cluster has one of that id.
+
+    Raises:
+      NotReady: the head has just started.
+      ClusterError: the cluster refuses the job.
+    """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -212,7 +221,8 @@ def _submit(
     except (RuntimeError, OSError, AuthenticationError) as error:
         if "already exists" in str(error):
             return False
-        raise ClusterError(f"{client.address}: refused the job: {last_line(str(error))}") from error
+        refused = f"{client.address}: refused the job: {last_line(str(error))}"
+        raise (NotReady if is_not_ready(str(error)) else ClusterError)(refused) from error
     return True
 
 
@@ -257,6 +267,7 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _api_server(address: str) -> Iterator[None]:
     # Ray lets its variables override the address that it is given; and they are the whole process's.
     with _ENVIRONMENT:
+        keep_off_proxies(address)
         before = os.environ.get("RAY_API_SERVER_ADDRESS")
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         try:

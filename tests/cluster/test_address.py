@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-from mnist_ray.cluster.address import is_loopback, read_token, resolve_address
+from mnist_ray.cluster.address import read_token, resolve_address
 from mnist_ray.errors import ClusterError, ConfigError
+from mnist_ray.proxies import is_loopback
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,11 @@ def test_credentials_in_an_address_are_refused_and_not_shown(option: str) -> Non
         ("http://127.9.9.9:1", True),
         ("http://localhost:1", True),
         ("http://[::1]:1", True),
+        ("http://[::ffff:127.0.0.1]:1", True),
+        ("http://LOCALHOST.:1", True),
+        ("http://127.1:1", True),
+        ("http://0.0.0.0:1", True),
+        ("http://localhost.example.org:1", False),
         ("http://10.0.0.7:1", False),
         ("http://127.0.0.1.example.org:1", False),
     ],

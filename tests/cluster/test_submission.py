@@ -6,10 +6,11 @@ import socket
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,6 +242,23 @@ def test_a_closed_port_is_reported_at_once(no_token: dict[str, str]) -> None:
             connect(address, environ=no_token)
 
 
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_a_stale_variable_is_blamed_by_its_name(no_token: dict[str, str], variable: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{closed.getsockname()[1]}"
+        environ = {**no_token, variable: place}
+        with pytest.raises(ClusterError) as caught:
+            connect(f"http://{place}", environ=environ)
+        assert str(caught.value) == (
+            f"{variable}=http://{place}: no Ray dashboard reached: Connection refused; correct or unset {variable}"
+        )
+        # Of an option that leads elsewhere the variable is not to blame.
+        with pytest.raises(ClusterError) as caught:
+            connect(f"http://{place}", environ={**environ, variable: "127.0.0.1:9"})
+        assert str(caught.value) == f"http://{place}: no Ray dashboard reached: Connection refused"
+
+
 @pytest.fixture
 def silent_listener() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -354,6 +372,87 @@ def test_a_cluster_that_may_grow_is_not_refused(capsys: pytest.CaptureFixture[st
         f"note: {server.address}: the job needs 1 GPU and the cluster has 0; "
         "the job waits until the cluster has grown (--resource-timeout)\n"
     )
+
+
+NO_AGENT = "No available agent to submit job, please try again later."
+
+
+class _StartingHead(_Server):
+    """A head that takes a submission only after some that it can't take yet; jobs are what it has taken."""
+
+    def __init__(self, num_refusals: int) -> None:
+        super().__init__({**VERSION_HERE, "/api/jobs/": (200, "[]"), "/api/v0/nodes": (200, NODES % TWO_CPUS)})
+        server, self.num_posts = self, 0
+
+        def do_post(handler: BaseHTTPRequestHandler) -> None:
+            server.num_posts += 1
+            is_ready = server.num_posts > num_refusals
+            text = '{"job_id": "a", "submission_id": "a"}' if is_ready else NO_AGENT
+            handler.rfile.read(int(handler.headers["Content-Length"]))
+            handler.send_response(200 if is_ready else 500)
+            handler.send_header("Content-Length", str(len(text)))
+            handler.end_headers()
+            handler.wfile.write(text.encode())
+
+        def do_get(
+            handler: BaseHTTPRequestHandler, usual: Callable[[Any], None] = self.http.RequestHandlerClass.do_GET
+        ):
+            if handler.path.startswith("/api/packages/"):
+                handler.send_response(200)
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+            else:
+                usual(handler)
+
+        self.http.RequestHandlerClass.do_POST = do_post
+        self.http.RequestHandlerClass.do_GET = do_get
+
+
+VERSION_HERE = {"/api/version": (200, json.dumps({"ray_version": version("ray")}))}
+
+
+def submit_to(server: _Server, folder: Path) -> str:
+    client = JobClient(server.address, ray_version=version("ray"))
+    options: dict[str, Any] = {"arguments": [], "working_dir": folder, "name": "a", "metadata": {"config_hash": "1"}}
+    return submit(client, script="train", **options).job_id
+
+
+def test_a_head_that_has_just_started_is_asked_again_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (job_api.STARTING_S, job_api.SAID_AFTER_S) == (30.0, 2.0)
+    monkeypatch.setattr(job_api, "SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(job_api, "_PAUSE_S", 0.01)
+    with _StartingHead(num_refusals=3) as server:
+        assert submit_to(server, tmp_path) == "a"
+    assert server.num_posts == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {server.address}: refused the job: ")
+    assert line.endswith(f"{NO_AGENT}. Trying again for 30 s: the cluster may have just started")
+
+
+def test_a_head_that_never_gets_ready_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_api, "STARTING_S", 0.1)
+    monkeypatch.setattr(job_api, "_PAUSE_S", 0.01)
+    with _StartingHead(num_refusals=10_000) as server, pytest.raises(ClusterError) as caught:
+        submit_to(server, tmp_path)
+    assert caught.value.exit_code == 5
+    assert str(caught.value).endswith(
+        f"{NO_AGENT}. Tried again for 0.1 s: see dashboard_agent.log on the head, or try again later"
+    )
+    assert server.num_posts > 1
+
+
+def test_other_requests_wait_for_the_agent_of_a_head_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_api, "STARTING_S", 0.1)
+    monkeypatch.setattr(job_api, "_PAUSE_S", 0.01)
+    text = "Traceback\nTimeoutError: Failed to get head node agent within 10 seconds. The last exception is x\n"
+    with _Server({"/api/jobs/a/logs": (500, text)}) as server, pytest.raises(ClusterError, match="Tried again for"):
+        job_api.job_logs(JobClient(server.address), "a")
+    assert len(server.requests) > 1
+    with _Server({"/api/jobs/a/logs": (500, "Traceback\nValueError: x")}) as server, pytest.raises(ClusterError):
+        job_api.job_logs(JobClient(server.address), "a")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("there", ["2.56.0", "3.0.0", "nightly"])

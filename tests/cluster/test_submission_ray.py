@@ -105,6 +105,24 @@ def test_arguments_arrive_as_they_are_and_nothing_but_the_code_and_the_config_tr
     assert job in jobs_list(client)
 
 
+def test_a_proxy_of_the_environment_sees_nothing_of_a_job_on_this_machine(
+    client: JobClient, open_head: RayHead, working_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as recording:
+        recording.setblocking(False)
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("NO_PROXY", "")
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{recording.getsockname()[1]}")
+        again = connect(open_head.address, environ={"RAY_AUTH_TOKEN": "abc"})
+        job_id = submit(again, script="echo", arguments=["slow-lines"], working_dir=working_dir)
+        exit_code, log = _follow(again, job_id)
+        assert (exit_code, _lines(log)) == (0, [f"line {number}" for number in range(30)])
+        # Whoever had connected would wait to be accepted.
+        with pytest.raises(BlockingIOError):
+            recording.accept()
+
+
 def test_ten_thousand_lines_arrive_once_and_in_order_with_the_exit_code(client: JobClient, working_dir: Path) -> None:
     job_id = submit(client, script="echo", arguments=["lines", "3", "10000"], working_dir=working_dir)
     exit_code, log = _follow(client, job_id)
