@@ -24,7 +24,7 @@ from mnist_ray.storage_errors import OS_REASONS, MissingError, storage_errors
 from mnist_ray.storage_local import LocalBackend
 from mnist_ray.storage_s3 import MULTIPART_BYTES, S3Backend
 from mnist_ray.storage_uri import CONTROL, check_uri, without_secrets
-from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, StoredFile, files_of
+from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,6 +39,7 @@ __all__ = [
     "Storage",
     "StoredFile",
     "check_uri",
+    "is_path",
     "open_storage",
     "storage_errors",
     "without_secrets",
@@ -128,13 +129,17 @@ class Storage:
         with storage_errors(self.uri_of(path), "listed"):
             return sorted(self._backend.files(path, recursive=recursive), key=lambda entry: entry.path)
 
-    def iter_files(self, path: str = "") -> Iterator[FileEntry]:
+    def iter_files(self, path: str = "", *, left_out: LeftOut | None = None) -> Iterator[FileEntry]:
         """Yields what list_files returns, in the same order, but holds one folder's names at a time (S3: one page).
 
-        Locally, what is neither a file nor a link to one is left out: reading a pipe might never end.
+        Locally, what is neither a regular file nor a link to one is left out: reading a pipe might never end.
+
+        Args:
+          path: the folder.
+          left_out: told of the path and the kind of each thing that is left out, such as "FIFO".
         """
         with storage_errors(self.uri_of(path), "listed"):
-            yield from self._backend.files_in_order(path)
+            yield from self._backend.files_in_order(path, left_out or (lambda _path, _kind: None))
 
     def list_folders(self, path: str = "") -> list[str]:
         """Returns the names of a folder's direct subfolders, sorted, but those beginning with '.' or '_'."""
@@ -352,7 +357,12 @@ def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key != "volatile"}
 
 
+def is_path(path: str) -> bool:
+    """Tells whether a path can name an object: files of a disk and objects of S3 may have names that can't."""
+    return not CONTROL.search(path) and not any(segment in ("", ".", "..") for segment in path.split("/"))
+
+
 def _check_path(path: str) -> str:
-    if CONTROL.search(path) or any(segment in ("", ".", "..") for segment in path.split("/")):
+    if not is_path(path):
         raise StorageError(f"path={path!r}: must lie inside the storage, parts separated by single slashes")
     return path

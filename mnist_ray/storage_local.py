@@ -7,11 +7,12 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_ray.errors import StorageError
-from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, StoredFile
+from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile
 
 if TYPE_CHECKING:
     import pyarrow
@@ -49,27 +50,34 @@ class LocalBackend:
                         file = Path(folder, name)
                         yield FileEntry(file.relative_to(self.root).as_posix(), file.stat().st_size)
 
-    def files_in_order(self, path: str, *, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[FileEntry]:
-        """Yields the files below a folder sorted by path; links are followed, but not to a folder that they lie in."""
+    def files_in_order(
+        self, path: str, left_out: LeftOut, *, above: frozenset[tuple[int, int]] = frozenset()
+    ) -> Iterator[FileEntry]:
+        """Yields the regular files below a folder sorted by path; links are followed.
+
+        What is no regular file, and a link to a folder that it lies in, is told to left_out and never opened.
+        """
         try:
             status = os.stat(self.root / path)
             if (status.st_dev, status.st_ino) in above:
+                left_out(path, "link to a folder that it lies in")
                 return
             above |= {(status.st_dev, status.st_ino)}
             entries = [entry for entry in os.scandir(self.root / path) if not entry.name.startswith(".")]
         except FileNotFoundError:
             return
+        statuses = ((entry.name, _status_or_kind(entry)) for entry in entries)
         # With its slash a folder's name sorts as the paths in it do: 'a.png' comes before 'a/b.png'.
-        ordered = sorted((f"{entry.name}/" if entry.is_dir() else entry.name, entry) for entry in entries)
-        for name, entry in ordered:
+        named = ((f"{name}/" if _is_folder(status) else name, status) for name, status in statuses)
+        ordered = sorted(named, key=itemgetter(0))
+        for name, status_or_kind in ordered:
             below = f"{path}/{name}" if path else name
-            if name.endswith("/"):
-                yield from self.files_in_order(below.rstrip("/"), above=above)
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
-                if stat.S_ISREG(status.st_mode):
-                    yield FileEntry(below, status.st_size)
+            if isinstance(status_or_kind, str):
+                left_out(below, status_or_kind)
+            elif name.endswith("/"):
+                yield from self.files_in_order(below.rstrip("/"), left_out, above=above)
+            elif status_or_kind is not None:
+                yield FileEntry(below, status_or_kind.st_size)
 
     def folders(self, path: str) -> list[str]:
         folder = self.root / path
@@ -165,6 +173,24 @@ class LocalBackend:
             raise
         _fsync_folder(target.parent)
         return True
+
+
+def _status_or_kind(entry: os.DirEntry[str]) -> os.stat_result | str | None:
+    """Returns the status of a folder or regular file, what else it is in words, None of what has gone meanwhile."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "link that leads back to itself"
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
+        return "link that leads nowhere" if entry.is_symlink() else None
+    kinds = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    return kinds.get(stat.S_IFMT(status.st_mode), status)
+
+
+def _is_folder(found: os.stat_result | str | None) -> bool:
+    return isinstance(found, os.stat_result) and stat.S_ISDIR(found.st_mode)
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_ray import s3_requests
 from mnist_ray.errors import StorageError
 from mnist_ray.storage_errors import DAMAGED
-from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, StoredFile, files_of
+from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -154,8 +154,9 @@ class S3Backend:
             if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
                 yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
 
-    def files_in_order(self, path: str) -> Iterator[FileEntry]:
+    def files_in_order(self, path: str, left_out: LeftOut) -> Iterator[FileEntry]:
         """Yields the objects below a folder as S3 lists them: by the bytes of their keys, which is the paths' order."""
+        del left_out  # all objects can be read
         return self.files(path, recursive=True)
 
     def folders(self, path: str) -> list[str]:

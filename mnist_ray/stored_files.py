@@ -1,12 +1,15 @@
 """What a storage holds: objects in a listing, and the files of a committed folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 STAGING = ".staging"
+
+# Told of the path and, in words, the kind of what is in a folder and is no file that can be read.
+LeftOut = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mnist_ray.data.examples import (
     sorted_class_names,
 )
 from mnist_ray.data.images import DecodedImages
-from mnist_ray.data.sources import list_paths, list_words, read_files
+from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.errors import DataError
 from mnist_ray.storage import open_storage
 
@@ -37,7 +37,7 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     """
     source = f"dataset=folder:{uri}"
     storage = open_storage(uri)
-    by_split = _paths_by_split(list_paths(storage, source, max_bytes=MAX_IMAGE_BYTES), source)
+    by_split = _paths_by_split(list_files(storage, source, max_bytes=MAX_IMAGE_BYTES).paths, source)
     class_names = _checked_class_names(by_split, source)
     paths = [path for path, _ in by_split[split]]
     labels = labels_of(*numbered(name for _, name in by_split[split]), class_names)

@@ -16,7 +16,7 @@ from mnist_ray.data.examples import (
     sorted_class_names,
 )
 from mnist_ray.data.images import DecodedImages
-from mnist_ray.data.sources import list_paths, list_words
+from mnist_ray.data.sources import list_files, list_words
 from mnist_ray.errors import DataError
 from mnist_ray.storage import Storage, open_storage, storage_errors
 
@@ -91,7 +91,7 @@ def find_parquet_files(uri: str, source: str) -> tuple[Storage, list[str]]:
         folder = open_storage(parent or "/")
         if folder.exists(name):
             return folder, [name]
-    paths = [path for path in list_paths(storage, source) if path.lower().endswith(".parquet")]
+    paths = [path for path in list_files(storage, source).paths if path.lower().endswith(".parquet")]
     # Names that begin with '_' are what writers keep for themselves.
     paths = [path for path in paths if not any(part.startswith("_") for part in path.split("/"))]
     if not paths:

@@ -1,11 +1,15 @@
 """Listing the user's own files, local or on S3."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_ray.errors import DataError
+from mnist_ray.printable import printable
+from mnist_ray.storage import is_path
 
 if TYPE_CHECKING:
     from mnist_ray.storage import FileEntry, Storage
@@ -14,10 +18,56 @@ if TYPE_CHECKING:
 JUNK_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
 FILES_AT_ONCE = 16
 FILES_AHEAD = 64
+MAX_NAMES_SAID = 3
+_PLURALS = {
+    "link that leads nowhere": "links that lead nowhere",
+    "link that leads back to itself": "links that lead back to themselves",
+    "link to a folder that it lies in": "links to folders that they lie in",
+}
+UNUSABLE_NAME = "their names hold control characters, empty parts or what is no Unicode"
 
 
-def list_paths(storage: "Storage", source: str, *, max_bytes: int | None = None) -> list[str]:
-    """Sorted paths of all files in a storage, without hidden files and junk.
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder.
+
+    Attributes:
+      paths: of the regular files, sorted.
+      left_out: what else is there, one clause a kind, such as '1 FIFO (a/x.png)'.
+    """
+
+    paths: list[str]
+    left_out: tuple[str, ...]
+
+
+@dataclass
+class LeftOutFiles:
+    """Counts what a walk over a folder finds that is no regular file; called with each one's path and kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    _first: dict[str, list[str]] = field(default_factory=dict)
+    _folders: set[str] = field(default_factory=set)
+
+    def __call__(self, path: str, kind: str) -> None:
+        """Counts one; see stored_files.LeftOut."""
+        self.counts[kind] += 1
+        self._folders.add(path.rpartition("/")[0])
+        first = self._first.setdefault(kind, [])
+        if len(first) < MAX_NAMES_SAID:
+            first.append(printable(path))
+
+    def clauses(self) -> tuple[str, ...]:
+        """Returns one clause a kind, such as '1 FIFO (a/x.png)'."""
+        return tuple(f"{_counted(n, kind)} ({_words(self._first[kind], n)})" for kind, n in sorted(self.counts.items()))
+
+    def folders_without(self, paths: Iterable[str]) -> list[str]:
+        """Returns the folders that have something left out and, of some paths, none below them."""
+        filled = {parent for path in paths for parent in _parents(path)}
+        return sorted(self._folders - filled)
+
+
+def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None) -> Listing:
+    """Lists all regular files in a storage, without hidden files and junk; the rest is counted.
 
     Args:
       storage: the place.
@@ -25,22 +75,35 @@ def list_paths(storage: "Storage", source: str, *, max_bytes: int | None = None)
       max_bytes: size of the largest file that may be there; None for any.
 
     Raises:
-      DataError: there is no such folder, nothing in it, or a file that is too large.
+      DataError: there is no such folder, nothing in it, or one in it that has nothing but what is left out; a file
+        that is too large, or one whose name can't be used.
       StorageError: it can't be listed.
     """
-    if storage.is_local and not Path(storage.uri).is_dir():
-        raise DataError(f"{source}: {storage.uri} is not a folder; check the path")
-    entries = [entry for entry in storage.list_files() if not _is_junk(entry.path)]
+    left_out = LeftOutFiles()
+    entries = sorted(iter_entries(storage, source, left_out=left_out), key=lambda entry: entry.path)
+    if lost := left_out.folders_without(entry.path for entry in entries):
+        raise DataError(
+            f"{source}: {printable(storage.uri_of('') if lost == [''] else list_words(lost))} has no files that can be "
+            f"read; left out are {', '.join(left_out.clauses())}; fetch or remove them"
+        )
     if not entries:
         raise DataError(f"{source}: there are no files in {storage.uri}; check the path")
+    if unusable := [printable(entry.path) for entry in entries if not is_path(entry.path)]:
+        raise DataError(f"{source}: {_counted(len(unusable), 'file')} can't be read, as {UNUSABLE_NAME}: "
+                        f"{list_words(unusable)}; rename them")  # fmt: skip
     largest = max(entries, key=lambda entry: entry.size)
     if max_bytes is not None and largest.size > max_bytes:
         raise DataError(f"{source}: {largest.path} has {largest.size} bytes, more than {max_bytes}; move or remove it")
-    return [entry.path for entry in entries]
+    return Listing([entry.path for entry in entries], left_out.clauses())
 
 
-def iter_entries(storage: "Storage", source: str) -> Iterator["FileEntry"]:
-    """Yields all files in a storage, sorted by path, without hidden files and junk, and without holding them all.
+def iter_entries(storage: "Storage", source: str, *, left_out: LeftOutFiles | None = None) -> Iterator["FileEntry"]:
+    """Yields all regular files in a storage, sorted by path, without hidden files and junk, and without holding them.
+
+    Args:
+      storage: the place.
+      source: the data set that a message names.
+      left_out: counts what else is there.
 
     Raises:
       DataError: there is no such folder.
@@ -48,9 +111,23 @@ def iter_entries(storage: "Storage", source: str) -> Iterator["FileEntry"]:
     """
     if storage.is_local and not Path(storage.uri).is_dir():
         raise DataError(f"{source}: {storage.uri} is not a folder; check the path")
-    for entry in storage.iter_files():
+    counted = left_out or LeftOutFiles()
+    for entry in storage.iter_files(left_out=lambda path, kind: None if _is_junk(path) else counted(path, kind)):
         if not _is_junk(entry.path):
             yield entry
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _counted(count: int, kind: str) -> str:
+    """'1 FIFO', '3 links that lead nowhere'."""
+    if count == 1:
+        return f"1 {kind}"
+    return f"{count} {_PLURALS.get(kind, f'{kind}s')}"
 
 
 def _is_junk(path: str) -> bool:
@@ -65,7 +142,10 @@ def read_files(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, 
             yield from zip(ahead, pool.map(storage.read_bytes, ahead), strict=True)
 
 
-def list_words(names: Sequence[str], limit: int = 3) -> str:
+def list_words(names: Sequence[str], limit: int = MAX_NAMES_SAID) -> str:
     """'a, b, c and 4 more'."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return _words(names[:limit], len(names))
+
+
+def _words(first: Sequence[str], count: int) -> str:
+    return ", ".join(first) + (f" and {count - len(first)} more" if count > len(first) else "")
