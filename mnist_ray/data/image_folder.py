@@ -41,7 +41,12 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     class_names = _checked_class_names(by_split, source)
     paths = [path for path, _ in by_split[split]]
     labels = labels_of(*numbered(name for _, name in by_split[split]), class_names)
-    return ExampleStream(labels, class_names, source, lambda: DecodedImages(read_files(storage, paths), source))
+    whole = [path for pairs in by_split.values() for path, _ in pairs]
+
+    def read() -> DecodedImages:
+        return DecodedImages(read_files(storage, paths), source, lambda: read_files(storage, whole))
+
+    return ExampleStream(labels, class_names, source, read)
 
 
 def _paths_by_split(paths: list[str], source: str) -> dict[Split, list[tuple[str, str]]]:

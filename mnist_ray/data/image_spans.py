@@ -216,7 +216,7 @@ def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError) 
     try:
         if isinstance(content, UnreadableImageError):
             raise content
-        grey, kind = decode_image(content)
+        grey, kind, _ = decode_image(content)
     except UnreadableImageError as error:
         return ReadImages(path, row, None, error=str(error))
     return ReadImages(path, row, grey[None], is_converted(kind))

@@ -1,14 +1,18 @@
 """Encoded images of any size and colour as 28x28 grey."""
 
+import contextlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
+from mnist_ray.data.sources import list_words
 from mnist_ray.errors import DataError
+from mnist_ray.printable import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +27,9 @@ REFUSED_FORMATS = {"EPS", "WMF"}
 MODE_WORDS = {"L": "grey", "1": "black-and-white", "P": "palette"}
 MAX_KINDS_SAID = 3
 IMAGES_PER_PIECE = 1024
+# Ranges of cameras and scanners, which write them all into 16 or 32 bits.
+WIDE_BITS = (8, 10, 12, 14, 16)
+PHOTOMETRIC_INTERPRETATION = 262
 
 # What an image was: columns, rows, Pillow's mode.
 Kind = tuple[int, int, str]
@@ -48,17 +55,22 @@ class DecodedImages:
     Args:
       encoded: name of each image for messages, and its bytes.
       source: the data set that a message names.
+      whole_set: gives the images of all splits, by which those of more than 8 bits are scaled; read only where there
+        are such.
     """
 
     encoded: Iterable[tuple[str, bytes]]
     source: str
+    whole_set: Callable[[], Iterable[tuple[str, bytes]]]
     _kinds: Counter[Kind] = field(default_factory=Counter)
+    _one_shade: list[str] = field(default_factory=list)
 
     def __iter__(self) -> "Iterator[Tensor]":
         """Yields uint8 [k, 1, 28, 28], images in their order.
 
         Raises:
-          DataError: some can't be decoded; it comes after the last, names the first and says how many.
+          DataError: some can't be decoded, or all became one shade; it comes after the last, names the first and says
+            how many.
         """
         broken: list[str] = []
         count = 0
@@ -66,11 +78,13 @@ class DecodedImages:
         for name, content in self.encoded:
             count += 1
             try:
-                image, kind = decode_image(content)
+                image, kind, became_one_shade = decode_image(content, wide_bits=lambda: self._wide_bits)
             except UnreadableImageError as error:
                 broken.append(f"{name} ({error})")
                 continue
             self._kinds[kind] += 1
+            if became_one_shade:
+                self._one_shade.append(printable(name))
             grey += image.tobytes()
             if len(grey) == IMAGES_PER_PIECE * IMAGE_BYTES:
                 yield _as_images(grey)
@@ -80,13 +94,26 @@ class DecodedImages:
                 f"{self.source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]};"
                 " remove or replace them"
             )
+        if len(self._one_shade) == count > 0:
+            raise DataError(
+                f"{self.source}: all {count} images become one shade in 28x28 grey ({list_words(self._one_shade)}); "
+                "convert them to grey yourself"
+            )
         if grey:
             yield _as_images(grey)
 
+    @cached_property
+    def _wide_bits(self) -> int:
+        return used_bits(content for _, content in self.whole_set())
+
     @property
     def conversion(self) -> str | None:
-        """See describe_conversion."""
-        return describe_conversion(self._kinds)
+        """See describe_conversion; with the images that became one shade."""
+        said = describe_conversion(self._kinds)
+        if not self._one_shade:
+            return said
+        lost = f"{len(self._one_shade)} of {self._kinds.total()} images became one shade: {list_words(self._one_shade)}"
+        return f"{said}; {lost}" if said else lost
 
 
 def _as_images(grey: bytearray) -> "Tensor":
@@ -95,29 +122,70 @@ def _as_images(grey: bytearray) -> "Tensor":
     return torch.frombuffer(grey, dtype=torch.uint8).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
 
 
-def decode_image(content: bytes) -> tuple["GreyImage", Kind]:
+class DecodedImage(NamedTuple):
+    """An image as 28x28 grey.
+
+    Attributes:
+      grey: uint8 [28, 28].
+      kind: what the image was.
+      became_one_shade: whether all its pixels are equal now, and were not before.
+    """
+
+    grey: "GreyImage"
+    kind: Kind
+    became_one_shade: bool
+
+
+def decode_image(content: bytes, *, wide_bits: Callable[[], int] | None = None) -> DecodedImage:
     """Decodes one image and converts it to 28x28 grey.
 
-    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; 16-bit greys
-    keep their upper byte; colours become their luma; the size is changed bilinearly without keeping proportions.
+    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; greys of more than
+    8 bits keep the upper 8 of the bits that their set uses; colours become their luma; the size is changed bilinearly
+    without keeping proportions.
 
     Args:
       content: the image in any format that Pillow decodes by itself.
-
-    Returns:
-      uint8 [28, 28], and what the image was.
+      wide_bits: gives the bits that the greys of more than 8 bits of the image's set use, see used_bits; without it
+        such an image must use all 16.
 
     Raises:
       UnreadableImageError: it can't be decoded.
     """
+    try:
+        with _opened(content) as opened:
+            return _decode(opened, wide_bits)
+    # Pillow's decoders raise nearly every built-in exception on a damaged file.
+    except Exception as error:
+        raise UnreadableImageError(_reason(error)) from error
+
+
+def used_bits(contents: Iterable[bytes]) -> int:
+    """Returns the smallest of WIDE_BITS that holds the pixels of all greys of more than 8 bits among images."""
+    largest = 0
+    for content in contents:
+        # One that can't be read is told of where it is decoded, and has no part in the range.
+        with contextlib.suppress(Exception), _opened(content) as opened:
+            if opened.mode.startswith("I"):
+                values, is_transparent = _wide_values(opened)
+                largest = max(largest, int(values.max(initial=0, where=~is_transparent)))
+    return _bits_of(largest)
+
+
+def _bits_of(largest: int) -> int:
+    return next(bits for bits in WIDE_BITS if largest >> bits == 0)
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> "Iterator[Image.Image]":
+    from PIL import Image
+
     # Around each image: the code that reads the pieces keeps its own filters in between.
     with warnings.catch_warnings():
         _choose_warnings()
-        try:
-            return _decode(content)
-        # Pillow's decoders raise nearly every built-in exception on a damaged file.
-        except Exception as error:
-            raise UnreadableImageError(_reason(error)) from error
+        Image.init()
+        formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
+        with Image.open(io.BytesIO(content), formats=formats) as opened:
+            yield opened
 
 
 def _choose_warnings() -> None:
@@ -138,30 +206,72 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(content: bytes) -> tuple["GreyImage", Kind]:
-    """Decodes one image to uint8 [28, 28]."""
+def _decode(opened: "Image.Image", wide_bits: Callable[[], int] | None) -> DecodedImage:
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    Image.init()
-    formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
-    with Image.open(io.BytesIO(content), formats=formats) as opened:
-        kind = (*opened.size, opened.mode)
-        image = np.asarray(_grey(ImageOps.exif_transpose(opened)))
-    if image.shape != (IMAGE_SIDE, IMAGE_SIDE):
-        image = resize_grey(image)
-    return image, kind
+    mode = opened.mode
+    # Turning the image drops its tags.
+    is_white_zero = _is_white_zero(opened)
+    turned = ImageOps.exif_transpose(opened)
+    if mode.startswith("I"):
+        grey, bits = _narrowed(turned, wide_bits, is_white_zero=is_white_zero)
+        mode = f"grey of {bits} bits"
+    else:
+        grey = np.asarray(_grey(turned))
+    image = grey if grey.shape == (IMAGE_SIDE, IMAGE_SIDE) else resize_grey(grey)
+    # What the source had is looked at only where it matters.
+    became_one_shade = bool(image.min() == image.max()) and not _has_one_shade(turned)
+    return DecodedImage(image, (*opened.size, mode), became_one_shade)
+
+
+def _is_white_zero(image: "Image.Image") -> bool:
+    # Pillow inverts such a TIFF of 8 bits, but none of more.
+    return image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # type: ignore[attr-defined]
+
+
+def _has_one_shade(image: "Image.Image") -> bool:
+    import numpy as np
+
+    pixels = np.asarray(image)
+    return bool((pixels == pixels[:1, :1]).all())
+
+
+def _wide_values(image: "Image.Image") -> "tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]":
+    """Returns the values of a grey image of more than 8 bits, and which pixels are transparent."""
+    import numpy as np
+
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("its pixels exceed 16 bits")
+    transparent = image.info.get("transparency")
+    return values, np.zeros(values.shape, dtype=np.bool_) if transparent is None else values == transparent
+
+
+def _narrowed(
+    image: "Image.Image", wide_bits: Callable[[], int] | None, *, is_white_zero: bool
+) -> "tuple[GreyImage, int]":
+    """Returns a grey image of more than 8 bits as uint8, and the bits that it was scaled from."""
+    import numpy as np
+
+    values, is_transparent = _wide_values(image)
+    own = _bits_of(int(values.max(initial=0, where=~is_transparent)))
+    bits = WIDE_BITS[-1] if wide_bits is None else wide_bits()
+    if wide_bits is None and own < bits:
+        raise ValueError(
+            f"its pixels use {own} bits of 16, which may be black or a smaller range; scale them to 8 bits"
+        )
+    # A file that was changed after the range of its set was found could exceed it.
+    if own > bits:
+        raise ValueError(f"its pixels exceed {bits} bits")
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    grey = 255 - grey if is_white_zero else grey
+    return np.where(is_transparent, np.uint8(255), grey), bits
 
 
 def _grey(image: "Image.Image") -> "Image.Image":
-    import numpy as np
     from PIL import Image
 
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its pixels exceed 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -57,11 +57,13 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     storage, paths = find_parquet_files(uri, source)
     by_split = {name: [path for path in paths if _is_of_split(path, name)] for name in ("train", "test")}
     is_chosen: npt.NDArray[np.bool_] | None = None
+    whole = _Rows(storage, tuple(dict.fromkeys(path for found in by_split.values() for path in found)), None, source)
     if all(by_split.values()):
         numbers, names = _read_labels(storage, by_split[split], source)
         train_names = names if split == "train" else _read_labels(storage, by_split["train"], source)[1]
         paths = by_split[split]
     else:
+        whole = _Rows(storage, tuple(paths), None, source)
         numbers, names = _read_labels(storage, paths, source)
         train_names = names
         is_chosen = rows_of_split(numbers, split)
@@ -74,7 +76,7 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     rows = _Rows(storage, tuple(paths), is_chosen, source)
 
     def read() -> ImagePieces:
-        return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source)
+        return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source, whole.encoded)
 
     return ExampleStream(labels_of(numbers, names, class_names), class_names, source, read)
 

@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from idx_files import some_images
 from PIL import Image
 
 from mnist_ray.data import load_examples
+from mnist_ray.data.sources import list_files
 from mnist_ray.errors import DataError
+from mnist_ray.storage import open_storage
 
 PIXELS = some_images(12)
 
@@ -113,6 +116,111 @@ def test_a_palette_image_with_a_transparent_entry_is_laid_over_white(tmp_path):
 
 def test_16_bit_greys_keep_their_upper_byte(tmp_path):
     assert pixel_of_a(folder_with(tmp_path, Image.fromarray(np.full((28, 28), 0x40FF, np.uint16)))) == 0x40
+
+
+def wide_image(largest: int, kind: type = np.uint16) -> Image.Image:
+    """Black, with a row of the largest value and a row of half of it."""
+    values = np.zeros((28, 28), kind)
+    values[5], values[6] = largest, largest // 2 + 1
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "largest", "bits", "half"),
+    [
+        (np.uint16, "image.png", 255, 8, 128),
+        (np.uint16, "image.png", 1023, 10, 128),
+        (np.uint16, "image.tiff", 4095, 12, 128),
+        (np.int32, "image.tiff", 4095, 12, 128),
+        (np.int32, "image.tiff", 255, 8, 128),
+        (np.uint16, "image.png", 2049, 12, 64),
+        (np.uint16, "image.png", 16383, 14, 128),
+        (np.uint16, "image.png", 65535, 16, 128),
+    ],
+)
+def test_greys_of_more_than_8_bits_are_scaled_by_the_range_that_they_use(tmp_path, kind, name, largest, bits, half):
+    train = load(folder_with(tmp_path, wide_image(largest, kind), name))
+    image = train.images[0, 0]
+    assert image[5, 0] == largest >> (bits - 8)
+    assert image[6, 0] == half
+    assert image.sum() == 28 * (int(image[5, 0]) + half)
+    assert train.conversion == f"1 images of 28x28 grey of {bits} bits -> 28x28 grey"
+
+
+def test_one_range_holds_for_all_images_of_both_splits(tmp_path):
+    save(tmp_path / "train/a/dark.png", wide_image(1023))
+    save_grey(tmp_path / "train/b/grey.png", 0)
+    save(tmp_path / "test/a/bright.png", wide_image(4095))
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert train.images[0, 0, 5, 0] == 1023 >> 4
+    assert np.array_equal(train.images[1, 0].numpy(), PIXELS[0])
+    assert test.images[0, 0, 5, 0] == 255
+    assert train.conversion == test.conversion == "1 images of 28x28 grey of 12 bits -> 28x28 grey"
+
+
+def test_a_transparent_value_of_more_than_8_bits_becomes_white_and_has_no_part_in_the_range(tmp_path):
+    values = np.full((28, 28), 2048, np.uint16)
+    values[0] = 65535
+    folder_with(tmp_path, Image.fromarray(values), transparency=65535)
+    train = load(tmp_path)
+    assert train.images[0, 0, :2, 0].tolist() == [255, 128]
+    assert "12 bits" in train.conversion
+
+
+def test_a_tiff_of_more_than_8_bits_whose_zero_is_white_is_inverted_as_one_of_8_bits_is(tmp_path):
+    folder_with(tmp_path, wide_image(4095), "image.tiff", tiffinfo={262: 0})
+    assert load(tmp_path).images[0, 0, 4:7, 0].tolist() == [255, 0, 127]
+
+
+def test_images_that_become_one_shade_are_counted_and_named_and_refused_if_all_do(tmp_path):
+    stripes = np.zeros((28, 28, 4), np.uint8)
+    stripes[::2] = 90
+    stripes[..., 3] = 0
+    save(tmp_path / "a/lost.png", Image.fromarray(stripes))
+    save(tmp_path / "a/blank.png", Image.new("L", (28, 28), 7))
+    save(tmp_path / "b/lost.png", Image.fromarray(stripes))
+    assert load(tmp_path).conversion == (
+        "2 images of 28x28 RGBA -> 28x28 grey; 2 of 3 images became one shade: a/lost.png, b/lost.png"
+    )
+    (tmp_path / "a/blank.png").unlink()
+    with pytest.raises(DataError, match=r"all 2 images become one shade in 28x28 grey \(a/lost.png, b/lost.png\)"):
+        load(tmp_path)
+
+
+def test_what_is_no_regular_file_is_never_opened_counted_and_named(tmp_path):
+    save_grey(tmp_path / "a/1.png", 0)
+    save_grey(tmp_path / "b/1.png", 1)
+    os.mkfifo(tmp_path / "a/fifo.png")
+    for name in "vwxyz":
+        (tmp_path / f"b/{name}.png").symlink_to("nowhere")
+    (tmp_path / "a/self.png").symlink_to("self.png")
+    (tmp_path / "b/up").symlink_to("..")
+    (tmp_path / "a/a\nfile").symlink_to("1.png/below")
+    listing = list_files(open_storage(str(tmp_path)), "dataset=x")
+    assert listing.paths == ["a/1.png", "b/1.png"]
+    assert listing.left_out == (
+        "1 FIFO (a/fifo.png)",
+        "1 link that leads back to itself (a/self.png)",
+        "6 links that lead nowhere (a/a\\nfile, b/v.png, b/w.png and 3 more)",
+        "1 link to a folder that it lies in (b/up)",
+    )
+    assert len(load(tmp_path)) == 2
+
+
+def test_a_folder_that_has_nothing_but_what_is_left_out_is_refused(tmp_path):
+    save_grey(tmp_path / "a/1.png", 0)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b/1.png")
+    with pytest.raises(DataError, match=r"b has no files that can be read; left out are 1 FIFO \(b/1.png\); fetch or"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "shown"), [(b"1\r\n.png", r"a/1\\r\\n\.png"), (b"\xe9.png", r"a/\\udce9\.png")])
+def test_a_name_that_cannot_be_used_is_refused_as_one_of_the_data(tmp_path, name, shown):
+    save_grey(tmp_path / "a" / os.fsdecode(name), 0)
+    save_grey(tmp_path / "b/1.png", 1)
+    with pytest.raises(DataError, match=f"1 file can't be read, .*: {shown}; rename them"):
+        load(tmp_path)
 
 
 def test_an_image_is_turned_as_its_exif_orientation_says(tmp_path):
