@@ -85,7 +85,13 @@ class TrainConfig(_Config):
     )
     precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
 
-    train_limit: int | None = Field(None, ge=1, le=MAX_COUNT, description="use the first N training examples only")
+    train_limit: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="use N training examples only: the first of a named set, of one's own data the first of each "
+        "class by its share",
+    )
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
     )

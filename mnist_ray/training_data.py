@@ -1,7 +1,8 @@
 """The examples of a run: the validation split, and the pixels as a network sees them."""
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mnist_ray.config import TrainConfig
-from mnist_ray.data import Examples, load_examples
+from mnist_ray.data import DATASETS, Examples, Found, load_examples
 from mnist_ray.errors import DataError
 from mnist_ray.polarity import bright_ground_share
 from mnist_ray.random_streams import permutation, stream_key
@@ -25,7 +26,11 @@ class TrainingData:
       mean, std: of the training pixels as fractions of 255; what the network sees is (pixel / 255 - mean) / std.
       bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
       class_names: one a class.
-      fingerprint: SHA-256 of the whole training split, in hexadecimal.
+      fingerprint: SHA-256 of the training split, in hexadecimal: the whole of a named set, of the user's own data what
+        train_limit leaves.
+      conversion: see Examples.
+      found: see Examples.
+      is_validation_given: whether the validation examples came with the data.
     """
 
     images: Tensor
@@ -37,6 +42,9 @@ class TrainingData:
     bright_ground_share: float
     class_names: tuple[str, ...]
     fingerprint: str
+    conversion: str | None = None
+    found: Found = field(default_factory=Found)
+    is_validation_given: bool = False
 
 
 def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -64,9 +72,12 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
     Raises:
       DataError: too few examples to split.
     """
-    limit = config.train_limit or len(examples)
-    images, labels = examples.images[:limit], examples.labels[:limit]
-    train, validation = split_validation(labels, fraction=config.validation_fraction, seed=config.validation_seed)
+    examples = limit_examples(config, examples)
+    images, labels = examples.images, examples.labels
+    if given := examples.num_validation:
+        train, validation = torch.arange(len(labels)).split([len(labels) - given, given])
+    else:
+        train, validation = split_validation(labels, fraction=config.validation_fraction, seed=config.validation_seed)
     if not len(train) or not len(validation):
         raise DataError(
             f"dataset={config.dataset!r}: {len(labels)} examples give {len(train)} for training and "
@@ -87,7 +98,62 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
         bright_ground_share=bright_ground_share(images[train][:, 0].numpy()),
         class_names=examples.class_names,
         fingerprint=examples.fingerprint,
+        conversion=examples.conversion,
+        found=examples.found,
+        is_validation_given=given > 0,
     )
+
+
+def limit_examples(config: TrainConfig, examples: Examples) -> Examples:
+    """Returns what train_limit leaves of a training set; a validation set that came with the data stays whole.
+
+    Named sets lie in random order: the first N. The user's own data may lie class by class: the first of each class, as
+    many as its share, with a fingerprint of their own, so that a run of other rows is never resumed with these.
+
+    Raises:
+      DataError: fewer than one example a class.
+    """
+    num_training = len(examples) - examples.num_validation
+    limit = config.train_limit
+    if limit is None or limit >= num_training:
+        return examples
+    if config.dataset in DATASETS:
+        return replace(examples, images=examples.images[:limit], labels=examples.labels[:limit])
+    source = f"dataset={config.dataset!r}"
+    rows = stratified_rows(examples.labels[:num_training], limit, source=source)
+    rows = torch.cat([rows, torch.arange(num_training, len(examples))])
+    limited = replace(examples, images=examples.images[rows], labels=examples.labels[rows])
+    return replace(limited, fingerprint=limited.stream(source).scan()[0])
+
+
+def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
+    """Chooses examples in proportion to their classes, by largest remainders and at least one a class.
+
+    Args:
+      labels: int64 [n].
+      limit: how many, at most n.
+      source: the data set that a message names.
+
+    Returns:
+      The first rows of each class, int64 [limit], ascending.
+
+    Raises:
+      DataError: there are more classes.
+    """
+    sizes = Counter(labels.tolist())
+    if limit < len(sizes):
+        raise DataError(f"{source}: train_limit={limit} is less than one example for each of the {len(sizes)} classes")
+    counts = {label: max(limit * size // len(labels), 1) for label, size in sorted(sizes.items())}
+
+    def lacking(label: int) -> int:
+        return limit * sizes[label] - counts[label] * len(labels)
+
+    for label in sorted(counts, key=lacking, reverse=True)[: max(limit - sum(counts.values()), 0)]:
+        counts[label] += 1
+    for _ in range(sum(counts.values()) - limit):
+        counts[min((label for label in counts if counts[label] > 1), key=lacking)] -= 1
+    rows = [torch.nonzero(labels == label).flatten()[:count] for label, count in counts.items()]
+    return torch.cat(rows).sort().values
 
 
 def data_settings(config: TrainConfig) -> TrainConfig:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mnist_ray.data.digits import DIGIT_NAMES, load_digits
-from mnist_ray.data.examples import Examples, ExampleStream, Split
+from mnist_ray.data.examples import Examples, ExampleStream, Found, Split
 from mnist_ray.data.idx import load_idx_folder
 from mnist_ray.data.image_folder import stream_image_folder
 from mnist_ray.data.parquet import stream_parquet
@@ -25,6 +25,7 @@ __all__ = [
     "Dataset",
     "ExampleStream",
     "Examples",
+    "Found",
     "Split",
     "check_dataset",
     "default_data_dir",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mnist_ray.errors import DataError
@@ -21,6 +21,21 @@ IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE
 TEST_EVERY = 5
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was understood of the user's own data.
+
+    Attributes:
+      splits: how the splits came about; None for a set with splits of its own.
+      num_test: test images; None if they weren't counted.
+      left_out: clauses that say what was left out, and why.
+    """
+
+    splits: str | None = None
+    num_test: int | None = None
+    left_out: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """One split of a data set.
@@ -31,6 +46,8 @@ class Examples:
       class_names: one name for each class, the same in both splits.
       fingerprint: SHA-256 of the content in hexadecimal, see content_fingerprint.
       conversion: one line that says how the source's images became 28x28 grey, None if they were that already.
+      num_validation: how many of the last examples are the validation set that came with the data.
+      found: what was understood of the user's own data.
     """
 
     images: "Tensor"
@@ -38,6 +55,8 @@ class Examples:
     class_names: tuple[str, ...]
     fingerprint: str
     conversion: str | None = None
+    num_validation: int = 0
+    found: Found = field(default_factory=Found)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +67,9 @@ class Examples:
         Args:
           source: the data set that a message names.
         """
-        return ExampleStream(self.labels, self.class_names, source, lambda: _WholeSplit(self))
+        return ExampleStream(
+            self.labels, self.class_names, source, lambda: _WholeSplit(self), self.num_validation, self.found
+        )
 
 
 class ImagePieces(Protocol):
@@ -87,6 +108,7 @@ class ExampleStream:
       class_names: one name for each class, the same in both splits.
       source: the data set that a message names.
       read: begins to read the images; may be called again.
+      num_validation, found: see Examples.
 
     Raises:
       DataError: there are no examples.
@@ -96,6 +118,8 @@ class ExampleStream:
     class_names: tuple[str, ...]
     source: str
     read: Callable[[], ImagePieces]
+    num_validation: int = 0
+    found: Found = field(default_factory=Found)
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -133,7 +157,15 @@ class ExampleStream:
             place = images[count : count + len(piece)]
             place.copy_(piece[: len(place)])
             count += len(piece)
-        return Examples(images, self.labels, self.class_names, fingerprint.hexdigest(), pieces.conversion)
+        return Examples(
+            images,
+            self.labels,
+            self.class_names,
+            fingerprint.hexdigest(),
+            pieces.conversion,
+            self.num_validation,
+            self.found,
+        )
 
 
 def make_examples(
@@ -170,8 +202,9 @@ def make_examples(
 class Fingerprint:
     """SHA-256 of a split's content, taken up piece by piece.
 
-    It covers one line of JSON (class names and both shapes), the images' bytes, then the labels as
-    little-endian int64: the file format, the compression, the pieces and the place don't enter.
+    It covers one line of JSON (class names, both shapes, and the size of a validation set that came with the data), the
+    images' bytes, then the labels as little-endian int64: the file format, the compression, the pieces and the place
+    don't enter.
     """
 
     def __init__(self, split: ExampleStream) -> None:
@@ -179,7 +212,9 @@ class Fingerprint:
         self._split = split
         self._num_images = 0
         shape = [len(split), 1, IMAGE_SIDE, IMAGE_SIDE]
-        header = {"class_names": split.class_names, "images": shape, "labels": [len(split)]}
+        header: dict[str, object] = {"class_names": split.class_names, "images": shape, "labels": [len(split)]}
+        if split.num_validation:
+            header["validation"] = [split.num_validation]
         self._digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
 
     def add(self, images: "Tensor") -> None:

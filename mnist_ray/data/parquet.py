@@ -1,6 +1,6 @@
 """parquet:URI: a Parquet file, or a folder of them, with the columns image and label."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from mnist_ray.data.examples import (
     IMAGE_BYTES,
     IMAGE_SIDE,
     ExampleStream,
+    Found,
     ImagePieces,
     Split,
     labels_of,
@@ -16,7 +17,8 @@ from mnist_ray.data.examples import (
     sorted_class_names,
 )
 from mnist_ray.data.images import DecodedImages
-from mnist_ray.data.sources import list_files, list_words
+from mnist_ray.data.sources import Listing, list_files, list_words
+from mnist_ray.data.splits import Part, parts_of_files, splits_note
 from mnist_ray.errors import DataError
 from mnist_ray.storage import Storage, open_storage, storage_errors
 
@@ -41,47 +43,93 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     images.DecodedImages says, or lists of 784 uint8. label holds integers or strings; the classes are the distinct
     training labels in order.
 
-    Subfolders train/ and test/, or files named train*.parquet and test*.parquet, are the splits if both are there;
-    otherwise the fifth, tenth, ... row of each class is a test row.
+    Folders or file names may say the splits, as splits.py reads them: train/a.parquet, split=test/b.parquet,
+    x_train.parquet. Without test files the fifth, tenth, ... training row of each class is a test row. A validation set
+    comes last in the training split.
 
     Args:
       uri: local path, file:// or s3://.
       split: the split wanted.
 
     Raises:
-      DataError: no such place, a damaged file, a missing column, a wrong type, a null, or a test label that is no
-        training label. An image that can't be decoded is one too, when the images are read.
+      DataError: no such place, names of splits that can't be understood, a damaged file, a missing column, a wrong
+        type, a null, or a test label that is no training label. An image that can't be decoded is one too, when the
+        images are read.
       StorageError: the storage can't be read.
     """
     source = f"dataset=parquet:{uri}"
-    storage, paths = find_parquet_files(uri, source)
-    by_split = {name: [path for path in paths if _is_of_split(path, name)] for name in ("train", "test")}
-    is_chosen: npt.NDArray[np.bool_] | None = None
-    whole = _Rows(storage, tuple(dict.fromkeys(path for found in by_split.values() for path in found)), None, source)
-    if all(by_split.values()):
-        numbers, names = _read_labels(storage, by_split[split], source)
-        train_names = names if split == "train" else _read_labels(storage, by_split["train"], source)[1]
-        paths = by_split[split]
-    else:
-        whole = _Rows(storage, tuple(paths), None, source)
-        numbers, names = _read_labels(storage, paths, source)
-        train_names = names
-        is_chosen = rows_of_split(numbers, split)
-        numbers = numbers[is_chosen]
-    class_names = sorted_class_names(train_names)
-    unknown = sorted(set(names) - set(class_names))
-    if unknown:
-        raise DataError(f"{source}: has test rows but no training rows of the classes {list_words(unknown)}")
+    storage, listing = list_parquet_files(uri, source)
+    of_part = parts_of_files(listing.paths, source)
+    files = of_part or {"train": listing.paths, "validation": [], "test": []}
+    labels, names = _read_labels(storage, files, source)
+    class_names = _class_names(labels, names, source)
+    is_test = None if files["test"] else rows_of_split(labels["train"], "test")
+    paths, is_chosen, numbers = _rows_of(split, files, labels, is_test)
     layout = _layout(storage, paths, source)
     rows = _Rows(storage, tuple(paths), is_chosen, source)
+    whole = _Rows(storage, tuple(path for found in files.values() for path in found), None, source)
 
     def read() -> ImagePieces:
         return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source, whole.encoded)
 
-    return ExampleStream(labels_of(numbers, names, class_names), class_names, source, read)
+    return ExampleStream(
+        labels_of(numbers, names, class_names),
+        class_names,
+        source,
+        read,
+        num_validation=len(labels["validation"]) if split == "train" else 0,
+        found=Found(
+            splits_note(of_part), len(labels["test"]) if is_test is None else int(is_test.sum()), listing.left_out
+        ),
+    )
+
+
+def _rows_of(
+    split: Split,
+    files: Mapping[Part, list[str]],
+    labels: "Mapping[Part, npt.NDArray[np.int32]]",
+    is_test: "npt.NDArray[np.bool_] | None",
+) -> "tuple[list[str], npt.NDArray[np.bool_] | None, npt.NDArray[np.int32]]":
+    """The files of a split, which of their rows belong to it, None for all, and the labels of these rows.
+
+    Args:
+      split: the split wanted.
+      files: of each part.
+      labels: of each part.
+      is_test: which training rows are test rows; None where there are test files.
+    """
+    import numpy as np
+
+    if split == "test":
+        return (
+            (files["test"], None, labels["test"])
+            if is_test is None
+            else (files["train"], is_test, labels["train"][is_test])
+        )
+    paths, numbers = files["train"] + files["validation"], np.concatenate([labels["train"], labels["validation"]])
+    if is_test is None:
+        return paths, None, numbers
+    is_chosen = np.concatenate([~is_test, np.ones(len(labels["validation"]), dtype=np.bool_)])
+    return paths, is_chosen, numbers[is_chosen]
+
+
+def _class_names(labels: "Mapping[Part, npt.NDArray[np.int32]]", names: Sequence[str], source: str) -> tuple[str, ...]:
+    import numpy as np
+
+    found = {part: {names[number] for number in np.unique(numbers)} for part, numbers in labels.items()}
+    for part in ("test", "validation"):
+        if unknown := sorted(found[part] - found["train"]):
+            raise DataError(f"{source}: has {part} rows but no training rows of the classes {list_words(unknown)}")
+    return sorted_class_names(found["train"])
 
 
 def find_parquet_files(uri: str, source: str) -> tuple[Storage, list[str]]:
+    """Returns the storage and the paths of list_parquet_files."""
+    storage, listing = list_parquet_files(uri, source)
+    return storage, listing.paths
+
+
+def list_parquet_files(uri: str, source: str) -> tuple[Storage, Listing]:
     """The storage and the Parquet files in it; for the URI of one file, the folder that it is in.
 
     Raises:
@@ -92,44 +140,61 @@ def find_parquet_files(uri: str, source: str) -> tuple[Storage, list[str]]:
     if parent != "s3:/":
         folder = open_storage(parent or "/")
         if folder.exists(name):
-            return folder, [name]
-    paths = [path for path in list_files(storage, source).paths if path.lower().endswith(".parquet")]
+            return folder, Listing([name])
+    listing = list_files(storage, source)
     # Names that begin with '_' are what writers keep for themselves.
-    paths = [path for path in paths if not any(part.startswith("_") for part in path.split("/"))]
+    kept_apart = [path for path in listing.paths if any(part.startswith("_") for part in path.split("/"))]
+    rest = [path for path in listing.paths if not any(part.startswith("_") for part in path.split("/"))]
+    paths = [path for path in rest if path.lower().endswith(".parquet")]
     if not paths:
         raise DataError(f"{source}: there are no files *.parquet in {storage.uri}; check the path")
-    return storage, paths
+    others = {
+        "below names that begin with '_'": kept_apart,
+        "not named *.parquet": [path for path in rest if not path.lower().endswith(".parquet")],
+    }
+    left_out = [f"{len(files)} files {why} ({list_words(files)})" for why, files in others.items() if files]
+    return storage, Listing(paths, (*listing.left_out, *left_out))
 
 
-def _is_of_split(path: str, split: str) -> bool:
-    *folders, name = path.split("/")
-    return folders[:1] == [split] or name.startswith(split)
+def _read_labels(
+    storage: Storage, files: Mapping[Part, list[str]], source: str
+) -> "tuple[dict[Part, npt.NDArray[np.int32]], list[str]]":
+    """Returns a number for the label of each row, part by part, and the labels' texts in the order of these numbers."""
+    import numpy as np
+
+    numbers: dict[str, int] = {}
+    no_rows = np.empty(0, dtype=np.int32)
+    of_parts = {
+        part: np.concatenate(
+            [no_rows, *(rows for path in paths for rows in _label_numbers(storage, path, source, numbers))]
+        )
+        for part, paths in files.items()
+    }
+    return of_parts, list(numbers)
 
 
-def _read_labels(storage: Storage, paths: Sequence[str], source: str) -> "tuple[npt.NDArray[np.int32], list[str]]":
-    """Returns a number for the label of each row, and the labels' texts in the order of these numbers."""
+def _label_numbers(
+    storage: Storage, path: str, source: str, numbers: dict[str, int]
+) -> "Iterator[npt.NDArray[np.int32]]":
+    """Yields the numbers of a file's labels, batch by batch; a new label gets the next number."""
     import numpy as np
     import pyarrow.types as types
 
-    numbers: dict[str, int] = {}
-    of_rows = [np.empty(0, dtype=np.int32)]
-    for path in paths:
-        with open_parquet(storage, path, source) as file:
-            kind = _column_type(file, "label", f"{source}: {path}")
-            kind = kind.value_type if types.is_dictionary(kind) else kind
-            if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
-                raise DataError(f"{source}: {path}: the column label is {kind}; it needs integers or strings")
-            for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label"]):
-                if batch.column(0).null_count:
-                    raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
-                values = batch.column(0)
-                found = values if types.is_dictionary(values.type) else values.dictionary_encode()
-                # A dictionary of the file's own may hold labels that no row has.
-                used, places = np.unique(found.indices.to_numpy(), return_inverse=True)
-                texts = (str(found.dictionary[int(index)].as_py()) for index in used)
-                lookup = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
-                of_rows.append(lookup[places])
-    return np.concatenate(of_rows), list(numbers)
+    with open_parquet(storage, path, source) as file:
+        kind = _column_type(file, "label", f"{source}: {path}")
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
+            raise DataError(f"{source}: {path}: the column label is {kind}; it needs integers or strings")
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label"]):
+            if batch.column(0).null_count:
+                raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
+            values = batch.column(0)
+            found = values if types.is_dictionary(values.type) else values.dictionary_encode()
+            # A dictionary of the file's own may hold labels that no row has.
+            used, places = np.unique(found.indices.to_numpy(), return_inverse=True)
+            texts = (str(found.dictionary[int(index)].as_py()) for index in used)
+            lookup = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
+            yield lookup[places]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Listing:
     """
 
     paths: list[str]
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass

@@ -1,0 +1,116 @@
+"""Tells from the names of folders and files which split a file of the user's own data belongs to."""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Literal
+
+from mnist_ray.data.sources import list_words
+from mnist_ray.errors import DataError
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+_WORDS: dict[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# Some people test with these, others validate.
+_UNCLEAR = {"eval", "evaluation", "holdout", "heldout", "trainval", "traintest"}
+_TOKEN = re.compile("[a-z]+")
+_CAMEL = re.compile("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_HOW = "name every folder or file train, validation or test, or none of them"
+
+
+def words_in(name: str) -> set[str]:
+    """Returns the splits that the words of a folder's or file's name mean; 'unclear' for a word that may mean either.
+
+    A word is a run of letters in any case: 'split=train', 'Train.parquet', 'x_train', 'train2017' and 'TrainData' all
+    mean 'train'.
+    """
+    found = set()
+    for token in _TOKEN.findall(_CAMEL.sub(" ", name).lower()):
+        word = token.removesuffix("set").removesuffix("data") or token
+        word = word[1:] if word[1:] in _WORDS and word[0] in "xy" else word
+        if token in _UNCLEAR:
+            found.add("unclear")
+        elif word in _WORDS:
+            found.add(_WORDS[word])
+    return found
+
+
+def one_part(names: Iterable[str], path: str, source: str) -> Part | None:
+    """Returns the split that some names of a path mean, None if they have no word for one.
+
+    Raises:
+      DataError: they mean more than one, or a word may mean validation or test.
+    """
+    found = set[str]().union(*map(words_in, names))
+    if len(found) > 1 or "unclear" in found:
+        raise DataError(f"{source}: {path} may belong to more than one split; rename it: {_HOW}")
+    return next((part for part in PARTS if part in found), None)
+
+
+def common_folders(paths: Sequence[str]) -> int:
+    """Returns how many of the outermost folders all paths share."""
+    # All others lie between the first and the last in order, and share what these share.
+    folders = [path.split("/")[:-1] for path in paths]
+    pairs = zip(min(folders), max(folders), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def parts_of_files(paths: Sequence[str], source: str) -> dict[Part, list[str]] | None:
+    """Divides files among the splits by the words in their paths; None where no path has one.
+
+    The words of folders decide, at any depth; a file's own name only where its folders have none. A folder that holds
+    all files decides nothing, unless there is no other word.
+
+    Raises:
+      DataError: see one_part and check_parts.
+    """
+    shared = common_folders(paths)
+
+    def part_of(path: str) -> Part | None:
+        *folders, name = path.split("/")[shared:]
+        return one_part(folders, path, source) or one_part([name], path, source)
+
+    parts = [part_of(path) for path in paths]
+    if not any(parts):
+        parts = [one_part(path.split("/")[:shared], path, source) for path in paths]
+    return check_parts(paths, parts, source)
+
+
+def check_parts(paths: Sequence[str], parts: Sequence[Part | None], source: str) -> dict[Part, list[str]] | None:
+    """Returns the files of each split; None where no file has one.
+
+    Raises:
+      DataError: some files have a split and others none, or there are no training files.
+    """
+    without = [path for path, part in zip(paths, parts, strict=True) if part is None]
+    if len(without) == len(paths):
+        return None
+    of_part = {part: [path for path, its in zip(paths, parts, strict=True) if its == part] for part in PARTS}
+    named = sorted(path for files in of_part.values() for path in files)
+    if without:
+        raise DataError(
+            f"{source}: the names of {list_words(named)} mean a split and those of {list_words(without)} don't; "
+            f"{_HOW} (a class may not be named as a split)"
+        )
+    if not of_part["train"]:
+        raise DataError(
+            f"{source}: {list_words(named)}: no training files, only {' and '.join(_given(of_part))}; {_HOW}"
+        )
+    return of_part
+
+
+def _given(of_part: dict[Part, list[str]]) -> list[str]:
+    return [part for part in PARTS if of_part[part]]
+
+
+def splits_note(of_part: dict[Part, list[str]] | None) -> str:
+    """Returns how the splits came about, for people."""
+    if of_part is None:
+        return "no names of splits: every fifth of a class is for test"
+    how = f"splits by name: {', '.join(_given(of_part))}"
+    return how if of_part["test"] else f"{how}; every fifth training image of a class is for test"
