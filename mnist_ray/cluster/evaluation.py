@@ -15,6 +15,7 @@ from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint, RunFolder
 from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream, stream_examples
+from mnist_ray.data_lines import evaluation_line
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation import (
     Plan,
@@ -91,6 +92,7 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     checkpoints = _best_checkpoints(storage, _runs(storage, job))
     examples = stream_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
     check_checkpoints(job.config, checkpoints, examples)
+    say_line(evaluation_line(job.config, examples))
     plan = make_plan(job.config, checkpoints, examples)
     committed = _committed_before(job, plan, examples, storage)
     already_done = committed is not None

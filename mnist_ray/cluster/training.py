@@ -22,6 +22,7 @@ from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.data import load_examples
+from mnist_ray.data_lines import training_lines
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.history import EpochResult, best_epoch
 from mnist_ray.placement import ANYWHERE, Placement, on_cluster
@@ -105,9 +106,9 @@ def train(job: TrainJob) -> TrainOutcome:
 def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
     device = torch.device("cpu")
     examples = load_examples(job.config.dataset, "train", data_dir=job.data_dir)
-    if examples.conversion and ":" in job.config.dataset:
-        say_line(f"dataset {job.config.dataset}: {examples.conversion}")
     data = prepare_data(job.config, examples, device=device)
+    for line in training_lines(job.config, data, [job.config.global_batch_size]):
+        say_line(line)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
     reached = None

@@ -18,11 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
+from mnist_ray.config import TrainConfig
+from mnist_ray.data_lines import training_lines
 from mnist_ray.errors import ClusterError, RunFailedError
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.grid_progress import GridProgress
 from mnist_ray.grids import GridRun
 from mnist_ray.planning import TuneJob, read_all_progress
+from mnist_ray.printable import say_line
 from mnist_ray.provenance import command_line
 from mnist_ray.storage import Storage, open_storage
 from mnist_ray.tracking import Tracking, check_trackers, track
@@ -75,14 +78,18 @@ def tune_grid(job: TuneJob) -> TuneOutcome:
 
 
 def check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
-    """Loads the runs' data: an error in it shows before anything is started.
+    """Loads the runs' data and says what was understood: an error in it shows before anything is started.
 
     Raises:
       DataError: the data is missing, damaged or too small.
       StorageError: the storage of the user's own data can't be read.
     """
-    for config in dict.fromkeys(data_settings(run.config) for run in runs):
-        load_data(config, job.data_dir, torch.device("cpu"))
+    sizes: dict[TrainConfig, set[int]] = {}
+    for run in runs:
+        sizes.setdefault(data_settings(run.config), set()).add(run.config.global_batch_size)
+    for config, global_batch_sizes in sizes.items():
+        for line in training_lines(config, load_data(config, job.data_dir, torch.device("cpu")), global_batch_sizes):
+            say_line(line)
 
 
 def train_missing(
