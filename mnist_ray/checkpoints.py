@@ -19,12 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mnist_ray import provenance, tables
+from mnist_ray.checkpoint_document import CheckpointDocument, RunDocument, broken_rule
 from mnist_ray.code_version import code_version
 from mnist_ray.config import TrainConfig, make_config
 from mnist_ray.errors import CheckpointError, ConfigError, ConflictError
 from mnist_ray.history import EpochResult, best_epoch
-from mnist_ray.run_progress import RunStatus, read_history, read_status
+from mnist_ray.run_progress import RunStatus, read_history, read_note, read_status
 from mnist_ray.storage import MissingError, Storage
+from mnist_ray.storage_errors import NotAnObjectError
 from mnist_ray.training import TrainState
 from mnist_ray.training_data import TrainingData
 
@@ -121,9 +123,10 @@ class RunFolder:
           CheckpointError: no such run, or damaged.
         """
         try:
-            return _checked_document(
-                self.storage.read_bytes(self.path("config.json")), f"run {self.run!r}: config.json"
-            )
+            text = self.storage.read_bytes(self.path("config.json"))
+            return _checked_document(text, f"run {self.run!r}: config.json", RunDocument)
+        except NotAnObjectError as error:
+            raise CheckpointError(f"run {self.run!r}: {error}; remove it and copy the run again") from None
         except MissingError:
             raise CheckpointError(
                 f"run {self.run!r}: not in {self.storage.uri}; `mnist-ray runs` lists what is"
@@ -150,10 +153,8 @@ class RunFolder:
 
     def is_marked(self, status: str) -> bool:
         """Tells whether mark noted this, whatever came of it since."""
-        try:
-            return bool(json.loads(self.storage.read_bytes(self.path("status.json")))["status"] == status)
-        except MissingError:
-            return False
+        noted = read_note(self.storage, self.run)
+        return noted is not None and noted.status == status
 
     def status(self) -> RunStatus:
         """Returns how far the run is; see read_status."""
@@ -307,7 +308,7 @@ class RunFolder:
             content = self.storage.read_bytes(self.path(folder, name))
         except MissingError as error:
             raise DamagedCheckpoint(f"{where}: {error}") from None
-        document = _checked_document(text, f"run {self.run!r}: {folder}/checkpoint.json")
+        document = _checked_document(text, f"run {self.run!r}: {folder}/checkpoint.json", CheckpointDocument)
         for key in ("run", "config_hash", "data_sha256"):
             if document.get(key) != of_run.get(key):
                 raise CheckpointError(
@@ -343,11 +344,12 @@ def _with_checksum(document: Mapping[str, Any]) -> bytes:
     return _json_bytes({**document, "document_sha256": hashlib.sha256(_json_bytes(document)).hexdigest()})
 
 
-def _checked_document(text: bytes, source: str) -> dict[str, Any]:
+def _checked_document(text: bytes, source: str, kind: type[RunDocument]) -> dict[str, Any]:
     """Returns what _with_checksum wrote.
 
     Raises:
       DamagedCheckpoint: not that: a document decides what a run is, so no byte of it may change unnoticed.
+      CheckpointError: a value that mnist-ray never wrote.
     """
     try:
         document = json.loads(text)
@@ -356,6 +358,8 @@ def _checked_document(text: bytes, source: str) -> dict[str, Any]:
     expected = document.pop("document_sha256", None) if isinstance(document, dict) else None
     if expected is None or hashlib.sha256(_json_bytes(document)).hexdigest() != expected:
         raise DamagedCheckpoint(f"{source} is damaged: its own SHA-256 differs")
+    if (rule := broken_rule(kind, document)) is not None:
+        raise CheckpointError(f"{source} was not written by mnist-ray ({rule}); copy or train the run again")
     return dict(document)
 
 

@@ -23,7 +23,7 @@ from mnist_ray.errors import CheckpointError
 from mnist_ray.gallery import ShownImage, candidates, gallery
 from mnist_ray.inference import log_probabilities
 from mnist_ray.metrics import Tally, calibration, class_rates, predictions, rates, tally
-from mnist_ray.models.networks import make_network
+from mnist_ray.models.networks import network_of
 from mnist_ray.storage import PendingFolder, StoredFile
 
 
@@ -148,11 +148,10 @@ def load_network(checkpoint: Checkpoint) -> nn.Sequential:
     Raises:
       CheckpointError: the weights belong to another architecture than the config.
     """
-    network = make_network(checkpoint.config, len(checkpoint.document["class_names"]))
     try:
-        network.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        network = network_of(checkpoint.config, len(checkpoint.document["class_names"]), checkpoint.model)
+    except ValueError as error:
+        reason = str(error)
         raise CheckpointError(
             f"run {checkpoint.run!r}: weights of another architecture than its config: {reason[:300]}"
         ) from None

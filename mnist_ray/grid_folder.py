@@ -12,6 +12,7 @@ from typing import Any
 
 from mnist_ray import tables
 from mnist_ray.asha import Decision
+from mnist_ray.checkpoint_document import GridDocument, broken_rule
 from mnist_ray.code_version import code_version
 from mnist_ray.config import GridConfig, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
@@ -44,6 +45,8 @@ class GridFolder:
             return None
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"grid {self.name!r}: grid.json is damaged ({error})") from None
+        if (rule := broken_rule(GridDocument, found)) is not None:
+            raise CheckpointError(f"grid {self.name!r}: grid.json was not written by mnist-ray ({rule})")
         return found
 
     def settings(self) -> GridConfig:

@@ -72,6 +72,21 @@ def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> 
     )
 
 
+def read_note(storage: Storage, run: str) -> RunStatus | None:
+    """Returns what status.json says, None if there is none.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    try:
+        document = json.loads(storage.read_bytes(f"runs/{run}/status.json"))
+        return RunStatus(document["status"], document["reason"])
+    except MissingError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"run {run!r}: status.json is damaged ({error})") from None
+
+
 def read_status(storage: Storage, run: str) -> RunStatus:
     """Returns how far a run is; one that isn't there is unfinished.
 
@@ -79,13 +94,9 @@ def read_status(storage: Storage, run: str) -> RunStatus:
       CheckpointError: status.json is damaged.
     """
     is_finished = storage.exists(f"runs/{run}/best/checkpoint.json")
-    try:
-        document = json.loads(storage.read_bytes(f"runs/{run}/status.json"))
-        noted = RunStatus(document["status"], document["reason"])
-    except MissingError:
+    noted = read_note(storage, run)
+    if noted is None:
         return RunStatus("finished" if is_finished else "unfinished")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"run {run!r}: status.json is damaged ({error})") from None
     if noted.status == "stopped" and not is_finished:
         return RunStatus("unfinished")
     return noted

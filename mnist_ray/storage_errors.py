@@ -17,6 +17,10 @@ class MissingError(StorageError):
     """There is no object of that name."""
 
 
+class NotAnObjectError(MissingError):
+    """Something else than an object has that name: a folder, a pipe, a device."""
+
+
 @contextlib.contextmanager
 def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
     """Turns failures of the disk, the network or the S3 server inside the block into StorageErrors.
@@ -34,7 +38,7 @@ def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
         if action == "read" and (isinstance(error, FileNotFoundError) or reason is _NO_OBJECT):
             raise MissingError(f"{uri}: {_NO_OBJECT}") from error
         if action == "read" and isinstance(error, IsADirectoryError):
-            raise MissingError(f"{uri}: a folder, not an object") from error
+            raise NotAnObjectError(f"{uri}: a folder, not an object") from error
         raise StorageError(f"storage={uri!r}: can't be {action}: {reason}") from error
 
 

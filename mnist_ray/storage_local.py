@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_ray.errors import StorageError
+from mnist_ray.storage_errors import NotAnObjectError
 from mnist_ray.stored_files import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile
 
 if TYPE_CHECKING:
@@ -31,13 +32,21 @@ class LocalBackend:
         return (self.root / path).is_file()
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        return self._regular(path).read_bytes()
 
     def open(self, path: str) -> "pyarrow.NativeFile":
         import pyarrow
 
         # Not a memory map: a file cut short under one ends the process with SIGBUS.
-        return pyarrow.OSFile(str(self.root / path))
+        return pyarrow.OSFile(str(self._regular(path)))
+
+    def _regular(self, path: str) -> Path:
+        """Returns the place of a file or folder; of anything else, such as a pipe, reading might never end."""
+        found = self.root / path
+        mode = found.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise NotAnObjectError(f"{found}: a pipe, socket or device, not an object")
+        return found
 
     def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
         # Links are followed, as class folders of images often are links; a loop of them ends with ELOOP.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mnist_ray.batches import batch_sizes
 from mnist_ray.config import TrainConfig
-from mnist_ray.errors import DataError, RunFailedError
+from mnist_ray.errors import CheckpointError, DataError, RunFailedError
 from mnist_ray.history import EpochResult, is_finished
-from mnist_ray.models.networks import make_network
+from mnist_ray.models.networks import make_network, network_of
 from mnist_ray.models.stacking import Stack
 from mnist_ray.optimizers import learning_rate, make_optimizer
 from mnist_ray.sharding import Ranks
@@ -189,10 +189,8 @@ class StackTraining:
     def _assemble(self, states: Sequence[TrainState | None]) -> None:
         """Makes the stack of the active runs, from their start or from their states."""
         configs = [self._configs[run] for run in self._members]
-        networks = [make_network(config, len(self._data.class_names)) for config in configs]
-        for network, state in zip(networks, states, strict=True):
-            if state is not None:
-                network.load_state_dict(state.model)
+        num_classes = len(self._data.class_names)
+        networks = [_network(config, num_classes, state) for config, state in zip(configs, states, strict=True)]
         stack = Stack(networks, device=self._device, bf16=configs[0].precision == "bf16")
         optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
         for parameter, state in zip(stack.parameters, states, strict=True):
@@ -253,3 +251,12 @@ class StackTraining:
 
     def _is_finished(self, run: int) -> bool:
         return is_finished(self._configs[run], self._histories[run])
+
+
+def _network(config: TrainConfig, num_classes: int, state: TrainState | None) -> torch.nn.Sequential:
+    if state is None:
+        return make_network(config, num_classes)
+    try:
+        return network_of(config, num_classes, state.model)
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint has weights of another architecture than its config: {error}") from None

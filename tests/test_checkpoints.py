@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ import torch
 from small_disk import on_small_disk
 from tiny_digits import tiny_digits
 
-from mnist_ray.checkpoints import RunFolder
+from mnist_ray.checkpoints import RunFolder, _with_checksum
 from mnist_ray.cli import run_command
-from mnist_ray.errors import CheckpointError
+from mnist_ray.errors import CheckpointError, StorageError
+from mnist_ray.evaluation import load_network
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import expand, grid_settings, read_grid, stacks
 from mnist_ray.storage import open_storage
@@ -215,3 +218,76 @@ def test_a_folder_in_the_place_of_a_file_is_a_damaged_run(tmp_path: Path, name: 
     (tmp_path / "runs/a" / name).mkdir()
     with pytest.raises(CheckpointError, match="run 'a'"):
         folder.best()
+
+
+FORGED: dict[str, dict[str, object]] = {
+    "normalization": {"normalization": "0.5"},
+    "normalization.std: Input should be greater": {"normalization": {"mean": 0.5, "std": 0.0}},
+    "normalization.mean": {"normalization": {"mean": float("nan"), "std": 0.5}},
+    "normalization.std: Field required": {"normalization": {"mean": 0.5}},
+    "bright_ground_share": {"bright_ground_share": 2.0},
+    "class_names.0": {"class_names": [1, 2]},
+    "class_names: two classes": {"class_names": ["a", "a"]},
+    "history": {"history": []},
+    "history.0.train_loss": {"history": [{"epoch": 1}]},
+    "lineage": {"lineage": []},
+    "files": {"files": []},
+    "epoch and metrics": {"epoch": 7},
+    "weights of another architecture": {"class_names": ["a", "b"]},
+}
+
+
+def forge(folder: RunFolder, place: str, changes: Mapping[str, object]) -> None:
+    path = folder.path(*place.split("/"))
+    document = json.loads(folder.storage.read_bytes(path))
+    del document["document_sha256"]
+    folder.storage.write_bytes(path, _with_checksum({**document, **changes}))
+
+
+@pytest.mark.parametrize("part", FORGED)
+def test_a_forged_document_with_a_right_checksum_ends_with_3_and_one_line(tmp_path: Path, part: str) -> None:
+    folder = trained(tmp_path, "a", epochs=1, finished=True)
+    forge(folder, "best/checkpoint.json", FORGED[part])
+    with pytest.raises(CheckpointError) as raised:
+        load_network(folder.best())
+    assert part.partition(":")[0] in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("hidden_sizes", [[1_000_000] * 3, [2**31 - 1] * 2, [1] * 1_000_000])
+def test_a_network_that_its_weights_do_not_fit_is_refused_before_it_takes_memory(
+    tmp_path: Path, hidden_sizes: list[int]
+) -> None:
+    folder = trained(tmp_path, "a", epochs=1, finished=True)
+    config = {**folder.document()["config"], "hidden_sizes": hidden_sizes}
+    forge(folder, "best/checkpoint.json", {"config": config})
+    with pytest.raises(CheckpointError, match="weights of another architecture than its config") as raised:
+        load_network(folder.best())
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("changes", [{"config": []}, {"data_sha256": 5}])
+def test_a_forged_config_json_ends_with_one_line(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = trained(tmp_path, "a", epochs=1, finished=True)
+    forge(folder, "config.json", changes)
+    with pytest.raises(CheckpointError, match=r"run 'a': config.json was not written by mnist-ray \("):
+        folder.best()
+
+
+@pytest.mark.parametrize("name", ["config.json", "best/checkpoint.json", "best/model.safetensors", "history.parquet"])
+def test_a_pipe_in_the_place_of_a_file_ends_at_once(tmp_path: Path, name: str) -> None:
+    folder = trained(tmp_path, "a", epochs=1, finished=True)
+    (tmp_path / "runs/a" / name).unlink()
+    os.mkfifo(tmp_path / "runs/a" / name)
+    with pytest.raises(StorageError, match="a pipe, socket or device, not an object"):
+        folder.storage.read_bytes(folder.path(name))
+    with pytest.raises(CheckpointError, match="run 'a'"):
+        folder.best()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '"text"'])
+def test_a_status_that_is_no_status_is_a_damaged_run(tmp_path: Path, content: str) -> None:
+    folder = trained(tmp_path, "a", epochs=1, finished=True)
+    (tmp_path / "runs/a/status.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run 'a': status.json is damaged"):
+        folder.is_marked("diverged")

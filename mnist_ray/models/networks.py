@@ -1,9 +1,10 @@
 """The networks, as plain torch modules with the parameter names that a person would write (fc1.weight, ...)."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_ray.config import TrainConfig
 from mnist_ray.random_streams import stream_key, uniform
@@ -18,11 +19,38 @@ def make_network(config: TrainConfig, num_classes: int) -> nn.Sequential:
     Its weights are torch's default distributions, drawn from the run's own stream. A bias that batch
     normalization would cancel is zero and stays so: its gradient is rounding noise.
     """
-    layers = _mlp(config, num_classes) if config.model == "mlp" else _cnn(config, num_classes)
-    dtype = torch.float64 if config.precision == "float64" else torch.float32
-    network = nn.Sequential(layers).to(dtype)
+    network = _layers(config, num_classes)
     _initialize(network, config.seed)
     return network
+
+
+def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Sequential:
+    """Returns a network with given weights; nothing is allocated before their shapes fit, however large it would be.
+
+    Raises:
+      ValueError: the weights belong to another architecture.
+    """
+    # Each layer has a weight at least: a million layers need not be built to see that.
+    if len(config.hidden_sizes) >= len(weights):
+        raise ValueError(f"{len(config.hidden_sizes)} hidden layers, {len(weights)} tensors")
+    try:
+        with torch.device("meta"):
+            network = _layers(config, num_classes)
+    except RuntimeError as error:
+        raise ValueError(f"hidden_sizes={config.hidden_sizes}: too large ({str(error).splitlines()[0]})") from None
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'none')}")
+    network = network.to_empty(device="cpu")
+    network.load_state_dict(dict(weights))
+    return network
+
+
+def _layers(config: TrainConfig, num_classes: int) -> nn.Sequential:
+    layers = _mlp(config, num_classes) if config.model == "mlp" else _cnn(config, num_classes)
+    return nn.Sequential(layers).to(torch.float64 if config.precision == "float64" else torch.float32)
 
 
 def _mlp(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:

@@ -1,0 +1,102 @@
+"""The rules that config.json, checkpoint.json and grid.json keep: a right checksum says nothing about the values."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    """Keeps keys that it doesn't know: another version may have written them."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Epoch(BaseModel):
+    """See history.EpochResult."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    epoch: int = Field(ge=1)
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    examples: int = Field(ge=0)
+    epoch_seconds: float
+
+
+class _Normalization(_Strict):
+    mean: Share
+    std: float = Field(gt=0, le=1)
+
+
+class GridDocument(_Strict):
+    """What grid.json holds."""
+
+    grid: str
+    settings: dict[str, Any]
+    search: dict[str, Any] | None
+    samples: list[dict[str, Any]]
+    runs: list[str]
+
+
+class _Lineage(_Strict):
+    """See provenance.lineage."""
+
+    command_line: str
+    python: str
+    libraries: dict[str, str]
+    cpu: str
+    num_cpus: int = Field(ge=1, lt=2**31)
+    gpu: str | None
+    os: str
+    num_workers: int = Field(ge=1, lt=2**31)
+
+
+class RunDocument(_Strict):
+    """What config.json holds."""
+
+    run: str
+    config: dict[str, Any]
+    config_hash: str
+    data_sha256: str
+
+
+class CheckpointDocument(RunDocument):
+    """What checkpoint.json holds."""
+
+    epoch: int
+    metrics: _Epoch
+    history: list[_Epoch] = Field(min_length=1)
+    class_names: list[str] = Field(min_length=1)
+    normalization: _Normalization
+    bright_ground_share: Share | None = None
+    files: dict[Literal["model.safetensors", "optimizer.safetensors"], str]
+    code_version: str
+    lineage: _Lineage
+    stack_size: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if [row.epoch for row in self.history] != list(range(1, len(self.history) + 1)):
+            raise ValueError("history: its epochs are not 1, 2, ...")
+        if not self.epoch == self.metrics.epoch == len(self.history):
+            raise ValueError("epoch and metrics are not those of the last epoch in history")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class_names: two classes have the same name")
+        return self
+
+
+def broken_rule(kind: type[RunDocument] | type[GridDocument], document: object) -> str | None:
+    """Returns the first rule that a document breaks, in a few words; None if it keeps all."""
+    try:
+        kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
+    return None
