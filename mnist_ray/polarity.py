@@ -26,6 +26,10 @@ def has_bright_ground(images: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.bool_]
     to the ink, so that it touches all four sides, for 3 images of either. Deciding by the border's mean against the
     image's mean is wrong for 117 of these, by the larger of Otsu's two classes for 869.
 
+    Of the 60,000 training images of MNIST, and of the 1,442 of digits, it calls none bright, and of the same inverted
+    all. Photos have no such ground: it calls bright 4.8 % of bright shapes on textured grounds and 90.2 % of dark
+    shapes on grounds of many greys (500 each, tests/test_predict_photos.py).
+
     Args:
       images: uint8 [n, rows, columns].
 
