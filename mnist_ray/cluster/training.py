@@ -107,8 +107,6 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
     device = torch.device("cpu")
     examples = load_examples(job.config.dataset, "train", data_dir=job.data_dir)
     data = prepare_data(job.config, examples, device=device)
-    for line in training_lines(job.config, data, [job.config.global_batch_size]):
-        say_line(line)
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
     reached = None
@@ -125,6 +123,8 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
     with _workers(job, folder) as scaling:
         # Not before the workers are there: a command that asks for too many leaves the name free.
         folder.claim(job.config, data, resume=job.resume)
+        for line in training_lines(job.config, data, [job.config.global_batch_size]):
+            say_line(line)
         with _progress(folder, job.config, tracking, shown=len(reached.history) if reached else 0):
             fit_run(job, scaling=scaling)
     return TrainOutcome(folder.history(), already_done=False)
