@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +51,9 @@ from mnist_ray.config import (
 from mnist_ray.errors import MnistRayError
 from mnist_ray.printable import printable_log
 from mnist_ray.variants import VARIANTS, variant_config
+
+# How long what Ctrl-C has interrupted is left to clean up before another Ctrl-C interrupts that.
+_STOPPING_S = 15.0
 
 
 class _Interrupted(Exception):
@@ -385,11 +389,13 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; every error that a person can cause is one line."""
     arguments = list(arguments)
     signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
-    interrupts: list[int] = []
+    interrupts: list[float] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        signal.default_int_handler(number, frame)
+        # A second Ctrl-C would cut off what the first has begun to take down. One that nothing came of may be repeated.
+        if not interrupts or time.monotonic() - interrupts[-1] > _STOPPING_S:
+            interrupts.append(time.monotonic())
+            signal.default_int_handler(number, frame)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)

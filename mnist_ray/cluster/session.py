@@ -17,7 +17,7 @@ from ray._private import ray_constants
 
 import mnist_ray
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
-from mnist_ray.errors import ClusterError, RunFailedError
+from mnist_ray.errors import ClusterError, ConfigError, RunFailedError
 from mnist_ray.placement import Placement, on_cluster
 
 # Ray Train takes what its workers report when it asks whether they are alive: every 2 s, so long would an epoch last.
@@ -25,6 +25,9 @@ _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 # The watcher for nodes that are taken away costs a process and is of no use on this machine. What the object store no
 # longer needs it gives back once a second: at full speed it would hold 100 MiB of images by then.
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_free_objects_period_milliseconds": "50"}
+
+# What Ray calls the folder of a session, with the time in it; the process's id follows.
+_SESSION = "session_2026-01-01_00-00-00_000000"
 
 
 @contextmanager
@@ -35,17 +38,38 @@ def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
       Whether the workers get a GPU each.
 
     Raises:
+      ConfigError: RAY_TMPDIR can't be written, or its path is too long.
       ClusterError: the cluster can't be reached, or lacks CPUs or GPUs after the deadline.
       RunFailedError: it has lost too many of them for longer than the deadline.
       StorageError: the storage is a folder of one machine, and the cluster has several.
     """
-    # Ray lets every user of this machine write its folder: its sockets, logs and what its workers run. In /tmp and with
-    # a short name, as the path of a socket may have 107 characters.
-    private = tempfile.TemporaryDirectory(
-        prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or "/tmp", ignore_cleanup_errors=True
-    )
-    with private as scratch, _session(needs, placement, scratch) as use_gpu:
-        yield use_gpu
+    private = _private_folder()
+    try:
+        with _session(needs, placement, private.name) as use_gpu:
+            yield use_gpu
+    finally:
+        with _signals_deferred():
+            private.cleanup()
+
+
+def _private_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Makes the folder of a Ray of our own: Ray lets every user of this machine write its sockets and logs."""
+    # In /tmp and with a short name: Linux allows the path of a socket 107 bytes, macOS 103.
+    parent = os.environ.get("RAY_TMPDIR") or "/tmp"
+    try:
+        private = tempfile.TemporaryDirectory(prefix="ray-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigError(f"RAY_TMPDIR={parent}: {error.strerror}; name a folder that can be written") from None
+    most = 103 if sys.platform == "darwin" else 107
+    longest = len(os.fsencode(f"{private.name}/ray/{_SESSION}_{os.getpid()}/sockets/plasma_store"))
+    if longest > most and not on_cluster():
+        private.cleanup()
+        shorter = len(os.fsencode(os.path.abspath(parent))) - (longest - most)
+        raise ConfigError(
+            f"RAY_TMPDIR={parent}: the paths of Ray's sockets there would have {longest} bytes and may have {most}; "
+            f"name a folder whose path has {shorter} bytes or fewer, such as /tmp"
+        )
+    return private
 
 
 @contextmanager
@@ -74,8 +98,26 @@ def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]
                 yield use_gpu
     finally:
         # What Ray has left to say comes here: repetitions, and of workers that were stopped in their work on purpose.
-        with redirect_stdout(io.StringIO()):
+        with _signals_deferred(), redirect_stdout(io.StringIO()):
             ray.shutdown()
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Puts signals off until a block has ended: a Ray that is shut down by halves leaves processes and files behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: dict[int, None] = {}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.signal(number, lambda which, _: arrived.setdefault(which))) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    for which in arrived:
+        signal.raise_signal(which)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from processes import descendants, listening, title_of
+
+from mnist_ray.cluster.session import _private_folder
+from mnist_ray.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -49,3 +53,46 @@ def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_and_its_folder_
     assert (scratch.name.startswith("ray-"), oct(mode), scratch.exists()) == (True, "0o40700", False)
     assert oct(ray_folder.stat().st_mode) == "0o40700"
     assert oct((ray_folder / "auth_token").stat().st_mode) == "0o100600"
+
+
+def train_with(ray_tmpdir: str, storage: Path) -> tuple[int, str]:
+    arguments = ["train", "--dataset", "digits", "--num-workers", "2", "--storage", str(storage), "--name", "a"]
+    command = [sys.executable, "-m", "mnist_ray", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_tmpdir}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stderr
+
+
+def test_a_folder_whose_path_is_too_long_for_rays_sockets_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 100)
+    folder.mkdir()
+    code, said = train_with(str(folder), tmp_path / "results")
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith(f"mnist-ray: error: RAY_TMPDIR={folder}: the paths of Ray's sockets there would have ")
+    assert said.endswith("or fewer, such as /tmp\n")
+    assert list(folder.iterdir()) == []
+    code, said = train_with(str(tmp_path / "nowhere"), tmp_path / "results")
+    assert code == 2
+    where = f"RAY_TMPDIR={tmp_path}/nowhere"
+    assert said == f"mnist-ray: error: {where}: No such file or directory; name a folder that can be written\n"
+
+
+def test_the_longest_path_of_rays_sockets_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with _private_folder() as name:
+        rest = (
+            len(name) - len("/tmp") + len(f"/ray/session_2026-11-29_06-36-41_369898_{os.getpid()}/sockets/plasma_store")
+        )
+    longest = Path("/tmp") / secrets.token_hex(50)[: 107 - rest - len("/tmp/")]
+    for folder, fits in ((longest, True), (longest.with_name(f"{longest.name}a"), False)):
+        folder.mkdir()
+        monkeypatch.setenv("RAY_TMPDIR", str(folder))
+        try:
+            if fits:
+                with _private_folder() as name:
+                    assert Path(name).is_dir()
+            else:
+                with pytest.raises(ConfigError, match=f"have 108 bytes and may have 107; .* has {len(str(longest))} b"):
+                    _private_folder()
+        finally:
+            folder.rmdir()

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,34 @@ def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: 
     wait_until_gone(lambda: with_variable(f"TMPDIR={temporary}"))
     assert [path.name for path in temporary.iterdir() if path.name.startswith("mnist-ray")] == []
     assert list(tmp_path.glob(".staging/*")) == []
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("moment", ["start", "training"])
+def test_ctrl_c_again_and_again_leaves_no_process_and_no_folder_behind(tmp_path: Path, moment: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp") as temporary:
+        environment = {**ENVIRONMENT, "TMPDIR": temporary, "RAY_TMPDIR": temporary}
+        arguments = ["train", *SETTINGS, "--epochs", "500", "--num-workers", "2", "--storage", str(tmp_path)]
+        command = mnist_ray(*arguments, "--name", "a")
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            if moment == "start":
+                while not descendants(process.pid, title=b"raylet/raylet"):
+                    assert process.poll() is None
+                    time.sleep(0.01)
+            else:
+                while "epoch 1/500" not in process.stderr.readline():
+                    assert process.poll() is None
+            # Through all that the first sets going.
+            while process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.02)
+            said = process.stderr.read()
+        assert process.returncode == 130, said
+        assert said.splitlines()[-1] == "mnist-ray: stopped; the same command with --resume goes on"
+        assert "Traceback" not in said
+        wait_until_gone(lambda: with_variable(f"TMPDIR={temporary}"))
+        assert [path.name for path in Path(temporary).iterdir() if path.name.startswith(("ray-", "mnist-ray"))] == []
 
 
 def wait_until_gone(pids: Callable[[], list[int]], *, seconds: float = 30) -> None:
