@@ -1,10 +1,26 @@
 """The launcher: the console script mnist-ray, and `python -m mnist_ray`."""
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from mnist_ray.errors import StorageError
+
+
+class _StandardOutput(io.FileIO):
+    """File descriptor 1; a full disk under it is an error with one line and an exit code, as of a storage."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            # A reader that has seen enough, such as head.
+            raise
+        except OSError as error:
+            raise StorageError(f"standard output: {error.strerror}; what was printed is not complete") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -15,18 +31,46 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Ctrl-C before the command has begun: what it imports takes a moment.
         print("mnist-ray: stopped", file=sys.stderr)
         sys.exit(130)
+    if sys.stdout is not None:
+        sys.stdout = _standard_output()
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         # Ctrl-C once more, just after the command has told that it stopped.
         code = 130
+    code = _flush(code)
     if code in (130, 143):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.stdout.flush()
         sys.stderr.flush()
         # What a signal has cut off in Ray's and torch's native code must not be taken down in order: that can crash.
         os._exit(code)
     sys.exit(code)
+
+
+def _standard_output() -> io.TextIOWrapper:
+    """Returns standard output with the encoding and buffering that Python has chosen for it."""
+    given = sys.stdout
+    buffered = io.BufferedWriter(_StandardOutput(given.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(
+        buffered, encoding=given.encoding, errors=given.errors, newline="\n",
+        line_buffering=bool(getattr(given, "line_buffering", False)),
+        write_through=bool(getattr(given, "write_through", False)),
+    )  # fmt: skip
+
+
+def _flush(code: int) -> int:
+    """Writes what is still buffered, and returns the exit code: another one if a command that succeeded can't."""
+    if sys.stdout is None:
+        return code
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, StorageError) as error:
+        # What stays in the buffer goes nowhere: the interpreter would try it again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0 and isinstance(error, StorageError):
+            print(f"mnist-ray: error: {error}", file=sys.stderr)
+        return code or getattr(error, "exit_code", 1)
+    return code
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ columns and row groups that it needs, page checksums verified, so memory holds w
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
                 connection.register(name, content)
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            result = connection.execute(sql)
+            result = _interruptible(connection, lambda: connection.execute(sql))
         # Older versions return the connection, newer ones None, for a text without a statement.
         if result is None or result.description is None:
             raise ConfigError("SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'")
@@ -74,10 +74,27 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
             fetched = None
             while fetched != []:
                 with _errors(folder):
-                    fetched = result.fetchmany(_ROWS_AT_ONCE)
+                    fetched = _interruptible(connection, lambda: result.fetchmany(_ROWS_AT_ONCE))
                 yield from fetched
 
         yield Answer(tuple(column[0] for column in result.description), rows())
+
+
+def _interruptible(connection: Any, call: Callable[[], Any]) -> Any:
+    """Returns what a call of DuckDB returns; a signal ends it.
+
+    DuckDB keeps the thread that calls it until the statement has ended, and Python's signal handlers run in the main
+    thread alone: so the call has a thread of its own.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(call)
+        try:
+            return future.result()
+        finally:
+            # Again and again: an interrupt before the statement has begun is lost.
+            while not future.done():
+                connection.interrupt()
+                wait([future], timeout=0.05)
 
 
 def _duckdb() -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -480,3 +481,33 @@ def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
     assert sum(line.split()[:1] == ["checkpoint_sha256"] for line in lines) == 2
     (accuracy,) = evaluated.query("SELECT accuracy FROM metrics LIMIT 1").to_numpy()[0]
     assert f"{accuracy:.6g}" in [line.split()[-1] for line in lines if line.startswith("accuracy  ")]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3",
+        "SELECT p.run FROM predictions p, range(100000000) r ORDER BY hash(r.range)",
+    ],
+)
+def test_a_signal_ends_a_long_statement(evaluated: Evaluated, sql: str, number: int, code: int) -> None:
+    # The line on stderr says that the launcher is past its imports; the statement alone would take hours.
+    script = f"""
+import sys, threading
+from mnist_ray import __main__, querying
+given = querying._interruptible
+def started(*arguments):
+    threading.Timer(0.3, lambda: print("started", file=sys.stderr, flush=True)).start()
+    return given(*arguments)
+querying._interruptible = started
+__main__.main(["query", {evaluated.name!r}, {sql!r}, "--storage", {evaluated.storage!r}])
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"started\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+    word = "terminated" if number == signal.SIGTERM else "stopped"
+    assert (process.returncode, output) == (code, b"")
+    assert errors.decode() == f"mnist-ray: {word}; the same command starts again\n"

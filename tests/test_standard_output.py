@@ -1,0 +1,45 @@
+"""Where results are printed to: a full disk is one line with exit code 4, a closed pipe is quiet."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = "error: standard output: No space left on device; what was printed is not complete\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["train", "--help"],
+        ["runs"],
+        ["runs", "--json"],
+        ["grids", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_under_standard_output_is_one_line_and_exit_code_4(arguments: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(arguments, tmp_path, stdout=full.fileno())
+    assert done.stderr == f"mnist-ray: {FULL}"
+    assert done.returncode == 4
+
+
+def test_a_closed_pipe_under_standard_output_is_quiet(tmp_path: Path) -> None:
+    process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    process.wait(timeout=10)
+    assert process.stdin is not None
+    done = run(["--help"], tmp_path, stdout=process.stdin.fileno())
+    process.stdin.close()
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def run(arguments: list[str], folder: Path, *, stdout: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mnist_ray", *arguments]
+    return subprocess.run(
+        command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
