@@ -56,6 +56,15 @@ class _Lineage(_Strict):
     num_workers: int = Field(ge=1, lt=2**31)
 
 
+class _Status(BaseModel):
+    """See run_progress.RunStatus."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    status: Literal["finished", "stopped"]
+    reason: str | None
+
+
 class RunDocument(_Strict):
     """What config.json holds."""
 
@@ -66,7 +75,7 @@ class RunDocument(_Strict):
 
 
 class CheckpointDocument(RunDocument):
-    """What checkpoint.json holds."""
+    """What checkpoint.json holds; that of best/ has the epochs after its own too, and how the run ended."""
 
     epoch: int
     metrics: _Epoch
@@ -78,13 +87,14 @@ class CheckpointDocument(RunDocument):
     code_version: str
     lineage: _Lineage
     stack_size: int = Field(ge=1)
+    status: _Status | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if [row.epoch for row in self.history] != list(range(1, len(self.history) + 1)):
             raise ValueError("history: its epochs are not 1, 2, ...")
-        if not self.epoch == self.metrics.epoch == len(self.history):
-            raise ValueError("epoch and metrics are not those of the last epoch in history")
+        if not 1 <= self.epoch <= len(self.history) or self.metrics != self.history[self.epoch - 1]:
+            raise ValueError("epoch and metrics are not those of an epoch in history")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class_names: two classes have the same name")
         return self

@@ -59,6 +59,7 @@ def train_stack(
             yield [_finish(folder)]
             continue
         state = folder.latest_state(say)
+        folder.mend(say)
         if state:
             states[run.run] = state
         by_epoch.setdefault(len(state.history) if state else 0, []).append((run, folder))

@@ -1,13 +1,15 @@
 """How far runs are, as the storage tells; no torch here, so that listing runs is quick."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnist_ray import tables
-from mnist_ray.errors import CheckpointError
+from mnist_ray.checkpoint_document import CheckpointDocument
+from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.history import EpochResult, best_epoch
+from mnist_ray.run_documents import DamagedCheckpoint, checked_document
 from mnist_ray.storage import MissingError, Storage
 
 
@@ -93,17 +95,54 @@ def read_status(storage: Storage, run: str) -> RunStatus:
     Raises:
       CheckpointError: status.json is damaged.
     """
-    is_finished = storage.exists(f"runs/{run}/best/checkpoint.json")
+    return _status(storage, run, _final_document(storage, run))
+
+
+def _status(storage: Storage, run: str, final: dict[str, Any] | None) -> RunStatus:
+    if final and "status" in final:
+        return RunStatus(**final["status"])
     noted = read_note(storage, run)
     if noted is None:
-        return RunStatus("finished" if is_finished else "unfinished")
-    if noted.status == "stopped" and not is_finished:
+        return RunStatus("unfinished" if final is None else "finished")
+    if noted.status == "stopped" and final is None:
         return RunStatus("unfinished")
     return noted
 
 
 def read_history(storage: Storage, run: str) -> tuple[EpochResult, ...]:
-    """Returns the epochs of a run, none before the first is done."""
+    """Returns the epochs of a run, none before the first is done.
+
+    Those of a finished run are in best/checkpoint.json, which is never rewritten. Another's are in history.parquet, or
+    in its newest checkpoint, whichever has more: a slower writer may have replaced the table.
+
+    Raises:
+      DataError: history.parquet is damaged, and no checkpoint has the epochs.
+    """
+    return _history(storage, run, _final_document(storage, run))
+
+
+def _history(storage: Storage, run: str, final: dict[str, Any] | None) -> tuple[EpochResult, ...]:
+    ended = _rows(final) if final else ()
+    if final and "status" in final:
+        return ended
+    damaged: DataError | None = None
+    try:
+        table = read_history_table(storage, run)
+    except DataError as error:
+        table, damaged = (), error
+    # Of a run that an older version finished, best/checkpoint.json has the epochs up to its best.
+    longest = max(table, ended, _newest_history(storage, run, more_than=max(len(table), len(ended))), key=len)
+    if damaged and not longest:
+        raise damaged
+    return longest
+
+
+def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
+    """Returns the rows of history.parquet, which may lag behind; none if there is no such file.
+
+    Raises:
+      DataError: it is damaged.
+    """
     path = f"runs/{run}/history.parquet"
     try:
         table = tables.read_parquet(storage.read_bytes(path), source=path)
@@ -112,6 +151,38 @@ def read_history(storage: Storage, run: str) -> tuple[EpochResult, ...]:
     return tuple(EpochResult(**row) for row in table.drop_columns(["run"]).to_pylist())
 
 
+def _newest_history(storage: Storage, run: str, *, more_than: int) -> tuple[EpochResult, ...]:
+    """Returns the history of the newest checkpoint after some epoch, none if there is none such."""
+    names = storage.list_folders(f"runs/{run}/checkpoints")
+    for name in sorted((name for name in names if name > f"epoch-{more_than:04d}"), reverse=True):
+        document = _checkpoint_document(storage, run, f"checkpoints/{name}")
+        if document:
+            return _rows(document)
+    return ()
+
+
+def _final_document(storage: Storage, run: str) -> dict[str, Any] | None:
+    """Returns best/checkpoint.json, empty if it is damaged, None if the run isn't finished."""
+    return _checkpoint_document(storage, run, "best")
+
+
+def _checkpoint_document(storage: Storage, run: str, folder: str) -> dict[str, Any] | None:
+    source = f"runs/{run}/{folder}/checkpoint.json"
+    try:
+        document = checked_document(storage.read_bytes(source), source, CheckpointDocument)
+    except MissingError:
+        return None
+    except DamagedCheckpoint:
+        # Whoever needs more of it than the history says so.
+        return {}
+    return document if document.get("run") == run else {}
+
+
+def _rows(document: Mapping[str, Any]) -> tuple[EpochResult, ...]:
+    return tuple(EpochResult(**row) for row in document["history"])
+
+
 def read_progress(storage: Storage, run: str) -> RunProgress:
     """Returns how far a run is."""
-    return progress_of(run, read_status(storage, run), read_history(storage, run))
+    final = _final_document(storage, run)
+    return progress_of(run, _status(storage, run, final), _history(storage, run, final))

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -151,14 +150,20 @@ class Storage:
         with storage_errors(self.uri_of(path), "written"):
             self._backend.write(_check_path(path), data)
 
-    def create_bytes(self, path: str, data: bytes) -> bool:
+    def create_bytes(self, path: str, data: bytes, *, is_unique: bool = False) -> bool:
         """Writes an object in one step unless there is one already, in which case it returns False.
 
         Of any number of concurrent callers exactly one gets True, if their contents differ. S3 alone: should
         the client have repeated its request after a lost answer, an equal object counts as its own.
+
+        Args:
+          path: of the object.
+          data: its content.
+          is_unique: nobody else would write this content: then an equal object is this call's own, also where a proxy
+            has repeated the request unseen.
         """
         with storage_errors(self.uri_of(path), "written"):
-            return self._backend.create(_check_path(path), data)
+            return self._backend.create(_check_path(path), data, is_unique=is_unique)
 
     def delete_folder(self, path: str) -> None:
         """Deletes a folder with all in it; a committed one stops being committed first."""
@@ -182,7 +187,7 @@ class Storage:
         """
         folder = f"{STAGING}/check-{secrets.token_hex(8)}"
         path, content = f"{folder}/object", folder.encode()
-        if not self.create_bytes(path, content):
+        if not self.create_bytes(path, content, is_unique=True):
             raise self._disproved(folder, "says of a new name that it is taken")
         yield Proof("write", f"an object of {len(content)} bytes was created")
         if self.create_bytes(path, b"another"):
@@ -224,15 +229,20 @@ class Storage:
 
         On S3 also the parts of uploads that were begun as long ago and never ended, anywhere in the storage.
         """
-        before = time.time() - older_than_s
         with storage_errors(self.uri_of(STAGING), "listed"):
             staged = self._backend.staged()
+            uploads = self._backend.uploads() if isinstance(self._backend, S3Backend) else []
+        if not staged and not uploads:
+            return
+        # The storage's own clock, never this machine's: that may be days ahead.
+        with storage_errors(self.uri_of(STAGING), "written"):
+            before = self._backend.now() - older_than_s
         for name, modified in staged.items():
             if modified < before:
                 self.delete_folder(f"{STAGING}/{name}")
         if isinstance(self._backend, S3Backend):
             with storage_errors(self.uri, "deleted"):
-                self._backend.abort_uploads(before)
+                self._backend.abort([upload for upload in uploads if upload.begun < before])
 
     def read_manifest(self, path: str) -> dict[str, Any] | None:
         """Returns the manifest of a committed folder, None if the folder isn't committed.

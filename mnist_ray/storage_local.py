@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     import pyarrow
 
 
+_PUT_ATTEMPTS = 3
+
+
 class LocalBackend:
     """Objects are files below a root folder."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
+        self._was_there = False
 
     def place(self) -> dict[str, str | None]:
         return {"kind": "local folder"}
@@ -97,6 +101,14 @@ class LocalBackend:
 
         Whoever may put a link into a storage that several people write to could have others' files deleted otherwise.
         """
+        # A storage that vanishes is not begun anew: that would hide it, and its runs would go on into an empty folder.
+        if self.root.is_dir():
+            self._was_there = True
+        elif self._was_there:
+            raise StorageError(
+                f"storage={str(self.root)!r}: the folder is gone: deleted, or no longer mounted; "
+                "bring it back, and go on with the same command"
+            )
         target = self.root / path
         if not target.parent.resolve().is_relative_to(self.root.resolve()):
             raise StorageError(f"{target}: a link on the way leads out of the storage; remove the link")
@@ -105,16 +117,15 @@ class LocalBackend:
     def write(self, path: str, data: bytes) -> None:
         target = self._inside(path)
         with self._temporary(data) as temporary:
-            _make_folder(target.parent)
-            os.replace(temporary, target)
+            _into_folder(target.parent, lambda: os.replace(temporary, target))
         _fsync_folder(target.parent)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, is_unique: bool = False) -> bool:
+        del is_unique  # A local answer is never lost.
         target = self._inside(path)
         with self._temporary(data) as temporary:
-            _make_folder(target.parent)
             try:
-                os.link(temporary, target)
+                _into_folder(target.parent, lambda: os.link(temporary, target))
             except FileExistsError:
                 return False
         _fsync_folder(target.parent)
@@ -125,6 +136,7 @@ class LocalBackend:
         """Gives a durable file with the content, to be renamed or linked; removes it otherwise."""
         temporary = self._inside(f"{STAGING}/object-{secrets.token_hex(8)}")
         _make_folder(temporary.parent)
+        self._was_there = True
         try:
             _write_durably(temporary, data)
             yield temporary
@@ -156,6 +168,11 @@ class LocalBackend:
                 inside = list(entry.iterdir()) if entry.is_dir() else []
                 newest[entry.name] = max(file.stat().st_mtime for file in [entry, *inside])
         return newest
+
+    def now(self) -> float:
+        """Returns the disk's time, as a file just written there shows it: a mounted disk has its own clock."""
+        with self._temporary(b"") as temporary:
+            return temporary.stat().st_mtime
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Renames the staged folder to its final name; False if there is something of that name."""
@@ -220,6 +237,18 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _fsync_folder(folder.parent)
+
+
+def _into_folder(folder: Path, put: Callable[[], None]) -> None:
+    """Puts a file into a folder, again if another writer deletes the folder at that moment."""
+    for attempt in range(_PUT_ATTEMPTS):
+        _make_folder(folder)
+        try:
+            put()
+            return
+        except FileNotFoundError:
+            if attempt == _PUT_ATTEMPTS - 1:
+                raise
 
 
 def _fsync_folder(folder: Path) -> None:

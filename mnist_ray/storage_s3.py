@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import io
 import json
+import secrets
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,15 @@ MULTIPART_BYTES = 64 << 20
 PART_BYTES = 8 << 20
 # How often an object is sent or fetched whose content arrives damaged.
 _BODY_ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts, and when it was begun by the server's clock, in seconds since the epoch."""
+
+    key: str
+    upload_id: str
+    begun: float
 
 
 class S3Backend:
@@ -194,10 +205,10 @@ class S3Backend:
             return self.read(path, attempts=2) == data
         return False
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, is_unique: bool = False) -> bool:
         from botocore.exceptions import ClientError
 
-        repeated = False
+        repeated = is_unique
         for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
             try:
                 answer = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*")
@@ -233,20 +244,43 @@ class S3Backend:
             newest[name] = max(newest.get(name, 0.0), entry["LastModified"].timestamp())
         return newest
 
-    def abort_uploads(self, before: float) -> None:
-        """Aborts uploads in parts that were begun before a time: unseen, their parts cost as objects do."""
+    def now(self) -> float:
+        """Returns the server's time, as an object that was just written shows it."""
+        path = f"{STAGING}/clock-{secrets.token_hex(8)}"
+        self.write(path, b"")
+        try:
+            found = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+        finally:
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
+        return float(found["LastModified"].timestamp())
+
+    def uploads(self) -> list[Upload]:
+        """Returns the uploads in parts that have not ended: unseen, their parts cost as objects do."""
         from botocore.exceptions import ClientError
 
         paginator = self.client.get_paginator("list_multipart_uploads")
         try:
-            for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key("")):
-                for upload in page.get("Uploads", []):
-                    if upload["Initiated"].timestamp() < before:
-                        self._abort_upload(upload["Key"], upload["UploadId"])
+            return [
+                Upload(found["Key"], found["UploadId"], found["Initiated"].timestamp())
+                for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(""))
+                for found in page.get("Uploads", [])
+            ]
         except ClientError as error:
             # Not every server has the function, nor every role the right, and no job's work depends on it.
             if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
                 raise
+            return []
+
+    def abort(self, uploads: Sequence[Upload]) -> None:
+        """Aborts uploads in parts."""
+        from botocore.exceptions import ClientError
+
+        for upload in uploads:
+            try:
+                self._abort_upload(upload.key, upload.upload_id)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+                    raise
 
     def _abort_upload(self, key: str, upload: str) -> None:
         # Somebody else may just have aborted it.
@@ -264,7 +298,8 @@ class S3Backend:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(copy, files))
-        if not self.create(f"{path}/{MANIFEST}", manifest):
+        # Its token is in no other manifest.
+        if not self.create(f"{path}/{MANIFEST}", manifest, is_unique=True):
             self._delete_unkept(path, files)
             return False
         self.write(f"{path}/{SUCCESS}", b"")

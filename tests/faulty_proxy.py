@@ -19,6 +19,7 @@ from typing import Any
 #   forbidden         answers 403 by itself
 #   reset             resets the connection, the server never hears of it
 #   lost              passes the request on and resets the connection instead of answering
+#   twice             passes the request on twice and gives back the second answer
 #   flip_upload       flips a bit of the body that is sent to the server
 #   flip_answer       flips a bit of the body that comes back
 #   hang              never answers
@@ -130,6 +131,12 @@ def faulty_proxy(server: str, choose: Choice) -> Iterator[FaultyProxy]:
                 connection.request(self.command, self.path, body or None, {**headers, "Content-Length": str(len(body))})
                 answer = connection.getresponse()
                 content = answer.read()
+                if fault == "twice":
+                    connection.request(
+                        self.command, self.path, body or None, {**headers, "Content-Length": str(len(body))}
+                    )
+                    answer = connection.getresponse()
+                    content = answer.read()
             finally:
                 connection.close()
             if fault == "lost":

@@ -14,12 +14,14 @@ import torch
 from small_disk import on_small_disk
 from tiny_digits import tiny_digits
 
-from mnist_ray.checkpoints import RunFolder, _with_checksum
+from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cli import run_command
 from mnist_ray.errors import CheckpointError, StorageError
 from mnist_ray.evaluation import load_network
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import expand, grid_settings, read_grid, stacks
+from mnist_ray.run_documents import with_checksum
+from mnist_ray.run_progress import read_history_table
 from mnist_ray.storage import open_storage
 from mnist_ray.training import fit
 from mnist_ray.training_data import load_data, prepare_data
@@ -202,13 +204,43 @@ def _document_of(root: Path, content: bytes) -> dict[str, object]:
     return {**document, "files": {"model.safetensors": hashlib.sha256(content).hexdigest()}}
 
 
-def test_a_finished_run_without_its_history_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_without_its_history_gets_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", "--dataset", "digits", "--epochs", "1", "--storage", str(tmp_path), "--name", "a"]
     assert run_command(train) == 0
-    (tmp_path / "runs/a/history.parquet").unlink()
+    table = tmp_path / "runs/a/history.parquet"
+    expected = table.read_bytes()
+    table.unlink()
     capsys.readouterr()
-    assert run_command(train) == 3
-    assert "history.parquet is missing" in capsys.readouterr().err
+    assert run_command(train) == 0
+    assert "run 'a': history.parquet had 0 of 1 epochs; written again" in capsys.readouterr().err
+    assert table.read_bytes() == expected
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PAR1", b"garbage"])
+def test_a_damaged_history_of_an_unfinished_run_is_written_again_from_its_checkpoint(
+    tmp_path: Path, damaged: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path, "a", epochs=2, finished=False)
+    expected = folder.history()
+    (tmp_path / "runs/a/history.parquet").write_bytes(damaged)
+    assert folder.history() == expected
+    assert run_command(["runs", "--storage", str(tmp_path)]) == 0
+    assert "damaged" not in capsys.readouterr().out
+    said: list[str] = []
+    folder.mend(said.append)
+    assert said == ["run 'a': history.parquet was damaged; written again from the newest checkpoint"]
+    assert read_history_table(folder.storage, "a") == expected
+
+
+def test_weights_that_their_killed_writer_left_out_come_from_the_checkpoint(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "a", epochs=2, finished=True)
+    weights = tmp_path / "runs/a/best/model.safetensors"
+    expected = weights.read_bytes()
+    weights.unlink()
+    assert hashlib.sha256(expected).hexdigest() == folder.best().sha256
+    assert not weights.exists()
+    folder.mend()
+    assert weights.read_bytes() == expected
 
 
 @pytest.mark.parametrize("name", ["config.json", "best/checkpoint.json", "best/model.safetensors"])
@@ -216,6 +248,7 @@ def test_a_folder_in_the_place_of_a_file_is_a_damaged_run(tmp_path: Path, name: 
     folder = trained(tmp_path, "a", epochs=1, finished=True)
     (tmp_path / "runs/a" / name).unlink()
     (tmp_path / "runs/a" / name).mkdir()
+    shutil.rmtree(tmp_path / "runs/a/checkpoints")
     with pytest.raises(CheckpointError, match="run 'a'"):
         folder.best()
 
@@ -241,7 +274,7 @@ def forge(folder: RunFolder, place: str, changes: Mapping[str, object]) -> None:
     path = folder.path(*place.split("/"))
     document = json.loads(folder.storage.read_bytes(path))
     del document["document_sha256"]
-    folder.storage.write_bytes(path, _with_checksum({**document, **changes}))
+    folder.storage.write_bytes(path, with_checksum({**document, **changes}))
 
 
 @pytest.mark.parametrize("part", FORGED)

@@ -15,7 +15,7 @@ from mnist_ray.errors import ConflictError
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import GridRun
 from mnist_ray.history import EpochResult
-from mnist_ray.run_progress import RunProgress, read_progress
+from mnist_ray.run_progress import RunProgress, read_history_table, read_progress
 from mnist_ray.storage import Storage, open_storage
 from mnist_ray.training import TrainState, fit
 from mnist_ray.training_data import TrainingData, prepare_data
@@ -189,9 +189,9 @@ def test_a_run_killed_before_its_last_history_has_it_when_it_is_finished(tmp_pat
         folder.save(run.config, data, state)
     assert before is not None
     storage.write_bytes(folder.path("history.parquet"), before)
-    assert len(folder.history()) == 2
+    assert len(read_history_table(storage, "r0")) == 2
     train([run], storage)
-    assert [row.epoch for row in folder.history()] == [1, 2, 3]
+    assert [row.epoch for row in read_history_table(storage, "r0")] == [1, 2, 3]
 
 
 def test_a_run_killed_between_its_stop_and_its_best_checkpoint_stays_stopped(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from PIL import Image
 from safetensors import safe_open
 from test_s3_end_to_end import png
 
-from mnist_ray.checkpoints import RunFolder, _with_checksum
+from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cli import run_command
 from mnist_ray.cluster.submission import job_environment, stage_working_dir
 from mnist_ray.data import load_examples
 from mnist_ray.errors import CheckpointError
+from mnist_ray.run_documents import with_checksum
 from mnist_ray.storage import open_storage
 
 CANARIES = {
@@ -354,7 +355,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_loaded_even_with_its_right_has
     document = json.loads(source.read_bytes("runs/a/best/checkpoint.json"))
     del document["document_sha256"]
     document["files"]["model.safetensors"] = sha256(content).hexdigest()
-    target.write_bytes("runs/a/best/checkpoint.json", _with_checksum(document))
+    target.write_bytes("runs/a/best/checkpoint.json", with_checksum(document))
     with pytest.raises(CheckpointError, match="no safetensors"):
         RunFolder(target, "a").best()
     assert not (tmp_path / "owned").exists()

@@ -3,8 +3,10 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -485,6 +487,32 @@ def test_only_old_leftovers_are_removed(storage: Storage) -> None:
     assert len(storage.list_files(".staging")) == 1
     storage.remove_leftovers(older_than_s=-DAY_S)
     assert storage.list_files(".staging") == []
+
+
+@pytest.mark.parametrize("days", [2, -2])
+def test_a_wrong_clock_of_this_machine_deletes_nobodys_work_in_progress(
+    storage: Storage, days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = storage.pending_folder("evaluations/e1")
+    file = live.write("metrics.parquet", b"x")
+    true_time = time.time
+    monkeypatch.setattr("time.time", lambda: true_time() + days * DAY_S)
+    other = storage.pending_folder("evaluations/e2")
+    assert live.commit([file], {})
+    # Nor does such a clock keep what is old.
+    other.write("metrics.parquet", b"x")
+    storage.remove_leftovers(older_than_s=-DAY_S)
+    assert storage.list_files(".staging") == []
+    storage.remove_leftovers()
+
+
+def test_a_local_storage_that_vanishes_is_not_begun_anew(local: Storage) -> None:
+    local.write_bytes("runs/a", b"x")
+    shutil.rmtree(local.uri)
+    for write in (local.write_bytes, local.create_bytes):
+        with pytest.raises(StorageError, match="the folder is gone: deleted, or no longer mounted"):
+            write("runs/b", b"x")
+    assert not Path(local.uri).exists()
 
 
 def test_of_processes_committing_the_same_exactly_one_has_done_it(uri: str) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import boto3
 import pytest
+from faulty_proxy import faulty_proxy
+from s3_fixtures import S3Server
 from scripted_s3 import Answer, refusal, scripted_server, storage_at
 
 from mnist_ray.cli import run_command
@@ -129,3 +131,16 @@ def test_a_server_that_refuses_conditions_is_told_to_lack_them(monkeypatch: pyte
         storage = storage_at(endpoint, monkeypatch)
         with pytest.raises(StorageError, match=r"lacks a function that is needed, maybe conditional writes"):
             storage.check()
+
+
+@pytest.mark.s3
+def test_a_proxy_that_repeats_conditional_writes_is_no_obstacle(
+    s3_uri: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with faulty_proxy(s3_server.endpoint, lambda line, _: "twice" if line.startswith("PUT") else None) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert run_command(["storage", "check", s3_uri]) == 0
+        assert capsys.readouterr().out.endswith(PROOFS)
+        pending = open_storage(s3_uri).pending_folder("evaluations/e")
+        assert pending.commit([pending.write("metrics.parquet", b"x")], {})
+    assert proxy.done["twice"] > 2

@@ -154,8 +154,15 @@ def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
 
 
 def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]:
+    def read(run: str) -> Checkpoint:
+        folder = RunFolder(storage, run)
+        checkpoint = folder.best()
+        # Whoever opens the tables of an evaluation opens the runs' histories beside them.
+        folder.mend(say_line)
+        return checkpoint
+
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        return list(pool.map(lambda run: RunFolder(storage, run).best(), runs))
+        return list(pool.map(read, runs))
 
 
 def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> tuple[str, bool]:

@@ -113,6 +113,7 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
     if folder.storage.exists(folder.path("config.json")):
         # A conflict, or a run that is done, is told without starting Ray.
         folder.claim(job.config, data, resume=job.resume)
+        folder.mend(say_line)
         if folder.is_finished():
             tracking.update([job.run])
             return TrainOutcome(folder.history(), already_done=True)

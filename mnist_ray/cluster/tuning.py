@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from ray.exceptions import RayError
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.tuning_trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
@@ -31,6 +33,7 @@ from mnist_ray.storage import Storage, open_storage
 from mnist_ray.tracking import Tracking, check_trackers, track
 from mnist_ray.training_data import data_settings, load_data
 
+_REQUESTS_AT_ONCE = 16
 # Tune's own files are of no use here: the runs' folders are what a grid goes on from.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -71,7 +74,11 @@ def tune_grid(job: TuneJob) -> TuneOutcome:
     check_data(job, runs)
     folder = GridFolder(storage, job.name)
     folder.claim(job.grid, runs, search=job.search, samples=samples)
-    view = GridProgress(runs, read_all_progress(storage, runs))
+    before = read_all_progress(storage, runs)
+    view = GridProgress(runs, before)
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        done = [name for name, found in before.items() if found.status in ("finished", "stopped")]
+        list(pool.map(lambda name: RunFolder(storage, name).mend(view.say), done))
     with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
         num_trained = train_missing(job, storage, runs, view, tracking)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
