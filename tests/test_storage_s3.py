@@ -174,6 +174,8 @@ def test_only_uploads_that_are_a_day_old_are_aborted(monkeypatch: pytest.MonkeyP
             return refusal(404, "NoSuchUpload")
         return 200, uploads_of(*begun) if "uploads" in path else b"<ListBucketResult/>" if method == "GET" else b""
 
+    # The scripted server has no clock of its own; a real one's is asked in test_storage.py.
+    monkeypatch.setattr("mnist_ray.storage_s3.S3Backend.now", lambda _: now.timestamp())
     with scripted_server(answer) as (endpoint, asked):
         storage_at(endpoint, monkeypatch).remove_leftovers()
     assert [line for line in asked if "DELETE" in line] == ["DELETE /bucket/prefix/0", "DELETE /bucket/prefix/2"]
