@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-faults test-fast lint format bench screenshots chaos clean
+.PHONY: demo test test-all test-faults test-fast lint format bench screenshots chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
@@ -13,6 +13,10 @@ demo: $(INSTALLED)
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
+	$(PYTEST) -m "not series"
+
+# With the series that repeat a race for minutes.
+test-all: $(INSTALLED)
 	$(PYTEST)
 
 # Kills, lost nodes, failing networks, full disks and damaged checkpoints alone.
@@ -20,7 +24,7 @@ test-faults: $(INSTALLED)
 	$(PYTEST) -m fault --durations 20
 
 test-fast: $(INSTALLED)
-	$(PYTEST) -m "not ray and not s3 and not slow and not gpu"
+	$(PYTEST) -m "not ray and not s3 and not slow and not gpu and not series"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

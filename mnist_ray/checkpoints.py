@@ -267,6 +267,8 @@ class RunFolder:
         document, weights = self._read(folder, "model.safetensors")
         document |= {
             "files": {"model.safetensors": document["files"]["model.safetensors"]},
+            # The newest checkpoint may be another writer's, whose epochs took other times.
+            "metrics": asdict(state.history[document["epoch"] - 1]),
             "history": [asdict(row) for row in state.history],
             "status": asdict(self._end(make_config(TrainConfig, document["config"]), state.history)),
         }

@@ -46,15 +46,15 @@ def test_the_size_of_a_stack_on_a_gpu_follows_its_memory_and_the_largest_network
     grid = read_grid(settings, seeds=None, overrides={}, source="test")
     job = TuneJob(grid, "g", str(tmp_path), tmp_path)
     runs = job.runs(None)
-    # A CNN's run takes 0.6 GB, an MLP's 14 MB.
+    # A CNN's run takes 0.7 GB, an MLP's 14 MB; a batch of 64 may have 71 images.
     mlps = [run for run in runs if run.config.model == "mlp"]
     assert gpu_stack_size(mlps, 80 << 30) == 160
     assert gpu_stack_size(mlps, 1 << 30) == 54
-    assert gpu_stack_size(runs, 80 << 30) == 102
-    assert gpu_stack_size(runs, 16 << 30) == 20
+    assert gpu_stack_size(runs, 80 << 30) == 96
+    assert gpu_stack_size(runs, 16 << 30) == 19
     assert gpu_stack_size(runs, 1000) == 1
     half = TuneJob(grid, "g", str(tmp_path), tmp_path, gpus_per_stack=0.5)
-    assert max(len(stack) for stack in half.trials(runs, 1, gpu_memory=16 << 30)) <= 10
+    assert max(len(stack) for stack in half.trials(runs, 1, gpu_memory=16 << 30)) <= 9
 
 
 def test_the_makespan_is_that_of_workers_that_take_the_next_when_they_are_free() -> None:

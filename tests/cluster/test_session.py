@@ -1,6 +1,7 @@
 """A Ray that mnist-ray starts for itself, as seen from outside."""
 
 import ipaddress
+import itertools
 import os
 import re
 import secrets
@@ -37,7 +38,7 @@ def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_and_its_folder_
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, umask=0o022
     ) as process:
         assert process.stderr is not None
-        lines = [process.stderr.readline() for _ in range(2)]
+        lines = [*itertools.takewhile(lambda line: "epoch 1" not in line, process.stderr)]
         pids = [process.pid, *descendants(process.pid, title=b"")]
         (ray_socket,) = {*re.findall(r"--raylet_socket_name=(\S+)", " ".join(map(title_of, pids)))}
         scratch = Path(ray_socket).parents[3]

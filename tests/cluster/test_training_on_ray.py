@@ -108,7 +108,10 @@ def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
         said = process.stderr.read()
         assert process.wait(timeout=100) == code, said
     word = {130: "stopped", 143: "terminated"}[code]
-    assert said == f"mnist-ray: {word}; the same command starts again\n"
+    assert said == (
+        "dataset digits: 10 classes (0, 1, 2, 3, 4 and 5 more); 355 test images\n"
+        f"mnist-ray: {word}; the same command starts again\n"
+    )
     assert bool(workers) == (num_workers == "2")
     wait_until_gone(lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists()])
     for left in ("evaluations", "reports", ".staging/*"):
