@@ -17,6 +17,7 @@ from mnist_ray.effects import CONFIDENCE, holm
 RESOLUTION = 0.001
 MOST_SEEDS = 9_999
 _SMALLEST_P = 1e-50
+_OPPOSITES = {"better": "worse", "worse": "better"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +43,17 @@ class Interval:
 
     Attributes:
       difference: the mean.
-      low, high: ends of the interval.
-      p_value: two-sided, of no difference.
+      low, high: ends of the interval; None where the differences say nothing of their uncertainty: all are the same
+        and not zero, or one is not finite.
+      p_value: two-sided, of no difference; None likewise.
       seed_error: standard error from the seeds, the residual's part in it; None with one seed.
       example_error: standard error from the examples.
     """
 
     difference: float
-    low: float
-    high: float
-    p_value: float
+    low: float | None
+    high: float | None
+    p_value: float | None
     seed_error: float | None
     example_error: float
 
@@ -65,7 +67,7 @@ class Comparison:
       num_seeds, num_examples: what both have.
       accuracy, log_loss: means of the first over seeds and examples; the second's are these less the difference.
       accuracy_difference, log_loss_difference: the first less the second.
-      p_adjusted: p_value of accuracy_difference after Holm's correction.
+      p_adjusted: p_value of accuracy_difference after Holm's correction; None like it.
       first_right, second_right: examples on which this setting is right with more of the seeds.
       mcnemar_p, mcnemar_p_adjusted: McNemar's exact test of these, and after Holm's correction.
       num_seeds_needed: see `seeds_needed`.
@@ -80,13 +82,18 @@ class Comparison:
     log_loss: float
     accuracy_difference: Interval
     log_loss_difference: Interval
-    p_adjusted: float
+    p_adjusted: float | None
     first_right: int
     second_right: int
     mcnemar_p: float
     mcnemar_p_adjusted: float
     num_seeds_needed: int | None
     verdict: str
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the verdict is better or worse."""
+        return self.verdict in _OPPOSITES
 
     def reversed(self) -> "Comparison":
         """Returns the second against the first."""
@@ -100,13 +107,14 @@ class Comparison:
             log_loss_difference=_negative(self.log_loss_difference),
             first_right=self.second_right,
             second_right=self.first_right,
-            verdict={"better": "worse", "worse": "better", "tie": "tie"}[self.verdict],
+            verdict=_OPPOSITES.get(self.verdict, self.verdict),
         )
 
 
 def _negative(given: Interval) -> Interval:
     # Not -x, which prints a zero as -0.00.
-    return replace(given, difference=0.0 - given.difference, low=0.0 - given.high, high=0.0 - given.low)
+    low, high = (None if end is None else 0.0 - end for end in (given.high, given.low))
+    return replace(given, difference=0.0 - given.difference, low=low, high=high)
 
 
 def compare(settings: Sequence[Scores]) -> list[Comparison]:
@@ -130,8 +138,9 @@ def judge(pairs: Sequence[Comparison]) -> list[Comparison]:
     The verdict is 'better' or 'worse' where two tests of no difference agree on its direction, each below 0.05 after
     Holm's correction: the t test of the interval of `paired_interval`, which knows that other seeds would give other
     models but trusts in a normal distribution, and McNemar's exact test, which knows nothing of other seeds but stays
-    right where a handful of examples decides. The 95 % interval then leaves out zero. Anything else is a 'tie': not
-    shown to be equal, but not told apart.
+    right where a handful of examples decides. The 95 % interval then leaves out zero. One seed says nothing of others:
+    such a pair is 'unresolved', as is one without a p value. Anything else is a 'tie': not shown to be equal, but not
+    told apart.
 
     Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
@@ -167,12 +176,13 @@ def _compared(first: Scores, second: Scores) -> Comparison:
 
 
 def _judged(pair: Comparison, p_adjusted: float | None, mcnemar_p: float | None) -> Comparison:
-    assert p_adjusted is not None
     assert mcnemar_p is not None
+    judged = replace(pair, p_adjusted=p_adjusted, mcnemar_p_adjusted=mcnemar_p)
+    if p_adjusted is None or pair.num_seeds == 1:
+        return replace(judged, verdict="unresolved")
     signs = np.sign(pair.accuracy_difference.difference), np.sign(pair.first_right - pair.second_right)
     sure = max(p_adjusted, mcnemar_p) < 1 - CONFIDENCE and signs[0] == signs[1]
-    verdict = "tie" if not sure else "better" if signs[0] > 0 else "worse"
-    return replace(pair, p_adjusted=p_adjusted, mcnemar_p_adjusted=mcnemar_p, verdict=verdict)
+    return replace(judged, verdict="tie" if not sure else "better" if signs[0] > 0 else "worse")
 
 
 def paired_interval(differences: NDArray[np.generic]) -> Interval:
@@ -187,25 +197,35 @@ def paired_interval(differences: NDArray[np.generic]) -> Interval:
     in the worst of them with 3 seeds. A percentile bootstrap over a few seeds knows nothing of the t distribution,
     and resampling seeds and examples together counts the residual three times (Owen).
 
-    With one seed, nothing is known of others: the interval covers other examples only.
+    With one seed, nothing is known of others: the interval covers other examples only. Differences that are all zero
+    have an interval of no width and p = 1.
 
     Args:
       differences: number [seeds, examples].
+
+    Raises:
+      ValueError: no seeds or no examples.
 
     Reference: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007, for the variance of crossed data;
       Cochran and Cox, "Experimental Designs", 1950, for the weighted quantile.
     """
     num_seeds, num_examples = differences.shape
+    if not differences.size:
+        raise ValueError(f"differences of {num_seeds} seeds and {num_examples} examples: no interval without any")
     values = differences.astype(np.float64)
+    no_error = 0.0 if num_seeds > 1 else None
+    if not values.any():
+        return Interval(0.0, 0.0, 0.0, 1.0, no_error, 0.0)
+    # Not by its variance: that of equal numbers may be a little above zero, for their mean is rounded.
+    if not np.ptp(values) > 0 or not np.isfinite(values).all():
+        return Interval(float(values.mean()), None, None, None, no_error, 0.0)
     mean = float(values.mean())
     seed, example = _variances(values)
     degrees = (max(num_seeds - 1, 1), max(num_examples - 1, 1))
-    total = seed + example
-    low, high, p_value = mean, mean, float(mean == 0)
-    if total > 0:
-        half = _quantile(1 - CONFIDENCE, seed, example, degrees) * total**0.5
-        low, high, p_value = mean - half, mean + half, _p_value(abs(mean) / total**0.5, seed, example, degrees)
-    return Interval(mean, low, high, p_value, seed**0.5 if num_seeds > 1 else None, example**0.5)
+    error = (seed + example) ** 0.5
+    half = _quantile(1 - CONFIDENCE, seed, example, degrees) * error
+    p_value = _p_value(abs(mean) / error, seed, example, degrees)
+    return Interval(mean, mean - half, mean + half, p_value, seed**0.5 if num_seeds > 1 else None, example**0.5)
 
 
 def _variances(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -287,16 +307,17 @@ def half_width_of_examples(interval: Interval, num_examples: int) -> float:
 
 
 def tie_groups(labels: Sequence[str], pairs: Sequence[Comparison]) -> dict[str, int]:
-    """Returns the group of each setting: the place of the best setting that it ties with; 1, 1, 3 for example.
+    """Returns the group of each setting: the place of the best that it is not told apart from; 1, 1, 3 for example.
 
-    The first setting leads group 1. A setting joins the best leader that it ties with, or leads a group of its own. So
-    two settings of one group both tie with its leader, and not always with each other.
+    The first setting leads group 1. A setting joins the best leader that it is not told apart from (a tie, or
+    unresolved), or leads a group of its own. So the settings of one group are not told apart from its leader, but may
+    be from each other.
 
     Args:
       labels: the settings, the best first.
       pairs: of these settings; two that were never compared are in no group together.
     """
-    tied = {frozenset((pair.first, pair.second)) for pair in pairs if pair.verdict == "tie"}
+    tied = {frozenset((pair.first, pair.second)) for pair in pairs if not pair.is_decided}
     groups: dict[str, int] = {}
     leaders: list[str] = []
     for place, label in enumerate(labels, start=1):

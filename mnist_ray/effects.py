@@ -1,6 +1,7 @@
 """What each setting of a grid changes: main effects and two-way interactions, with intervals over seeds."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, product
@@ -58,10 +59,12 @@ def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]
     interval. It covers what other seeds would give on this very test set, not other test examples.
 
     Where runs are missing (diverged), a combination counts only if all its cells are there for every seed; so every
-    seed averages the same combinations, and what is left is unbiased for them. An effect without any is left out.
+    seed averages the same combinations, and what is left is unbiased for them. An effect without any is left out:
+    missing_runs says so. Sums are exact, accuracies as numbers of examples, so that equal sums are equal.
 
     Args:
-      rows: rows of a metrics table: the settings, seed, accuracy, log_loss.
+      rows: rows of a metrics table: run, the settings, seed, num_examples, accuracy, log_loss. Where two have the same
+        levels and seed, the first by name counts.
       axes: setting -> its levels; the first is the reference.
 
     Reference: Montgomery, "Design and Analysis of Experiments", chapter 5; Holm 1979.
@@ -74,28 +77,52 @@ def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]
     return found
 
 
+def missing_runs(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> str | None:
+    """Returns what effects() leaves out for want of runs, in words; None if no run is missing. Args as there."""
+    cells = _Cells(rows, axes, METRICS[0])
+    there = ~np.isnan(cells.values).reshape(-1, len(cells.seeds))
+    num_missing = int((~there.all(axis=1)).sum())
+    if not num_missing:
+        return None
+    fewest = int(there.sum(axis=0).argmin())
+    return (
+        f"{num_missing} of {len(there)} settings have no run of some seed and are left out (seed {cells.seeds[fewest]} "
+        f"has {int(there[:, fewest].sum())} of {len(there)})"
+    )
+
+
 class _Cells:
-    """One metric of every cell: values[level of axis 1, ..., seed], NaN where there is no run."""
+    """One metric of every cell: values[level of axis 1, ..., seed], NaN where there is no run.
+
+    Attributes:
+      scale: what a value is to be divided by; accuracies are whole numbers of examples.
+    """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]], metric: str) -> None:
         # An axis of one level has no effect.
         self.axes = {name: [level_text(level) for level in levels] for name, levels in axes.items() if len(levels) > 1}
-        seeds = sorted({row["seed"] for row in rows})
-        self.values = np.full([*map(len, self.axes.values()), len(seeds)], np.nan)
-        for row in rows:
+        self.seeds = sorted({row["seed"] for row in rows})
+        self.scale = rows[0]["num_examples"] if rows and metric == "accuracy" else 1
+        self.values = np.full([*map(len, self.axes.values()), len(self.seeds)], np.nan)
+        # The first by name is the last to be written.
+        for row in sorted(rows, key=lambda row: str(row["run"]), reverse=True):
             levels_of_row = [levels.index(level_text(row[name])) for name, levels in self.axes.items()]
-            place = (*levels_of_row, seeds.index(row["seed"]))
-            assert np.isnan(self.values[place]), f"{row['run']}: another run has its levels and seed"
-            self.values[place] = row[metric]
+            value = round(row[metric] * self.scale) if metric == "accuracy" else row[metric]
+            self.values[(*levels_of_row, self.seeds.index(row["seed"]))] = value
 
     def contrast(self, parts: Sequence[tuple[str, int]]) -> npt.NDArray[np.float64]:
-        """Returns the difference of levels from the first, of one axis or of two: [combinations, seeds]."""
+        """Returns the cells of a difference from the first level, of one axis or of two, with their signs.
+
+        Returns:
+          [cells of one difference, combinations of the other axes, seeds].
+        """
         names = list(self.axes)
         chosen = np.moveaxis(self.values, [names.index(name) for name, _ in parts], range(len(parts)))
-        total: npt.NDArray[np.float64] = np.zeros(chosen.shape[len(parts) :])
-        for levels in product(*([(level, 1), (0, -1)] for _, level in parts)):
-            total = total + np.prod([sign for _, sign in levels]) * chosen[tuple(level for level, _ in levels)]
-        return total.reshape(-1, total.shape[-1])
+        signed = [
+            np.prod([sign for _, sign in levels]) * chosen[tuple(level for level, _ in levels)]
+            for levels in product(*([(level, 1), (0, -1)] for _, level in parts))
+        ]
+        return np.stack(signed).reshape(len(signed), -1, len(self.seeds))
 
 
 def _effects_of(metric: str, cells: _Cells) -> Iterator[Effect]:
@@ -108,11 +135,12 @@ def _effects_of(metric: str, cells: _Cells) -> Iterator[Effect]:
 
 
 def _effect(metric: str, cells: _Cells, parts: Sequence[tuple[str, int]]) -> Iterator[Effect]:
-    differences = cells.contrast(parts)
-    whole = differences[~np.isnan(differences).any(axis=1)]
-    if not len(whole):
+    signed = cells.contrast(parts)
+    whole = signed[:, ~np.isnan(signed).any(axis=(0, 2))]
+    num_pairs = whole.shape[1]
+    if not num_pairs:
         return
-    per_seed = whole.mean(axis=0)
+    per_seed = np.array([math.fsum(of_seed.flat) for of_seed in np.moveaxis(whole, -1, 0)]) / (num_pairs * cells.scale)
     low, high, p_value = t_interval(per_seed)
     (axis, level), *rest = parts
     second, second_level = rest[0] if rest else (None, 0)
@@ -131,7 +159,7 @@ def _effect(metric: str, cells: _Cells, parts: Sequence[tuple[str, int]]) -> Ite
         p_value=p_value,
         p_adjusted=None,
         num_seeds=len(per_seed),
-        num_pairs=len(whole),
+        num_pairs=num_pairs,
     )
 
 
@@ -144,9 +172,9 @@ def t_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, float | N
     count = len(values)
     if not values.any() and count > 1:
         return 0.0, 0.0, 1.0
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / count**0.5 if count > 1 else 0.0
-    if error == 0:
+    if not np.ptp(values) > 0:
         return None, None, None
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / count**0.5
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     return mean - half, mean + half, float(2 * stats.t.sf(abs(mean / error), count - 1))
 

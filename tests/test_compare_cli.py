@@ -149,7 +149,7 @@ def test_variants_without_a_common_seed_are_left_out_and_one_seed_is_said(
     assert run_command(["compare", evaluation, "--storage", str(root)]) == 0
     shown = capsys.readouterr().out
     assert "Left out, without a seed in common: 2 pairs: dropout_batchnorm / baseline, dropout_batchnorm" in shown
-    assert "One seed in 1 of 1 pairs: their intervals and p values cover other examples only" in shown
+    assert "One seed in 1 of 1 pairs: unresolved, for their intervals and p values cover other examples only" in shown
     assert "Chosen on validation, of 3 settings: dropout_batchnorm;" in shown
 
     # A second look at the same examples.

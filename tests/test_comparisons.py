@@ -110,8 +110,37 @@ def test_seeds_of_equal_accuracy_on_few_examples_are_not_taken_for_certain() -> 
 
 def test_no_difference_at_all_and_a_constant_one() -> None:
     assert paired_interval(np.zeros((3, 4))) == Interval(0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-    assert paired_interval(np.ones((3, 4))) == Interval(1.0, 1.0, 1.0, 0.0, 0.0, 0.0)
-    assert paired_interval(np.ones((1, 1))) == Interval(1.0, 1.0, 1.0, 0.0, None, 0.0)
+    assert paired_interval(np.ones((3, 4))) == Interval(1.0, None, None, None, 0.0, 0.0)
+    assert paired_interval(np.ones((1, 1))) == Interval(1.0, None, None, None, None, 0.0)
+    # Neither the mean of these nor their variance is exact in floats.
+    found = paired_interval(np.full((3, 7), 0.1))
+    assert (found.difference, found.low, found.p_value) == (pytest.approx(0.1), None, None)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_has_no_interval(value: float) -> None:
+    differences = np.zeros((2, 3))
+    differences[1, 2] = value
+    found = paired_interval(differences)
+    assert (found.low, found.high, found.p_value) == (None, None, None)
+    assert not np.isfinite(found.difference)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_nothing_has_no_interval(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"differences of {shape[0]} seeds and {shape[1]} examples"):
+        paired_interval(np.zeros(shape))
+
+
+def test_one_seed_gives_no_verdict_however_sure_the_examples_are() -> None:
+    first, second = np.ones((1, 1000), dtype=bool), right_on(300, of=1000)[:1]
+    pairs = compare([scores("second", second), scores("first", first), scores("same", first.copy())])
+    assert pairs[0].mcnemar_p_adjusted < 1e-50
+    assert pairs[0].p_adjusted is not None
+    assert pairs[0].p_adjusted < 1e-40
+    assert [pair.verdict for pair in pairs] == ["unresolved"] * 3
+    assert [pair.reversed().verdict for pair in pairs] == ["unresolved"] * 3
+    assert tie_groups(["first", "same", "second"], pairs) == {"first": 1, "same": 1, "second": 1}
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (3, 11), (11, 3), (40, 60), (0, 300)])
@@ -151,6 +180,7 @@ def test_the_verdict_needs_both_tests() -> None:
     (pair,) = compare([scores("second", second), scores("first", first)])
     assert (pair.first_right, pair.second_right) == (300, 100)
     assert pair.mcnemar_p < 1e-20
+    assert pair.p_adjusted is not None
     assert pair.p_adjusted > 0.5
     assert pair.verdict == "tie"
     # All three seeds gain the same two examples of a thousand: certain of seeds, too few of examples.
@@ -165,7 +195,8 @@ def test_holms_correction_is_over_all_pairs() -> None:
     assert [(pair.first, pair.second) for pair in pairs] == [("b", "a"), ("c", "a"), ("c", "b")]
     assert [pair.mcnemar_p for pair in pairs] == pytest.approx([2 / 1024, 2 / 1024, 1.0])
     assert [pair.mcnemar_p_adjusted for pair in pairs] == pytest.approx([6 / 1024, 6 / 1024, 1.0])
-    assert [pair.p_adjusted / pair.accuracy_difference.p_value for pair in pairs] == pytest.approx([3, 3, 1])
+    ratios = [(pair.p_adjusted or 0) / (pair.accuracy_difference.p_value or 1) for pair in pairs]
+    assert ratios == pytest.approx([3, 3, 1])
     assert [pair.verdict for pair in pairs] == ["better", "better", "tie"]
     assert compare(settings[:1]) == []
 

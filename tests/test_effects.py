@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mnist_ray.effects import Effect, effects, holm, t_interval
+from mnist_ray.effects import Effect, effects, holm, missing_runs, t_interval
 
 AXES: dict[str, tuple[Any, ...]] = {
     "dropout": (0.0, 0.3, 0.5),
@@ -14,14 +14,18 @@ AXES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def rows_of(values: np.ndarray, axes: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """values[level of axis 1, ..., seed] as rows of a metrics table; the log loss is half the accuracy."""
+def rows_of(values: np.ndarray, axes: dict[str, tuple[Any, ...]], num_examples: int = 2**40) -> list[dict[str, Any]]:
+    """values[level of axis 1, ..., seed] as rows of a metrics table; the log loss is half the accuracy.
+
+    So many examples by default that any value is an accuracy.
+    """
     rows = []
     for place in np.ndindex(values.shape):
         settings = {name: levels[index] for (name, levels), index in zip(axes.items(), place, strict=False)}
         # Parquet gives tuples back as lists.
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-        rows.append({**settings, "seed": 10 * place[-1], "accuracy": values[place], "log_loss": values[place] / 2})
+        figures = {"num_examples": num_examples, "accuracy": values[place], "log_loss": values[place] / 2}
+        rows.append({"run": str(place), **settings, "seed": 10 * place[-1], **figures})
     return rows
 
 
@@ -105,13 +109,61 @@ def test_one_seed_gives_effects_without_intervals() -> None:
 def test_an_axis_of_one_level_and_levels_without_a_value_are_no_trouble() -> None:
     axes = {"gradient_clip_norm": (None, 1), "epochs": (5,)}
     rows = [
-        {"gradient_clip_norm": clip, "epochs": 5, "seed": 0, "accuracy": value, "log_loss": 0.0}
+        {
+            "run": f"r{clip}",
+            "gradient_clip_norm": clip,
+            "epochs": 5,
+            "seed": 0,
+            "num_examples": 4,
+            "accuracy": value,
+            "log_loss": 0.0,
+        }
         for clip, value in ((None, 0.5), (1.0, 0.75))
     ]
     assert next((effect.level, effect.reference_level, effect.effect) for effect in effects(rows, axes)) == (
         "1",
         "null",
         0.25,
+    )
+
+
+def test_equal_sums_of_examples_are_equal_however_their_accuracies_are_rounded() -> None:
+    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
+    # 1 + 2 = 3 + 0 and 3 + 4 = 1 + 6 of 10 examples: no effect of dropout with either seed. In floats the first sums
+    # differ by a rounding, which once gave an interval without width beside zero.
+    accuracies = np.array([[[1, 3], [2, 4]], [[3, 1], [0, 6]]]) / 10
+    assert (accuracies[1] - accuracies[0]).sum(axis=0).any()
+    effect = named(effects(rows_of(accuracies, axes, 10), axes))[("dropout", "0.5", None, None)]
+    assert (effect.effect, effect.effect_low, effect.effect_high, effect.p_value) == (0.0, 0.0, 0.0, 1.0)
+    # 2 examples of 60 more with each of three seeds: no spread, so nothing is known of it.
+    counts = np.array([[[10, 3, 7], [17, 4, 9]], [[9, 2, 8], [20, 7, 10]]])
+    effect = named(effects(rows_of(counts / 30, axes, 30), axes))[("dropout", "0.5", None, None)]
+    assert (effect.effect, effect.effect_low, effect.p_value) == (2 / 60, None, None)
+
+
+def test_identical_settings_have_no_effect_on_the_log_loss_either() -> None:
+    values = np.array([[[0.1, 0.7], [0.2, 0.3]], [[0.2, 0.3], [0.1, 0.7]]]) / 3
+    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
+    effect = named(effects(rows_of(values, axes), axes), "log_loss")[("dropout", "0.5", None, None)]
+    assert (effect.effect, effect.effect_low, effect.effect_high, effect.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_of_two_runs_with_the_same_levels_and_seed_the_first_by_name_counts() -> None:
+    axes = {"dropout": (0.0, 0.5)}
+    rows = rows_of(np.array([[0.5, 0.5], [0.75, 0.75]]), axes)
+    repeated = {**rows[-1], "run": "z", "accuracy": 0.0}
+    assert effects([repeated, *rows], axes) == effects([*rows, repeated], axes) == effects(rows, axes)
+
+
+def test_runs_that_are_missing_are_said() -> None:
+    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
+    rows = rows_of(np.zeros((2, 2, 3)), axes)
+    assert missing_runs(rows, axes) is None
+    # The third seed was interrupted after its first run.
+    some = [row for row in rows if row["seed"] < 20 or (row["dropout"] == 0 and not row["batch_norm"])]
+    assert effects(some, axes) == []
+    assert missing_runs(some, axes) == (
+        "3 of 4 settings have no run of some seed and are left out (seed 20 has 1 of 4)"
     )
 
 
@@ -124,6 +176,8 @@ def test_holm_multiplies_the_smallest_by_the_count_and_never_steps_down() -> Non
 
 def test_values_without_spread_say_nothing_of_their_uncertainty_unless_they_are_zero() -> None:
     assert t_interval(np.array([0.25, 0.25])) == (None, None, None)
+    # Their mean is not 0.1 in floats.
+    assert t_interval(np.full(3, 0.1)) == (None, None, None)
     assert t_interval(np.zeros(3)) == (0.0, 0.0, 1.0)
     assert t_interval(np.array([0.25])) == (None, None, None)
 

@@ -18,7 +18,7 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
-from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
+from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation, trained_elsewhere
 from mnist_ray.report.selection import Selection, select
 from mnist_ray.variants import VARIANTS
 
@@ -43,6 +43,7 @@ class ComparisonReport:
       unpaired: pairs without a common seed.
       num_repeated: runs left out, because another run of the same setting has the same seed.
       selection: None with one setting, or if the runs were validated on different examples.
+      trained_on: which runs were trained on another data set than these examples', in words; None if none was.
       num_earlier: evaluations in the storage that had read the same split before.
       uri: of the stored comparisons.parquet, None with one setting.
     """
@@ -55,6 +56,7 @@ class ComparisonReport:
     unpaired: list[tuple[str, str]]
     num_repeated: int
     selection: Selection | None
+    trained_on: str | None
     num_earlier: int
     uri: str | None
 
@@ -96,6 +98,7 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
         unpaired=unpaired,
         num_repeated=num_repeated,
         selection=selection,
+        trained_on=trained_elsewhere([row["train_dataset"] for row in rows], folder.dataset),
         num_earlier=len(folder.earlier_evaluations),
         uri=uri,
     )
@@ -218,6 +221,8 @@ def accuracy_interval(runs: Sequence[Mapping[str, Any]], scores: Scores) -> tupl
     if len(runs) == 1 or scores.correct.all() or not scores.correct.any():
         return runs[0]["accuracy_low"], runs[0]["accuracy_high"]
     found = paired_interval(scores.correct)
+    assert found.low is not None
+    assert found.high is not None
     return max(found.low, 0.0), min(found.high, 1.0)
 
 

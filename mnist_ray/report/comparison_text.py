@@ -31,7 +31,7 @@ def print_comparisons(found: ComparisonReport) -> None:
 
 def remarks(found: ComparisonReport) -> list[str]:
     """Returns what was left out and what makes the figures less than they seem, a line each."""
-    lines = []
+    lines = [f"{found.trained_on[0].upper()}{found.trained_on[1:]}, not on these data."] if found.trained_on else []
     stopped = [row for row in found.settings if row["num_stopped"]]
     if stopped:
         lines.append(
@@ -69,22 +69,35 @@ def _print_settings(found: ComparisonReport) -> None:
         ]
         for row in found.settings
     ]
-    print_table(names, lines, title=f"Settings on {found.num_examples:,} examples; one group: ties with its best")
+    print_table(
+        names, lines, title=f"Settings on {found.num_examples:,} examples; one group: not told apart from its best"
+    )
 
 
 def _print_pairs(found: ComparisonReport) -> None:
     # Verdicts first, then what is nearest to one.
-    ordered = sorted(found.comparisons, key=lambda pair: (pair.verdict == "tie", pair.accuracy_difference.p_value))
+    ordered = sorted(found.comparisons, key=evidence)
     names = ["setting", "is", "against", "accuracy, points (95 %)", "log loss (95 %)", "p", "McNemar p", "seeds"]
     print_table(names, [_line(pair) for pair in ordered[:_SHOWN_PAIRS]], title="Pairs")
     if len(ordered) > _SHOWN_PAIRS:
         print(f"{len(ordered) - _SHOWN_PAIRS} more pairs are in comparisons.parquet.")
     print(
         "Intervals: paired, over seeds and examples, each by itself. better, worse: both p values below 0.05, after "
-        f"Holm's correction over these {len(ordered)} pairs; tie: not told apart."
+        f"Holm's correction over these {len(ordered)} pairs; tie: not told apart; unresolved: one seed."
     )
     if found.num_pairs > len(ordered):
         print(f"The groups and comparisons.parquet are corrected over all {found.num_pairs} pairs.")
+
+
+def evidence(pair: Comparison) -> tuple[bool, float]:
+    """Returns what pairs are ordered by: those with a verdict first, then the smallest p values."""
+    p_value = pair.accuracy_difference.p_value
+    return not pair.is_decided, 1.0 if p_value is None else p_value
+
+
+def p_text(value: float | None) -> str:
+    """Returns a p value with two digits, a dash if there is none."""
+    return "-" if value is None else f"{value:.2g}"
 
 
 def _line(pair: Comparison) -> list[str]:
@@ -94,15 +107,16 @@ def _line(pair: Comparison) -> list[str]:
         pair.second,
         _interval_text(pair.accuracy_difference, 100, 2),
         _interval_text(pair.log_loss_difference, 1, 3),
-        f"{pair.p_adjusted:.2g}",
-        f"{pair.mcnemar_p_adjusted:.2g}",
+        p_text(pair.p_adjusted),
+        p_text(pair.mcnemar_p_adjusted),
         str(pair.num_seeds),
     ]
 
 
 def _interval_text(interval: Interval, factor: int, digits: int) -> str:
     difference, low, high = (
-        f"{factor * value:+.{digits}f}" for value in (interval.difference, interval.low, interval.high)
+        "-" if value is None else f"{factor * value:+.{digits}f}"
+        for value in (interval.difference, interval.low, interval.high)
     )
     return f"{difference} ({low}, {high})"
 
@@ -113,8 +127,8 @@ def notes(pairs: Sequence[Comparison]) -> list[str]:
     lines = []
     if single:
         lines.append(
-            f"One seed in {single} of {len(pairs)} pairs: their intervals and p values cover other examples only, and "
-            "other seeds may say otherwise; --seeds 5 or more tells."
+            f"One seed in {single} of {len(pairs)} pairs: unresolved, for their intervals and p values cover other "
+            "examples only, and other seeds may say otherwise; --seeds 5 or more tells."
         )
     several = [pair for pair in pairs if pair.num_seeds > 1]
     needed = [pair.num_seeds_needed for pair in several]

@@ -6,10 +6,11 @@ from typing import Any
 
 from mnist_ray import tables
 from mnist_ray.code_version import code_version
-from mnist_ray.effects import Effect, effects, level_text
+from mnist_ray.effects import Effect, effects, level_text, missing_runs
 from mnist_ray.evaluation_folder import open_evaluation
 from mnist_ray.grid_folder import GridFolder
 from mnist_ray.printing import print_table
+from mnist_ray.report.comparison_report import group_settings
 from mnist_ray.report.evaluated_runs import evaluated_runs
 
 _SHOWN_INTERACTIONS = 10
@@ -59,9 +60,9 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
         return GridReport(evaluation, grid, metrics, [], None, reason)
     # Which runs a scheduler stops depends on the others: what is left of them is no fair comparison.
     whole = [{**row, "dataset": row["train_dataset"]} for row in metrics if not row["was_stopped"]]
-    num_stopped = len(metrics) - len(whole)
-    note = f"effects: without the {num_stopped} runs that were stopped early" if num_stopped else None
-    found = effects(whole, evaluated_levels(settings.axes, whole))
+    axes = evaluated_levels(settings.axes, whole)
+    note = _left_out(metrics, whole, missing_runs(whole, axes))
+    found = effects(whole, axes)
     if not found:
         return GridReport(evaluation, grid, metrics, [], None, note)
     columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in asdict(found[0])}
@@ -71,6 +72,18 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     table = tables.make_table("effects", columns, code_version=code_version())
     storage.write_bytes(path, tables.to_parquet_bytes(table))
     return GridReport(evaluation, grid, metrics, found, storage.uri_of(path), note)
+
+
+def _left_out(
+    metrics: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]], missing: str | None
+) -> str | None:
+    """Returns what the effects leave out, None if nothing."""
+    num_stopped = len(metrics) - len(whole)
+    num_repeated = len(whole) - sum(map(len, group_settings(whole).values()))
+    stopped = f"without the {num_stopped} runs that were stopped early" if num_stopped else None
+    repeated = f"{num_repeated} runs repeat the settings and seed of another; the first by name counts"
+    clauses = [clause for clause in (stopped, missing, repeated if num_repeated else None) if clause]
+    return f"effects: {'; '.join(clauses)}" if clauses else None
 
 
 def evaluated_levels(axes: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -18,7 +18,7 @@ from mnist_ray.metrics import class_rates
 from mnist_ray.report import plots
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons
-from mnist_ray.report.comparison_text import notes, remarks
+from mnist_ray.report.comparison_text import evidence, notes, p_text, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
@@ -172,7 +172,7 @@ class View:
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         environment.filters.update(
-            points=_points, rate=_rate, interval=_interval, signed=_signed, svg=_svg, value=setting_text
+            points=_points, rate=_rate, interval=_interval, signed=_signed, svg=_svg, value=setting_text, p=p_text
         )
         shown = self.folder.manifest
         return environment.get_template("report.html").render(
@@ -224,10 +224,13 @@ class View:
         pair = self.chosen.against
         if pair is None:
             return ""
-        if pair.verdict != "tie":
+        if pair.is_decided:
             return f"It is {pair.verdict} than {self.reference}."
         words = f"These data do not tell it apart from {self.reference}"
-        if pair.accuracy_difference.low <= 0 <= pair.accuracy_difference.high:
+        if pair.num_seeds == 1:
+            return f"{words}: one seed says nothing of others."
+        low, high = pair.accuracy_difference.low, pair.accuracy_difference.high
+        if low is None or high is None or low <= 0 <= high:
             return f"{words}."
         return (
             f"{words}: by itself the interval of the difference leaves out zero, but among {self.compared.num_pairs} "
@@ -237,19 +240,19 @@ class View:
     @property
     def num_compared(self) -> int:
         """How many settings the chosen one is compared with: those that have a seed in common with it."""
-        return len(self._verdicts())
+        return len(self._decided())
 
     @property
     def ties(self) -> list[str]:
         """Returns the settings that the verdicts don't tell apart from the chosen one, the best first."""
-        verdicts = self._verdicts()
-        return [one.label for one in self.settings if verdicts.get(one.label) == "tie"]
+        decided = self._decided()
+        return [one.label for one in self.settings if decided.get(one.label) is False]
 
-    def _verdicts(self) -> dict[str, str]:
-        """Returns the verdict of each pair with the chosen setting, by the other one."""
+    def _decided(self) -> dict[str, bool]:
+        """Returns of each pair with the chosen setting whether it is decided, by the other one."""
         pairs = [(pair, {pair.first, pair.second}) for pair in self.compared.comparisons]
         chosen = {self.chosen.label}
-        return {(labels - chosen).pop(): pair.verdict for pair, labels in pairs if labels & chosen}
+        return {(labels - chosen).pop(): pair.is_decided for pair, labels in pairs if labels & chosen}
 
     def _reference_words(self) -> str:
         """Returns what makes the reference one."""
@@ -267,10 +270,7 @@ class View:
         ]
 
     def _pairs(self) -> list[Comparison]:
-        ordered = sorted(
-            self.compared.comparisons, key=lambda pair: (pair.verdict == "tie", pair.accuracy_difference.p_value)
-        )
-        return ordered[:_PAIRS_SHOWN]
+        return sorted(self.compared.comparisons, key=evidence)[:_PAIRS_SHOWN]
 
     def _accuracy_chart(self) -> Chart:
         shown = self.settings[:_SETTINGS_SHOWN]
@@ -416,6 +416,8 @@ def _rate(fraction: float, digits: int = 2) -> str:
 
 
 def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
+    if interval.low is None:
+        return "unknown"
     return f"{_signed(factor * interval.low, digits)} to {_signed(factor * interval.high, digits)}"
 
 
