@@ -161,7 +161,7 @@ def train(
         f"{run} {done}: best of {len(outcome.history)} epochs is {best.epoch}, validation accuracy "
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
-    say_next("evaluate", "--run", run, "--dataset", config.dataset, "--storage", storage, data_dir=data_dir)
+    say_next("evaluate", "--run", run, "--storage", storage, data_dir=data_dir)
     print_trackers(log, storage)
 
 
@@ -186,8 +186,8 @@ def default_run_name(config: TrainConfig) -> str:
 @cli.command()
 @click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be given many times.")
 @click.option("--grid", "grid_name", metavar="NAME", help="Every run of a grid that has a checkpoint.")
-@click.option("--all-runs", is_flag=True, help="Every finished run of the storage.")
-@click.option("--dataset", default="mnist", show_default=True, metavar="NAME", help="Data set, as for train.")
+@click.option("--all-runs", is_flag=True, help="Every finished run that was trained on the data set.")
+@click.option("--dataset", metavar="NAME", help="Data set, as for train.  [default: the one the runs were trained on]")
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
 @click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
@@ -201,7 +201,7 @@ def evaluate(
     runs: Sequence[str],
     grid_name: str | None,
     all_runs: bool,
-    dataset: str,
+    dataset: str | None,
     split: str,
     batch_size: str | None,
     shard_size: str | None,
@@ -220,12 +220,15 @@ def evaluate(
         raise click.UsageError("give one of --run NAME (once or more), --grid NAME and --all-runs")
     if grid_name:
         chosen["grid"] = check_name(grid_name, "grid")
-    config = make_config(EvaluationConfig, {"dataset": absolute_dataset(dataset), "split": split, **chosen}, "evaluate")
+    if dataset is not None:
+        chosen["dataset"] = absolute_dataset(dataset)
+    config = make_config(EvaluationConfig, {"split": split, **chosen}, "evaluate")
     target = target_cluster(cluster.address)
     if target:
         arguments = [part for run in names for part in ("--run", run)] + (["--all-runs"] if all_runs else [])
         arguments += ["--grid", grid_name] if grid_name else []
-        arguments += ["--dataset", config.dataset, "--split", split]
+        arguments += ["--dataset", config.dataset] if config.dataset else []
+        arguments += ["--split", split]
         arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
         arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
         arguments += ["--no-report"] if no_report else []

@@ -248,9 +248,8 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
         return
     print_leaderboard(board, columns)
     done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"
-    dataset = outcome.rows[0]["train_dataset"]
     click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
-    say_next("evaluate", "--grid", job.name, "--dataset", dataset, "--storage", job.storage_uri, data_dir=data_dir)
+    say_next("evaluate", "--grid", job.name, "--storage", job.storage_uri, data_dir=data_dir)
     print_trackers(job.log, job.storage_uri)
 
 
@@ -258,11 +257,13 @@ def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid
     """Prints a grid's settings, ranked on validation data, with their test accuracies."""
     from mnist_ray.grid_folder import GridFolder
     from mnist_ray.leaderboard import print_leaderboard, test_leaderboard
+    from mnist_ray.printing import metrics_title
     from mnist_ray.storage import open_storage
 
     folder = GridFolder(open_storage(storage), grid_name)
     columns = shown_settings(folder.settings())
-    print_leaderboard(test_leaderboard(folder.read_runs(), metrics, columns), columns)
+    board = test_leaderboard(folder.read_runs(), metrics, columns)
+    print_leaderboard(board, columns, title=metrics_title(metrics))
 
 
 @click.command()

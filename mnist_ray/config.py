@@ -192,7 +192,9 @@ def _frozen(value: Any) -> Any:
 class EvaluationConfig(_Config):
     """All that an evaluation depends on besides the checkpoints and the data."""
 
-    dataset: str = Field(description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
+    dataset: str | None = Field(
+        None, description="data set: a name, idx:FOLDER, folder:URI or parquet:URI; none for the runs' own"
+    )
     split: Split = Field("test", description="split of the data set")
     batch_size: int = Field(1000, ge=1, le=MAX_COUNT, description="images in one pass through the networks")
     shard_size: int = Field(10_000, ge=1, le=MAX_COUNT, description="images in one part file")
@@ -201,8 +203,8 @@ class EvaluationConfig(_Config):
 
     @field_validator("dataset")
     @classmethod
-    def _check_dataset(cls, value: str) -> str:
-        return check_dataset(value)
+    def _check_dataset(cls, value: str | None) -> str | None:
+        return None if value is None else check_dataset(value)
 
 
 def check_name(value: str, setting: str = "name") -> str:

@@ -33,12 +33,17 @@ def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: 
     return [f"{name}: {classes(data.class_names)}; {', '.join(counts)} images", f"{name}: {'; '.join(details)}"]
 
 
-def evaluation_line(config: EvaluationConfig, examples: ExampleStream) -> str:
-    """Returns what was understood of the split that is evaluated; conversions are known only when it was read."""
+def evaluation_line(config: EvaluationConfig, examples: ExampleStream, trained_on: str | None) -> str:
+    """Returns what was understood of the split that is evaluated; conversions are known only when it was read.
+
+    Args:
+      config: of the evaluation, its data set chosen.
+      examples: the split.
+      trained_on: see `trained_elsewhere`.
+    """
     counts = f"{len(examples)} {config.split} images"
-    return (
-        f"dataset {config.dataset}: {'; '.join([classes(examples.class_names), counts, *notes(examples.found, None)])}"
-    )
+    details = [classes(examples.class_names), counts, *notes(examples.found, None)]
+    return f"dataset {config.dataset}: {'; '.join([*details, *([trained_on] if trained_on else [])])}"
 
 
 def classes(names: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ class Plan:
     """All that the shards of one evaluation have in common.
 
     Attributes:
-      config: the evaluation's config.
+      config: the evaluation's config, its data set chosen.
       checkpoints: the runs' best checkpoints, sorted by run.
       class_names: one a class.
       data_sha256: fingerprint of the split; None until all its images were read.
@@ -46,6 +46,12 @@ class Plan:
     code_version: str
 
     @property
+    def dataset(self) -> str:
+        """The data set that is evaluated."""
+        assert self.config.dataset is not None
+        return self.config.dataset
+
+    @property
     def name(self) -> str:
         """The evaluation's name; its last part is a hash of all that the result depends on."""
         return f"{self.stem}-{self.content_hash[:12]}"
@@ -53,9 +59,7 @@ class Plan:
     @property
     def stem(self) -> str:
         """The name without the hash."""
-        dataset = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in self.config.dataset)[
-            :24
-        ]
+        dataset = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in self.dataset)[:24]
         runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
         which = f"{self.config.grid}-{runs}" if self.config.grid else runs
         return f"{dataset}-{self.config.split}-{which}"
@@ -256,7 +260,7 @@ class ShardEvaluator:
         for checkpoint, shown in zip(plan.checkpoints, found, strict=True):
             columns = {
                 "run": checkpoint.run,
-                "dataset": plan.config.dataset,
+                "dataset": plan.dataset,
                 "split": plan.config.split,
                 "example_index": np.arange(shard.first, shard.first + len(shard.labels)),
                 "label": shown.label,
@@ -337,7 +341,7 @@ def _images(plan: Plan, shown: Sequence[ShownImage]) -> list[dict[str, Any]]:
     for image in shown:
         rows.append(
             {
-                "dataset": plan.config.dataset,
+                "dataset": plan.dataset,
                 "split": plan.config.split,
                 **asdict(image),
                 "rank": rank[image.reason],
@@ -353,7 +357,7 @@ def _lineage(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     made_by = dict(document["lineage"])
     return {
         "run": checkpoint.run,
-        "dataset": plan.config.dataset,
+        "dataset": plan.dataset,
         "split": plan.config.split,
         "config_hash": document["config_hash"],
         "checkpoint_sha256": checkpoint.sha256,
@@ -370,7 +374,7 @@ def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]
         **settings,
         **asdict(rates(total)),
         "run": checkpoint.run,
-        "dataset": plan.config.dataset,
+        "dataset": plan.dataset,
         "split": plan.config.split,
         "grid": plan.config.grid,
         "epoch": checkpoint.document["epoch"],
@@ -411,7 +415,7 @@ def _confusion(plan: Plan, total: Tally) -> list[dict[str, Any]]:
 
 def _rows(plan: Plan, totals: Sequence[Tally], make: Any) -> list[dict[str, Any]]:
     return [
-        {"run": checkpoint.run, "dataset": plan.config.dataset, "split": plan.config.split, **row}
+        {"run": checkpoint.run, "dataset": plan.dataset, "split": plan.config.split, **row}
         for checkpoint, total in zip(plan.checkpoints, totals, strict=True)
         for row in make(plan, total)
     ]

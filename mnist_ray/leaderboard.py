@@ -86,12 +86,15 @@ def _text(values: Sequence[Any]) -> str:
     return json.dumps(values, default=str)
 
 
-def print_leaderboard(board: Sequence[Mapping[str, Any]], columns: Sequence[str], *, limit: int = 20) -> None:
+def print_leaderboard(
+    board: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None, limit: int = 20
+) -> None:
     """Prints the best settings.
 
     Args:
       board: rows of leaderboard(), or of test_leaderboard().
       columns: the settings that are shown.
+      title: of the table.
       limit: most rows.
     """
     has_test = any("accuracy_mean" in row for row in board)
@@ -110,7 +113,7 @@ def print_leaderboard(board: Sequence[Mapping[str, Any]], columns: Sequence[str]
         ]
         for place, row in enumerate(board[:limit], start=1)
     ]
-    print_table(names, lines)
+    print_table(names, lines, title=title)
     rest = f"; {len(board) - limit} more settings follow" if len(board) > limit else ""
     print(f"Ranked by mean validation accuracy of the best epochs; ± is the standard deviation over seeds{rest}.")
 

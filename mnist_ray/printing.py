@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mnist_ray.evaluated_data import trained_elsewhere
 from mnist_ray.printable import printable
 
 
@@ -40,7 +41,8 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: s
     if sum(widths) + 2 * len(widths) > 1.5 * shown.width:
         _print_records(shown, names, rows, title)
         return
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    shown_title = None if title is None else Text(printable(title), style="bold")
+    table = Table(box=SIMPLE_HEAD, title=shown_title, title_justify="left", title_style="", pad_edge=False)
     for position, name in enumerate(names):
         numeric = all(_is_number(row[position]) for row in rows)
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
@@ -52,7 +54,7 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: s
 
 def _print_records(shown: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
     if title:
-        shown.print(title, style="bold", highlight=False)
+        shown.print(printable(title), style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
     indent = max(map(len, names))
     for row in rows:
         lines = (f"{name:<{indent}}  {value}" for name, value in zip(names, row, strict=True))
@@ -73,7 +75,16 @@ def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
         ]
         for row in metrics
     ]
-    print_table(["run", "accuracy", "95 % interval", "log loss", "ECE", "macro F1", "examples"], rows)
+    names = ["run", "accuracy", "95 % interval", "log loss", "ECE", "macro F1", "examples"]
+    print_table(names, rows, title=metrics_title(metrics))
+
+
+def metrics_title(metrics: Sequence[dict[str, Any]]) -> str:
+    """Returns what the rows of a metrics table were measured on."""
+    first = metrics[0]
+    elsewhere = trained_elsewhere([row["train_dataset"] for row in metrics], first["dataset"])
+    measured = f"Evaluated on {first['num_examples']:,} {first['split']} examples of {first['dataset']}"
+    return f"{measured}; {elsewhere}" if elsewhere else measured
 
 
 def cell(value: object) -> str:

@@ -17,6 +17,7 @@ from mnist_ray.config import EvaluationConfig
 from mnist_ray.data import ExampleStream, stream_examples
 from mnist_ray.data_lines import evaluation_line
 from mnist_ray.errors import CheckpointError
+from mnist_ray.evaluated_data import common_dataset, trained_elsewhere, trained_on
 from mnist_ray.evaluation import (
     Plan,
     ShardEvaluator,
@@ -45,8 +46,9 @@ class EvaluateJob:
     """An evaluation and where it is done.
 
     Attributes:
-      config: data set, split and sizes.
-      runs: names of the runs; empty for those of the config's grid, or without one for every finished run.
+      config: data set (none for the runs' own), split and sizes.
+      runs: names of the runs; empty for those of the config's grid, or without one for every finished run that was
+        trained on the data set.
       storage_uri: where runs are read and the evaluation is written.
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.
@@ -86,15 +88,16 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     """Evaluates runs on a split, each example exactly once; the same evaluation again is a no-op.
 
     One worker on this machine evaluates in this very process; more, or a job on a cluster, are Ray workers.
+
+    Raises:
+      ConfigError: no data set is chosen, and the runs were trained on several.
+      CheckpointError: a run is missing, not finished or damaged, or has other classes than the data.
+      DataError, StorageError: the data or the storage can't be read.
     """
     storage = open_storage(job.storage_uri)
     storage.check()
-    checkpoints = _best_checkpoints(storage, _runs(storage, job))
-    examples = stream_examples(job.config.dataset, job.config.split, data_dir=job.data_dir)
-    check_checkpoints(job.config, checkpoints, examples)
-    say_line(evaluation_line(job.config, examples))
-    plan = make_plan(job.config, checkpoints, examples)
-    committed = _committed_before(job, plan, examples, storage)
+    plan, examples = _plan(job, storage)
+    committed = _committed_before(plan, examples, storage)
     already_done = committed is not None
     if committed is None:
         committed, already_done = _evaluate_and_commit(job, plan, examples, storage)
@@ -104,7 +107,23 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     return EvaluateOutcome(committed, storage.uri_of(folder), already_done, metrics, page)
 
 
-def _committed_before(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> str | None:
+def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, ExampleStream]:
+    """Returns what is evaluated, and says what was understood of it."""
+    checkpoints = _best_checkpoints(storage, _runs(storage, job))
+    dataset = job.config.dataset or common_dataset(checkpoints)
+    config = job.config.model_copy(update={"dataset": dataset})
+    examples = stream_examples(dataset, config.split, data_dir=job.data_dir)
+    if not job.runs and config.grid is None:
+        checkpoints, left_out = trained_on(checkpoints, dataset, examples.class_names)
+        if left_out:
+            say_line(f"dataset {dataset}: {left_out}")
+    check_checkpoints(config, checkpoints, examples)
+    elsewhere = trained_elsewhere([checkpoint.config.dataset for checkpoint in checkpoints], dataset)
+    say_line(evaluation_line(config, examples, elsewhere))
+    return make_plan(config, checkpoints, examples), examples
+
+
+def _committed_before(plan: Plan, examples: ExampleStream, storage: Storage) -> str | None:
     """Returns the name of this very evaluation if it is in the storage.
 
     To tell whether it is, all images must be read. They are only where the same runs were evaluated in the same way:
@@ -117,13 +136,13 @@ def _committed_before(job: EvaluateJob, plan: Plan, examples: ExampleStream, sto
     if storage.read_manifest(f"evaluations/{name}") is None:
         return None
     storage.complete_commit(f"evaluations/{name}")
-    _say_conversion(job, conversion)
+    _say_conversion(plan, conversion)
     return name
 
 
-def _say_conversion(job: EvaluateJob, conversion: str | None) -> None:
-    if conversion and ":" in job.config.dataset:
-        say_line(f"dataset {job.config.dataset}: {conversion}")
+def _say_conversion(plan: Plan, conversion: str | None) -> None:
+    if conversion and ":" in plan.dataset:
+        say_line(f"dataset {plan.dataset}: {conversion}")
 
 
 def _page(storage: Storage, evaluation: str) -> str:
@@ -182,7 +201,7 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
             with ray_session(needs, job.placement) as use_gpu:
                 done = evaluate_on_workers(plan, shards, pending, num_workers=job.num_workers, use_gpu=use_gpu)
                 results = gather(_shown(done, total))
-        _say_conversion(job, shards.conversion)
+        _say_conversion(plan, shards.conversion)
         plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)
         document = manifest(plan, len(examples))

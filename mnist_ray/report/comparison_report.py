@@ -16,9 +16,10 @@ from mnist_ray.code_version import code_version
 from mnist_ray.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
 from mnist_ray.config import TrainConfig
 from mnist_ray.errors import ConfigError, DataError
+from mnist_ray.evaluated_data import trained_elsewhere
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
-from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation, trained_elsewhere
+from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
 from mnist_ray.report.selection import Selection, select
 from mnist_ray.variants import VARIANTS
 

@@ -41,18 +41,3 @@ def share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Tells whether runs were validated on the same examples, so that one can be chosen among them."""
     names = ("train_dataset", "validation_fraction", "validation_seed")
     return len({tuple(row[name] for name in names) for row in rows}) == 1
-
-
-def trained_elsewhere(train_datasets: Sequence[str], dataset: str) -> str | None:
-    """Returns which runs were trained on another data set than they are evaluated on, in words; None if none was.
-
-    Args:
-      train_datasets: one a run.
-      dataset: the one of the evaluation.
-    """
-    others = [name for name in train_datasets if name.rstrip("/") != dataset.rstrip("/")]
-    if not others:
-        return None
-    runs = "runs were" if len(train_datasets) > 1 else "run was"
-    which = "the" if len(others) == len(train_datasets) else f"{len(others)} of {len(train_datasets)}"
-    return f"{which} {runs} trained on {', '.join(sorted(set(others)))}"
