@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mnist_ray.config import (
     EvaluationConfig,
+    GridConfig,
     TrainConfig,
     check_name,
     make_config,
@@ -47,7 +48,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-def message(settings: dict[str, object], kind: type[TrainConfig] | type[EvaluationConfig] = TrainConfig) -> str:
+def message(settings: dict[str, object], kind: type[TrainConfig | EvaluationConfig | GridConfig] = TrainConfig) -> str:
     with pytest.raises(ConfigError) as caught:
         make_config(kind, settings)
     assert caught.value.exit_code == 2
@@ -176,7 +177,7 @@ def test_an_unknown_setting_with_no_near_one_lists_all() -> None:
 
 
 def test_a_missing_setting_is_asked_for() -> None:
-    assert message({}, EvaluationConfig) == "config: dataset: a value is needed"
+    assert message({}, GridConfig) == "config: axes: a value is needed"
 
 
 def test_the_validation_split_is_not_evaluated_for_reports() -> None:
