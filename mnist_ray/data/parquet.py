@@ -18,7 +18,7 @@ from mnist_ray.data.examples import (
 )
 from mnist_ray.data.images import DecodedImages
 from mnist_ray.data.sources import Listing, list_files, list_words
-from mnist_ray.data.splits import Part, parts_of_files, splits_note
+from mnist_ray.data.splits import Part, check_column, may_tell_splits, parts_of_files, splits_note
 from mnist_ray.errors import DataError
 from mnist_ray.storage import Storage, open_storage, storage_errors
 
@@ -163,20 +163,25 @@ def _read_labels(
     import numpy as np
 
     numbers: dict[str, int] = {}
-    no_rows = np.empty(0, dtype=np.int32)
-    of_parts = {
-        part: np.concatenate(
-            [no_rows, *(rows for path in paths for rows in _label_numbers(storage, path, source, numbers))]
-        )
-        for part, paths in files.items()
-    }
+    of_parts = {}
+    for part, paths in files.items():
+        batches, splits = [np.empty(0, dtype=np.int32)], dict[str, set[str]]()
+        for path in paths:
+            batches.extend(_label_numbers(storage, path, source, numbers, splits))
+        of_parts[part] = np.concatenate(batches)
     return of_parts, list(numbers)
 
 
 def _label_numbers(
-    storage: Storage, path: str, source: str, numbers: dict[str, int]
+    storage: Storage, path: str, source: str, numbers: dict[str, int], splits: dict[str, set[str]]
 ) -> "Iterator[npt.NDArray[np.int32]]":
-    """Yields the numbers of a file's labels, batch by batch; a new label gets the next number."""
+    """Yields the numbers of a file's labels, batch by batch.
+
+    Args:
+      storage, path, source: the file.
+      numbers: of the labels; a new one gets the next.
+      splits: of each column that may tell splits the values up to now; new ones are added.
+    """
     import numpy as np
     import pyarrow.types as types
 
@@ -185,16 +190,30 @@ def _label_numbers(
         kind = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
             raise DataError(f"{source}: {path}: the column label is {kind}; it needs integers or strings")
-        for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label"]):
-            if batch.column(0).null_count:
+        telling = [field.name for field in file.schema_arrow if may_tell_splits(field.name) and _is_plain(field.type)]
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label", *telling]):
+            for name in telling:
+                values = splits.setdefault(name, set())
+                values.update(map(str, batch.column(name).unique().to_pylist()))
+                check_column(name, values, f"{source}: {path}")
+            labels = batch.column("label")
+            if labels.null_count:
                 raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
-            values = batch.column(0)
-            found = values if types.is_dictionary(values.type) else values.dictionary_encode()
+            found = labels if types.is_dictionary(labels.type) else labels.dictionary_encode()
             # A dictionary of the file's own may hold labels that no row has.
             used, places = np.unique(found.indices.to_numpy(), return_inverse=True)
             texts = (str(found.dictionary[int(index)].as_py()) for index in used)
             lookup = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
             yield lookup[places]
+
+
+def _is_plain(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(
+        types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind) or types.is_boolean(kind)
+    )
 
 
 @dataclass(frozen=True)

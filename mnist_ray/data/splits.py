@@ -18,6 +18,9 @@ _WORDS: dict[str, Part] = {
 }
 # Some people test with these, others validate.
 _UNCLEAR = {"eval", "evaluation", "holdout", "heldout", "trainval", "traintest"}
+_NOT = {"no", "non", "not", "without", "except", "excluding"}
+_GLUED = re.compile("train(?:ings?)?")
+_COLUMNS = {"split", "subset", "set", "partition", "usage", "phase"}
 _TOKEN = re.compile("[a-z]+")
 _CAMEL = re.compile("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _HOW = "name every folder or file train, validation or test, or none of them"
@@ -27,17 +30,38 @@ def words_in(name: str) -> set[str]:
     """Returns the splits that the words of a folder's or file's name mean; 'unclear' for a word that may mean either.
 
     A word is a run of letters in any case: 'split=train', 'Train.parquet', 'x_train', 'train2017' and 'TrainData' all
-    mean 'train'.
+    mean 'train'. 'not_train' and 'is_train=0' may mean any other.
     """
-    found = set()
-    for token in _TOKEN.findall(_CAMEL.sub(" ", name).lower()):
+    key, _, rest = name.rpartition("=")
+    found, before = {"unclear"} if key and words_in(key) else set[str](), ""
+    for token in _tokens(rest):
         word = token.removesuffix("set").removesuffix("data") or token
         word = word[1:] if word[1:] in _WORDS and word[0] in "xy" else word
-        if token in _UNCLEAR:
+        if token in _UNCLEAR or (word in _WORDS and before in _NOT):
             found.add("unclear")
         elif word in _WORDS:
             found.add(_WORDS[word])
+        before = token
     return found
+
+
+def _tokens(name: str) -> list[str]:
+    return _TOKEN.findall(_CAMEL.sub(" ", name).lower())
+
+
+def _glued_names(paths: Iterable[str]) -> tuple[str, str] | None:
+    """Returns two names whose words differ as those of splits do, such as 'mytrain' and 'mytest'; None if no two do."""
+    tokens = {
+        token: name for name in sorted({name for path in paths for name in path.split("/")}) for token in _tokens(name)
+    }
+    others = [*(word for word, part in _WORDS.items() if part != "train"), "tests", *_UNCLEAR]
+    for token in sorted(tokens):
+        for glued in _GLUED.finditer(token):
+            for other in others:
+                twin = f"{token[: glued.start()]}{other}{token[glued.end() :]}"
+                if twin in tokens:
+                    return tokens[token], tokens[twin]
+    return None
 
 
 def one_part(names: Iterable[str], path: str, source: str) -> Part | None:
@@ -85,10 +109,12 @@ def check_parts(paths: Sequence[str], parts: Sequence[Part | None], source: str)
     """Returns the files of each split; None where no file has one.
 
     Raises:
-      DataError: some files have a split and others none, or there are no training files.
+      DataError: some files have a split and others none, there are no training files, or names look like splits.
     """
     without = [path for path, part in zip(paths, parts, strict=True) if part is None]
     if len(without) == len(paths):
+        if glued := _glued_names(paths):
+            raise DataError(f"{source}: the names {' and '.join(glued)} look like those of splits; {_HOW}")
         return None
     of_part = {part: [path for path, its in zip(paths, parts, strict=True) if its == part] for part in PARTS}
     named = sorted(path for files in of_part.values() for path in files)
@@ -106,6 +132,29 @@ def check_parts(paths: Sequence[str], parts: Sequence[Part | None], source: str)
 
 def _given(of_part: dict[Part, list[str]]) -> list[str]:
     return [part for part in PARTS if of_part[part]]
+
+
+def may_tell_splits(column: str) -> bool:
+    """Tells whether a column of a table may say which split a row belongs to, by its name."""
+    return column.lower() in _COLUMNS or bool(words_in(column))
+
+
+def check_column(column: str, values: set[str], place: str) -> None:
+    """Checks that a column, which may_tell_splits, doesn't divide the rows that are read as one split.
+
+    Args:
+      column: its name.
+      values: what it holds in these rows.
+      place: the file that a message names.
+
+    Raises:
+      DataError: it does.
+    """
+    if len(values) > 1 and (words_in(column) or any(map(words_in, values))):
+        raise DataError(
+            f"{place}: the column {column} divides the rows into splits ({list_words(sorted(values))}); "
+            "write each to a file of its own, named train, validation or test, or drop the column"
+        )
 
 
 def splits_note(of_part: dict[Part, list[str]] | None) -> str:

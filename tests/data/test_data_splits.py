@@ -140,6 +140,10 @@ def test_a_class_may_have_the_name_of_a_split_below_the_splits(tmp_path):
         (["a/train/x", "b/train/y", "a/test/x", "b/test/y"], "the folder of its class is unclear"),
         (["train/train/a", "train/train/b", "test/test/a", "test/test/b"], "has 1 class folders (train); at least two"),
         (["train/a", "train/b", "train/val/a", "test/a", "test/b"], "the class folders val are named as splits"),
+        (["is_train=1/a", "is_train=1/b", "is_train=0/a"], "is_train=0/a/0.png may belong to more than one split"),
+        (["train/a", "train/b", "not_train/a"], "not_train/a/0.png may belong to more than one split"),
+        (["mytrain/a", "mytrain/b", "mytest/a", "mytest/b"], "the names mytrain and mytest look like those of splits"),
+        (["MNISTtrain/a", "MNISTtest/a"], "the names MNISTtrain and MNISTtest look like those of splits"),
         (["train", "test"], "the files test/0.png, test/1.png, train/0.png and 1 more lie outside the class folders"),
     ],
 )
@@ -195,6 +199,11 @@ def test_train_and_validation_files_without_test_keep_every_fifth_training_row_f
         (["test.parquet"], "no training files, only test"),
         (["a/train/test/0.parquet", "b/train/0.parquet"], "may belong to more than one split"),
         (["train_test.parquet"], "train_test.parquet may belong to more than one split"),
+        (
+            ["trainfiles-0.parquet", "testfiles-0.parquet"],
+            "the names trainfiles-0.parquet and testfiles-0.parquet look",
+        ),
+        (["is_train=True/0.parquet", "is_train=False/0.parquet"], "is_train=False/0.parquet may belong to more than"),
         (["train.parquet", "holdout.parquet"], "holdout.parquet may belong to more than one split"),
     ],
 )
@@ -206,8 +215,34 @@ def test_parquet_files_whose_splits_are_unclear_are_refused(tmp_path, names, mes
         assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "is_refused"),
+    [
+        ("split", ["train", "test"], True),
+        ("Usage", ["Training", "PublicTest"], True),
+        ("is_train", [True, False], True),
+        ("test", [0, 1], True),
+        ("split", ["train", "train"], False),
+        ("split", ["upper", "lower"], False),
+        ("hand", ["train", "test"], False),
+    ],
+)
+def test_a_column_that_divides_the_rows_of_a_split_is_refused(tmp_path, column, values, is_refused):
+    for row, value in enumerate(values):
+        # In files of their own, so that each has one value.
+        images = [image_of(f"{row} {index}").reshape(784) for index in range(10)]
+        table = pa.table({"image": images, "label": [0, 1] * 5, column: [value] * 10})
+        pq.write_table(table, tmp_path / f"part-{row}.parquet")
+    if not is_refused:
+        assert len(load_examples(f"parquet:{tmp_path}", "train", data_dir=tmp_path)) == 16
+        return
+    with pytest.raises(DataError, match=f"the column {column} divides the rows into splits"):
+        load_examples(f"parquet:{tmp_path}", "train", data_dir=tmp_path)
+
+
 def test_files_without_words_for_splits_are_pooled():
-    assert parts_of_files(["attest/latest.parquet", "contest/x.parquet", "detrain.parquet"], "x") is None
+    names = ["attest/latest.parquet", "contest/trainer.parquet", "detrain.parquet", "valve/evaluations.parquet"]
+    assert parts_of_files(names, "x") is None
 
 
 @pytest.mark.parametrize(
@@ -220,6 +255,10 @@ def test_files_without_words_for_splits_are_pooled():
         ("ytrain", {"train"}),
         ("train_val", {"train", "validation"}),
         ("trainval", {"unclear"}),
+        ("is_train=true", {"unclear"}),
+        ("not-test", {"unclear"}),
+        ("train_no_3", {"train"}),
+        ("lr=0.1", set()),
         ("trains", set()),
         ("invalid", set()),
         ("data", set()),
