@@ -150,20 +150,13 @@ class Storage:
         with storage_errors(self.uri_of(path), "written"):
             self._backend.write(_check_path(path), data)
 
-    def create_bytes(self, path: str, data: bytes, *, is_unique: bool = False) -> bool:
+    def create_bytes(self, path: str, data: bytes) -> bool:
         """Writes an object in one step unless there is one already, in which case it returns False.
 
-        Of any number of concurrent callers exactly one gets True, if their contents differ. S3 alone: should
-        the client have repeated its request after a lost answer, an equal object counts as its own.
-
-        Args:
-          path: of the object.
-          data: its content.
-          is_unique: nobody else would write this content: then an equal object is this call's own, also where a proxy
-            has repeated the request unseen.
+        Of any number of concurrent callers exactly one gets True, also where the client or a proxy repeats its request.
         """
         with storage_errors(self.uri_of(path), "written"):
-            return self._backend.create(_check_path(path), data, is_unique=is_unique)
+            return self._backend.create(_check_path(path), data)
 
     def delete_folder(self, path: str) -> None:
         """Deletes a folder with all in it; a committed one stops being committed first."""
@@ -187,7 +180,7 @@ class Storage:
         """
         folder = f"{STAGING}/check-{secrets.token_hex(8)}"
         path, content = f"{folder}/object", folder.encode()
-        if not self.create_bytes(path, content, is_unique=True):
+        if not self.create_bytes(path, content):
             raise self._disproved(folder, "says of a new name that it is taken")
         yield Proof("write", f"an object of {len(content)} bytes was created")
         if self.create_bytes(path, b"another"):

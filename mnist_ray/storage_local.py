@@ -120,14 +120,15 @@ class LocalBackend:
             _into_folder(target.parent, lambda: os.replace(temporary, target))
         _fsync_folder(target.parent)
 
-    def create(self, path: str, data: bytes, *, is_unique: bool = False) -> bool:
-        del is_unique  # A local answer is never lost.
+    def create(self, path: str, data: bytes) -> bool:
         target = self._inside(path)
         with self._temporary(data) as temporary:
             try:
                 _into_folder(target.parent, lambda: os.link(temporary, target))
             except FileExistsError:
-                return False
+                # NFS repeats a request whose answer is lost; then the file in the way is this one.
+                if temporary.stat().st_nlink == 1:
+                    return False
         _fsync_folder(target.parent)
         return True
 

@@ -25,6 +25,8 @@ MULTIPART_BYTES = 64 << 20
 PART_BYTES = 8 << 20
 # How often an object is sent or fetched whose content arrives damaged.
 _BODY_ATTEMPTS = 6
+# Metadata of an object that was created by a conditional write: a token of the call.
+_CREATOR = "creator"
 
 
 @dataclass(frozen=True)
@@ -205,20 +207,22 @@ class S3Backend:
             return self.read(path, attempts=2) == data
         return False
 
-    def create(self, path: str, data: bytes, *, is_unique: bool = False) -> bool:
+    def create(self, path: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        repeated = is_unique
+        # Equal content could be another writer's: two commands begin a run with the same words.
+        token = {_CREATOR: secrets.token_hex(16)}
         for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
             try:
-                answer = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*")
+                answer = self.client.put_object(
+                    Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*", Metadata=token
+                )
             except ClientError as error:
-                metadata = error.response["ResponseMetadata"]
-                repeated = repeated or metadata.get("RetryAttempts", 0) > 0
-                if metadata["HTTPStatusCode"] == 412:
-                    # After a repeated request the object in the way may be this call's.
-                    return repeated and self.read(path) == data
-                if metadata["HTTPStatusCode"] != 409 or delay_s is None:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 412:
+                    # After a lost answer, or behind a proxy that repeats requests, it may be this call's.
+                    return self._metadata(path) == token
+                if status != 409 or delay_s is None:
                     raise
                 # 409: another writer's request is still running. It may yet fail, so ask again.
                 time.sleep(delay_s)
@@ -228,6 +232,17 @@ class S3Backend:
                     self.write(path, data)
                 return True
         raise AssertionError("the last attempt returns or raises")
+
+    def _metadata(self, path: str) -> dict[str, str]:
+        """Returns what create gave an object; nothing if it was written otherwise, or has gone."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return dict(self.client.head_object(Bucket=self.bucket, Key=self.key(path))["Metadata"])
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            return {}
 
     def delete_folder(self, path: str) -> None:
         names = [name for name, _ in self.objects(path)]
@@ -298,8 +313,7 @@ class S3Backend:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(copy, files))
-        # Its token is in no other manifest.
-        if not self.create(f"{path}/{MANIFEST}", manifest, is_unique=True):
+        if not self.create(f"{path}/{MANIFEST}", manifest):
             self._delete_unkept(path, files)
             return False
         self.write(f"{path}/{SUCCESS}", b"")

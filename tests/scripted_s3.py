@@ -34,7 +34,11 @@ def always(answer: Answer) -> Answers:
 
 @contextmanager
 def scripted_server(
-    answers: Answers, *, breaks_off: int = 0, tags: Callable[[int], bool] | bool = False
+    answers: Answers,
+    *,
+    breaks_off: int = 0,
+    tags: Callable[[int], bool] | bool = False,
+    creator: str | None = None,
 ) -> Iterator[tuple[str, list[Request]]]:
     """Gives an HTTP server's address and its log; answers(method, path, how often asked before) is what it says.
 
@@ -42,8 +46,10 @@ def scripted_server(
       answers: the status and body of each answer.
       breaks_off: number of GET answers of which only the first half arrives.
       tags: whether an answer to a PUT has its content's tag, by how often it came.
+      creator: the metadata `creator` of every object; by default what the last PUT gave.
     """
     asked: list[Request] = []
+    given: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -55,11 +61,14 @@ def scripted_server(
             signed = re.search(r"Credential=(\w+)", self.headers.get("Authorization", ""))
             asked[-1].signer = signed[1] if signed else None
             times = asked.count(request)
+            given.extend(filter(None, [self.headers.get("x-amz-meta-creator")]))
             status, body = answers(self.command, self.path, times - 1)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             if tags is True or (tags and tags(times)):
                 self.send_header("ETag", f'"{hashlib.md5(sent).hexdigest()}"')
+            if self.command != "PUT" and (found := creator or (given[-1] if given else None)):
+                self.send_header("x-amz-meta-creator", found)
             self.end_headers()
             if self.command == "GET" and times <= breaks_off:
                 body = body[: len(body) // 2]

@@ -252,6 +252,18 @@ def test_an_object_is_created_only_once(storage: Storage) -> None:
     assert storage.read_bytes("runs/a/config.json") == b"mine"
 
 
+def test_a_link_that_nfs_made_and_repeated_is_ones_own(tmp_path, monkeypatch):
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert open_storage(str(tmp_path)).create_bytes("a", b"mine")
+    assert not open_storage(str(tmp_path)).create_bytes("a", b"mine")
+
+
 def test_listings_are_sorted_and_leave_out_hidden_names(storage: Storage) -> None:
     for path in ("runs/b/x", "runs/a/deep/y", "runs/a.txt", "runs/_tmp/z", "runs/.hidden/z", "runs/a/.z", "runs-2/x"):
         storage.write_bytes(path, path.encode())

@@ -143,4 +143,6 @@ def test_a_proxy_that_repeats_conditional_writes_is_no_obstacle(
         assert capsys.readouterr().out.endswith(PROOFS)
         pending = open_storage(s3_uri).pending_folder("evaluations/e")
         assert pending.commit([pending.write("metrics.parquet", b"x")], {})
+        train = ["train", "--dataset", "digits", "--hidden-sizes", "8", "--epochs", "1", "--name", "a"]
+        assert run_command([*train, "--storage", s3_uri]) == 0
     assert proxy.done["twice"] > 2

@@ -332,41 +332,44 @@ def test_a_body_that_always_breaks_off_is_an_error(monkeypatch: pytest.MonkeyPat
         assert not isinstance(error.value, MissingError)
 
 
-def creation_answers(*puts: Answer, stored: bytes) -> Answers:
-    """A server that answers the creations as told and has the object."""
-
-    def answer(method: str, path: str, times: int) -> Answer:
-        return puts[times] if method == "PUT" else (200, stored)
-
-    return answer
-
-
 LOST = refusal(500, "InternalError")
 EXISTS = refusal(412, "PreconditionFailed")
 BUSY = refusal(409, "ConditionalRequestConflict")
 
 
 @pytest.mark.parametrize(
-    ("puts", "stored", "created"),
+    ("puts", "creator", "created"),
     [
         # The first request was carried out and its answer lost: the object in the way is this call's.
-        ([LOST, EXISTS], b"mine", True),
-        ([LOST, EXISTS], b"other", False),
-        # Without a repeated request somebody else was first, whatever they wrote.
-        ([EXISTS], b"mine", False),
+        ([LOST, EXISTS], None, True),
+        ([LOST, EXISTS], "another", False),
+        # Somebody else was first, though with the same content; or a proxy repeated the request unseen.
+        ([EXISTS], "another", False),
+        ([EXISTS], None, True),
         # The other writer's request failed, or was carried out.
-        ([BUSY, BUSY, (200, b"")], b"mine", True),
-        ([BUSY, EXISTS], b"mine", False),
+        ([BUSY, BUSY, (200, b"")], "another", True),
+        ([BUSY, EXISTS], "another", False),
         # What was busy may have been this call's own first request.
-        ([LOST, BUSY, EXISTS], b"mine", True),
+        ([LOST, BUSY, EXISTS], None, True),
     ],
 )
 def test_a_creation_knows_its_own_object(
-    puts: list[Answer], stored: bytes, created: bool, monkeypatch: pytest.MonkeyPatch
+    puts: list[Answer], creator: str | None, created: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with scripted_server(creation_answers(*puts, stored=stored)) as (endpoint, asked):
+    def answer(method: str, path: str, times: int) -> Answer:
+        return puts[times] if method == "PUT" else (200, b"mine")
+
+    with scripted_server(answer, creator=creator) as (endpoint, asked):
         assert storage_at(endpoint, monkeypatch).create_bytes("x", b"mine") is created
     assert asked.count("PUT /bucket/prefix/x") == len(puts)
+
+
+def test_what_stood_in_the_way_of_a_creation_and_has_gone_was_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        return EXISTS if method == "PUT" else (404, b"")
+
+    with scripted_server(answer) as (endpoint, _):
+        assert not storage_at(endpoint, monkeypatch).create_bytes("x", b"mine")
 
 
 def test_a_creation_that_stays_busy_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
