@@ -33,7 +33,7 @@ def proxy_of(url: str) -> str | None:
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or is_loopback(url) or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+    if not proxy or is_direct(url):
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     if urlsplit(proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname:
@@ -45,6 +45,33 @@ def proxy_of(url: str) -> str | None:
     return proxy
 
 
+def is_direct(url: str) -> bool:
+    """Tells whether requests to a URL take no proxy: it is on this machine, or NO_PROXY has its host or its network."""
+    parts = urlsplit(url)
+    if is_loopback(url) or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return True
+    try:
+        address = ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        return False
+    return any(address in network for network in map(_network, _exempt()) if network)
+
+
+def _exempt() -> list[str]:
+    """The entries of NO_PROXY."""
+    # Lower case first, as all do that read both.
+    value = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return [name for each in value.split(",") if (name := each.strip())]
+
+
+def _network(name: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """Returns what 10.0.0.0/8, 10.0.0.7 or [fd00::1] means, None for a host's name."""
+    try:
+        return ipaddress.ip_network(name.strip("[]"), strict=False)
+    except ValueError:
+        return None
+
+
 def shown(proxy: str) -> str:
     """Returns a proxy's URL without its user name and password."""
     parts = urlsplit(proxy)
@@ -52,21 +79,21 @@ def shown(proxy: str) -> str:
 
 
 def keep_off_proxies(url: str) -> bool:
-    """Has the libraries of this process, and the processes that it starts, reach a URL of this machine without a proxy.
+    """Has the libraries of this process, and the processes that it starts, reach a URL without a proxy, if is_direct.
 
-    They read the environment by themselves, and would give what is sent there, such as a token, to the proxy.
+    They read the environment by themselves, each by its own rules for networks, ports and IPv6, and would give what is
+    sent there, such as a token, to the proxy.
 
     Returns:
       Whether the environment was changed.
     """
     host = urlsplit(url).hostname
-    if host is None or not is_loopback(url) or not urllib.request.getproxies():
+    if host is None or not urllib.request.getproxies() or not is_direct(url):
         return False
-    # Lower case first, as all do that read both.
-    names = [name.strip() for name in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")]
+    names = _exempt()
     # urllib, and so boto3, compares an IPv6 address with its brackets, requests without.
     missing = [name for name in (host, f"[{host}]" if ":" in host else host) if name not in names]
-    if not missing or names == ["*"]:
+    if not missing or os.environ.get("no_proxy", os.environ.get("NO_PROXY")) == "*":
         return False
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, [*names, *missing])))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*names, *missing]))
     return True

@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import requests
+from botocore.utils import get_environ_proxies
 from pyarrow import table
+from requests.utils import should_bypass_proxies
 
 from mnist_ray.cluster.job_api import connect
 from mnist_ray.cluster.submission import _api_server
@@ -150,6 +152,35 @@ def test_a_host_of_no_proxy_and_all_proxy_are_understood_as_by_rays_own_client(m
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("all_proxy", "proxy.example:3128")
     assert proxy_of("http://10.0.0.8:8265") == "http://proxy.example:3128"
+
+
+@pytest.mark.parametrize(
+    ("host", "exempt", "is_direct"),
+    [
+        ("10.1.2.3", "10.0.0.0/8", True),
+        ("11.1.2.3", "10.0.0.0/8", False),
+        ("10.1.2.3", "10.1.2.3:8265", True),
+        ("[fd00::1]", "fd00::1", True),
+        ("[fd00::1]", "[fd00::1]", True),
+        ("[fd00::1]", "x, fd00::/8", True),
+        ("[fe00::1]", "fd00::/8", False),
+        ("head.example", "head.example:8265", True),
+        ("head.example", ".example", True),
+        ("head.example", "*", True),
+        ("127.0.0.1", " * ", True),
+    ],
+)
+@pytest.mark.usefixtures("proxy")
+def test_rays_client_and_boto3_go_where_no_proxy_says_by_the_same_rule(
+    host: str, exempt: str, is_direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, exempt)
+    address = f"http://{host}:8265"
+    assert (proxy_of(address) is None) is is_direct
+    with _api_server(address):
+        assert should_bypass_proxies(address, no_proxy=None) is is_direct
+        assert (get_environ_proxies(address) == {}) is is_direct
 
 
 @pytest.mark.usefixtures("proxy")
