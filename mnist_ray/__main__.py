@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from mnist_ray.errors import StorageError
 
+_STDOUT, _STDERR = 1, 2
 
-class _StandardOutput(io.FileIO):
-    """File descriptor 1; a full disk under it is an error with one line and an exit code, as of a storage."""
+
+class _Stream(io.FileIO):
+    """A standard stream; a full disk under it is an error with one line and an exit code, as of a storage."""
 
     def write(self, data: Any) -> int:
         try:
@@ -20,7 +22,11 @@ class _StandardOutput(io.FileIO):
             # A reader that has seen enough, such as head.
             raise
         except OSError as error:
-            raise StorageError(f"standard output: {error.strerror}; what was printed is not complete") from error
+            if self.fileno() == _STDERR:
+                # Where its line would go to.
+                _to_nowhere(_STDERR)
+            name = "standard error" if self.fileno() == _STDERR else "standard output"
+            raise StorageError(f"{name}: {error.strerror}; what was printed is not complete") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -31,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Ctrl-C before the command has begun: what it imports takes a moment.
         print("mnist-ray: stopped", file=sys.stderr)
         sys.exit(130)
-    if sys.stdout is not None:
-        sys.stdout = _standard_output()
+    sys.stdout, sys.stderr = _stream(_STDOUT, sys.stdout), _stream(_STDERR, sys.stderr)
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         # Ctrl-C once more, just after the command has told that it stopped.
         code = 130
+    except StorageError as error:
+        # The line of another error could not be written.
+        code = error.exit_code
     code = _flush(code)
     if code in (130, 143):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -47,26 +55,34 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _standard_output() -> io.TextIOWrapper:
-    """Returns standard output with the encoding and buffering that Python has chosen for it."""
-    given = sys.stdout
-    buffered = io.BufferedWriter(_StandardOutput(given.fileno(), "wb", closefd=False))
+def _stream(number: int, given: TextIO | None) -> TextIO:
+    """Returns a standard stream with the encoding and buffering that Python has chosen for it."""
+    if given is None:
+        # Closed by whoever started the process: no file that is opened later may get its number.
+        _to_nowhere(number)
+        return open(number, "w", encoding="utf-8", closefd=False)
     return io.TextIOWrapper(
-        buffered, encoding=given.encoding, errors=given.errors, newline="\n",
+        io.BufferedWriter(_Stream(given.fileno(), "wb", closefd=False)),
+        encoding=given.encoding, errors=given.errors, newline="\n",
         line_buffering=bool(getattr(given, "line_buffering", False)),
         write_through=bool(getattr(given, "write_through", False)),
     )  # fmt: skip
 
 
+def _to_nowhere(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
 def _flush(code: int) -> int:
     """Writes what is still buffered, and returns the exit code: another one if a command that succeeded can't."""
-    if sys.stdout is None:
-        return code
     try:
         sys.stdout.flush()
     except (BrokenPipeError, StorageError) as error:
         # What stays in the buffer goes nowhere: the interpreter would try it again at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(_STDOUT)
         if code == 0 and isinstance(error, StorageError):
             print(f"mnist-ray: error: {error}", file=sys.stderr)
         return code or getattr(error, "exit_code", 1)

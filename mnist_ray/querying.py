@@ -5,8 +5,9 @@ columns and row groups that it needs, page checksums verified, so memory holds w
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from mnist_ray.storage import MissingError, Storage
 
 _ROWS_AT_ONCE = 10_000
 _REQUESTS_AT_ONCE = 16
+# How long a statement is asked to end.
+_INTERRUPTS_S = 0.5
 # Beside the evaluation, and replaced whole whenever `mnist-ray report` makes them again.
 _REPORT_TABLES = ("effects", "comparisons")
 
@@ -59,13 +62,13 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
     duckdb = _duckdb()
     folder = open_evaluation(storage_uri, evaluation)
     # Nothing is spilled to the disk: a statement that needs more memory than there is ends with a message.
-    with duckdb.connect(":memory:", config={"temp_directory": ""}) as connection:
+    with contextlib.closing(_Connection(duckdb.connect(":memory:", config={"temp_directory": ""}))) as connection:
         with _errors(folder):
             for name, content in _views(folder):
-                connection.register(name, content)
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
-            result = _interruptible(connection, lambda: connection.execute(sql))
+                connection.duckdb.register(name, content)
+            connection.duckdb.execute("SET enable_external_access = false")
+            connection.duckdb.execute("SET lock_configuration = true")
+            result = connection.call(lambda: connection.duckdb.execute(sql))
         # Older versions return the connection, newer ones None, for a text without a statement.
         if result is None or result.description is None:
             raise ConfigError("SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'")
@@ -74,27 +77,42 @@ def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
             fetched = None
             while fetched != []:
                 with _errors(folder):
-                    fetched = _interruptible(connection, lambda: result.fetchmany(_ROWS_AT_ONCE))
+                    fetched = connection.call(lambda: result.fetchmany(_ROWS_AT_ONCE))
                 yield from fetched
 
         yield Answer(tuple(column[0] for column in result.description), rows())
 
 
-def _interruptible(connection: Any, call: Callable[[], Any]) -> Any:
-    """Returns what a call of DuckDB returns; a signal ends it.
+class _Connection:
+    """A connection of DuckDB whose calls end at a signal.
 
     DuckDB keeps the thread that calls it until the statement has ended, and Python's signal handlers run in the main
-    thread alone: so the call has a thread of its own.
+    thread alone: so each call has a thread of its own.
     """
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(call)
+
+    def __init__(self, connection: Any) -> None:
+        self.duckdb = connection
+        self._calls: list[Future[Any]] = []
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Returns what a call of DuckDB returns; a signal interrupts it, and gives it up where it doesn't hear."""
+        pool = ThreadPoolExecutor(1)
+        call = pool.submit(function)
+        pool.shutdown(wait=False)
+        self._calls = [call]
         try:
-            return future.result()
+            return call.result()
         finally:
-            # Again and again: an interrupt before the statement has begun is lost.
-            while not future.done():
-                connection.interrupt()
-                wait([future], timeout=0.05)
+            # Again and again: an interrupt before the statement has begun is lost. A sort, for one, takes no notice.
+            given_up = time.monotonic() + _INTERRUPTS_S
+            while not call.done() and time.monotonic() < given_up:
+                self.duckdb.interrupt()
+                wait([call], timeout=0.05)
+
+    def close(self) -> None:
+        """Closes the connection, unless a call was given up: that would wait for it."""
+        if all(call.done() for call in self._calls):
+            self.duckdb.close()
 
 
 def _duckdb() -> Any:

@@ -38,6 +38,20 @@ def test_a_closed_pipe_under_standard_output_is_quiet(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("stdout", ["/dev/full", "/dev/null"])
+def test_a_full_disk_under_standard_error_is_exit_code_4(stdout: str, tmp_path: Path) -> None:
+    with open(stdout, "wb") as out, open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "mnist_ray", "runs", "--storage", "s3://key:secret@bucket/x"]
+        assert subprocess.run(command, cwd=tmp_path, stdout=out, stderr=full, timeout=60, check=False).returncode == 4
+
+
+def test_closed_standard_streams_change_no_result(tmp_path: Path) -> None:
+    train = f"'{sys.executable}' -m mnist_ray train --dataset digits --hidden-sizes 8 --epochs 1 --name a >&- 2>&-"
+    assert subprocess.run(train, shell=True, cwd=tmp_path, timeout=120, check=False).returncode == 0
+    assert (tmp_path / "results/runs/a/best/checkpoint.json").exists()
+
+
 def run(arguments: list[str], folder: Path, *, stdout: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mnist_ray", *arguments]
     return subprocess.run(
