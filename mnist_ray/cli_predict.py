@@ -119,7 +119,10 @@ def predict(
     from mnist_ray.cluster.prediction import predict as predict_images
 
     job = PredictJob(plan, found, opened, name, num_workers, strict, cluster.placement)
-    _print_committed(plan, predict_images(job), as_json=as_json)
+    left_out = found.left_out()
+    if left_out.counts:
+        _note(f"left out are {', '.join(left_out.clauses())}")
+    _print_committed(plan, predict_images(job), num_left_out=left_out.counts.total(), as_json=as_json)
 
 
 def _remote_images(images: str) -> str:
@@ -148,7 +151,7 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
     print_table(["class", "probability"], [[name, cell(value)] for name, value in answer.probabilities.items()])
 
 
-def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool) -> None:
+def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:
     totals = done.totals
     if done.first_error is not None:
         _note(f"{totals.num_errors} of {totals.num_images + totals.num_errors} images cannot be read, the first is "
@@ -160,7 +163,8 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, as_json: bool
               f"folder that is named as a class of the run, the first is {done.first_unlabelled}")  # fmt: skip
     if as_json:
         facts: dict[str, Any] = {"predictions": done.name, "uri": done.uri, "already_done": done.already_done}
-        click.echo(json.dumps({**facts, "run": plan.checkpoint.run, "images": plan.images, **vars(totals)}))
+        facts |= {"run": plan.checkpoint.run, "images": plan.images, "num_left_out": num_left_out}
+        click.echo(json.dumps({**facts, **vars(totals)}))
         return
     click.echo(
         f"{totals.num_images} images predicted, {totals.num_inverted} of them inverted, {totals.num_converted} "

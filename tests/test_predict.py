@@ -179,11 +179,12 @@ def test_what_cannot_be_read_is_counted_listed_and_left_out(
     assert reasons["bad/float.tiff"] == "floating-point pixels have no agreed range"
     assert "name" in reasons["bad/two\nlines.png"]
     assert {row["run"] for row in errors} == {"a"}
-    assert (said["num_images"], said["num_errors"]) == (2, 7)
+    assert (said["num_images"], said["num_errors"], said["num_left_out"]) == (2, 7, 2)
 
     assert predict(storage, folder) == 0
     shown = capsys.readouterr()
     assert shown.err == (
+        "images: left out are 1 FIFO (bad/pipe.png), 1 link that leads nowhere (bad/dangling.png)\n"
         "images: 7 of 9 images cannot be read, the first is bad/cut.png (image file is truncated); all are in "
         "errors.parquet\n"
     )

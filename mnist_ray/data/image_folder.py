@@ -12,14 +12,11 @@ from mnist_ray.data.examples import (
     rows_of_split,
     sorted_class_names,
 )
-from mnist_ray.data.images import DecodedImages
+from mnist_ray.data.images import MAX_IMAGE_BYTES, DecodedImages
 from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.data.splits import PARTS, Part, check_parts, common_folders, one_part, splits_note, words_in
 from mnist_ray.errors import DataError
 from mnist_ray.storage import open_storage
-
-# Files are read whole: a film that lies among the pictures is refused before that.
-MAX_IMAGE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)

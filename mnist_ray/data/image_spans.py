@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
-from mnist_ray.data.image_folder import MAX_IMAGE_BYTES
-from mnist_ray.data.images import UnreadableImageError, decode_image, is_converted, resize_grey
-from mnist_ray.data.parquet import image_layout, open_parquet, rows_per_batch, whole_images
+from mnist_ray.data.images import MAX_IMAGE_BYTES, UnreadableImageError, decode_image, is_converted, resize_grey
+from mnist_ray.data.parquet import byte_lengths, image_layout, open_parquet, rows_per_batch, whole_images
 from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage import FileEntry, MissingError, Storage, storage_errors
@@ -253,11 +252,13 @@ class ParquetSpan:
 
 
 def _encoded(path: str, first_row: int, values: Any) -> Iterator[ReadImages]:
-    for row, value in enumerate(values, start=first_row):
-        if value.is_valid:
-            yield _decoded(path, row, value.as_py())
-        else:
+    for row, (value, length) in enumerate(zip(values, byte_lengths(values), strict=True), start=first_row):
+        if length is None:
             yield ReadImages(path, row, None, error="null")
+        elif length > MAX_IMAGE_BYTES:
+            yield ReadImages(path, row, None, error=f"{length} bytes, more than {MAX_IMAGE_BYTES}")
+        else:
+            yield _decoded(path, row, value.as_py())
 
 
 def _pixels(path: str, first_row: int, values: Any) -> Iterable[ReadImages]:

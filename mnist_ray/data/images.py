@@ -27,6 +27,8 @@ REFUSED_FORMATS = {"EPS", "WMF"}
 MODE_WORDS = {"L": "grey", "1": "black-and-white", "P": "palette"}
 MAX_KINDS_SAID = 3
 IMAGES_PER_PIECE = 1024
+# Files and cells are read whole: a film that lies among the pictures is refused before that.
+MAX_IMAGE_BYTES = 256 << 20
 # Ranges of cameras and scanners, which write them all into 16 or 32 bits.
 WIDE_BITS = (8, 10, 12, 14, 16)
 PHOTOMETRIC_INTERPRETATION = 262

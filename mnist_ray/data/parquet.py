@@ -16,7 +16,7 @@ from mnist_ray.data.examples import (
     rows_of_split,
     sorted_class_names,
 )
-from mnist_ray.data.images import DecodedImages
+from mnist_ray.data.images import MAX_IMAGE_BYTES, DecodedImages
 from mnist_ray.data.sources import Listing, list_files, list_words
 from mnist_ray.data.splits import Part, check_column, may_tell_splits, parts_of_files, splits_note
 from mnist_ray.errors import DataError
@@ -259,9 +259,14 @@ class _Rows:
 
         for path, values, rows in self.batches():
             contents = values.field("bytes") if types.is_struct(values.type) else values
-            for row, content in zip(rows, contents, strict=True):
-                if not content.is_valid:
+            for row, content, length in zip(rows, contents, byte_lengths(contents), strict=True):
+                if length is None:
                     raise self.bad_row(path, row)
+                if length > MAX_IMAGE_BYTES:
+                    raise DataError(
+                        f"{self.source}: {path}: the image of row {row} has {length} bytes, more than "
+                        f"{MAX_IMAGE_BYTES}; drop the row"
+                    )
                 yield f"row {row} of {path}", content.as_py()
 
     def bad_row(self, path: str, row: int) -> DataError:
@@ -339,6 +344,7 @@ def image_layout(file: Any, place: str) -> str:
         return kind.value_type if types.is_dictionary(kind) else kind
 
     kind = plain(_column_type(file, "image", place))
+    _check_num_bytes(file, place)
     if is_bytes(kind):
         return "binary"
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(plain(kind.field("bytes").type)):
@@ -348,6 +354,30 @@ def image_layout(file: Any, place: str) -> str:
         _check_num_pixels(file, place)
         return "pixels"
     raise DataError(f"{place}: the column image is {kind}; it needs {IMAGE_TYPES}")
+
+
+def _check_num_bytes(file: Any, place: str) -> None:
+    # Arrow unpacks a cell whole, several times over, before anything of it can be looked at.
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            size = column.total_uncompressed_size
+            if column.path_in_schema in ("image", "image.bytes") and size > MAX_IMAGE_BYTES * max(group.num_rows, 1):
+                raise DataError(
+                    f"{place}: row group {number} has images of {size} bytes in {group.num_rows} rows; an image may "
+                    f"have {MAX_IMAGE_BYTES}; drop the row"
+                )
+
+
+def byte_lengths(values: Any) -> list[int | None]:
+    """Returns the bytes of each cell of an Arrow array of binary values, plain or of a dictionary; None of a null."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    is_dictionary = types.is_dictionary(values.type)
+    lengths = pc.binary_length(values.dictionary if is_dictionary else values)
+    found: list[int | None] = (lengths.take(values.indices) if is_dictionary else lengths).to_pylist()
+    return found
 
 
 def _check_num_pixels(file: Any, place: str) -> None:

@@ -1,5 +1,6 @@
 """The user's own images without labels: one image, a folder, an IDX file or Parquet, local or on S3."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Literal, cast, get_args
 
 from mnist_ray.data.image_spans import GZIP_MAGIC, Span, file_size, file_spans, first_bytes, idx_spans, parquet_spans
 from mnist_ray.data.parquet import find_parquet_files, image_layout, open_parquet
-from mnist_ray.data.sources import iter_entries
+from mnist_ray.data.sources import LeftOutFiles, iter_entries
 from mnist_ray.errors import DataError
 from mnist_ray.storage import FileEntry, Storage, check_uri, open_storage
 
@@ -50,6 +51,18 @@ class Images:
             return idx_spans(self.storage, path, source, shard_size)
         return file_spans(self.storage, [FileEntry(path, file_size(self.storage, path))], shard_size)
 
+    def left_out(self) -> LeftOutFiles:
+        """Returns what a local folder of images holds besides regular files; a walk over its names.
+
+        Raises:
+          StorageError: it can't be listed.
+        """
+        left_out = LeftOutFiles()
+        # All objects of S3 can be read.
+        if self.kind == "folder" and self.storage.is_local:
+            deque(iter_entries(self.storage, _source(self.uri), left_out=left_out), maxlen=0)
+        return left_out
+
 
 def find_images(place: str) -> Images:
     """Finds the images that a person named; what a file holds is judged by its first bytes.
@@ -81,7 +94,10 @@ def find_images(place: str) -> Images:
     storage = open_storage(uri)
     if storage.is_local and not Path(uri).exists():
         raise DataError(f"{source}: there is no such file or folder; check the path")
-    first = next(iter_entries(storage, source), None)
+    left_out = LeftOutFiles()
+    first = next(iter_entries(storage, source, left_out=left_out), None)
+    if first is None and left_out.counts:
+        raise DataError(f"{source}: has no files that can be read; left out are {', '.join(left_out.clauses())}")
     if first is None:
         raise DataError(f"{source}: there are no files in {uri}; check the path")
     paths = [] if kind == "folder" else _parquet_paths(storage, source)

@@ -313,6 +313,15 @@ def test_lists_of_far_too_many_pixels_are_not_read(tmp_path: Path) -> None:
     assert growth < 500
 
 
+def test_a_cell_larger_than_an_image_may_be_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write(path, [bytes(300 << 20)], ["a"], compression="zstd")
+    said, growth = outcome_and_growth(path)
+    assert "row group 0 has images of 3145" in said[0]
+    assert "in 1 rows; an image may have 268435456; drop the row" in said[0]
+    assert growth < 100
+
+
 def test_images_that_are_large_are_read_a_few_at_once(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [bytes([n]) * (8 << 20) for n in range(100)], ["a", "b"] * 50, compression="zstd",
           write_batch_size=1)  # fmt: skip
