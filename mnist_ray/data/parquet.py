@@ -17,6 +17,7 @@ from mnist_ray.data.examples import (
     sorted_class_names,
 )
 from mnist_ray.data.images import MAX_IMAGE_BYTES, DecodedImages
+from mnist_ray.data.parquet_pages import unpacked_sizes
 from mnist_ray.data.sources import Listing, list_files, list_words
 from mnist_ray.data.splits import Part, check_column, may_tell_splits, parts_of_files, splits_note
 from mnist_ray.errors import DataError
@@ -32,6 +33,8 @@ ROWS_PER_BATCH = 1024
 BATCH_BYTES = 16 << 20
 # A list that is a little too long is told of by its row; what is far beyond an image's pixels isn't read at all.
 MAX_PIXELS_RATIO = 16
+# Of images, unpacked: Arrow holds a page and a copy of what is read from it.
+MAX_PAGE_BYTES = 1 << 30
 READ_BYTES = 1 << 20
 IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
 
@@ -357,16 +360,43 @@ def image_layout(file: Any, place: str) -> str:
 
 
 def _check_num_bytes(file: Any, place: str) -> None:
-    # Arrow unpacks a cell whole, several times over, before anything of it can be looked at.
-    for number in range(file.metadata.num_row_groups):
+    # Arrow unpacks a page whole, several times over, before any image in it can be looked at.
+    for number, column in _encoded_chunks(file):
+        size = column.total_uncompressed_size
+        if size > MAX_IMAGE_BYTES * max(column.num_values, 1):
+            raise DataError(
+                f"{place}: row group {number} has images of {size} bytes in {column.num_values} rows; an image may "
+                f"have {MAX_IMAGE_BYTES}; drop the row"
+            )
+        largest = max(_page_sizes(file, column), default=0) if size > MAX_PAGE_BYTES else 0
+        if largest > MAX_PAGE_BYTES:
+            raise DataError(
+                f"{place}: row group {number} has a page of images that unpacks to {largest} bytes, more than "
+                f"{MAX_PAGE_BYTES}; drop what is no image, or write fewer rows a page (write_batch_size of pyarrow)"
+            )
+
+
+def _encoded_chunks(file: Any, groups: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each row group, or of some, and the metadata of its encoded images."""
+    for number in range(file.metadata.num_row_groups) if groups is None else groups:
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
-            size = column.total_uncompressed_size
-            if column.path_in_schema in ("image", "image.bytes") and size > MAX_IMAGE_BYTES * max(group.num_rows, 1):
-                raise DataError(
-                    f"{place}: row group {number} has images of {size} bytes in {group.num_rows} rows; an image may "
-                    f"have {MAX_IMAGE_BYTES}; drop the row"
-                )
+            if column.path_in_schema in ("image", "image.bytes") and column.physical_type == "BYTE_ARRAY":
+                yield number, column
+
+
+def _page_sizes(file: Any, column: Any) -> Iterator[int]:
+    first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+    return unpacked_sizes(file.raw, first, column.total_compressed_size)
+
+
+def _most_bytes_of_shared_image(file: Any, column: Any) -> int:
+    """Returns the most bytes that an image may have that many rows of a column chunk share; 0 if none do."""
+    if not column.has_dictionary_page:
+        return 0
+    # The dictionary comes first. What is small anyway isn't worth a request.
+    is_small = column.total_uncompressed_size <= BATCH_BYTES
+    return int(column.total_uncompressed_size) if is_small else next(_page_sizes(file, column), 0)
 
 
 def byte_lengths(values: Any) -> list[int | None]:
@@ -413,13 +443,14 @@ def rows_per_batch(file: Any, groups: Sequence[int] | None = None) -> int:
     chosen = range(file.metadata.num_row_groups) if groups is None else groups
     metadata = [file.metadata.row_group(group) for group in chosen]
     row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
-    return min(max(int(BATCH_BYTES / max(row_bytes, 1)), 1), ROWS_PER_BATCH)
+    # 800 bytes of a file can mean a gigabyte otherwise: an image in the dictionary, and many rows that refer to it.
+    shared = max((_most_bytes_of_shared_image(file, column) for _, column in _encoded_chunks(file, chosen)), default=0)
+    return min(max(int(BATCH_BYTES / max(row_bytes, shared, 1)), 1), ROWS_PER_BATCH)
 
 
-def _columns_of_bytes(metadata: Any) -> list[str]:
+def _label_of_bytes(metadata: Any) -> list[str]:
     columns = map(metadata.schema.column, range(metadata.num_columns))
-    wanted = ("image", "image.bytes", "label")
-    return [column.path for column in columns if column.path in wanted and column.physical_type == "BYTE_ARRAY"]
+    return [column.path for column in columns if column.path == "label" and column.physical_type == "BYTE_ARRAY"]
 
 
 @contextmanager
@@ -432,15 +463,19 @@ def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
         with storage.open_input(path) as raw:
             metadata = pyarrow.parquet.ParquetFile(raw).metadata
             # By default Arrow reads a whole column ahead, and one of a whole row group without a buffer size.
-            yield pyarrow.parquet.ParquetFile(
+            file = pyarrow.parquet.ParquetFile(
                 raw,
                 metadata=metadata,
-                # A value that many rows share stays one: 800 bytes of a file can mean a gigabyte otherwise.
-                read_dictionary=_columns_of_bytes(metadata),
+                # A text that many rows share stays one. Not so images: Arrow keeps all that it has seen of such a
+                # column until the file is closed.
+                read_dictionary=_label_of_bytes(metadata),
                 page_checksum_verification=True,
                 pre_buffer=False,
                 buffer_size=READ_BYTES,
             )
+            # The headers of its pages are read by unpacked_sizes.
+            file.raw = raw
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         # Arrow reports a damaged page as an OSError too, but one without the system's or the server's error code.
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
