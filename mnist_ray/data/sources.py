@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, StorageError
 from mnist_ray.printable import printable
 from mnist_ray.storage import is_path
 
@@ -24,7 +24,6 @@ _PLURALS = {
     "link that leads back to itself": "links that lead back to themselves",
     "link to a folder that it lies in": "links to folders that they lie in",
 }
-UNUSABLE_NAME = "their names hold control characters, empty parts or what is no Unicode"
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,10 @@ def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None)
     if not entries:
         raise DataError(f"{source}: there are no files in {storage.uri}; check the path")
     if unusable := [printable(entry.path) for entry in entries if not is_path(entry.path)]:
-        raise DataError(f"{source}: {_counted(len(unusable), 'file')} can't be read, as {UNUSABLE_NAME}: "
-                        f"{list_words(unusable)}; rename them")  # fmt: skip
+        is_one = len(unusable) == 1
+        names, it = ("its name holds", "it") if is_one else ("their names hold", "them")
+        raise DataError(f"{source}: {_counted(len(unusable), 'file')} can't be read, as {names} control characters, "
+                        f"empty parts or what is no Unicode: {list_words(unusable)}; rename {it}")  # fmt: skip
     largest = max(entries, key=lambda entry: entry.size)
     if max_bytes is not None and largest.size > max_bytes:
         raise DataError(f"{source}: {largest.path} has {largest.size} bytes, more than {max_bytes}; move or remove it")
@@ -106,15 +107,26 @@ def iter_entries(storage: "Storage", source: str, *, left_out: LeftOutFiles | No
       left_out: counts what else is there.
 
     Raises:
-      DataError: there is no such folder.
+      DataError: there is no such folder, or one in it may not be read.
       StorageError: it can't be listed.
     """
     if storage.is_local and not Path(storage.uri).is_dir():
-        raise DataError(f"{source}: {storage.uri} is not a folder; check the path")
+        place = Path(storage.uri)
+        what = "neither a folder nor a regular file" if place.exists() and not place.is_file() else "not a folder"
+        raise DataError(f"{source}: {storage.uri} is {what}; check the path")
     counted = left_out or LeftOutFiles()
-    for entry in storage.iter_files(left_out=lambda path, kind: None if _is_junk(path) else counted(path, kind)):
-        if not _is_junk(entry.path):
-            yield entry
+    try:
+        for entry in storage.iter_files(left_out=lambda path, kind: None if _is_junk(path) else counted(path, kind)):
+            if not _is_junk(entry.path):
+                yield entry
+    except StorageError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        # What lies in it is unknown: it may be a whole class.
+        raise DataError(
+            f"{source}: the folder {printable(str(error.__cause__.filename))} may not be read; change its permissions "
+            "or move it away"
+        ) from None
 
 
 def _parents(path: str) -> Iterator[str]:

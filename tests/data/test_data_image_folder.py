@@ -1,5 +1,7 @@
+import contextlib
 import io
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from mnist_ray.data import load_examples
 from mnist_ray.data.sources import list_files
+from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError
 from mnist_ray.storage import open_storage
 
@@ -219,7 +222,7 @@ def test_a_folder_that_has_nothing_but_what_is_left_out_is_refused(tmp_path):
 def test_a_name_that_cannot_be_used_is_refused_as_one_of_the_data(tmp_path, name, shown):
     save_grey(tmp_path / "a" / os.fsdecode(name), 0)
     save_grey(tmp_path / "b/1.png", 1)
-    with pytest.raises(DataError, match=f"1 file can't be read, .*: {shown}; rename them"):
+    with pytest.raises(DataError, match=f"1 file can't be read, .*: {shown}; rename it"):
         load(tmp_path)
 
 
@@ -321,3 +324,54 @@ def test_a_file_uri_is_read_like_the_path(tmp_path):
     folder_with(tmp_path, Image.fromarray(PIXELS[1]))
     examples = load_examples(f"folder:{tmp_path.as_uri()}", "train", data_dir=tmp_path)
     assert examples.fingerprint == load(tmp_path).fingerprint
+
+
+def test_a_file_whose_name_cannot_be_used_is_named_and_one_is_said_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.png").write_bytes(b"x")
+    line = r"^S: 1 file can't be read, as its name holds control characters, .*: a\\nb.png; rename it$"
+    with pytest.raises(DataError, match=line):
+        list_files(open_storage(str(tmp_path)), "S")
+    (tmp_path / "c\rd.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"^S: 2 files can't be read, as their names hold .*; rename them$"):
+        list_files(open_storage(str(tmp_path)), "S")
+
+
+def test_a_folder_that_may_not_be_read_ends_it_whether_one_trains_or_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_grey(tmp_path / "a" / "1.png", 0)
+    save_grey(tmp_path / "b" / "2.png", 1)
+    list_folder = os.scandir
+
+    def scandir(place: Path) -> object:
+        if Path(place).name == "b":
+            raise PermissionError(13, "Permission denied", str(place))
+        return list_folder(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    line = f"the folder {tmp_path}/b may not be read; change its permissions or move it away"
+    with pytest.raises(DataError, match=line):
+        list_files(open_storage(str(tmp_path)), "S")
+    with pytest.raises(DataError, match=line):
+        find_images(str(tmp_path)).left_out()
+
+
+def test_what_is_neither_a_folder_nor_a_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is neither a folder nor a regular file; check the path"):
+        find_images(str(tmp_path / "pipe"))
+
+
+def test_sockets_devices_and_loops_are_counted_and_named_for_predict(tmp_path: Path) -> None:
+    save_grey(tmp_path / "a" / "1.png", 0)
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a" / "back").symlink_to("..")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server, contextlib.chdir(tmp_path):
+        server.bind("socket")  # its whole path may be too long
+    assert find_images(str(tmp_path)).left_out().clauses() == (
+        "1 device (device)",
+        "1 link that leads back to itself (loop)",
+        "1 link to a folder that it lies in (a/back)",
+        "1 socket (socket)",
+    )
