@@ -103,6 +103,11 @@ class EvaluationFolder:
         for name in self.files()[table]:
             yield tables.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
 
+    def batches(self, table: str, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields some columns of a table, a part of its rows at a time; see `parts`."""
+        for name in self.files()[table]:
+            yield from tables.read_batches(self.storage.read_committed(self.path, name), source=name, columns=columns)
+
     def table(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns a table whole; see `parts`."""
         return pa.concat_tables(self.parts(table, columns=columns))

@@ -3,8 +3,9 @@
 `python -m mnist_ray.tables` prints docs/tables.md.
 """
 
+import contextlib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -616,12 +617,24 @@ def read_parquet(
       DataError: no whole Parquet file, a page does not match its checksum, or a table of another schema version.
     """
     content = pa.py_buffer(data) if isinstance(data, bytes) else data.read_buffer()
-    try:
+    with _opened(content, source) as file:
         # Not pq.read_table: its threads may still hold the bytes when Python ends, which aborts a process that has
         # loaded Ray.
+        return file.read(columns=columns, use_threads=False)
+
+
+def read_batches(data: bytes, *, source: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Reads a Parquet file as `read_parquet` does, a part of its rows at a time."""
+    with _opened(pa.py_buffer(data), source) as file:
+        yield from file.iter_batches(columns=columns, use_threads=False)
+
+
+@contextlib.contextmanager
+def _opened(content: pa.Buffer, source: str) -> Iterator[pq.ParquetFile]:
+    try:
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             _check_version(file.schema_arrow, source)
-            return file.read(columns=columns, use_threads=False)
+            yield file
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{source}: not a whole Parquet file ({reason}): copy it again, or make it again") from None

@@ -1,22 +1,79 @@
-"""The classification report of a run, from the confusion table of its evaluation."""
+"""What an evaluation's confusion table says of the classes: whole as text, or of many classes those that matter."""
+
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnist_ray.evaluation_folder import EvaluationFolder
-from mnist_ray.metrics import classification_report
+from mnist_ray.metrics import class_rates, classification_report
 
 
 def report_of_run(folder: EvaluationFolder, run: str) -> str:
     """Returns precision, recall, F1 and support of each class as text, with their averages."""
-    return classification_report(confusion_of_runs(folder, [run]), folder.class_names)
+    (confusion,) = confusions(folder, [[run]])
+    return classification_report(confusion, folder.class_names)
 
 
-def confusion_of_runs(folder: EvaluationFolder, runs: list[str]) -> NDArray[np.int64]:
-    """Returns the examples by true (row) and predicted class (column), summed over runs: int64 [classes, classes]."""
+def confusions(folder: EvaluationFolder, settings: Sequence[Collection[str]]) -> list[NDArray[np.int64]]:
+    """Returns the examples by true (row) and predicted class (column) of each setting, int64 [classes, classes].
+
+    Args:
+      folder: the evaluation.
+      settings: the runs of each, which are summed; a run is of one setting at most.
+    """
     size = len(folder.class_names)
-    confusion = np.zeros((size, size), dtype=np.int64)
-    for row in folder.rows("confusion"):
-        if row["run"] in runs:
-            confusion[row["label"], row["predicted_label"]] += row["count"]
-    return confusion
+    found = np.zeros((len(settings) + 1, size, size), dtype=np.int64)
+    # What is of no setting goes into the last matrix.
+    places = {run: place for place, runs in enumerate(settings) for run in runs}
+    for batch in folder.batches("confusion", columns=["run", "label", "predicted_label", "count"]):
+        runs = batch["run"]
+        setting = np.array([places.get(run, len(settings)) for run in runs.dictionary.to_pylist()], dtype=np.int64)
+        count = batch["count"].to_numpy()
+        some = np.flatnonzero(count)
+        cell = batch["label"].to_numpy()[some], batch["predicted_label"].to_numpy()[some]
+        np.add.at(found, (setting[runs.indices.to_numpy()[some]], *cell), count[some])
+    return list(found[:-1])
+
+
+def frequent_mistakes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns every kind of mistake, the most frequent first, of equals the first by true and by predicted class.
+
+    Args:
+      counts: int64 [classes, classes], rows true, columns predicted.
+
+    Returns:
+      int64 [mistakes, 3]: true class, predicted class, count.
+    """
+    label, predicted = np.nonzero(counts)
+    is_mistake = label != predicted
+    found: NDArray[np.int64] = np.column_stack((label, predicted, counts[label, predicted]))[is_mistake]
+    order = np.argsort(-found[:, 2], kind="stable")
+    return found[order]
+
+
+def confused_classes(counts: NDArray[np.int64], most: int) -> list[int]:
+    """Returns the classes of the most frequent mistakes, and if these have fewer the first others, in their order.
+
+    Args:
+      counts: int64 [classes, classes], rows true, columns predicted.
+      most: number of classes that are returned at most.
+    """
+    in_order = np.concatenate((frequent_mistakes(counts)[:, :2].ravel(), np.arange(len(counts))))
+    _, first = np.unique(in_order, return_index=True)
+    return sorted(in_order[np.sort(first)[:most]].tolist())
+
+
+def weakest_classes(counts: NDArray[np.int64], most: int) -> list[int]:
+    """Returns the classes in their order, or where these are more the ones with the lowest F1, the lowest first.
+
+    Classes without examples come last: their F1 says nothing.
+
+    Args:
+      counts: int64 [classes, classes], rows true, columns predicted.
+      most: number of classes that are returned at most.
+    """
+    if len(counts) <= most:
+        return list(range(len(counts)))
+    rates = class_rates(counts)
+    return list(np.lexsort((rates.f1, rates.support == 0))[:most].tolist())

@@ -10,10 +10,9 @@ import numpy as np
 
 from mnist_ray.effects import Effect
 from mnist_ray.leaderboard import setting_text
-from mnist_ray.report import plots
+from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
 
-_EFFECTS_SHOWN = 24
 _EFFECT_CAPTIONS = {
     "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
     "intervals over seeds, not adjusted for their number; blue: 0 is outside.",
@@ -29,7 +28,7 @@ def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
         if kind == "interaction":
             found = sorted(found, key=lambda effect: -abs(effect.effect))
         if found:
-            rows = [_effect_row(effect) for effect in found[:_EFFECTS_SHOWN]]
+            rows = [_effect_row(effect) for effect in found[: limits.EFFECTS]]
             caption = _EFFECT_CAPTIONS[kind]
             charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, split=split, caption=caption))
     return charts

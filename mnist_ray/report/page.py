@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -15,18 +17,14 @@ from mnist_ray.comparisons import Comparison
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
 from mnist_ray.metrics import class_rates
-from mnist_ray.report import plots
+from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
+from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
 from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons
 from mnist_ray.report.comparison_text import evidence, notes, p_text, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
-
-_CURVES_SHOWN = 12
-_SETTINGS_SHOWN = 24
-_MISTAKES_SHOWN = 8
-_PAIRS_SHOWN = 60
 
 # Label of a setting -> seed -> row of the metrics table.
 _Groups = dict[str, dict[int, Mapping[str, Any]]]
@@ -125,19 +123,22 @@ class View:
         self.settings = self._settings()
         self.chosen = self.settings[0]
         self.calibration = folder.rows("calibration")
-        self.confusions = _confusions(folder)
-        self.loss_charts = self._loss_charts(self.settings[:_CURVES_SHOWN])
+        self.loss_charts = self._loss_charts(self.settings[: limits.CURVES])
         self.accuracy_chart = self._accuracy_chart()
         self.gap_chart = plots.gaps(
             "gap",
             {
                 found.label: (found.kept_mean("train_accuracy"), found.kept_mean("val_accuracy"))
-                for found in self.settings[:_SETTINGS_SHOWN]
+                for found in self.settings[: limits.SETTINGS]
             },
         )
         self.pictured = [self.chosen]
         if self.reference != self.chosen.label:
             self.pictured.append(next(found for found in self.settings if found.label == self.reference))
+        self.class_names = folder.class_names
+        self.confusions = confusions(folder, [found.run_names for found in self.pictured])
+        self.classes_in_matrix = confused_classes(np.sum(self.confusions, axis=0), limits.CLASSES_IN_MATRIX)
+        self.classes_in_table = weakest_classes(self.confusions[0], limits.CLASSES_IN_TABLE)
         # Side by side: what stands for the chosen setting, and the same for the reference.
         self.confusion_charts = [
             self._confusion_chart(found, kind) for kind in ("counts", "shares") for found in self.pictured
@@ -150,7 +151,7 @@ class View:
     @property
     def accuracy_shown(self) -> int:
         """How many settings a chart shows at most."""
-        return _SETTINGS_SHOWN
+        return limits.SETTINGS
 
     @property
     def charts(self) -> list[Chart]:
@@ -187,10 +188,10 @@ class View:
             verdict_words=self._verdict_words(),
             reference_words=self._reference_words(),
             pairs=self._pairs(),
-            num_hidden_pairs=max(0, len(self.compared.comparisons) - _PAIRS_SHOWN),
+            num_hidden_pairs=max(0, len(self.compared.comparisons) - limits.PAIRS),
             varying=self._varying(),
             per_class=self._per_class(),
-            mistakes=[(found.label, self._mistakes(found)) for found in self.pictured],
+            mistakes=[(found.label, *self._mistakes(found)) for found in self.pictured],
             runs=self._runs(),
             gallery=read_pictures(self.folder, self.chosen.run_names),
             lineage=_lineage(self.folder),
@@ -270,10 +271,10 @@ class View:
         ]
 
     def _pairs(self) -> list[Comparison]:
-        return sorted(self.compared.comparisons, key=evidence)[:_PAIRS_SHOWN]
+        return sorted(self.compared.comparisons, key=evidence)[: limits.PAIRS]
 
     def _accuracy_chart(self) -> Chart:
-        shown = self.settings[:_SETTINGS_SHOWN]
+        shown = self.settings[: limits.SETTINGS]
         covers = "other seeds and other examples" if len(self.chosen.runs) > 1 else "other examples"
         return plots.accuracies(
             "accuracy",
@@ -316,34 +317,41 @@ class View:
             f"confusion-{self.pictured.index(found)}-{kind}",
             found.label,
             self._confusion(found),
-            self.folder.class_names,
+            self.class_names,
+            places=self.classes_in_matrix,
             normalized=kind == "shares",
         )
 
     def _confusion(self, found: _Setting) -> NDArray[np.int64]:
-        return np.asarray(sum(self.confusions[run] for run in found.run_names))
+        return self.confusions[self.pictured.index(found)]
 
-    def _mistakes(self, found: _Setting) -> list[tuple[str, str, int]]:
-        return plots.confusions(self._confusion(found), self.folder.class_names)[:_MISTAKES_SHOWN]
+    def _mistakes(self, found: _Setting) -> tuple[list[tuple[str, str, int]], int]:
+        """Returns true class, predicted class and count of the most frequent mistakes, and how many kinds there are."""
+        mistakes, names = frequent_mistakes(self._confusion(found)), self.class_names
+        rows = mistakes[: limits.MISTAKES].tolist()
+        return [(names[label], names[predicted], count) for label, predicted, count in rows], len(mistakes)
 
     def _per_class(self) -> list[dict[str, Any]]:
-        """Returns precision, recall and F1 of each class, all seeds of the chosen setting together."""
+        """Returns precision, recall and F1 of the classes shown, all seeds of the chosen setting together."""
         rates = class_rates(self._confusion(self.chosen))
         num_seeds = len(self.chosen.runs)
         return [
             {
-                "name": name,
+                "name": self.class_names[place],
                 "precision": rates.precision[place],
                 "recall": rates.recall[place],
                 "f1": rates.f1[place],
                 "support": int(rates.support[place]) // num_seeds,
             }
-            for place, name in enumerate(self.folder.class_names)
+            for place in self.classes_in_table
         ]
 
     def _runs(self) -> list[dict[str, Any]]:
+        rates = self.folder.table("per_class")
+        shown = rates.filter(pc.is_in(rates["class"], pa.array(self.classes_in_table))).to_pylist()
+        order = {place: number for number, place in enumerate(self.classes_in_table)}
         classes: dict[str, list[dict[str, Any]]] = {}
-        for row in self.folder.rows("per_class"):
+        for row in sorted(shown, key=lambda row: order[row["class"]]):
             classes.setdefault(row["run"], []).append(row)
         places = {run: (place, found.label) for place, found in enumerate(self.settings) for run in found.run_names}
         # What repeats another run's setting and seed is in no setting.
@@ -375,16 +383,6 @@ def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in ("mean_confidence", "accuracy")
         },
     }
-
-
-def _confusions(folder: EvaluationFolder) -> dict[str, NDArray[np.int64]]:
-    """Returns each run's confusion matrix, int64 [classes, classes]."""
-    table = folder.table("confusion", columns=["run", "label", "predicted_label", "count"])
-    size = len(folder.class_names)
-    found: dict[str, NDArray[np.int64]] = {run: np.zeros((size, size), dtype=np.int64) for run in folder.runs}
-    for run, label, predicted, count in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        found[run][label, predicted] = count
-    return found
 
 
 def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:

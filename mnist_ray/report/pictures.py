@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from mnist_ray.evaluation_folder import EvaluationFolder
 from mnist_ray.gallery import HARDEST, SHOWN
-
-_VOTES_SHOWN = 4
+from mnist_ray.report import limits
 
 
 def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -53,7 +52,7 @@ def _votes(folder: EvaluationFolder, examples: Sequence[int]) -> dict[int, list[
 
 def _said(votes: Sequence[tuple[str, str, float]], chosen: Sequence[str]) -> dict[str, Any]:
     of_chosen = Counter(name for run, name, _ in votes if run in chosen)
-    shown = Counter(name for _, name, _ in votes).most_common(_VOTES_SHOWN)
+    shown = Counter(name for _, name, _ in votes).most_common(limits.VOTES)
     return {
         "votes": shown,
         "num_other_votes": len(votes) - sum(count for _, count in shown),

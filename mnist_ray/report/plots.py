@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from mnist_ray.report.charts import (
     label_rows,
     size_for_rows,
 )  # fmt: skip
+from mnist_ray.report.classification import frequent_mistakes
 
 # Cells of more classes are too narrow for tenths of a percent.
 _CLASSES_IN_TENTHS = 15
@@ -142,69 +145,77 @@ def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
     )
 
 
-def confusion(name: str, setting: str, counts: NDArray[np.int64], classes: Sequence[str], *, normalized: bool) -> Chart:
+def confusion(
+    name: str,
+    setting: str,
+    all_counts: NDArray[np.int64],
+    class_names: Sequence[str],
+    *,
+    places: Sequence[int],
+    normalized: bool,
+) -> Chart:
     """Draws a confusion matrix: rows are true classes, columns predicted ones.
 
     Args:
       name: of the files.
       setting: whose it is.
-      counts: int64 [classes, classes].
-      classes: their names.
-      normalized: show each row's shares, in percent, rather than counts.
+      all_counts: int64 [classes, classes].
+      class_names: one a class.
+      places: of the classes that are shown.
+      normalized: show each row's shares of all examples of the class, in percent, rather than counts.
     """
-    support = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    counts, classes = all_counts[np.ix_(places, places)], [class_names[place] for place in places]
+    support = np.maximum(all_counts.sum(axis=1, keepdims=True)[places], 1)
     shown = 100 * counts / support if normalized else counts
     text = "{:.1f}" if normalized and len(classes) <= _CLASSES_IN_TENTHS else "{:.0f}"
-    # The diagonal would outshine everything, and what is of interest are the mistakes: they alone are painted.
-    is_mistake = ~np.eye(len(classes), dtype=bool) & (counts > 0)
-    most = float(shown[is_mistake].max()) if is_mistake.any() else 1.0
     side = max(WIDTH, 0.245 * len(classes) + 0.6)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for row, column in np.argwhere(is_mistake):
-            strength = 0.1 + 0.5 * shown[row, column] / most
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=CELL, alpha=strength, linewidth=0))
-        for row, column in np.argwhere(counts > 0):
-            weight = "bold" if row == column else "normal"
-            value = text.format(shown[row, column])
-            axes.text(column, row, value, ha="center", va="center", fontsize=6, fontweight=weight)
-        ends = (-0.5, len(classes) - 0.5)
-        axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xlabel="predicted class", ylabel="true class")
-        label_matrix(axes, classes, classes)
-        edges = np.arange(len(classes) + 1) - 0.5
-        axes.set_xticks(edges, minor=True)
-        axes.set_yticks(edges, minor=True)
-        axes.grid(which="minor", visible=True)
-        axes.tick_params(which="minor", length=0)
-
-    right = 100 * counts.trace() / max(counts.sum(), 1)
+    right = 100 * all_counts.trace() / max(all_counts.sum(), 1)
+    left_out = ""
+    if len(places) < len(class_names):
+        left_out = f"{len(places)} of the {len(class_names):,} classes, those of the most frequent mistakes; "
+        left_out += "confusion.parquet has all. "
     unit = "percent of the true class" if normalized else "examples"
     return draw(
         name,
         f"{setting}, {'shares' if normalized else 'counts'}",
-        paint,
-        alternative=f"Confusion matrix of {setting}, {unit}: {right:.2f} % on the diagonal. {_worst(counts, classes)}",
-        caption=f"Rows: true class, columns: predicted; {unit}, all seeds together. Painted: the mistakes, the "
-        "stronger the more.",
+        lambda figure: _paint_matrix(figure, shown, classes, text),
+        alternative=f"Confusion matrix of {setting}, {unit}: {right:.2f} % on the diagonal. "
+        f"{_worst(all_counts, class_names)}",
+        caption=f"{left_out}Rows: true class, columns: predicted; {unit}, all seeds together. Painted: the mistakes, "
+        "the stronger the more.",
         size=(side, min(side, 0.45 * len(classes) + 1.4)),
     )
 
 
+def _paint_matrix(figure: Figure, shown: NDArray[Any], classes: Sequence[str], text: str) -> None:
+    axes = figure.subplots()
+    # The diagonal would outshine everything, and what is of interest are the mistakes: they alone are painted.
+    is_mistake = ~np.eye(len(classes), dtype=bool) & (shown > 0)
+    most = float(shown[is_mistake].max()) if is_mistake.any() else 1.0
+    cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in np.argwhere(is_mistake)]
+    colors = [to_rgba(CELL, 0.1 + 0.5 * share / most) for share in shown[is_mistake]]
+    axes.add_collection(PatchCollection(cells, facecolors=colors, linewidths=0), autolim=False)
+    for row, column in np.argwhere(shown > 0):
+        weight = "bold" if row == column else "normal"
+        value = text.format(shown[row, column])
+        # Thousands of numbers: the layout need not measure what lies inside of the axes.
+        axes.text(column, row, value, ha="center", va="center", fontsize=6, fontweight=weight, in_layout=False)
+    ends = (-0.5, len(classes) - 0.5)
+    axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xlabel="predicted class", ylabel="true class")
+    label_matrix(axes, classes, classes)
+    edges = np.arange(len(classes) + 1) - 0.5
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(which="minor", visible=True)
+    axes.tick_params(which="minor", length=0)
+
+
 def _worst(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
-    found = confusions(counts, classes)[:3]
-    said = ", ".join(f"{label} taken for {predicted} {count} times" for label, predicted, count in found)
+    found = frequent_mistakes(counts)[:3].tolist()
+    said = ", ".join(
+        f"{classes[label]} taken for {classes[predicted]} {count} times" for label, predicted, count in found
+    )
     return f"The most frequent mistakes: {said}." if found else "No mistakes."
-
-
-def confusions(counts: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Returns true class, predicted class and count of every kind of mistake, the most frequent first."""
-    found = [
-        (classes[row], classes[column], int(counts[row, column]))
-        for row, column in np.ndindex(*counts.shape)
-        if row != column and counts[row, column]
-    ]
-    return sorted(found, key=lambda mistake: -mistake[2])
 
 
 def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: float) -> Chart:
