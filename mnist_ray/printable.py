@@ -4,8 +4,8 @@ import re
 import sys
 
 # Control characters, of which a terminal takes some for commands; marks that turn the direction of what follows them,
-# so that it reads as something else; and halves of characters, which can't be written.
-_SPECIAL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# so that it reads as something else; and halves of characters and non-characters, which UTF-8 or XML can't have.
+_SPECIAL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _COLOR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 

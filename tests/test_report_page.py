@@ -1,5 +1,7 @@
 """The report's page: what it says, how it is written, and how it looks in a real browser."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 HOSTILE = ["<script>alert(1)</script>", "a&b", '"quoted"', "'single'", "$x$", "ünï", "6", "7", "8", "</svg>"]
+FOREIGN = ["猫", "قطة", "बिल्ली", "🦄", "bell\x07", "_x", "L" * 300]
 # As many classes as EMNIST has; the digits fill ten of them.
-MANY_CLASSES = [*HOSTILE, *(f"class {number}" for number in range(10, 47))]
+MANY_CLASSES = [*HOSTILE, *FOREIGN, *(f"class {number}" for number in range(17, 47))]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -120,12 +123,28 @@ def test_the_same_tables_give_the_same_bytes(storage: str, evaluation: str, page
 
 
 @pytest.fixture(scope="module")
-def many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of one setting with 47 classes."""
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The page of one setting with 47 classes, and what was said on stderr."""
     storage = str(tmp_path_factory.mktemp("many"))
     overrides = {"dropout": 0.2, "batch_norm": True, "epochs": 1}
     evaluation = evaluate_grid(storage, overrides, seeds="1", class_names=MANY_CLASSES)
-    return Path(report_evaluation(storage, evaluation).uri)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        page = Path(report_evaluation(storage, evaluation).uri)
+    return page, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def many_classes(reported: tuple[Path, str]) -> Path:
+    return reported[0]
+
+
+def test_what_the_font_lacks_is_said_in_one_line(reported: tuple[Path, str]) -> None:
+    page, said = reported
+    assert re.fullmatch(
+        r"report: the charts' font has no glyphs for 3 of 47 class names, the first is '猫'; .*\n", said
+    )
+    for name in ["猫", "قطة", "बिल्ली", "🦄", r"bell\x07", "_x", "L" * 300]:
+        assert f"<td>{name}</td>" in page.read_text()
 
 
 def test_hostile_class_names_are_shown_as_they_are(many_classes: Path) -> None:

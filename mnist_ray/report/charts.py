@@ -2,6 +2,8 @@
 
 import io
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from mnist_ray.printable import printable
+from mnist_ray.report.glyphs import FONTS, lacks_glyphs, replace_missing
 
 # Okabe and Ito's colours, told apart by the colour-blind too, in an order of contrast on white and on black; lines
 # and markers differ as well: https://jfly.uni-koeln.de/color/
@@ -29,6 +32,7 @@ WIDTH, HEIGHT, _FONT = 3.9, 2.75, 7.5
 _STYLE = {
     "font.size": _FONT,
     "font.family": "sans-serif",
+    "font.sans-serif": FONTS,
     "axes.titlesize": _FONT,
     "axes.labelsize": _FONT,
     "legend.fontsize": _FONT,
@@ -49,6 +53,8 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 _PNG_DPI = 200
+# Characters of a label beside a matrix.
+LONGEST_IN_MATRIX = 22
 # Ids that nothing refers to, and which every figure has.
 _IDLE_ID = re.compile(r' id="[A-Za-z][A-Za-z0-9.]*_[0-9]+"')
 
@@ -113,9 +119,13 @@ def draw(
         figure = Figure(figsize=size, layout="constrained")
         paint(figure)
         svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        with warnings.catch_warnings():
+            # What is written with a reader's font is only measured here; `glyphs.note` says it once for all charts.
+            warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         # Laid out once: that takes as long as drawing.
         figure.set_layout_engine("none")
+        replace_missing(figure)
         figure.savefig(png, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
     return Chart(name, title, alternative, caption, size[0], svg.getvalue(), png.getvalue())
 
@@ -140,8 +150,10 @@ def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None
     # Letters that fit below the cells.
     room = 6.5 * axes.figure.get_figwidth()
     is_long = max(map(len, columns)) * len(columns) > room
-    axes.set_xticks(range(len(columns)), [short(name) for name in columns], rotation=60 if is_long else 0)
-    axes.set_yticks(range(len(rows)), [short(name) for name in rows])
+    # A slanted label ends at its column.
+    slant: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
+    axes.set_xticks(range(len(columns)), [short(name, LONGEST_IN_MATRIX) for name in columns], **slant)
+    axes.set_yticks(range(len(rows)), [short(name, LONGEST_IN_MATRIX) for name in rows])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -173,7 +185,19 @@ def label_losses(axes: Any, limits: tuple[float, float]) -> None:
     axes.set(ylabel="cross-entropy, nats (log scale)", ylim=limits)
 
 
-def short(label: str) -> str:
+def class_labels(class_names: Sequence[str], places: Sequence[int]) -> list[str]:
+    """Returns the names of some classes for a matrix; with their number where the font lacks it or two look alike."""
+    names = [class_names[place] for place in places]
+    times = Counter(short(name, LONGEST_IN_MATRIX) for name in names)
+    return [
+        f"#{place} {name}" if lacks_glyphs(name) or times[short(name, LONGEST_IN_MATRIX)] > 1 else name
+        for place, name in zip(places, names, strict=True)
+    ]
+
+
+def short(label: str, longest: int = 34) -> str:
     """Returns a label that fits beside a chart in one line, and that is no formula."""
-    shown = printable(label).replace("$", r"\$")
-    return shown if len(shown) <= 34 else f"{shown[:16]}…{shown[-17:]}"
+    shown = printable(label)
+    half = longest // 2
+    shown = shown if len(shown) <= longest else f"{shown[: half - 1]}…{shown[-half:]}"
+    return shown.replace("$", r"\$")

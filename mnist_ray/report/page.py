@@ -17,7 +17,8 @@ from mnist_ray.comparisons import Comparison
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.leaderboard import setting_text
 from mnist_ray.metrics import class_rates
-from mnist_ray.report import limits, plots
+from mnist_ray.printable import printable, say_line
+from mnist_ray.report import glyphs, limits, plots
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
 from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons
@@ -60,6 +61,8 @@ def report_evaluation(storage_uri: str, evaluation: str) -> Report:
     grid = report_grid(storage_uri, evaluation)
     view = View(folder, report_comparisons(storage_uri, evaluation), grid)
     page = view.render().encode()
+    if (line := glyphs.note(folder.class_names)) is not None:
+        say_line(line)
     # Those of an earlier report may have other names.
     folder.storage.delete_folder(f"reports/{evaluation}/plots")
     for chart in view.charts:
@@ -170,7 +173,12 @@ class View:
         """Returns the page."""
         loader = jinja2.PackageLoader("mnist_ray.report")
         environment = jinja2.Environment(
-            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+            loader=loader,
+            autoescape=True,
+            finalize=_shown,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
         environment.filters.update(
             points=_points, rate=_rate, interval=_interval, signed=_signed, svg=_svg, value=setting_text, p=p_text
@@ -417,6 +425,11 @@ def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
     if interval.low is None:
         return "unknown"
     return f"{_signed(factor * interval.low, digits)} to {_signed(factor * interval.high, digits)}"
+
+
+def _shown(value: Any) -> Any:
+    # Control characters and marks of direction in names; a page's own markup is no str but a Markup.
+    return printable(value) if type(value) is str else value
 
 
 def _svg(chart: Chart) -> Markup:

@@ -15,9 +15,11 @@ from mnist_ray.report.charts import (
     CELL,
     GREY,
     INK,
+    LONGEST_IN_MATRIX,
     VERMILION,
     WIDTH,
     Chart,
+    class_labels,
     draw,
     label_epochs,
     label_losses,
@@ -164,11 +166,12 @@ def confusion(
       places: of the classes that are shown.
       normalized: show each row's shares of all examples of the class, in percent, rather than counts.
     """
-    counts, classes = all_counts[np.ix_(places, places)], [class_names[place] for place in places]
+    counts, classes = all_counts[np.ix_(places, places)], class_labels(class_names, places)
     support = np.maximum(all_counts.sum(axis=1, keepdims=True)[places], 1)
     shown = 100 * counts / support if normalized else counts
     text = "{:.1f}" if normalized and len(classes) <= _CLASSES_IN_TENTHS else "{:.0f}"
-    side = max(WIDTH, 0.245 * len(classes) + 0.6)
+    longest = min(max(map(len, classes)), LONGEST_IN_MATRIX)
+    side = max(WIDTH, 0.245 * len(classes) + 0.6 + 0.05 * max(0, longest - 8))
     right = 100 * all_counts.trace() / max(all_counts.sum(), 1)
     left_out = ""
     if len(places) < len(class_names):
