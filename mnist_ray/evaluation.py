@@ -26,6 +26,9 @@ from mnist_ray.metrics import Tally, calibration, class_rates, predictions, rate
 from mnist_ray.models.networks import network_of
 from mnist_ray.storage import PendingFolder, StoredFile
 
+# Of a part file: 256 MB of them. A process holds a few times as many while it evaluates a shard.
+_MOST_PROBABILITIES = 1 << 26
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,6 +66,11 @@ class Plan:
         runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
         which = f"{self.config.grid}-{runs}" if self.config.grid else runs
         return f"{dataset}-{self.config.split}-{which}"
+
+    @property
+    def shard_size(self) -> int:
+        """Images in one part file: the config's, or fewer where many classes and runs would fill the memory."""
+        return min(self.config.shard_size, max(1, _MOST_PROBABILITIES // (len(self.class_names) * len(self.runs))))
 
     @property
     def runs(self) -> dict[str, str]:
@@ -163,7 +171,7 @@ def load_network(checkpoint: Checkpoint) -> nn.Sequential:
 
 
 class ShardStream:
-    """The split in pieces that depend on its size alone, not on who will evaluate them; to be gone through once.
+    """The split in pieces that depend on it and the plan alone, not on who will evaluate them; to be gone through once.
 
     The images of one shard are in memory at a time.
 
@@ -188,7 +196,7 @@ class ShardStream:
         examples = self._examples
         fingerprint, pieces = Fingerprint(examples), examples.read()
         first = 0
-        for number, images in enumerate(_in_pieces(pieces, self._plan.config.shard_size)):
+        for number, images in enumerate(_in_pieces(pieces, self._plan.shard_size)):
             fingerprint.add(images)
             # A copy: a view would be sent to another process with the labels of the whole split.
             yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
@@ -198,7 +206,7 @@ class ShardStream:
 
 def num_shards(examples: ExampleStream, plan: Plan) -> int:
     """Returns how many shards the split has."""
-    return math.ceil(len(examples) / plan.config.shard_size)
+    return math.ceil(len(examples) / plan.shard_size)
 
 
 def _in_pieces(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -299,7 +307,6 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
             _metrics(plan, checkpoint, total) for checkpoint, total in zip(plan.checkpoints, totals, strict=True)
         ],
         "per_class": _rows(plan, totals, _per_class),
-        "confusion": _rows(plan, totals, _confusion),
         "calibration": _rows(plan, totals, lambda _, total: _by_row(calibration(total))),
         "learning_curves": [
             {"run": checkpoint.run, **epoch} for checkpoint in plan.checkpoints for epoch in _curve(checkpoint)
@@ -311,6 +318,8 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
     for name, rows in made.items():
         columns = {column: [row[column] for row in rows] for column in rows[0]}
         files.append(pending.write(f"{name}.parquet", tables.to_parquet_bytes(_table(plan, name, columns))))
+    confusion = tables.pieces_to_parquet_bytes(_confusion(plan, totals))
+    files.append(pending.write("confusion.parquet", confusion))
     return files
 
 
@@ -399,18 +408,31 @@ def _per_class(plan: Plan, total: Tally) -> list[dict[str, Any]]:
     )
 
 
-def _confusion(plan: Plan, total: Tally) -> list[dict[str, Any]]:
-    return [
-        {
+def _confusion(plan: Plan, totals: Sequence[Tally]) -> Iterator[pa.Table]:
+    """Yields the confusion table in pieces: with thousands of classes a single run has millions of rows."""
+    runs = np.asarray([checkpoint.run for checkpoint in plan.checkpoints], dtype=object)
+    names, num_classes = np.asarray(plan.class_names, dtype=object), len(plan.class_names)
+    # Places in the table of the cells that are not 0, in order.
+    filled = np.concatenate([run * num_classes**2 + total.pairs for run, total in enumerate(totals)])
+    counts = np.concatenate([total.pair_count for total in totals])
+    for first in range(0, len(totals) * num_classes**2, tables.ROWS_IN_PIECE):
+        cells = np.arange(first, min(first + tables.ROWS_IN_PIECE, len(totals) * num_classes**2))
+        run, pair = np.divmod(cells, num_classes**2)
+        label, predicted = np.divmod(pair, num_classes)
+        some = slice(*np.searchsorted(filled, (first, first + len(cells))))
+        count = np.zeros(len(cells), dtype=np.int64)
+        count[filled[some] - first] = counts[some]
+        columns = {
+            "run": runs[run],
+            "dataset": plan.config.dataset,
+            "split": plan.config.split,
             "label": label,
-            "label_name": plan.class_names[label],
+            "label_name": names[label],
             "predicted_label": predicted,
-            "predicted_label_name": plan.class_names[predicted],
+            "predicted_label_name": names[predicted],
             "count": count,
         }
-        for label, row in enumerate(total.confusion.tolist())
-        for predicted, count in enumerate(row)
-    ]
+        yield _table(plan, "confusion", columns)
 
 
 def _rows(plan: Plan, totals: Sequence[Tally], make: Any) -> list[dict[str, Any]]:

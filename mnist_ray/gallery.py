@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HARDEST, DISPUTED, SAMPLE = "hardest", "disputed", "sample"
+_VOTES_AT_ONCE = 1 << 20
 SHOWN = {HARDEST: 40, DISPUTED: 40, SAMPLE: 20}
 
 
@@ -90,8 +91,15 @@ def vote_entropy(predicted: NDArray[np.int64]) -> NDArray[np.float64]:
     Args:
       predicted: int64 [runs, n], each run's class.
     """
+    num_classes = int(predicted.max()) + 1
+    pieces = range(0, predicted.shape[1], max(1, _VOTES_AT_ONCE // num_classes))
+    found = [_vote_entropy(predicted[:, first : first + pieces.step], num_classes) for first in pieces]
+    return np.concatenate(found)
+
+
+def _vote_entropy(predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
     num_runs, num_examples = predicted.shape
-    votes = np.zeros((num_examples, int(predicted.max()) + 1), dtype=np.int64)
+    votes = np.zeros((num_examples, num_classes), dtype=np.int64)
     for of_run in predicted:
         votes[np.arange(num_examples), of_run] += 1
     # Sorted: the same counts have the same sum, to the last bit, whichever classes they are of.

@@ -90,7 +90,10 @@ class Tally:
     """Sums over the examples of one run; tallies of disjoint examples add up with +.
 
     Attributes:
-      confusion: int64 [classes, classes], examples by true class (row) and predicted class (column).
+      num_classes: number of classes.
+      pairs: int64 [pairs], the pairs of true and predicted class that occur, as true * num_classes + predicted, in
+        order: of thousands of classes they are far fewer than all.
+      pair_count: int64 [pairs], examples of each.
       bin_count: int64 [bins], examples by confidence, see `bin_edges`.
       bin_correct: int64 [bins], the correct ones among them.
       bin_confidence: float64 [bins], sum of their confidence.
@@ -99,7 +102,9 @@ class Tally:
       top2_correct: examples whose true class is among the two most probable.
     """
 
-    confusion: NDArray[np.int64]
+    num_classes: int
+    pairs: NDArray[np.int64]
+    pair_count: NDArray[np.int64]
     bin_count: NDArray[np.int64]
     bin_correct: NDArray[np.int64]
     bin_confidence: NDArray[np.float64]
@@ -110,16 +115,29 @@ class Tally:
     @property
     def num_examples(self) -> int:
         """Number of examples tallied."""
-        return int(self.confusion.sum())
+        return int(self.pair_count.sum())
 
     @property
     def num_correct(self) -> int:
         """Number of examples whose predicted class is the true one."""
-        return int(self.confusion.trace())
+        label, predicted = np.divmod(self.pairs, self.num_classes)
+        return int(self.pair_count[label == predicted].sum())
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Examples by true class (row) and predicted class (column), int64 [classes, classes]."""
+        found = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        found.flat[self.pairs] = self.pair_count
+        return found
 
     def __add__(self, other: "Tally") -> "Tally":
+        pairs, place = np.unique(np.concatenate((self.pairs, other.pairs)), return_inverse=True)
+        pair_count = np.zeros(len(pairs), dtype=np.int64)
+        np.add.at(pair_count, place, np.concatenate((self.pair_count, other.pair_count)))
         return Tally(
-            confusion=self.confusion + other.confusion,
+            num_classes=self.num_classes,
+            pairs=pairs,
+            pair_count=pair_count,
             bin_count=self.bin_count + other.bin_count,
             bin_correct=self.bin_correct + other.bin_correct,
             bin_confidence=self.bin_confidence + other.bin_confidence,
@@ -140,7 +158,7 @@ def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
       num_bins: bins of the confidence, at least 1.
     """
     num_classes = shard.probabilities.shape[1]
-    pairs = shard.label * num_classes + shard.predicted_label
+    pairs, pair_count = np.unique(shard.label * num_classes + shard.predicted_label, return_counts=True)
     # The inner edges alone: what lies at or below the first falls into bin 0, above the last into the last bin.
     bins = np.searchsorted(bin_edges(num_bins)[1:-1], shard.confidence.astype(np.float64), side="left")
     bin_confidence = np.zeros(num_bins)
@@ -148,7 +166,9 @@ def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
     errors = shard.probabilities.astype(np.float64)  # [n, classes]
     errors[np.arange(len(errors)), shard.label] -= 1.0
     return Tally(
-        confusion=np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes),
+        num_classes=num_classes,
+        pairs=pairs,
+        pair_count=pair_count,
         bin_count=np.bincount(bins, minlength=num_bins),
         bin_correct=np.bincount(bins[shard.correct], minlength=num_bins),
         bin_confidence=bin_confidence,

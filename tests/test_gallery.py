@@ -33,6 +33,13 @@ def test_vote_entropy_equals_scipys() -> None:
     assert vote_entropy(predicted)[0] == 0
 
 
+def test_the_votes_of_many_classes_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = np.random.default_rng(0).integers(0, 50, (7, 100))
+    whole = vote_entropy(predicted)
+    monkeypatch.setattr("mnist_ray.gallery._VOTES_AT_ONCE", 50 * 30)
+    np.testing.assert_array_equal(vote_entropy(predicted), whole)
+
+
 def test_the_hardest_images_are_those_that_the_most_runs_get_wrong() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     # Probability of the true class under two runs; the rest goes to the next class.

@@ -10,6 +10,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+import mnist_ray.evaluation as evaluation_module
+from mnist_ray import tables
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.config import EvaluationConfig, TrainConfig
 from mnist_ray.data import Examples, load_examples
@@ -146,6 +148,39 @@ def test_the_confusions_of_settings_are_those_of_their_runs(
     np.add.at(expected, (of_run.label, of_run.predicted_label), 1)
     np.testing.assert_array_equal(found[0], expected)
     assert found[1].sum() == 0
+
+
+def test_the_confusion_table_of_several_pieces_is_that_of_the_predictions(
+    storage: str, evaluation: str, predictions: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = open_evaluation(storage, evaluation).table("confusion").to_pandas()
+    assert len(whole) == 2 * len(NAMES) ** 2
+    expected = predictions.groupby(["run", "label", "predicted_label"], observed=True).size()
+    filled = whole[whole["count"] > 0].set_index(["run", "label", "predicted_label"])["count"]
+    assert filled.to_dict() == expected.to_dict()
+    assert (whole.label_name == np.array(NAMES)[whole.label]).all()
+    assert (whole.predicted_label_name == np.array(NAMES)[whole.predicted_label]).all()
+
+    # Pieces that end within a run and within a class.
+    monkeypatch.setattr(tables, "ROWS_IN_PIECE", 70_000)
+    again = open_evaluation(str(tmp_path), evaluate_many(str(tmp_path))).table("confusion").to_pandas()
+    pd.testing.assert_frame_equal(again, whole, check_categorical=False)
+
+
+def test_a_part_file_of_many_classes_and_runs_has_fewer_images(
+    storage: str, evaluation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(evaluation_module, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
+    folder = open_evaluation(str(tmp_path), evaluate_many(str(tmp_path)))
+    assert [len(part) for part in folder.parts("predictions")] == [200, 200, 200, 110]
+    order = ["run", "example_index"]
+    found, whole = (
+        some.table("predictions").to_pandas().sort_values(order, ignore_index=True)
+        for some in (folder, open_evaluation(storage, evaluation))
+    )
+    pd.testing.assert_frame_equal(found.drop(columns="probabilities"), whole.drop(columns="probabilities"))
+    metrics = [some.table("metrics").to_pandas() for some in (folder, open_evaluation(storage, evaluation))]
+    assert (metrics[0].accuracy == metrics[1].accuracy).all()
 
 
 COUNTS = np.array([[5, 0, 2, 0], [1, 0, 0, 2], [0, 3, 1, 0], [0, 0, 0, 0]])
