@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         # Ctrl-C once more, just after the command has told that it stopped.
         code = 130
+    except SystemExit as error:
+        # SIGTERM, whose handler ends a command wherever it is.
+        code = int(error.code or 0)
     except StorageError as error:
         # The line of another error could not be written.
         code = error.exit_code
