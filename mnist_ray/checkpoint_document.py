@@ -83,6 +83,7 @@ class CheckpointDocument(RunDocument):
     class_names: list[str] = Field(min_length=1)
     normalization: _Normalization
     bright_ground_share: Share | None = None
+    wide_bits: Literal[8, 10, 12, 14, 16] | None = None
     files: dict[Literal["model.safetensors", "optimizer.safetensors"], str]
     code_version: str
     lineage: _Lineage

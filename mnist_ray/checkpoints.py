@@ -372,6 +372,7 @@ class RunFolder:
             "class_names": list(data.class_names),
             "normalization": {"mean": data.mean, "std": data.std},
             "bright_ground_share": data.bright_ground_share,
+            "wide_bits": data.wide_bits,
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             "code_version": code_version(),
         }

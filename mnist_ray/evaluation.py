@@ -154,6 +154,20 @@ def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint
         load_network(checkpoint)
 
 
+def trained_wide_bits(checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Returns what the training images of more than 8 bits were scaled from; None if no run had or noted such.
+
+    Raises:
+      CheckpointError: runs differ in it, so that the same images would have to be scaled in several ways.
+    """
+    noted = {checkpoint.document.get("wide_bits"): checkpoint.run for checkpoint in checkpoints}
+    noted.pop(None, None)
+    if len(noted) > 1:
+        runs = ", ".join(f"{run!r} from {bits} bits" for bits, run in sorted(noted.items()))
+        raise CheckpointError(f"runs scaled their training images differently: {runs}; evaluate them one by one")
+    return next(iter(noted), None)
+
+
 def load_network(checkpoint: Checkpoint) -> nn.Sequential:
     """Returns a checkpoint's network in evaluation mode.
 

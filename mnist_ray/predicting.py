@@ -1,12 +1,13 @@
 """Predictions for the user's own images, shard by shard, committed in one step; no Ray here."""
 
 import hashlib
+import itertools
 import json
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from mnist_ray import tables
 from mnist_ray.checkpoints import Checkpoint, RunFolder
 from mnist_ray.code_version import code_version
 from mnist_ray.data.image_spans import ReadImages, Span, shards
+from mnist_ray.data.images import all_one_shade
+from mnist_ray.data.sources import MAX_NAMES_SAID
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation import load_network
 from mnist_ray.inference import log_probabilities
 from mnist_ray.metrics import Predictions, predictions
 from mnist_ray.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
+from mnist_ray.printable import printable
 from mnist_ray.storage import PendingFolder, Storage, StoredFile
 
 SHARD_SIZE = 4096
@@ -48,6 +52,11 @@ class PredictionPlan:
     inversion: Inversion
     shard_size: int
     code_version: str
+
+    @property
+    def wide_bits(self) -> int | None:
+        """What the training images of more than 8 bits were scaled from; None if there were none, or nobody noted."""
+        return cast(int | None, self.checkpoint.document.get("wide_bits"))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -78,8 +87,11 @@ class ShardPrediction:
       file: its part of the predictions; empty if none of its images could be read.
       num_images: images that could be read.
       num_inverted, num_converted: those among them that were inverted, and that had another size or colours.
+      num_wide: those among them that had more than 8 bits.
+      num_one_shade, first_one_shade: how many of them became one shade, and where the first few are.
       num_labelled, num_correct: those among them that have a label, and that were predicted as it says.
-      first_unlabelled: path of the first one without; None if all have one.
+      has_label_column: whether some are of a Parquet file with a column label.
+      first_unlabelled: the first one without; None if all have one.
       errors: path, row and reason of those that couldn't.
     """
 
@@ -88,8 +100,12 @@ class ShardPrediction:
     num_images: int
     num_inverted: int
     num_converted: int
+    num_wide: int
+    num_one_shade: int
+    first_one_shade: tuple[str, ...]
     num_labelled: int
     num_correct: int
+    has_label_column: bool
     first_unlabelled: str | None
     errors: tuple[tuple[str, int | None, str], ...]
 
@@ -126,9 +142,7 @@ class Predictor:
         self._plan = plan
         self._device = device
         self._network = load_network(plan.checkpoint).to(device)
-        # Only of a folder of images do the paths have folders that say what the images show.
-        names = plan.class_names if plan.kind == "folder" else ()
-        self._labels = {name: label for label, name in enumerate(names)}
+        self._labels = {name: label for label, name in enumerate(plan.class_names)}
 
     def predict_span(self, span: Span, pending: PendingFolder) -> Iterator[ShardPrediction]:
         """Predicts a span's images and stores the part files of its shards; the same span gives the same bytes.
@@ -137,7 +151,9 @@ class Predictor:
           DataError: a Parquet or IDX file is damaged.
           StorageError: the images can't be read, or a part not be written.
         """
-        for number, images in enumerate(shards(span.read(), self._plan.shard_size), start=span.first_shard):
+        for number, images in enumerate(
+            shards(span.read(self._plan.wide_bits), self._plan.shard_size), start=span.first_shard
+        ):
             yield self._predict_shard(number, images, pending)
 
     def answer(self, image: ReadImages) -> Answer:
@@ -148,6 +164,8 @@ class Predictor:
         """
         if image.error is not None:
             raise DataError(f"images={self._plan.images}: no readable image: {image.error}")
+        if image.one_shade is not None:
+            raise all_one_shade(f"images={self._plan.images}", [printable(image.path)], 1)
         shown, inverted = self._predict(_joined([image]))
         names = self._plan.class_names
         probabilities = dict(zip(names, map(float, shown.probabilities[0]), strict=True))
@@ -158,11 +176,14 @@ class Predictor:
         shown, inverted = self._predict(_joined(readable))
         names = np.asarray(self._plan.class_names, dtype=object)
         paths = [path for some in readable for path in [some.path] * len(some)]
-        labels = [self._labels.get(path.partition("/")[0]) if "/" in path else None for path in paths]
+        labels = [label for some in readable for label in self._labels_of(some)]
+        rows = [row for some in readable for row in some.rows]
+        unlabelled = (_place(path, row) for path, row, label in zip(paths, rows, labels, strict=True) if label is None)
+        one_shade = [name for some in readable for name in _one_shade(some)]
         columns = {
             "run": self._plan.checkpoint.run,
             "path": paths,
-            "row": [row for some in readable for row in some.rows],
+            "row": rows,
             "label": labels,
             "predicted_label": shown.predicted_label,
             "predicted_label_name": names[shown.predicted_label],
@@ -176,11 +197,23 @@ class Predictor:
             num_images=len(inverted),
             num_inverted=int(inverted.sum()),
             num_converted=sum(len(some) for some in readable if some.is_converted),
+            num_wide=sum(len(some) for some in readable if some.is_wide),
+            num_one_shade=len(one_shade),
+            first_one_shade=tuple(one_shade[:MAX_NAMES_SAID]),
             num_labelled=len(labels) - labels.count(None),
             num_correct=sum(map(operator.eq, labels, shown.predicted_label.tolist())),
-            first_unlabelled=next((path for path, label in zip(paths, labels, strict=True) if label is None), None),
+            has_label_column=any(some.labels is not None for some in images),
+            first_unlabelled=next(unlabelled, None),
             errors=tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None),
         )
+
+    def _labels_of(self, images: ReadImages) -> Sequence[int | None]:
+        if images.labels is not None:
+            return [None if name is None else self._labels.get(name) for name in images.labels]
+        # Only of a folder of images do the paths have folders that say what the images show.
+        folder, slash, _ = images.path.partition("/")
+        is_named = bool(slash) and self._plan.kind == "folder"
+        return [self._labels.get(folder) if is_named else None] * len(images)
 
     def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
         """Inverts in place what needs it of uint8 [n, 28, 28]; returns the predictions and what that was, bool [n]."""
@@ -204,6 +237,17 @@ def _joined(images: Sequence[ReadImages]) -> "np.ndarray[Any, np.dtype[np.uint8]
     return np.concatenate(grey) if grey else np.empty((0, 28, 28), dtype=np.uint8)
 
 
+def _one_shade(images: ReadImages) -> list[str]:
+    """Returns where those are that became one shade."""
+    places = [] if images.one_shade is None else images.one_shade.nonzero()[0].tolist()
+    rows = (images.rows[place] for place in places)
+    return [_place(images.path, row) for row in rows]
+
+
+def _place(path: str, row: int | None) -> str:
+    return printable(path) if row is None else f"row {row} of {printable(path)}"
+
+
 def _text(name: str) -> str:
     """Returns a file's name in Unicode, whatever bytes it has."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -222,14 +266,18 @@ class Totals:
       num_images: images that were predicted.
       num_errors: those that can't be read.
       num_inverted, num_converted: predicted ones that were inverted, and that had another size or colours.
-      num_labelled: predicted ones whose folder is named as a class.
-      accuracy: share of the predicted ones that have the class that their folder names; None unless all are labelled.
+      num_wide: predicted ones that had more than 8 bits.
+      num_one_shade: predicted ones that became one shade.
+      num_labelled: predicted ones whose folder, or column label, names a class.
+      accuracy: share of the predicted ones that have the class that is named so; None unless all are labelled.
     """
 
     num_images: int
     num_errors: int
     num_inverted: int
     num_converted: int
+    num_wide: int
+    num_one_shade: int
     num_labelled: int
     accuracy: float | None
 
@@ -244,7 +292,9 @@ class Committed:
       already_done: whether the same was there before.
       totals: its numbers of images.
       first_error: the first image that can't be read, and why; None if there is none.
-      first_unlabelled: path of the first predicted image whose folder names no class; None if there is none.
+      has_label_column: whether some images are of a Parquet file with a column label.
+      first_unlabelled: the first predicted image without a label that is a class; None if there is none.
+      first_one_shade: where the first few images are that became one shade.
     """
 
     name: str
@@ -252,7 +302,9 @@ class Committed:
     already_done: bool
     totals: Totals
     first_error: str | None
+    has_label_column: bool
     first_unlabelled: str | None
+    first_one_shade: tuple[str, ...]
 
 
 def make_plan(
@@ -322,6 +374,7 @@ def commit(
       name: of the final folder; None for one made of the run, the images' place and a hash of all content.
 
     Raises:
+      DataError: all images became one shade.
       ConflictError: the name exists with other content.
       StorageError: it can't be written.
     """
@@ -331,6 +384,9 @@ def commit(
     files = [shard.file for shard in shards]
     files.append(pending.write("errors.parquet", _parquet(plan, "image_errors", columns)))
     totals = _totals(shards)
+    one_shade = tuple(itertools.islice((name for shard in shards for name in shard.first_one_shade), MAX_NAMES_SAID))
+    if totals.num_one_shade == totals.num_images > 0:
+        raise all_one_shade(f"images={plan.images}", one_shade, totals.num_images)
     content = {**plan.facts(), "sha256": {file.name: file.sha256 for file in files}}
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"
@@ -339,7 +395,9 @@ def commit(
     committed = final.commit(files, manifest)
     first_error = _error_text(errors[0]) if errors else None
     first_unlabelled = next((shard.first_unlabelled for shard in shards if shard.first_unlabelled is not None), None)
-    return Committed(chosen, pending.storage.uri_of(final.path), not committed, totals, first_error, first_unlabelled)
+    uri = pending.storage.uri_of(final.path)
+    has_label_column = any(shard.has_label_column for shard in shards)
+    return Committed(chosen, uri, not committed, totals, first_error, has_label_column, first_unlabelled, one_shade)
 
 
 def _totals(shards: Sequence[ShardPrediction]) -> Totals:
@@ -351,6 +409,8 @@ def _totals(shards: Sequence[ShardPrediction]) -> Totals:
         num_errors=sum(len(shard.errors) for shard in shards),
         num_inverted=sum(shard.num_inverted for shard in shards),
         num_converted=sum(shard.num_converted for shard in shards),
+        num_wide=sum(shard.num_wide for shard in shards),
+        num_one_shade=sum(shard.num_one_shade for shard in shards),
         num_labelled=num_labelled,
         accuracy=num_correct / num_images if num_images and num_labelled == num_images else None,
     )
@@ -364,7 +424,7 @@ def answer_image(plan: PredictionPlan, images: Images) -> Answer:
       StorageError: its storage can't be read.
     """
     (span,) = images.spans(1)
-    (image,) = span.read()
+    (image,) = span.read(plan.wide_bits)
     torch.set_num_threads(1)
     return Predictor(plan, device=torch.device("cpu")).answer(image)
 

@@ -478,7 +478,7 @@ IMAGE_PREDICTIONS = Table(
             "label",
             INT64,
             "",
-            "class that the image's topmost folder, of a folder of images, is named as; null where it names none",
+            "class that the image's topmost folder, or the column label of its Parquet file, names; null where none",
             nullable=True,
         ),
         *_PREDICTED_LABEL,

@@ -30,6 +30,7 @@ class TrainingData:
         train_limit leaves.
       conversion: see Examples.
       found: see Examples.
+      wide_bits: see Examples.
       is_validation_given: whether the validation examples came with the data.
     """
 
@@ -45,6 +46,7 @@ class TrainingData:
     conversion: str | None = None
     found: Found = field(default_factory=Found)
     is_validation_given: bool = False
+    wide_bits: int | None = None
 
 
 def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -101,6 +103,7 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
         conversion=examples.conversion,
         found=examples.found,
         is_validation_given=given > 0,
+        wide_bits=examples.wide_bits,
     )
 
 

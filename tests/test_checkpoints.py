@@ -259,6 +259,7 @@ FORGED: dict[str, dict[str, object]] = {
     "normalization.mean": {"normalization": {"mean": float("nan"), "std": 0.5}},
     "normalization.std: Field required": {"normalization": {"mean": 0.5}},
     "bright_ground_share": {"bright_ground_share": 2.0},
+    "wide_bits": {"wide_bits": 9},
     "class_names.0": {"class_names": [1, 2]},
     "class_names: two classes": {"class_names": ["a", "a"]},
     "history": {"history": []},

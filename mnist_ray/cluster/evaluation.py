@@ -28,6 +28,7 @@ from mnist_ray.evaluation import (
     make_plan,
     manifest,
     num_shards,
+    trained_wide_bits,
     write_tables,
 )
 from mnist_ray.evaluation_folder import evaluations_of_split, is_likely_there
@@ -118,6 +119,7 @@ def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, ExampleStream]:
         if left_out:
             say_line(f"dataset {dataset}: {left_out}")
     check_checkpoints(config, checkpoints, examples)
+    examples = examples.scaled_from(trained_wide_bits(checkpoints))
     elsewhere = trained_elsewhere([checkpoint.config.dataset for checkpoint in checkpoints], dataset)
     say_line(evaluation_line(config, examples, elsewhere))
     return make_plan(config, checkpoints, examples), examples

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mnist_ray.errors import DataError
@@ -48,6 +49,7 @@ class Examples:
       conversion: one line that says how the source's images became 28x28 grey, None if they were that already.
       num_validation: how many of the last examples are the validation set that came with the data.
       found: what was understood of the user's own data.
+      wide_bits: see ImagePieces.
     """
 
     images: "Tensor"
@@ -57,6 +59,7 @@ class Examples:
     conversion: str | None = None
     num_validation: int = 0
     found: Found = field(default_factory=Found)
+    wide_bits: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +71,7 @@ class Examples:
           source: the data set that a message names.
         """
         return ExampleStream(
-            self.labels, self.class_names, source, lambda: _WholeSplit(self), self.num_validation, self.found
+            self.labels, self.class_names, source, lambda _=None: _WholeSplit(self), self.num_validation, self.found
         )
 
 
@@ -86,6 +89,10 @@ class ImagePieces(Protocol):
     def conversion(self) -> str | None:
         """One line that says how the images that were read became 28x28 grey, None if they were that already."""
 
+    @property
+    def wide_bits(self) -> int | None:
+        """The bits that the images of more than 8 bits were scaled from, None if there were none."""
+
 
 @dataclass(frozen=True)
 class _WholeSplit:
@@ -98,6 +105,10 @@ class _WholeSplit:
     def conversion(self) -> str | None:
         return self.examples.conversion
 
+    @property
+    def wide_bits(self) -> int | None:
+        return self.examples.wide_bits
+
 
 @dataclass(frozen=True, eq=False)
 class ExampleStream:
@@ -107,7 +118,8 @@ class ExampleStream:
       labels: int64 [n], indices into class_names.
       class_names: one name for each class, the same in both splits.
       source: the data set that a message names.
-      read: begins to read the images; may be called again.
+      read: begins to read the images; may be called again. Takes the bits that those of more than 8 bits are scaled
+        from, None for the range that their set uses.
       num_validation, found: see Examples.
 
     Raises:
@@ -117,7 +129,7 @@ class ExampleStream:
     labels: "Tensor"
     class_names: tuple[str, ...]
     source: str
-    read: Callable[[], ImagePieces]
+    read: Callable[..., ImagePieces]
     num_validation: int = 0
     found: Found = field(default_factory=Found)
 
@@ -127,6 +139,10 @@ class ExampleStream:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def scaled_from(self, wide_bits: int | None) -> "ExampleStream":
+        """Returns the split with images of more than 8 bits scaled from these, None for the range of their set."""
+        return self if wide_bits is None else replace(self, read=partial(self.read, wide_bits))
 
     def scan(self) -> tuple[str, str | None]:
         """Reads all images once and returns the split's fingerprint and what was converted.
@@ -165,6 +181,7 @@ class ExampleStream:
             pieces.conversion,
             self.num_validation,
             self.found,
+            pieces.wide_bits,
         )
 
 

@@ -178,12 +178,13 @@ def load_idx_folder(place: str, split: Split) -> Examples:
     labels = read_labels(_existing(folder, labels_name))
     train_labels = labels if split == "train" else read_labels(_existing(folder, USUAL_NAMES["train"][1]))
     class_names = tuple(map(str, range(int(train_labels.max()) + 1)))
-    resized, conversion = _resized(images)
+    source = f"dataset=idx:{folder} ({split})"
+    resized, conversion = _resized(images, source)
     return make_examples(
         torch.from_numpy(resized).unsqueeze(1),  # [n, 28, 28] -> [n, 1, 28, 28]
         labels,
         class_names=class_names,
-        source=f"dataset=idx:{folder} ({split})",
+        source=source,
         conversion=conversion,
     )
 
@@ -196,14 +197,16 @@ def _existing(folder: Path, name: str) -> Path:
     return path
 
 
-def _resized(images: "npt.NDArray[np.uint8]") -> tuple["npt.NDArray[np.uint8]", str | None]:
+def _resized(images: "npt.NDArray[np.uint8]", source: str) -> tuple["npt.NDArray[np.uint8]", str | None]:
     """Images [n, rows, columns] as [n, 28, 28], and what was done."""
-    import numpy as np
-
-    from mnist_ray.data.images import resize_grey
+    from mnist_ray.data.images import all_one_shade, one_shade_words, resize_all
 
     count, rows, columns = images.shape
     if rows == columns == IMAGE_SIDE:
         return images, None
-    resized = np.stack([resize_grey(image) for image in images])
-    return resized, f"{count} images of {columns}x{rows} grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
+    resized, one_shade = resize_all(images)
+    lost = [f"image {index}" for index in one_shade.nonzero()[0]]
+    if len(lost) == count:
+        raise all_one_shade(source, lost, count)
+    said = f"{count} images of {columns}x{rows} grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
+    return resized, f"{said}; {one_shade_words(lost, len(lost), count)}" if lost else said

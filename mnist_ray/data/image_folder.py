@@ -57,8 +57,8 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     paths = [image.path for image in chosen]
     whole = [image.path for part in by_split.values() for image in part]
 
-    def read() -> DecodedImages:
-        return DecodedImages(read_files(storage, paths), source, lambda: read_files(storage, whole))
+    def read(wide_bits: int | None = None) -> DecodedImages:
+        return DecodedImages(read_files(storage, paths), source, lambda: read_files(storage, whole), wide_bits)
 
     return ExampleStream(
         labels,

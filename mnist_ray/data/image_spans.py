@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
-from mnist_ray.data.images import MAX_IMAGE_BYTES, UnreadableImageError, decode_image, is_converted, resize_grey
-from mnist_ray.data.parquet import byte_lengths, image_layout, open_parquet, rows_per_batch, whole_images
+from mnist_ray.data.images import MAX_IMAGE_BYTES, UnreadableImageError, decode_image, is_converted, is_wide, resize_all
+from mnist_ray.data.parquet import (
+    byte_lengths,
+    has_labels,
+    image_layout,
+    label_texts,
+    open_parquet,
+    rows_per_batch,
+    whole_images,
+)
 from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage import FileEntry, MissingError, Storage, storage_errors
@@ -45,6 +53,9 @@ class ReadImages:
       row: place of the first one in a Parquet or IDX file, from 0; None for a file that is one image.
       grey: uint8 [n, 28, 28], not to be written to; None of one that can't be read.
       is_converted: whether they had another size or colours.
+      is_wide: whether they had more than 8 bits.
+      one_shade: which of them became one shade, bool [n]; None if none did.
+      labels: what a Parquet file's column label says of each; None where there is no such column.
       error: why it can't be read.
     """
 
@@ -52,6 +63,9 @@ class ReadImages:
     row: int | None
     grey: "GreyImages | None"
     is_converted: bool = False
+    is_wide: bool = False
+    one_shade: "npt.NDArray[np.bool_] | None" = None
+    labels: Sequence[str | None] | None = None
     error: str | None = None
 
     def __len__(self) -> int:
@@ -67,7 +81,13 @@ class ReadImages:
         """Returns the first images, fewer than all, and the rest."""
         assert self.row is not None
         assert self.grey is not None
-        return replace(self, grey=self.grey[:size]), replace(self, row=self.row + size, grey=self.grey[size:])
+        return self._part(slice(size)), replace(self._part(slice(size, None)), row=self.row + size)
+
+    def _part(self, rows: slice) -> "ReadImages":
+        assert self.grey is not None
+        one_shade = None if self.one_shade is None else self.one_shade[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, grey=self.grey[rows], one_shade=one_shade, labels=labels)
 
 
 class Span(Protocol):
@@ -77,8 +97,11 @@ class Span(Protocol):
     def first_shard(self) -> int:
         """Number of the shard that its first image belongs to; a shard has images of one span alone."""
 
-    def read(self) -> Iterator[ReadImages]:
+    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """Yields its images in order, any number at once; of those that can't be read, the reason.
+
+        Args:
+          wide_bits: what those of more than 8 bits are scaled from; without it they must use all 16.
 
         Raises:
           DataError: a Parquet or IDX file is damaged.
@@ -171,10 +194,10 @@ class FileSpan:
     storage: Storage
     entries: tuple[FileEntry, ...]
 
-    def read(self) -> Iterator[ReadImages]:
+    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """See Span.read."""
         for path, content in _contents(self.storage, self.entries):
-            yield _decoded(path, None, content)
+            yield _decoded(path, None, content, wide_bits)
 
 
 def _contents(storage: Storage, entries: Sequence[FileEntry]) -> Iterator[tuple[str, bytes | UnreadableImageError]]:
@@ -211,14 +234,17 @@ def _read_file(storage: Storage, entry: FileEntry) -> bytes | UnreadableImageErr
         raise
 
 
-def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError) -> ReadImages:
+def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError, wide_bits: int | None) -> ReadImages:
+    import numpy as np
+
     try:
         if isinstance(content, UnreadableImageError):
             raise content
-        grey, kind, _ = decode_image(content)
+        grey, kind, became_one_shade = decode_image(content, wide_bits=wide_bits)
     except UnreadableImageError as error:
         return ReadImages(path, row, None, error=str(error))
-    return ReadImages(path, row, grey[None], is_converted(kind))
+    one_shade = np.ones(1, dtype=np.bool_) if became_one_shade else None
+    return ReadImages(path, row, grey[None], is_converted(kind), is_wide(kind), one_shade)
 
 
 @dataclass(frozen=True)
@@ -237,28 +263,41 @@ class ParquetSpan:
     groups: tuple[int, ...]
     first_row: int
 
-    def read(self) -> Iterator[ReadImages]:
+    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """See Span.read."""
         row = self.first_row
         with open_parquet(self.storage, self.path, self.source) as file:
             layout = image_layout(file, f"{self.source}: {self.path}")
             column = "image.bytes" if layout == "struct" else "image"
             num_rows = rows_per_batch(file, self.groups)
-            for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=[column]):
-                values = batch.column(0)
-                images = _pixels if layout == "pixels" else _encoded
-                yield from images(self.path, row, values.field("bytes") if layout == "struct" else values)
+            columns = [column, "label"] if has_labels(file) else [column]
+            for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=columns):
+                values = batch.column("image")
+                labels = label_texts(batch.column("label")) if len(columns) == 2 else None
+                if layout == "pixels":
+                    images = _pixels(self.path, row, values)
+                else:
+                    contents = values.field("bytes") if layout == "struct" else values
+                    images = _encoded(self.path, row, contents, wide_bits)
+                yield from images if labels is None else _with_labels(images, row, labels)
                 row += len(batch)
 
 
-def _encoded(path: str, first_row: int, values: Any) -> Iterator[ReadImages]:
+def _with_labels(images: Iterable[ReadImages], first_row: int, labels: Sequence[str | None]) -> Iterator[ReadImages]:
+    for some in images:
+        assert some.row is not None
+        first = some.row - first_row
+        yield replace(some, labels=labels[first : first + len(some)])
+
+
+def _encoded(path: str, first_row: int, values: Any, wide_bits: int | None) -> Iterator[ReadImages]:
     for row, (value, length) in enumerate(zip(values, byte_lengths(values), strict=True), start=first_row):
         if length is None:
             yield ReadImages(path, row, None, error="null")
         elif length > MAX_IMAGE_BYTES:
             yield ReadImages(path, row, None, error=f"{length} bytes, more than {MAX_IMAGE_BYTES}")
         else:
-            yield _decoded(path, row, value.as_py())
+            yield _decoded(path, row, value.as_py(), wide_bits)
 
 
 def _pixels(path: str, first_row: int, values: Any) -> Iterable[ReadImages]:
@@ -309,10 +348,11 @@ class IdxSpan:
     shape: tuple[int, int, int]
     is_packed: bool
 
-    def read(self) -> Iterator[ReadImages]:
+    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """See Span.read."""
         import numpy as np
 
+        del wide_bits  # all are of 8
         count, rows, columns = self.shape
         is_resized = (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE)
         with _open_idx(self.storage, self.path, self.source, is_packed=self.is_packed) as file:
@@ -327,8 +367,8 @@ class IdxSpan:
                         f"{self.source}: cut short: {there} images are there, more were announced; get it again"
                     )
                 grey = np.frombuffer(content, dtype=np.uint8).reshape(-1, rows, columns)
-                resized = np.stack([resize_grey(image) for image in grey]) if is_resized else grey
-                yield ReadImages(self.path, some[0], resized, is_resized)
+                resized, one_shade = resize_all(grey) if is_resized else (grey, None)
+                yield ReadImages(self.path, some[0], resized, is_resized, one_shade=one_shade)
             # Reading on to the end is also what makes gzip compare its checksum.
             if self.is_packed and file.read(1):
                 raise DataError(f"{self.source}: more bytes follow than were announced; get it again")

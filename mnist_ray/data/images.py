@@ -4,13 +4,13 @@ import contextlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
-from mnist_ray.data.sources import list_words
+from mnist_ray.data.sources import words_of
 from mnist_ray.errors import DataError
 from mnist_ray.printable import printable
 
@@ -46,6 +46,15 @@ def resize_grey(image: "GreyImage") -> "GreyImage":
     return np.asarray(resized)
 
 
+def resize_all(images: "GreyImage") -> "tuple[GreyImage, npt.NDArray[np.bool_]]":
+    """Resizes uint8 [n, rows, columns] to [n, 28, 28]; also returns which became one shade thereby, bool [n]."""
+    import numpy as np
+
+    resized = np.stack([resize_grey(image) for image in images])
+    is_one, was_one = ((some == some[:, :1, :1]).all(axis=(1, 2)) for some in (resized, images))
+    return resized, is_one & ~was_one
+
+
 class UnreadableImageError(ValueError):
     """An image that can't be decoded; the message is the reason alone."""
 
@@ -59,11 +68,13 @@ class DecodedImages:
       source: the data set that a message names.
       whole_set: gives the images of all splits, by which those of more than 8 bits are scaled; read only where there
         are such.
+      given_bits: the bits that they are scaled from instead.
     """
 
     encoded: Iterable[tuple[str, bytes]]
     source: str
     whole_set: Callable[[], Iterable[tuple[str, bytes]]]
+    given_bits: int | None = None
     _kinds: Counter[Kind] = field(default_factory=Counter)
     _one_shade: list[str] = field(default_factory=list)
 
@@ -97,16 +108,18 @@ class DecodedImages:
                 " remove or replace them"
             )
         if len(self._one_shade) == count > 0:
-            raise DataError(
-                f"{self.source}: all {count} images become one shade in 28x28 grey ({list_words(self._one_shade)}); "
-                "convert them to grey yourself"
-            )
+            raise all_one_shade(self.source, self._one_shade, count)
         if grey:
             yield _as_images(grey)
 
     @cached_property
     def _wide_bits(self) -> int:
-        return used_bits(content for _, content in self.whole_set())
+        return self.given_bits or used_bits(content for _, content in self.whole_set())
+
+    @property
+    def wide_bits(self) -> int | None:
+        """See ImagePieces."""
+        return self._wide_bits if any(map(is_wide, self._kinds)) else None
 
     @property
     def conversion(self) -> str | None:
@@ -114,8 +127,21 @@ class DecodedImages:
         said = describe_conversion(self._kinds)
         if not self._one_shade:
             return said
-        lost = f"{len(self._one_shade)} of {self._kinds.total()} images became one shade: {list_words(self._one_shade)}"
+        lost = one_shade_words(self._one_shade, len(self._one_shade), self._kinds.total())
         return f"{said}; {lost}" if said else lost
+
+
+def one_shade_words(first: Sequence[str], num_lost: int, count: int) -> str:
+    """Says how many of some images became one shade, and which are the first."""
+    return f"{num_lost} of {count} images became one shade: {words_of(first, num_lost)}"
+
+
+def all_one_shade(source: str, first: Sequence[str], count: int) -> DataError:
+    """Returns the error of images that all became one shade."""
+    return DataError(
+        f"{source}: all {count} images become one shade in 28x28 grey ({words_of(first, count)}); convert them to grey "
+        "yourself"
+    )
 
 
 def _as_images(grey: bytearray) -> "Tensor":
@@ -138,38 +164,37 @@ class DecodedImage(NamedTuple):
     became_one_shade: bool
 
 
-def decode_image(content: bytes, *, wide_bits: Callable[[], int] | None = None) -> DecodedImage:
+def decode_image(content: bytes, *, wide_bits: int | Callable[[], int] | None = None) -> DecodedImage:
     """Decodes one image and converts it to 28x28 grey.
 
-    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; greys of more than
-    8 bits keep the upper 8 of the bits that their set uses; colours become their luma; the size is changed bilinearly
-    without keeping proportions.
+    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; greys and PNG colours
+    of more than 8 bits keep the upper 8 of the bits that their set uses; colours become their luma; the size is changed
+    bilinearly without keeping proportions.
 
     Args:
       content: the image in any format that Pillow decodes by itself.
-      wide_bits: gives the bits that the greys of more than 8 bits of the image's set use, see used_bits; without it
-        such an image must use all 16.
+      wide_bits: the bits that those of more than 8 bits in the image's set use, see used_bits, or what finds them out;
+        without it such an image must use all 16.
 
     Raises:
       UnreadableImageError: it can't be decoded.
     """
     try:
         with _opened(content) as opened:
-            return _decode(opened, wide_bits)
+            return _decode(content, opened, wide_bits)
     # Pillow's decoders raise nearly every built-in exception on a damaged file.
     except Exception as error:
         raise UnreadableImageError(_reason(error)) from error
 
 
 def used_bits(contents: Iterable[bytes]) -> int:
-    """Returns the smallest of WIDE_BITS that holds the pixels of all greys of more than 8 bits among images."""
+    """Returns the smallest of WIDE_BITS that holds all pixels of more than 8 bits among images."""
     largest = 0
     for content in contents:
         # One that can't be read is told of where it is decoded, and has no part in the range.
         with contextlib.suppress(Exception), _opened(content) as opened:
-            if opened.mode.startswith("I"):
-                values, is_transparent = _wide_values(opened)
-                largest = max(largest, int(values.max(initial=0, where=~is_transparent)))
+            if (wide := _wide_pixels(content, opened)) is not None:
+                largest = max(largest, wide.largest)
     return _bits_of(largest)
 
 
@@ -208,23 +233,29 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(opened: "Image.Image", wide_bits: Callable[[], int] | None) -> DecodedImage:
+def _decode(content: bytes, opened: "Image.Image", wide_bits: int | Callable[[], int] | None) -> DecodedImage:
     import numpy as np
     from PIL import ImageOps
 
     mode = opened.mode
     # Turning the image drops its tags.
     is_white_zero = _is_white_zero(opened)
+    wide = _wide_pixels(content, opened)
+    has_upper_bytes = wide is None and any(";16" in str(tile.args) for tile in opened.tile)  # type: ignore[attr-defined]
     turned = ImageOps.exif_transpose(opened)
-    if mode.startswith("I"):
-        grey, bits = _narrowed(turned, wide_bits, is_white_zero=is_white_zero)
-        mode = f"grey of {bits} bits"
+    if wide is not None:
+        grey, bits = _narrowed(wide, wide_bits, is_white_zero=is_white_zero)
+        mode = f"{'grey' if mode.startswith('I') else mode} of {bits} bits"
     else:
+        # Of these Pillow has no way to the lower bytes, and of full 16 bits nobody misses them.
+        if has_upper_bytes and np.asarray(turned)[..., :3].max() < 1 << 7:
+            raise ValueError("its colours may be black or use less than 16 bits; scale them to 8 bits")
         grey = np.asarray(_grey(turned))
     image = grey if grey.shape == (IMAGE_SIDE, IMAGE_SIDE) else resize_grey(grey)
     # What the source had is looked at only where it matters.
-    became_one_shade = bool(image.min() == image.max()) and not _has_one_shade(turned)
-    return DecodedImage(image, (*opened.size, mode), became_one_shade)
+    is_one_shade = bool(image.min() == image.max())
+    had_one_shade = is_one_shade and (_has_one_shade(np.asarray(turned)) if wide is None else wide.has_one_shade)
+    return DecodedImage(image, (*opened.size, mode), is_one_shade and not had_one_shade)
 
 
 def _is_white_zero(image: "Image.Image") -> bool:
@@ -232,43 +263,86 @@ def _is_white_zero(image: "Image.Image") -> bool:
     return image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # type: ignore[attr-defined]
 
 
-def _has_one_shade(image: "Image.Image") -> bool:
-    import numpy as np
-
-    pixels = np.asarray(image)
+def _has_one_shade(pixels: "npt.NDArray[Any]") -> bool:
     return bool((pixels == pixels[:1, :1]).all())
 
 
-def _wide_values(image: "Image.Image") -> "tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]":
-    """Returns the values of a grey image of more than 8 bits, and which pixels are transparent."""
-    import numpy as np
+class _WidePixels(NamedTuple):
+    """Pixels of more than 8 bits, turned as the EXIF orientation says.
 
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("its pixels exceed 16 bits")
-    transparent = image.info.get("transparency")
-    return values, np.zeros(values.shape, dtype=np.bool_) if transparent is None else values == transparent
+    Attributes:
+      grey: values or their luma, [rows, columns].
+      is_transparent: bool [rows, columns].
+      largest: value of any channel in pixels that aren't transparent.
+      has_one_shade: whether all pixels are equal.
+    """
+
+    grey: "npt.NDArray[Any]"
+    is_transparent: "npt.NDArray[np.bool_]"
+    largest: int
+    has_one_shade: bool
+
+
+def _wide_pixels(content: bytes, opened: "Image.Image") -> _WidePixels | None:
+    """Returns the pixels of an image of more than 8 bits, None of any other; opened isn't read yet."""
+    import numpy as np
+    from PIL import ImageOps
+
+    if opened.mode.startswith("I"):
+        values = np.asarray(ImageOps.exif_transpose(opened))
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels exceed 16 bits")
+        grey = values
+    elif _has_wide_colours(opened):
+        values = _wide_colours(content, opened)
+        # The weights of Pillow's own luma.
+        grey = (values.astype(np.uint64) @ np.array([19595, 38470, 7471], dtype=np.uint64) + 0x8000) >> 16
+    else:
+        return None
+    transparent = opened.info.get("transparency")
+    is_transparent = np.zeros(values.shape[:2], dtype=np.bool_)
+    if transparent is not None:
+        is_transparent = (np.atleast_3d(values) == np.asarray(transparent)).all(axis=2)
+    opaque = np.atleast_3d(values)[~is_transparent]
+    return _WidePixels(grey, is_transparent, int(opaque.max(initial=0)), _has_one_shade(values))
+
+
+def _has_wide_colours(image: "Image.Image") -> bool:
+    """Tells whether an image has colours of 16 bits a channel, of which Pillow keeps the upper bytes alone."""
+    return image.format == "PNG" and [tile.args for tile in image.tile] == ["RGB;16B"]  # type: ignore[attr-defined]
+
+
+def _wide_colours(content: bytes, opened: "Image.Image") -> "npt.NDArray[np.uint32]":
+    """Returns colours of 16 bits a channel, [rows, columns, 3]."""
+    import numpy as np
+    from PIL import ImageOps
+
+    (tile,) = opened.tile  # type: ignore[attr-defined]
+    upper = np.asarray(ImageOps.exif_transpose(opened)).astype(np.uint32) << 8
+    with _opened(content) as again:
+        again.tile = [tile._replace(args="RGB;16L")]  # type: ignore[attr-defined]
+        both: npt.NDArray[np.uint32] = upper | np.asarray(ImageOps.exif_transpose(again))
+    return both
 
 
 def _narrowed(
-    image: "Image.Image", wide_bits: Callable[[], int] | None, *, is_white_zero: bool
+    wide: _WidePixels, wide_bits: int | Callable[[], int] | None, *, is_white_zero: bool
 ) -> "tuple[GreyImage, int]":
-    """Returns a grey image of more than 8 bits as uint8, and the bits that it was scaled from."""
+    """Returns pixels of more than 8 bits as uint8, and the bits that they were scaled from."""
     import numpy as np
 
-    values, is_transparent = _wide_values(image)
-    own = _bits_of(int(values.max(initial=0, where=~is_transparent)))
-    bits = WIDE_BITS[-1] if wide_bits is None else wide_bits()
+    own = _bits_of(wide.largest)
+    bits = wide_bits() if callable(wide_bits) else (wide_bits or WIDE_BITS[-1])
     if wide_bits is None and own < bits:
         raise ValueError(
             f"its pixels use {own} bits of 16, which may be black or a smaller range; scale them to 8 bits"
         )
-    # A file that was changed after the range of its set was found could exceed it.
+    # A file that was changed after the range of its set was found could exceed it, or one of another set.
     if own > bits:
-        raise ValueError(f"its pixels exceed {bits} bits")
-    grey = (values >> (bits - 8)).astype(np.uint8)
+        raise ValueError(f"its pixels exceed {bits} bits, the range of the images that one trains on")
+    grey = (wide.grey >> (bits - 8)).astype(np.uint8)
     grey = 255 - grey if is_white_zero else grey
-    return np.where(is_transparent, np.uint8(255), grey), bits
+    return np.where(wide.is_transparent, np.uint8(255), grey), bits
 
 
 def _grey(image: "Image.Image") -> "Image.Image":
@@ -286,6 +360,11 @@ def _grey(image: "Image.Image") -> "Image.Image":
 def is_converted(kind: Kind) -> bool:
     """Tells whether an image had to be changed to become 28x28 grey."""
     return kind != (IMAGE_SIDE, IMAGE_SIDE, "L")
+
+
+def is_wide(kind: Kind) -> bool:
+    """Tells whether an image had more than 8 bits that were scaled."""
+    return kind[2].endswith(" bits")
 
 
 def describe_conversion(kinds: Counter[Kind]) -> str | None:

@@ -72,8 +72,8 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     rows = _Rows(storage, tuple(paths), is_chosen, source)
     whole = _Rows(storage, tuple(path for found in files.values() for path in found), None, source)
 
-    def read() -> ImagePieces:
-        return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source, whole.encoded)
+    def read(wide_bits: int | None = None) -> ImagePieces:
+        return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source, whole.encoded, wide_bits)
 
     return ExampleStream(
         labels_of(numbers, names, class_names),
@@ -190,8 +190,7 @@ def _label_numbers(
 
     with open_parquet(storage, path, source) as file:
         kind = _column_type(file, "label", f"{source}: {path}")
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
+        if not _is_label(kind):
             raise DataError(f"{source}: {path}: the column label is {kind}; it needs integers or strings")
         telling = [field.name for field in file.schema_arrow if may_tell_splits(field.name) and _is_plain(field.type)]
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=["label", *telling]):
@@ -210,13 +209,32 @@ def _label_numbers(
             yield lookup[places]
 
 
-def _is_plain(kind: Any) -> bool:
+def _is_label(kind: Any) -> bool:
     import pyarrow.types as types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(
-        types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind) or types.is_boolean(kind)
-    )
+    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+
+
+def has_labels(file: Any) -> bool:
+    """Tells whether an open Parquet file has a column label with integers or strings."""
+    index = file.schema_arrow.get_field_index("label")
+    return index >= 0 and _is_label(file.schema_arrow.field(index).type)
+
+
+def label_texts(values: Any) -> list[str | None]:
+    """Returns the labels of an Arrow array as texts, None of a null."""
+    import pyarrow.types as types
+
+    found = values if types.is_dictionary(values.type) else values.dictionary_encode()
+    texts = [None if text is None else str(text) for text in found.dictionary.to_pylist()]
+    return [None if index is None else texts[index] for index in found.indices.to_pylist()]
+
+
+def _is_plain(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return _is_label(kind) or bool(types.is_boolean(kind.value_type if types.is_dictionary(kind) else kind))
 
 
 @dataclass(frozen=True)
@@ -286,6 +304,7 @@ class _Pixels:
 
     rows: _Rows
     conversion = None
+    wide_bits = None
 
     def __iter__(self) -> "Iterator[Tensor]":
         import torch

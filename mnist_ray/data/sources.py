@@ -57,7 +57,9 @@ class LeftOutFiles:
 
     def clauses(self) -> tuple[str, ...]:
         """Returns one clause a kind, such as '1 FIFO (a/x.png)'."""
-        return tuple(f"{_counted(n, kind)} ({_words(self._first[kind], n)})" for kind, n in sorted(self.counts.items()))
+        return tuple(
+            f"{_counted(n, kind)} ({words_of(self._first[kind], n)})" for kind, n in sorted(self.counts.items())
+        )
 
     def folders_without(self, paths: Iterable[str]) -> list[str]:
         """Returns the folders that have something left out and, of some paths, none below them."""
@@ -156,8 +158,10 @@ def read_files(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, 
 
 def list_words(names: Sequence[str], limit: int = MAX_NAMES_SAID) -> str:
     """'a, b, c and 4 more'."""
-    return _words(names[:limit], len(names))
+    return words_of(names, len(names), limit)
 
 
-def _words(first: Sequence[str], count: int) -> str:
-    return ", ".join(first) + (f" and {count - len(first)} more" if count > len(first) else "")
+def words_of(first: Sequence[str], count: int, limit: int = MAX_NAMES_SAID) -> str:
+    """Returns what list_words does, from the first names alone and how many there are."""
+    shown = first[:limit]
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
