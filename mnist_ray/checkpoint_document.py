@@ -84,6 +84,7 @@ class CheckpointDocument(RunDocument):
     normalization: _Normalization
     bright_ground_share: Share | None = None
     wide_bits: Literal[8, 10, 12, 14, 16] | None = None
+    is_validation_given: bool = False
     files: dict[Literal["model.safetensors", "optimizer.safetensors"], str]
     code_version: str
     lineage: _Lineage

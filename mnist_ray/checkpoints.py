@@ -373,6 +373,7 @@ class RunFolder:
             "normalization": {"mean": data.mean, "std": data.std},
             "bright_ground_share": data.bright_ground_share,
             "wide_bits": data.wide_bits,
+            "is_validation_given": data.is_validation_given,
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             "code_version": code_version(),
         }

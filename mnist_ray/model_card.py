@@ -88,7 +88,7 @@ probabilities of them. `images` below are pixel values from 0 to 255, a torch te
 | --- | --- |
 | data set | {_cell(config["dataset"])}, its training split |
 | fingerprint (SHA-256) | `{document["data_sha256"]}` |
-| held out for validation | a share of {config["validation_fraction"]:g}, stratified |
+| held out for validation | {_validation(document)} |
 | normalization | mean {normalization["mean"]!r}, std {normalization["std"]!r}, as fractions of 255 |
 
 ## Metrics
@@ -122,6 +122,12 @@ size, polarity (which of ink and ground is bright) and framing.
   labelled images first.
 - Not for decisions about people, money or safety without a person who checks them.
 """
+
+
+def _validation(document: Mapping[str, Any]) -> str:
+    if document.get("is_validation_given"):
+        return "the data set's own validation images"
+    return f"a share of {document['config']['validation_fraction']:g}, stratified"
 
 
 def _input_text(document: Mapping[str, Any], *, takes_pixels: bool) -> str:

@@ -177,6 +177,32 @@ def test_the_card_says_what_the_network_is(storage: str, tmp_path: Path, capsys:
     assert "Trained in float64, it computes in float32 here." in (tmp_path / "double.onnx.md").read_text()
 
 
+def test_the_card_says_where_the_validation_images_come_from(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A given validation set is used as such, whatever validation_fraction is."""
+    for part in ("train", "validation", "test"):
+        for number in range(20):
+            image = tmp_path / f"own/{part}/{number % 2}/{number}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (28, 28), 10 * number + 5).save(image)
+    train = [
+        "train",
+        "--dataset",
+        f"folder:{tmp_path / 'own'}",
+        "--hidden-sizes",
+        "8",
+        "--epochs",
+        "1",
+        "--name",
+        "own",
+    ]
+    assert run_command([*train, "--storage", storage]) == 0
+    for run, said in {"own": "the data set's own validation images", "mlp": "a share of 0.1, stratified"}.items():
+        assert export(storage, run, "state-dict", "--output", str(tmp_path / f"{run}.pt")) == 0
+        assert f"| held out for validation | {said} |" in (tmp_path / f"{run}.pt.md").read_text()
+
+
 def test_an_existing_file_is_replaced_only_with_force(
     storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
