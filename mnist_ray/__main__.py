@@ -4,12 +4,15 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from mnist_ray.errors import StorageError
 
 _STDOUT, _STDERR = 1, 2
+# How long what was printed before a signal may take.
+_FLUSH_S = 0.5
 
 
 class _Stream(io.FileIO):
@@ -49,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except StorageError as error:
         # The line of another error could not be written.
         code = error.exit_code
-    code = _flush(code)
     if code in (130, 143):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A reader that has stopped reading keeps whoever writes to it.
+        flush = threading.Thread(target=_flush, args=(code,), daemon=True)
+        flush.start()
+        flush.join(_FLUSH_S)
         sys.stderr.flush()
         # What a signal has cut off in Ray's and torch's native code must not be taken down in order: that can crash.
         os._exit(code)
-    sys.exit(code)
+    sys.exit(_flush(code))
 
 
 def _stream(number: int, given: TextIO | None) -> TextIO:

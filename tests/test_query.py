@@ -484,6 +484,18 @@ def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_query_whose_output_nobody_reads(evaluated: Evaluated, number: int, code: int) -> None:
+    sql = "SELECT a.* FROM predictions a, predictions b"
+    command = [sys.executable, "-m", "mnist_ray", "query", evaluated.name, sql, "--csv", "--storage", evaluated.storage]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # More follows than a pipe holds.
+        assert process.stdout.read(10) == b"run,datase"
+        process.send_signal(number)
+        assert process.wait(30) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize(
     "sql",
     [
