@@ -1,11 +1,15 @@
 """Which images are inverted, on real handwriting."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
 from tiny_digits import tiny_digits
 
+from mnist_ray.data import load_examples
 from mnist_ray.data.idx import read_images
 from mnist_ray.data.images import resize_grey
 from mnist_ray.errors import ConfigError
@@ -26,6 +30,24 @@ def digits() -> np.ndarray:
 def test_the_ground_of_every_digit_is_told_in_both_polarities() -> None:
     assert not has_bright_ground(digits()).any()
     assert has_bright_ground(255 - digits()).all()
+
+
+def test_the_ground_of_printed_letters_of_ones_own_idx_set_is_told_in_both_polarities(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    letters = []
+    for name in ("DejaVuSans.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Oblique.ttf") * 100:
+        font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/{name}", int(generator.integers(18, 29)))
+        image = Image.new("L", (28, 28))
+        shift = generator.integers(-2, 3, 2).tolist()
+        letter = "ABCDEFGHIJ"[int(generator.integers(10))]
+        ImageDraw.Draw(image).text((14 + shift[0], 14 + shift[1]), letter, fill=255, font=font, anchor="mm")
+        letters.append(np.asarray(image))
+    for images, share in ((np.stack(letters), 0), (255 - np.stack(letters), 1)):
+        header = struct.pack(">4I", 0x0803, 300, 28, 28)
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 300) + bytes([0, 1, 2] * 100))
+        examples = load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path)
+        assert bright_ground_share(examples.images[:, 0].numpy()) == share
 
 
 def test_the_ground_is_told_on_faint_ink_in_noise_and_under_a_gradient_of_light() -> None:

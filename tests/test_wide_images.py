@@ -18,6 +18,7 @@ from mnist_ray.cli import run_command
 from mnist_ray.data import load_examples
 from mnist_ray.data.images import UnreadableImageError, decode_image
 from mnist_ray.data.unlabelled import find_images
+from mnist_ray.errors import DataError
 from mnist_ray.storage import open_storage
 
 
@@ -214,3 +215,22 @@ def test_idx_images_that_become_one_shade_when_they_shrink_are_told_of(
     said, _, notes = predicted(storage, "narrow", tmp_path / "some.idx", capsys)
     assert said["num_one_shade"] == 1
     assert "images: 1 of 2 images became one shade: row 0 of some.idx\n" in notes
+
+
+def test_an_idx_set_whose_images_become_one_shade_is_told_of_or_refused(tmp_path: Path) -> None:
+    images = np.zeros((3, 56, 56), dtype=np.uint8)
+    images[:2, ::4] = 1
+    images[2, 20:] = 255
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 3) + bytes([0, 1, 0]))
+
+    def put(some: np.ndarray) -> None:
+        content = struct.pack(">4I", 0x0803, 3, 56, 56) + some.tobytes()
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+
+    put(images)
+    assert load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path).conversion == (
+        "3 images of 56x56 grey -> 28x28 grey; 2 of 3 images became one shade: image 0, image 1"
+    )
+    put(images[[0, 1, 1]])
+    with pytest.raises(DataError, match="all 3 images become one shade in 28x28 grey"):
+        load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path)

@@ -17,7 +17,7 @@ from mnist_ray.data.examples import (
     sorted_class_names,
 )
 from mnist_ray.data.images import MAX_IMAGE_BYTES, DecodedImages
-from mnist_ray.data.parquet_pages import unpacked_sizes
+from mnist_ray.data.parquet_pages import check_page_sizes, most_bytes_of_shared_image
 from mnist_ray.data.sources import Listing, list_files, list_words
 from mnist_ray.data.splits import Part, check_column, may_tell_splits, parts_of_files, splits_note
 from mnist_ray.errors import DataError
@@ -33,8 +33,6 @@ ROWS_PER_BATCH = 1024
 BATCH_BYTES = 16 << 20
 # A list that is a little too long is told of by its row; what is far beyond an image's pixels isn't read at all.
 MAX_PIXELS_RATIO = 16
-# Of images, unpacked: Arrow holds a page and a copy of what is read from it.
-MAX_PAGE_BYTES = 1 << 30
 READ_BYTES = 1 << 20
 IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
 
@@ -366,7 +364,7 @@ def image_layout(file: Any, place: str) -> str:
         return kind.value_type if types.is_dictionary(kind) else kind
 
     kind = plain(_column_type(file, "image", place))
-    _check_num_bytes(file, place)
+    check_page_sizes(file, place)
     if is_bytes(kind):
         return "binary"
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(plain(kind.field("bytes").type)):
@@ -376,46 +374,6 @@ def image_layout(file: Any, place: str) -> str:
         _check_num_pixels(file, place)
         return "pixels"
     raise DataError(f"{place}: the column image is {kind}; it needs {IMAGE_TYPES}")
-
-
-def _check_num_bytes(file: Any, place: str) -> None:
-    # Arrow unpacks a page whole, several times over, before any image in it can be looked at.
-    for number, column in _encoded_chunks(file):
-        size = column.total_uncompressed_size
-        if size > MAX_IMAGE_BYTES * max(column.num_values, 1):
-            raise DataError(
-                f"{place}: row group {number} has images of {size} bytes in {column.num_values} rows; an image may "
-                f"have {MAX_IMAGE_BYTES}; drop the row"
-            )
-        largest = max(_page_sizes(file, column), default=0) if size > MAX_PAGE_BYTES else 0
-        if largest > MAX_PAGE_BYTES:
-            raise DataError(
-                f"{place}: row group {number} has a page of images that unpacks to {largest} bytes, more than "
-                f"{MAX_PAGE_BYTES}; drop what is no image, or write fewer rows a page (write_batch_size of pyarrow)"
-            )
-
-
-def _encoded_chunks(file: Any, groups: Sequence[int] | None = None) -> Iterator[tuple[int, Any]]:
-    """Yields the number of each row group, or of some, and the metadata of its encoded images."""
-    for number in range(file.metadata.num_row_groups) if groups is None else groups:
-        group = file.metadata.row_group(number)
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema in ("image", "image.bytes") and column.physical_type == "BYTE_ARRAY":
-                yield number, column
-
-
-def _page_sizes(file: Any, column: Any) -> Iterator[int]:
-    first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
-    return unpacked_sizes(file.raw, first, column.total_compressed_size)
-
-
-def _most_bytes_of_shared_image(file: Any, column: Any) -> int:
-    """Returns the most bytes that an image may have that many rows of a column chunk share; 0 if none do."""
-    if not column.has_dictionary_page:
-        return 0
-    # The dictionary comes first. What is small anyway isn't worth a request.
-    is_small = column.total_uncompressed_size <= BATCH_BYTES
-    return int(column.total_uncompressed_size) if is_small else next(_page_sizes(file, column), 0)
 
 
 def byte_lengths(values: Any) -> list[int | None]:
@@ -463,7 +421,7 @@ def rows_per_batch(file: Any, groups: Sequence[int] | None = None) -> int:
     metadata = [file.metadata.row_group(group) for group in chosen]
     row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
     # 800 bytes of a file can mean a gigabyte otherwise: an image in the dictionary, and many rows that refer to it.
-    shared = max((_most_bytes_of_shared_image(file, column) for _, column in _encoded_chunks(file, chosen)), default=0)
+    shared = most_bytes_of_shared_image(file, chosen, worth_a_request=BATCH_BYTES)
     return min(max(int(BATCH_BYTES / max(row_bytes, shared, 1)), 1), ROWS_PER_BATCH)
 
 
@@ -492,7 +450,7 @@ def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
                 pre_buffer=False,
                 buffer_size=READ_BYTES,
             )
-            # The headers of its pages are read by unpacked_sizes.
+            # The headers of its pages are read by parquet_pages.
             file.raw = raw
             yield file
     except (pyarrow.ArrowException, OSError) as error:

@@ -3,9 +3,14 @@
 Reference: `PageHeader` in parquet.thrift of the Parquet format, in Thrift's compact protocol.
 """
 
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
+from mnist_ray.data.images import MAX_IMAGE_BYTES
+from mnist_ray.errors import DataError
+
+# Of images, unpacked: Arrow holds a page and a copy of what is read from it.
+MAX_PAGE_BYTES = 1 << 30
 _FIRST_READ_BYTES = 4 << 10
 # A header holds the smallest and the largest value of its page too.
 _MAX_HEADER_BYTES = 16 << 20
@@ -13,6 +18,63 @@ _MAX_DEPTH = 8
 _UNPACKED_SIZE, _PACKED_SIZE = 2, 3
 # Thrift's types: what they take beside a length of their own.
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+
+
+def check_page_sizes(file: Any, place: str) -> None:
+    """Makes sure that neither an image nor a page of encoded images takes too much memory.
+
+    Args:
+      file: an open Parquet file, with the file that it reads as its attribute raw.
+      place: its name for messages.
+
+    Raises:
+      DataError: one does.
+    """
+    # Arrow unpacks a page whole, several times over, before any image in it can be looked at.
+    for number, column in _encoded_chunks(file, range(file.metadata.num_row_groups)):
+        size = column.total_uncompressed_size
+        if size > MAX_IMAGE_BYTES * max(column.num_values, 1):
+            raise DataError(
+                f"{place}: row group {number} has images of {size} bytes in {column.num_values} rows; an image may "
+                f"have {MAX_IMAGE_BYTES}; drop the row"
+            )
+        largest = max(_page_sizes(file, column), default=0) if size > MAX_PAGE_BYTES else 0
+        if largest > MAX_PAGE_BYTES:
+            raise DataError(
+                f"{place}: row group {number} has a page of images that unpacks to {largest} bytes, more than "
+                f"{MAX_PAGE_BYTES}; drop what is no image, or write fewer rows a page (write_batch_size of pyarrow)"
+            )
+
+
+def _encoded_chunks(file: Any, groups: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields the number of each row group, or of some, and the metadata of its encoded images."""
+    for number in groups:
+        group = file.metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in ("image", "image.bytes") and column.physical_type == "BYTE_ARRAY":
+                yield number, column
+
+
+def _page_sizes(file: Any, column: Any) -> Iterator[int]:
+    first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+    return unpacked_sizes(file.raw, first, column.total_compressed_size)
+
+
+def most_bytes_of_shared_image(file: Any, groups: Sequence[int], *, worth_a_request: int) -> int:
+    """Returns the most bytes that an encoded image may have that many rows of a row group share; 0 if none do.
+
+    Args:
+      file: as of check_page_sizes.
+      groups: numbers of the row groups.
+      worth_a_request: of smaller images in a row group all its bytes are taken for one.
+    """
+    largest = 0
+    for _, column in _encoded_chunks(file, groups):
+        if column.has_dictionary_page:
+            size = column.total_uncompressed_size
+            # The dictionary comes first.
+            largest = max(largest, size if size <= worth_a_request else next(_page_sizes(file, column), 0))
+    return largest
 
 
 def unpacked_sizes(file: BinaryIO, first: int, num_bytes: int) -> Iterator[int]:

@@ -13,7 +13,7 @@ from idx_files import some_images
 from PIL import Image
 
 from mnist_ray.data import images as decoding
-from mnist_ray.data import load_examples, parquet, stream_examples
+from mnist_ray.data import load_examples, parquet, parquet_pages, stream_examples
 from mnist_ray.data.parquet_pages import unpacked_sizes
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError
@@ -357,7 +357,7 @@ def test_a_cell_too_large_for_a_page_is_refused_among_small_ones(
     write(path, [PNGS[0]] * 500 + [bytes(3 << 20)] + [PNGS[0]] * 500, ["a", "b"] * 500 + ["a"], compression="zstd",
           use_dictionary=use_dictionary)  # fmt: skip
     assert "1 of 801 images cannot be read" in outcome_and_growth(path)[0][0]
-    monkeypatch.setattr(parquet, "MAX_PAGE_BYTES", 2 << 20)
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 2 << 20)
     line = r"row group 0 has a page of images that unpacks to [34]\d{6} bytes, more than 2097152; drop what is no image"
     with pytest.raises(DataError, match=line):
         load(path)
