@@ -20,6 +20,7 @@ from torch import Tensor
 from mnist_ray.checkpoints import RunFolder
 from mnist_ray.cli import run_command
 from mnist_ray.data import load_examples
+from mnist_ray.data import parquet as parquet_data
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.evaluation import load_network
 from mnist_ray.storage import open_storage
@@ -483,8 +484,10 @@ def test_folders_named_as_the_classes_give_labels_and_accuracy(
 
 @pytest.mark.parametrize("kind", ["integers", "strings", "dictionary", "pixels"])
 def test_the_labels_of_parquet_give_labels_and_accuracy(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
+    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, kind: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(parquet_data, "ROWS_PER_BATCH", 9)
     labels = load_examples("digits", "test", data_dir=Path("unused")).labels[:40].tolist()
     images = [pixels.reshape(-1).tolist() if kind == "pixels" else png(pixels) for pixels in digits[:40]]
     column = pa.array(labels if kind in ("integers", "pixels") else [str(label) for label in labels])

@@ -270,16 +270,15 @@ class ParquetSpan:
             layout = image_layout(file, f"{self.source}: {self.path}")
             column = "image.bytes" if layout == "struct" else "image"
             num_rows = rows_per_batch(file, self.groups)
-            columns = [column, "label"] if has_labels(file) else [column]
-            for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=columns):
-                values = batch.column("image")
-                labels = label_texts(batch.column("label")) if len(columns) == 2 else None
+            labels = label_texts(file, self.groups) if has_labels(file) else None
+            for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=[column]):
+                values = batch.column(0)
                 if layout == "pixels":
                     images = _pixels(self.path, row, values)
                 else:
                     contents = values.field("bytes") if layout == "struct" else values
                     images = _encoded(self.path, row, contents, wide_bits)
-                yield from images if labels is None else _with_labels(images, row, labels)
+                yield from images if labels is None else _with_labels(images, self.first_row, labels)
                 row += len(batch)
 
 

@@ -220,13 +220,22 @@ def has_labels(file: Any) -> bool:
     return index >= 0 and _is_label(file.schema_arrow.field(index).type)
 
 
-def label_texts(values: Any) -> list[str | None]:
-    """Returns the labels of an Arrow array as texts, None of a null."""
+def label_texts(file: Any, groups: Sequence[int]) -> list[str | None]:
+    """Returns the labels of row groups of an open Parquet file as texts, None of a null; equal ones are one text."""
     import pyarrow.types as types
 
-    found = values if types.is_dictionary(values.type) else values.dictionary_encode()
-    texts = [None if text is None else str(text) for text in found.dictionary.to_pylist()]
-    return [None if index is None else texts[index] for index in found.indices.to_pylist()]
+    labels: list[str | None] = []
+    known: dict[str, str] = {}
+    # Not together with the images, which are read a few at once: of a column like this Arrow keeps all that it has
+    # seen, and hands it on with each batch.
+    for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=list(groups), columns=["label"]):
+        values = batch.column(0)
+        found = values if types.is_dictionary(values.type) else values.dictionary_encode()
+        indices = found.indices.to_pylist()
+        used = {index: found.dictionary[index].as_py() for index in set(indices) - {None}}
+        texts = {index: known.setdefault(str(value), str(value)) for index, value in used.items() if value is not None}
+        labels += map(texts.get, indices)
+    return labels
 
 
 def _is_plain(kind: Any) -> bool:
