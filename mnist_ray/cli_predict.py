@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mnist_ray.polarity import Polarity
     from mnist_ray.predicting import Answer, Committed, PredictionPlan
 
+# Of a single image; where there are more, the most probable ones.
+_SHOWN_CLASSES = 50
 _OLD_POLARITIES = {"dark-ink": "dark-on-bright", "bright-ink": "bright-on-dark"}
 
 
@@ -148,7 +150,12 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
     notes = f" ({' and '.join(done)})" if done else ""
     label, probability = printable(answer.label_name), answer.probabilities[answer.label_name]
     click.echo(f"{printable(path)}: {label}, probability {probability:.4f}{notes}")
-    print_table(["class", "probability"], [[name, cell(value)] for name, value in answer.probabilities.items()])
+    probabilities = list(answer.probabilities.items())
+    if len(probabilities) > _SHOWN_CLASSES:
+        probabilities = sorted(probabilities, key=lambda found: -found[1])[:_SHOWN_CLASSES]
+    print_table(["class", "probability"], [[name, cell(value)] for name, value in probabilities])
+    if len(probabilities) < len(answer.probabilities):
+        click.echo(f"the first {len(probabilities)} of {len(answer.probabilities):,} classes; --json prints all")
 
 
 def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:

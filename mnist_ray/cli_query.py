@@ -17,6 +17,8 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.printable import printable
 
 _SHOWN_ROWS = 100
+# Of a list in a table; --csv and --json print all.
+_SHOWN_ELEMENTS = 50
 
 
 @click.command()
@@ -99,5 +101,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_cell, value))}]"
+        more = [f"{len(value) - _SHOWN_ELEMENTS:,} more"] if len(value) > _SHOWN_ELEMENTS else []
+        return f"[{', '.join([*map(_cell, value[:_SHOWN_ELEMENTS]), *more])}]"
     return str(value)

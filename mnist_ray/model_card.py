@@ -12,6 +12,9 @@ from mnist_ray.code_version import code_version
 from mnist_ray.printable import printable
 from mnist_ray.provenance import libraries
 
+# Others are where the card says.
+_CLASSES_SHOWN = 100
+
 _ONNX = """import numpy as np
 import onnxruntime
 
@@ -75,7 +78,7 @@ seed {config["seed"]}, the weights of epoch {document["epoch"]}, the one with th
 
 {_input_text(document, takes_pixels=takes_pixels)}
 
-Output: logits [batch, {len(classes)}], one a class in this order: {", ".join(map(_code_span, classes))}. Softmax makes
+Output: logits [batch, {len(classes)}], one a class in this order: {_classes_text(classes)}. Softmax makes
 probabilities of them. `images` below are pixel values from 0 to 255, a torch tensor [batch, 1, 28, 28].
 
 ```python
@@ -141,6 +144,13 @@ def _input_text(document: Mapping[str, Any], *, takes_pixels: bool) -> str:
         f"Input: {_dtype(document)} [batch, 1, 28, 28], normalized: pixel values / 255, minus the mean, divided by the "
         "std below. The file\nholds the weights alone, under the names of the plain PyTorch module."
     )
+
+
+def _classes_text(classes: Sequence[str]) -> str:
+    shown = ", ".join(map(_code_span, classes[:_CLASSES_SHOWN]))
+    if len(classes) <= _CLASSES_SHOWN:
+        return shown
+    return f"{shown} and {len(classes) - _CLASSES_SHOWN:,} more: `class_names` in the run's `best/checkpoint.json`"
 
 
 def _dtype(document: Mapping[str, Any]) -> str:

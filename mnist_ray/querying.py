@@ -1,7 +1,8 @@
 """SQL over the tables of a committed evaluation, by DuckDB; neither torch nor ray is imported here.
 
-The small tables are read whole, their SHA-256 checked. The predictions stay where they are: a statement reads the
-columns and row groups that it needs, page checksums verified, so memory holds what the statement needs of them.
+The small tables are read whole, their SHA-256 checked. The predictions stay where they are, as does the confusion table
+of many classes: a statement reads the columns and row groups that it needs, page checksums verified, so memory holds
+what the statement needs of them.
 """
 
 import contextlib
@@ -124,10 +125,10 @@ def _duckdb() -> Any:
 
 
 def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Dataset]]:
-    """Yields name and content of each view; the content of predictions is read when a statement asks for it."""
+    """Yields name and content of each view; that of a large table is read when a statement asks for it."""
     storage, files = folder.storage, folder.files()
     for table in files:
-        if table == "predictions":
+        if table in _large_tables(folder):
             yield table, _dataset(storage, folder.stored_paths(table))
         else:
             yield table, folder.table(table)
@@ -137,6 +138,11 @@ def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Datase
     for table, path in beside.items():
         with contextlib.suppress(MissingError):
             yield table, tables.read_parquet(storage.read_bytes(path), source=path)
+
+
+def _large_tables(folder: EvaluationFolder) -> list[str]:
+    num_cells = len(folder.runs) * len(folder.class_names) ** 2
+    return ["predictions", *(["confusion"] if num_cells > tables.ROWS_IN_PIECE else [])]
 
 
 def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
@@ -157,7 +163,8 @@ def _errors(folder: EvaluationFolder) -> Iterator[None]:
     try:
         yield
     except (duckdb.InvalidInputException, duckdb.IOException, pa.ArrowInvalid, OSError) as error:
-        for name in folder.files()["predictions"]:
+        files = folder.files()
+        for name in [name for table in _large_tables(folder) for name in files[table]]:
             folder.storage.read_committed(folder.path, name)
         raise ConfigError(_sql_message(error)) from error
     except duckdb.Error as error:

@@ -1,6 +1,8 @@
 """The report of an evaluation with more classes than a page can show."""
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import f1_score
 
 import mnist_ray.evaluation as evaluation_module
 from mnist_ray import tables
 from mnist_ray.checkpoints import RunFolder
+from mnist_ray.cli import run_command
 from mnist_ray.config import EvaluationConfig, TrainConfig
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.data.examples import Split
 from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
-from mnist_ray.evaluation_folder import open_evaluation
+from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import GridRun
 from mnist_ray.report import plots
@@ -150,37 +154,115 @@ def test_the_confusions_of_settings_are_those_of_their_runs(
     assert found[1].sum() == 0
 
 
-def test_the_confusion_table_of_several_pieces_is_that_of_the_predictions(
-    storage: str, evaluation: str, predictions: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture(scope="module")
+def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> EvaluationFolder:
+    """The same evaluation in part files of a hundred images, its confusion table in pieces that end within a class."""
+    storage = str(tmp_path_factory.mktemp("pieces"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "ROWS_IN_PIECE", 70_000)
+        patch.setattr(evaluation_module, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
+        return open_evaluation(storage, evaluate_many(storage))
+
+
+def test_the_confusion_table_is_that_of_the_predictions_in_any_pieces(
+    storage: str, evaluation: str, predictions: pd.DataFrame, in_pieces: EvaluationFolder
 ) -> None:
     whole = open_evaluation(storage, evaluation).table("confusion").to_pandas()
     assert len(whole) == 2 * len(NAMES) ** 2
     expected = predictions.groupby(["run", "label", "predicted_label"], observed=True).size()
     filled = whole[whole["count"] > 0].set_index(["run", "label", "predicted_label"])["count"]
     assert filled.to_dict() == expected.to_dict()
-    assert (whole.label_name == np.array(NAMES)[whole.label]).all()
-    assert (whole.predicted_label_name == np.array(NAMES)[whole.predicted_label]).all()
-
-    # Pieces that end within a run and within a class.
-    monkeypatch.setattr(tables, "ROWS_IN_PIECE", 70_000)
-    again = open_evaluation(str(tmp_path), evaluate_many(str(tmp_path))).table("confusion").to_pandas()
-    pd.testing.assert_frame_equal(again, whole, check_categorical=False)
+    for label, name in (("label", "label_name"), ("predicted_label", "predicted_label_name")):
+        named = whole[[label, name]].drop_duplicates()
+        assert named[name].tolist() == [NAMES[place] for place in named[label]]
+        assert len(named) == len(NAMES)
+    again = in_pieces.table("confusion").unify_dictionaries().to_pandas()
+    for column in whole:
+        assert (np.asarray(again[column]) == np.asarray(whole[column])).all()
 
 
 def test_a_part_file_of_many_classes_and_runs_has_fewer_images(
-    storage: str, evaluation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    predictions: pd.DataFrame, in_pieces: EvaluationFolder
 ) -> None:
-    monkeypatch.setattr(evaluation_module, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
-    folder = open_evaluation(str(tmp_path), evaluate_many(str(tmp_path)))
-    assert [len(part) for part in folder.parts("predictions")] == [200, 200, 200, 110]
-    order = ["run", "example_index"]
+    assert [len(part) for part in in_pieces.parts("predictions")] == [200, 200, 200, 110]
+    columns = ["run", "example_index", "label", "predicted_label_name", "loss"]
     found, whole = (
-        some.table("predictions").to_pandas().sort_values(order, ignore_index=True)
-        for some in (folder, open_evaluation(storage, evaluation))
+        some[columns].sort_values(columns[:2], ignore_index=True)
+        for some in (in_pieces.table("predictions").to_pandas(), predictions)
     )
-    pd.testing.assert_frame_equal(found.drop(columns="probabilities"), whole.drop(columns="probabilities"))
-    metrics = [some.table("metrics").to_pandas() for some in (folder, open_evaluation(storage, evaluation))]
-    assert (metrics[0].accuracy == metrics[1].accuracy).all()
+    pd.testing.assert_frame_equal(found, whole, check_categorical=False)
+
+
+@pytest.mark.parametrize("rows_in_piece", [1 << 20, 1000])
+def test_a_query_answers_the_same_whether_the_confusion_table_is_in_memory(
+    storage: str,
+    evaluation: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows_in_piece: int,
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_IN_PIECE", rows_in_piece)
+    sql = "SELECT count(*) AS num_rows, sum(count) AS num_examples FROM confusion"
+    assert run_command(["query", evaluation, sql, "--storage", storage, "--csv"]) == 0
+    # Two runs on 305 x 305 pairs of classes and 355 images.
+    assert capsys.readouterr().out == "num_rows,num_examples\n186050,710\n"
+
+
+def test_a_damaged_confusion_table_that_is_not_in_memory_is_told_of(
+    storage: str,
+    evaluation: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_IN_PIECE", 1000)
+    shutil.copytree(storage, tmp_path / "copy")
+    file = tmp_path / "copy/evaluations" / evaluation / "confusion.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    sql = "SELECT max(COLUMNS(*)) FROM confusion"
+    assert run_command(["query", evaluation, sql, "--storage", str(tmp_path / "copy")]) == 3
+    assert "confusion.parquet" in capsys.readouterr().err
+
+
+def test_a_list_of_many_values_is_cut_in_a_table(
+    storage: str, evaluation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["query", evaluation, "SELECT probabilities FROM predictions LIMIT 1", "--storage", storage]
+    assert run_command(command) == 0
+    (shown,) = re.findall(r"\[(.*)\]", " ".join(capsys.readouterr().out.split()))
+    assert shown.count(", ") == 50
+    assert shown.endswith(", 255 more")
+    assert run_command([*command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["probabilities"]) == 305
+
+
+def test_a_prediction_prints_the_most_probable_classes(
+    storage: str, evaluation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "one.png"
+    Image.fromarray(many_classes("test").images[0, 0].numpy()).save(image)
+    command = ["predict", "--run", "run-0", "--images", str(image), "--storage", storage, "--polarity", "as-trained"]
+    assert run_command([*command, "--json"]) == 0
+    probabilities = json.loads(capsys.readouterr().out)["probabilities"]
+    assert run_command(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "the first 50 of 305 classes; --json prints all"
+    shown = [found[1] for found in map(re.compile(r" (kind \d+) ").match, lines) if found]
+    assert shown == sorted(NAMES, key=lambda name: -probabilities[name])[:50]
+
+
+def test_a_model_card_names_the_first_classes_and_says_where_the_others_are(
+    storage: str, evaluation: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "network.safetensors"
+    command = ["export", "run-0", "--to", "safetensors", "--output", str(output), "--storage", storage]
+    assert run_command(command) == 0
+    (card,) = tmp_path.glob("*.md")
+    text = " ".join(card.read_text().split())
+    assert "`kind 99` and 205 more: `class_names` in the run's `best/checkpoint.json`. Softmax" in text
+    assert json.loads(Path(storage, "runs/run-0/best/checkpoint.json").read_text())["class_names"] == list(NAMES)
 
 
 COUNTS = np.array([[5, 0, 2, 0], [1, 0, 0, 2], [0, 3, 1, 0], [0, 0, 0, 0]])
