@@ -20,12 +20,14 @@ from mnist_ray.cli import run_command
 from mnist_ray.config import EvaluationConfig, TrainConfig
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.data.examples import Split
+from mnist_ray.effects import Effect
 from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.grid_training import train_stack
 from mnist_ray.grids import GridRun
-from mnist_ray.report import plots
+from mnist_ray.report import limits, plots
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
+from mnist_ray.report.effect_charts import effect_charts
 from mnist_ray.report.page import report_evaluation
 from mnist_ray.storage import open_storage
 from mnist_ray.training_data import prepare_data
@@ -191,6 +193,23 @@ def test_a_part_file_of_many_classes_and_runs_has_fewer_images(
         for some in (in_pieces.table("predictions").to_pandas(), predictions)
     )
     pd.testing.assert_frame_equal(found, whole, check_categorical=False)
+
+
+def test_the_readme_says_the_most_that_a_page_shows() -> None:
+    readme = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
+    assert limits.SETTINGS == limits.EFFECTS
+    assert (
+        f"A page shows at most {limits.SETTINGS} settings or effects in a chart, {limits.CURVES} loss curves, "
+        f"{limits.PAIRS} pairs, {limits.MISTAKES} kinds of mistake, and of many classes {limits.CLASSES_IN_MATRIX} in "
+        f"a confusion matrix (those of the most frequent mistakes) and {limits.CLASSES_IN_TABLE} in a table"
+    ) in readme
+
+
+def test_a_chart_of_many_effects_says_how_many_are_left_out() -> None:
+    effect = Effect("accuracy", "main", "dropout", "0.1", "0", None, None, None, 0.01, None, None, None, None, 1, 1)
+    assert effect_charts([effect] * 24, split="test")[0].caption.startswith("Each level")
+    caption = effect_charts([effect] * 25, split="test")[0].caption
+    assert caption.startswith("24 of 25 effects; effects.parquet has all. Each level")
 
 
 @pytest.mark.parametrize("rows_in_piece", [1 << 20, 1000])

@@ -29,7 +29,10 @@ def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
             found = sorted(found, key=lambda effect: -abs(effect.effect))
         if found:
             rows = [_effect_row(effect) for effect in found[: limits.EFFECTS]]
-            caption = _EFFECT_CAPTIONS[kind]
+            left_out = (
+                f"{len(rows)} of {len(found):,} effects; effects.parquet has all. " if len(rows) < len(found) else ""
+            )
+            caption = left_out + _EFFECT_CAPTIONS[kind]
             charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, split=split, caption=caption))
     return charts
 
