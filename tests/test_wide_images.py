@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from mnist_ray.cli import run_command
 from mnist_ray.data import load_examples
 from mnist_ray.data.images import UnreadableImageError, decode_image
 from mnist_ray.data.unlabelled import find_images
-from mnist_ray.errors import DataError
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.evaluation import trained_wide_bits
 from mnist_ray.storage import open_storage
 
 
@@ -147,6 +149,14 @@ def test_evaluate_scales_another_set_by_the_range_of_training(
     capsys.readouterr()
     assert run_command(evaluate) == 0
     assert "images of 28x28 grey of 12 bits -> 28x28 grey" in capsys.readouterr().err
+
+
+def test_runs_that_scaled_their_images_differently_are_not_evaluated_together(storage: Path) -> None:
+    wide, narrow = (RunFolder(open_storage(str(storage)), run).best() for run in ("wide", "narrow"))
+    assert [trained_wide_bits(some) for some in ([wide], [narrow], [wide, narrow])] == [12, None, 12]
+    other = replace(wide, run="other", document={**wide.document, "wide_bits": 16})
+    with pytest.raises(CheckpointError, match="'wide' from 12 bits, 'other' from 16 bits; evaluate them one by one"):
+        trained_wide_bits([narrow, other, wide])
 
 
 def test_all_files_of_a_parquet_set_have_one_range(tmp_path: Path) -> None:
