@@ -16,6 +16,7 @@ from mnist_ray.config import TrainConfig
 from mnist_ray.data import load_examples
 from mnist_ray.data.splits import parts_of_files, words_in
 from mnist_ray.errors import DataError
+from mnist_ray.storage import open_storage
 from mnist_ray.training_data import prepare_data
 
 CPU = torch.device("cpu")
@@ -174,6 +175,23 @@ def test_no_test_row_of_parquet_is_trained_on(tmp_path, train, test):
     training, validation, tested = trained(f"parquet:{tmp_path}")
     assert tested == hashes(image_of(f"{test}{row}") for row in range(4))
     assert training | validation == hashes(image_of(f"{train}{row}") for row in range(4))
+
+
+@pytest.mark.s3
+def test_no_test_row_on_s3_is_trained_on(tmp_path, s3_uri):
+    """The same rules as on a disk, where the bucket's prefix is named as a split too."""
+    of_train, of_test = folder_names("Train/cat", "Train/dog"), folder_names("Test/cat", "Test/dog")
+    write_folder(tmp_path, [f"train/folder/{name}" for name in [*of_train, *of_test]])
+    write_parquet(tmp_path, ["train/parquet/x_train.parquet", "train/parquet/x_test.parquet"])
+    storage = open_storage(s3_uri)
+    for path in tmp_path.rglob("*.*"):
+        storage.write_bytes(path.relative_to(tmp_path).as_posix(), path.read_bytes())
+    training, validation, tested = trained(f"folder:{s3_uri}/train/folder")
+    assert tested == hashes(image_of(f"train/folder/{name}") for name in of_test)
+    assert training | validation == hashes(image_of(f"train/folder/{name}") for name in of_train)
+    training, validation, tested = trained(f"parquet:{s3_uri}/train/parquet")
+    assert tested == hashes(image_of(f"train/parquet/x_test.parquet{row}") for row in range(4))
+    assert training | validation == hashes(image_of(f"train/parquet/x_train.parquet{row}") for row in range(4))
 
 
 def test_validation_files_of_parquet_are_the_validation_set(tmp_path):
