@@ -31,6 +31,8 @@ from mnist_ray.report.classification import frequent_mistakes
 
 # Cells of more classes are too narrow for tenths of a percent.
 _CLASSES_IN_TENTHS = 15
+# So are they beside longer names, which take their room.
+_LETTERS_BESIDE_TENTHS = 12
 
 
 def learning_curves(
@@ -169,8 +171,9 @@ def confusion(
     counts, classes = all_counts[np.ix_(places, places)], class_labels(class_names, places)
     support = np.maximum(all_counts.sum(axis=1, keepdims=True)[places], 1)
     shown = 100 * counts / support if normalized else counts
-    text = "{:.1f}" if normalized and len(classes) <= _CLASSES_IN_TENTHS else "{:.0f}"
     longest = min(max(map(len, classes)), LONGEST_IN_MATRIX)
+    has_room = len(classes) <= _CLASSES_IN_TENTHS and longest <= _LETTERS_BESIDE_TENTHS
+    text = "{:.1f}" if normalized and has_room else "{:.0f}"
     side = max(WIDTH, 0.245 * len(classes) + 0.6 + 0.05 * max(0, longest - 8))
     right = 100 * all_counts.trace() / max(all_counts.sum(), 1)
     left_out = ""
