@@ -79,6 +79,8 @@ def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]
 
 def missing_runs(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> str | None:
     """Returns what effects() leaves out for want of runs, in words; None if no run is missing. Args as there."""
+    if not rows:
+        return None
     cells = _Cells(rows, axes, METRICS[0])
     there = ~np.isnan(cells.values).reshape(-1, len(cells.seeds))
     num_missing = int((~there.all(axis=1)).sum())

@@ -159,6 +159,8 @@ def test_runs_that_are_missing_are_said() -> None:
     axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
     rows = rows_of(np.zeros((2, 2, 3)), axes)
     assert missing_runs(rows, axes) is None
+    assert missing_runs([], {"dropout": (), "batch_norm": ()}) is None
+    assert missing_runs(rows_of(np.zeros((1, 3)), {"dropout": (0.5,)}), {"dropout": (0.5,)}) is None
     # The third seed was interrupted after its first run.
     some = [row for row in rows if row["seed"] < 20 or (row["dropout"] == 0 and not row["batch_norm"])]
     assert effects(some, axes) == []
