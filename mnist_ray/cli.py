@@ -186,7 +186,9 @@ def default_run_name(config: TrainConfig) -> str:
 @cli.command()
 @click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be given many times.")
 @click.option("--grid", "grid_name", metavar="NAME", help="Every run of a grid that has a checkpoint.")
-@click.option("--all-runs", is_flag=True, help="Every finished run that was trained on the data set.")
+@click.option(
+    "--all-runs", is_flag=True, help="Every finished run trained on the data set, or if none was, with its classes."
+)
 @click.option("--dataset", metavar="NAME", help="Data set, as for train.  [default: the one the runs were trained on]")
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")

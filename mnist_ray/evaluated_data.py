@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from mnist_ray.errors import CheckpointError, ConfigError
@@ -19,11 +20,12 @@ def common_dataset(checkpoints: Sequence[Checkpoint]) -> str:
     Raises:
       ConfigError: they were trained on several.
     """
-    found = _by_dataset(checkpoints)
-    if len(found) > 1:
-        several = "; ".join(f"{dataset}: {_words(runs)}" for dataset, runs in found.items())
-        raise ConfigError(f"dataset: the runs were trained on several ({several}); choose one with --dataset NAME")
-    return next(iter(found))
+    datasets = {checkpoint.config.dataset for checkpoint in checkpoints}
+    if len(datasets) > 1:
+        raise ConfigError(
+            f"dataset: the runs were trained on several ({_listed(checkpoints)}); choose one with --dataset NAME"
+        )
+    return datasets.pop()
 
 
 def trained_on(
@@ -37,22 +39,19 @@ def trained_on(
     Raises:
       CheckpointError: there are none of either.
     """
-    own = [checkpoint for checkpoint in checkpoints if _is_same(checkpoint.config.dataset, dataset)]
-    chosen = own or [
-        checkpoint for checkpoint in checkpoints if tuple(checkpoint.document["class_names"]) == class_names
-    ]
-    if not chosen:
-        several = "; ".join(f"{name}: {_words(runs)}" for name, runs in _by_dataset(checkpoints).items())
+    is_chosen = [_is_same(checkpoint.config.dataset, dataset) for checkpoint in checkpoints]
+    why = "trained on other data"
+    if not any(is_chosen):
+        is_chosen = [tuple(checkpoint.document["class_names"]) == class_names for checkpoint in checkpoints]
+        why = "with other classes"
+    if not any(is_chosen):
         raise CheckpointError(
             f"dataset={dataset!r}: no finished run was trained on it or has its {len(class_names)} classes; the runs "
-            f"were trained on other data ({several})"
+            f"were trained on other data ({_listed(checkpoints)})"
         )
-    rest = _by_dataset([checkpoint for checkpoint in checkpoints if checkpoint not in chosen])
-    if not rest:
-        return chosen, None
-    why = "trained on other data" if own else "with other classes"
-    several = "; ".join(f"{name}: {_words(runs)}" for name, runs in rest.items())
-    return chosen, f"left out: {sum(map(len, rest.values()))} of {len(checkpoints)} runs, {why} ({several})"
+    rest = [checkpoint for checkpoint, chosen in zip(checkpoints, is_chosen, strict=True) if not chosen]
+    left_out = f"left out: {len(rest)} of {len(checkpoints)} runs, {why} ({_listed(rest)})"
+    return list(compress(checkpoints, is_chosen)), left_out if rest else None
 
 
 def trained_elsewhere(train_datasets: Sequence[str], dataset: str) -> str | None:
@@ -76,12 +75,12 @@ def _is_same(dataset: str, other: str) -> bool:
     return dataset.rstrip("/") == other.rstrip("/")
 
 
-def _by_dataset(checkpoints: Sequence[Checkpoint]) -> dict[str, list[str]]:
-    """Returns the names of runs by the data set that they were trained on."""
-    found: dict[str, list[str]] = {}
+def _listed(checkpoints: Sequence[Checkpoint]) -> str:
+    """Returns the data sets that runs were trained on, each with the first of its runs: 'digits: a, b; mnist: c'."""
+    runs: dict[str, list[str]] = {}
     for checkpoint in sorted(checkpoints, key=lambda checkpoint: (checkpoint.config.dataset, checkpoint.run)):
-        found.setdefault(checkpoint.config.dataset, []).append(checkpoint.run)
-    return found
+        runs.setdefault(checkpoint.config.dataset, []).append(checkpoint.run)
+    return "; ".join(f"{dataset}: {_words(names)}" for dataset, names in runs.items())
 
 
 def _words(runs: Sequence[str]) -> str:

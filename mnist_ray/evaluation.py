@@ -438,7 +438,7 @@ def _confusion(plan: Plan, totals: Sequence[Tally]) -> Iterator[pa.Table]:
         count[filled[some] - first] = counts[some]
         columns = {
             "run": runs[run],
-            "dataset": plan.config.dataset,
+            "dataset": plan.dataset,
             "split": plan.config.split,
             "label": label,
             "label_name": names[label],

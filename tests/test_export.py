@@ -186,18 +186,8 @@ def test_the_card_says_where_the_validation_images_come_from(
             image = tmp_path / f"own/{part}/{number % 2}/{number}.png"
             image.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (28, 28), 10 * number + 5).save(image)
-    train = [
-        "train",
-        "--dataset",
-        f"folder:{tmp_path / 'own'}",
-        "--hidden-sizes",
-        "8",
-        "--epochs",
-        "1",
-        "--name",
-        "own",
-    ]
-    assert run_command([*train, "--storage", storage]) == 0
+    settings = ["--dataset", f"folder:{tmp_path / 'own'}", "--hidden-sizes", "8", "--epochs", "1"]
+    assert run_command(["train", *settings, "--name", "own", "--storage", storage]) == 0
     for run, said in {"own": "the data set's own validation images", "mlp": "a share of 0.1, stratified"}.items():
         assert export(storage, run, "state-dict", "--output", str(tmp_path / f"{run}.pt")) == 0
         assert f"| held out for validation | {said} |" in (tmp_path / f"{run}.pt.md").read_text()

@@ -165,7 +165,7 @@ def test_all_files_of_a_parquet_set_have_one_range(tmp_path: Path) -> None:
         contents = [png(image.astype(np.uint16) << shift) for image in pixels[some]]
         pq.write_table(pa.table({"image": contents, "label": labels[some]}), tmp_path / f"{name}.parquet")
     for split, expected in (("train", pixels[:40] >> 2), ("test", pixels[40:80])):
-        examples = load_examples(f"parquet:{tmp_path}", split, data_dir=tmp_path)  # type: ignore[arg-type]
+        examples = load_examples(f"parquet:{tmp_path}", split, data_dir=tmp_path)
         assert np.array_equal(examples.images[:, 0].numpy(), expected)
         assert examples.wide_bits == 12
         assert examples.conversion == "40 images of 28x28 grey of 12 bits -> 28x28 grey"

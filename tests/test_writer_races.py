@@ -169,7 +169,7 @@ def vanishing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def note(self: RunFolder, config: object, data: object, state: TrainState, **options: object) -> None:
         epochs.append(state.history[-1].epoch)
-        save(self, config, data, state, **options)  # type: ignore[arg-type]
+        save(self, config, data, state, **options)
         if epochs[-1] == 2:
             shutil.rmtree(folder)
 

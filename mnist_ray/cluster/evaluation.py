@@ -49,7 +49,7 @@ class EvaluateJob:
     Attributes:
       config: data set (none for the runs' own), split and sizes.
       runs: names of the runs; empty for those of the config's grid, or without one for every finished run that was
-        trained on the data set.
+        trained on the data set, or, if none was, that has its classes.
       storage_uri: where runs are read and the evaluation is written.
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
+    from PIL.ImageFile import ImageFile
     from torch import Tensor
 
     GreyImage = npt.NDArray[np.uint8]
@@ -203,7 +204,7 @@ def _bits_of(largest: int) -> int:
 
 
 @contextlib.contextmanager
-def _opened(content: bytes) -> "Iterator[Image.Image]":
+def _opened(content: bytes) -> "Iterator[ImageFile]":
     from PIL import Image
 
     # Around each image: the code that reads the pieces keeps its own filters in between.
@@ -233,7 +234,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(content: bytes, opened: "Image.Image", wide_bits: int | Callable[[], int] | None) -> DecodedImage:
+def _decode(content: bytes, opened: "ImageFile", wide_bits: int | Callable[[], int] | None) -> DecodedImage:
     import numpy as np
     from PIL import ImageOps
 
@@ -241,13 +242,13 @@ def _decode(content: bytes, opened: "Image.Image", wide_bits: int | Callable[[],
     # Turning the image drops its tags.
     is_white_zero = _is_white_zero(opened)
     wide = _wide_pixels(content, opened)
-    has_upper_bytes = wide is None and any(";16" in str(tile.args) for tile in opened.tile)  # type: ignore[attr-defined]
+    has_upper_bytes = wide is None and any(";16" in str(tile.args) for tile in opened.tile)
     turned = ImageOps.exif_transpose(opened)
     if wide is not None:
         grey, bits = _narrowed(wide, wide_bits, is_white_zero=is_white_zero)
         mode = f"{'grey' if mode.startswith('I') else mode} of {bits} bits"
     else:
-        # Of these Pillow has no way to the lower bytes, and of full 16 bits nobody misses them.
+        # Pillow gives the upper bytes alone: enough where all 16 bits are used, but a smaller range may be black.
         if has_upper_bytes and np.asarray(turned)[..., :3].max() < 1 << 7:
             raise ValueError("its colours may be black or use less than 16 bits; scale them to 8 bits")
         grey = np.asarray(_grey(turned))
@@ -283,7 +284,7 @@ class _WidePixels(NamedTuple):
     has_one_shade: bool
 
 
-def _wide_pixels(content: bytes, opened: "Image.Image") -> _WidePixels | None:
+def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
     """Returns the pixels of an image of more than 8 bits, None of any other; opened isn't read yet."""
     import numpy as np
     from PIL import ImageOps
@@ -307,20 +308,20 @@ def _wide_pixels(content: bytes, opened: "Image.Image") -> _WidePixels | None:
     return _WidePixels(grey, is_transparent, int(opaque.max(initial=0)), _has_one_shade(values))
 
 
-def _has_wide_colours(image: "Image.Image") -> bool:
+def _has_wide_colours(image: "ImageFile") -> bool:
     """Tells whether an image has colours of 16 bits a channel, of which Pillow keeps the upper bytes alone."""
-    return image.format == "PNG" and [tile.args for tile in image.tile] == ["RGB;16B"]  # type: ignore[attr-defined]
+    return image.format == "PNG" and [tile.args for tile in image.tile] == ["RGB;16B"]
 
 
-def _wide_colours(content: bytes, opened: "Image.Image") -> "npt.NDArray[np.uint32]":
+def _wide_colours(content: bytes, opened: "ImageFile") -> "npt.NDArray[np.uint32]":
     """Returns colours of 16 bits a channel, [rows, columns, 3]."""
     import numpy as np
     from PIL import ImageOps
 
-    (tile,) = opened.tile  # type: ignore[attr-defined]
+    (tile,) = opened.tile
     upper = np.asarray(ImageOps.exif_transpose(opened)).astype(np.uint32) << 8
     with _opened(content) as again:
-        again.tile = [tile._replace(args="RGB;16L")]  # type: ignore[attr-defined]
+        again.tile = [tile._replace(args="RGB;16L")]
         both: npt.NDArray[np.uint32] = upper | np.asarray(ImageOps.exif_transpose(again))
     return both
 

@@ -4,7 +4,7 @@ CURVES = 12
 SETTINGS = 24
 PAIRS = 60
 EFFECTS = 24
-# A matrix of 50 classes has EMNIST's 47; a page with two of them in counts and in shares has 2 MB.
+# So that all 47 classes of EMNIST fit.
 CLASSES_IN_MATRIX = 50
 CLASSES_IN_TABLE = 100
 MISTAKES = 8
