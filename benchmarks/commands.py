@@ -18,7 +18,7 @@ LOOK_EVERY_S = 0.1
 # The launcher, and then what Linux knows of its process.
 MEASURED = """
 import pathlib, sys
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 code = run_command(sys.argv[2:])
 pathlib.Path(sys.argv[1]).write_text(pathlib.Path("/proc/self/status").read_text())
 sys.exit(code)

@@ -33,10 +33,10 @@ from timing import Cell, Spread, add_timing_options, interleave, print_results, 
 from torch import Tensor
 from tutorial_data import add_data_option, load_mnist
 
-from mnist_ray.sharding import Ranks
-from mnist_ray.training import StackTraining
-from mnist_ray.training_data import prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.config.variants import variant_config
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import StackTraining
 
 VARIANT = "dropout_batchnorm"
 BATCH_SIZE = 64

@@ -4,7 +4,7 @@ All three compute the log-probabilities of the same networks for the same images
 
   data_loader  torchvision's data set, ToTensor and Normalize, a DataLoader without workers, one network after the other
   in_memory    uint8 images in memory, normalized batch by batch, one network after the other
-  mnist_ray    mnist_ray.inference.log_probabilities, the evaluation job's inner loop: all networks in one pass
+  mnist_ray    evaluation.inference.log_probabilities, the evaluation job's inner loop: all networks in one pass
 
 An item is one image under one network. `python benchmarks/evaluate_throughput.py` prints the table on stdout and its
 progress on stderr.
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mnist
 
-from mnist_ray.inference import log_probabilities
+from mnist_ray.config.variants import variant_config
+from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
-from mnist_ray.training_data import normalize
-from mnist_ray.variants import variant_config
+from mnist_ray.training.data import normalize
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
 CONTENDERS = ("data_loader", "in_memory", "mnist_ray")

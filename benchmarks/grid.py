@@ -52,8 +52,8 @@ from torch.utils.data import DataLoader, random_split
 from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mnist
 
 from mnist_ray.data.idx import USUAL_NAMES
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.storage import open_storage
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.storage.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("conventional", "in-memory", "ours")

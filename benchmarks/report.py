@@ -34,13 +34,13 @@ from tutorial_data import add_data_option, write_idx
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.data.idx import USUAL_NAMES
 from mnist_ray.errors import DataError
-from mnist_ray.evaluation_folder import open_evaluation
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import expand, grid_settings, read_grid, stacks
-from mnist_ray.planning import read_all_progress
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import load_data
+from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
+from mnist_ray.jobs.estimate import read_all_progress
+from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import load_data
+from mnist_ray.training.train_stack import train_stack
 
 GRID, GRID_NAME = "regularization", "grid"
 NUM_DIGITS = 10_000

@@ -5,7 +5,7 @@ All three train the same networks on the same images with the same batch size, o
   tutorial   torchvision's data set, ToTensor and Normalize, a DataLoader without workers, the plain module, Adam,
              .item() after each step
   in_memory  one normalized float tensor, randperm and index_select, the plain module, fused Adam, no figures read
-  mnist_ray  mnist_ray.training.fit, whole epochs as a job runs them: shuffle, noise, losses, accuracies and the
+  mnist_ray  mnist_ray.training.loop.fit, whole epochs as a job runs them: shuffle, noise, losses, accuracies and the
              state after each epoch included, validation on one image a class
 
 `python benchmarks/train_throughput.py` prints the table on stdout and its progress on stderr.
@@ -22,12 +22,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mnist
 
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.data import Examples
 from mnist_ray.models.networks import make_network
-from mnist_ray.training import fit
-from mnist_ray.training_data import normalize, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.training.data import normalize, prepare_data
+from mnist_ray.training.loop import fit
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
 CONTENDERS = ("tutorial", "in_memory", "mnist_ray")

@@ -35,7 +35,7 @@ class _Stream(io.FileIO):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line, by default the process's own, and exits with its code."""
     try:
-        from mnist_ray.cli import run_command
+        from mnist_ray.cli.main import run_command
     except KeyboardInterrupt:
         # Ctrl-C before the command has begun: what it imports takes a moment.
         print("mnist-ray: stopped", file=sys.stderr)

@@ -25,8 +25,8 @@ import duckdb
 from cluster.processes import descendants
 from s3_fixtures import running_s3_server
 
-from mnist_ray.storage import Storage, open_storage
-from mnist_ray.tables import read_parquet
+from mnist_ray.results.tables import read_parquet
+from mnist_ray.storage.storage import Storage, open_storage
 
 NUM_EXAMPLES = 355
 RUNS = ("a", "b")

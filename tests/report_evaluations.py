@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.config import EvaluationConfig
+from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data import load_examples, stream_examples
-from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import expand, grid_settings, read_grid, stacks
-from mnist_ray.run_progress import read_progress
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import prepare_data
+from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import read_progress
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 

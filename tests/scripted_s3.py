@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from s3_fixtures import S3Server
 
-from mnist_ray.storage import Storage, open_storage
+from mnist_ray.storage.storage import Storage, open_storage
 
 Answer = tuple[int, bytes]
 Answers = Callable[[str, str, int], Answer]

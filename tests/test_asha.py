@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.asha import Decision, Rungs
+from mnist_ray.grids.asha import Decision, Rungs
 
 
 def reference(decisions: list[Decision], factor: int) -> list[bool]:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_ray import augmentation
-from mnist_ray.augmentation import AUGMENTATIONS, Augmentation, augment
-from mnist_ray.random_streams import stream_key, uniform
-from mnist_ray.step_streams import SeededStreams
+from mnist_ray.data import augmentation
+from mnist_ray.data.augmentation import AUGMENTATIONS, Augmentation, augment
+from mnist_ray.noise.random_streams import stream_key, uniform
+from mnist_ray.noise.step_streams import SeededStreams
 
 RANDOM = [name for name in AUGMENTATIONS if name != "none"]
 

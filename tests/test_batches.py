@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.batches import batch_sizes, largest_batch
+from mnist_ray.config.batches import batch_sizes, largest_batch
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_ray.config import read_yaml
+from mnist_ray.config.settings import read_yaml
 from mnist_ray.data import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
-from mnist_ray.grids import expand, read_grid
+from mnist_ray.grids.grid import expand, read_grid
 from mnist_ray.models.networks import make_network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -14,18 +14,18 @@ import torch
 from small_disk import on_small_disk
 from tiny_digits import tiny_digits
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import CheckpointError, StorageError
-from mnist_ray.evaluation import load_network
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import expand, grid_settings, read_grid, stacks
-from mnist_ray.run_documents import with_checksum
-from mnist_ray.run_progress import read_history_table
-from mnist_ray.storage import open_storage
-from mnist_ray.training import fit
-from mnist_ray.training_data import load_data, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.evaluation.evaluation import load_network
+from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
+from mnist_ray.results.run_documents import with_checksum
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import read_history_table
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import load_data, prepare_data
+from mnist_ray.training.loop import fit
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,9 @@ import click
 import pytest
 
 from mnist_ray import __main__
-from mnist_ray.cli import cli, default_run_name, run_command
-from mnist_ray.cli_options import data_folder
-from mnist_ray.config import TrainConfig, check_name
+from mnist_ray.cli.main import cli, default_run_name, run_command
+from mnist_ray.cli.options import data_folder
+from mnist_ray.config.settings import TrainConfig, check_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +51,7 @@ def test_every_command_is_documented_in_the_readme() -> None:
 
 def test_help_loads_neither_torch_nor_ray() -> None:
     code = (
-        "import sys; from mnist_ray.cli import run_command\n"
+        "import sys; from mnist_ray.cli.main import run_command\n"
         "for command in ([], ['train'], ['evaluate'], ['predict'], ['demo']):\n"
         "    assert run_command([*command, '--help']) == 0\n"
         "loaded = {'torch', 'ray', 'pyarrow', 'numpy', 'boto3'} & set(sys.modules)\n"
@@ -326,7 +326,7 @@ def test_ctrl_c_before_a_command_has_begun_is_one_line(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     # As if the signal came while the launcher's modules are imported.
-    monkeypatch.delitem(sys.modules, "mnist_ray.cli")
+    monkeypatch.delitem(sys.modules, "mnist_ray.cli.main")
     monkeypatch.setattr("builtins.__import__", importing(interrupted))
     with pytest.raises(SystemExit) as ended:
         __main__.main()
@@ -339,7 +339,7 @@ def importing(before: Callable[..., None]) -> Callable[..., Any]:
     real = builtins.__import__
 
     def instead(name: str, *rest: Any, **named: Any) -> Any:
-        if name == "mnist_ray.cli":
+        if name == "mnist_ray.cli.main":
             before()
         return real(name, *rest, **named)
 
@@ -356,7 +356,7 @@ def test_an_error_that_an_interrupt_leaves_behind_is_the_interrupts(
         except KeyboardInterrupt:
             raise RecursionError("of a package that was imported by half") from None
 
-    monkeypatch.setattr("mnist_ray.listing.list_runs", half_imported)
+    monkeypatch.setattr("mnist_ray.results.listing.list_runs", half_imported)
     assert run_command(["runs"]) == 130
     assert line_of(capsys) == "mnist-ray: stopped; the same command starts again"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.cli import run_command
-from mnist_ray.listing import list_evaluations
-from mnist_ray.storage import open_storage
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.listing import list_evaluations
+from mnist_ray.storage.storage import open_storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
@@ -20,8 +20,8 @@ RACE = """
 import os, sys
 from pathlib import Path
 import boto3, pyarrow.parquet, torch
-import mnist_ray.cluster.evaluation, mnist_ray.printing
-from mnist_ray.cli import run_command
+import mnist_ray.jobs.evaluate, mnist_ray.text.tables
+from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
 
 load_examples("digits", "test", data_dir=Path("unused"))

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from scipy import stats
 from tiny_digits import tiny_digits
 
-from mnist_ray import tables
-from mnist_ray.cli import run_command
-from mnist_ray.comparisons import Scores
-from mnist_ray.config import GridConfig
+from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import GridConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import ConfigError
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import GridRun, expand
+from mnist_ray.grids.grid import GridRun, expand
 from mnist_ray.report.comparison_report import accuracy_interval, find_setting, group_settings
-from mnist_ray.run_progress import RunProgress
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.results import tables
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.train_stack import train_stack
 
 # A patience that is never used leaves the same weights; a learning rate of 1e-9 leaves them at chance.
 AXES = {"early_stopping_patience": (None, 50), "learning_rate": (1e-9, 1e-2)}

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.comparisons import (
+from mnist_ray.analysis.comparisons import (
     Comparison,
     Interval,
     Scores,
@@ -15,7 +15,7 @@ from mnist_ray.comparisons import (
     seeds_needed,
     tie_groups,
 )
-from mnist_ray.report.selection import select, selection_bias
+from mnist_ray.analysis.selection import select, selection_bias
 
 
 def scores(label: str, correct: NDArray[np.bool_], *, seeds: tuple[int, ...] | None = None) -> Scores:

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_ray.config import (
+from mnist_ray.config.settings import (
     EvaluationConfig,
     GridConfig,
     TrainConfig,
@@ -18,7 +18,7 @@ from mnist_ray.config import (
     read_yaml,
 )
 from mnist_ray.errors import ConfigError
-from mnist_ray.optimizers import OPTIMIZERS, SCHEDULES
+from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES
 
 COUNTS = st.integers(1, 2**31 - 1)
 SEEDS = st.integers(0, 2**63 - 1)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data import Examples, Found
-from mnist_ray.data_lines import training_lines
 from mnist_ray.errors import DataError
-from mnist_ray.training_data import TrainingData, prepare_data, stratified_rows
+from mnist_ray.training.data import TrainingData, prepare_data, stratified_rows
+from mnist_ray.training.data_lines import training_lines
 
 CPU = torch.device("cpu")
 NAMES = tuple("abcdefg")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.cli import run_command
-from mnist_ray.demo import next_commands
+from mnist_ray.cli.demo import next_commands
+from mnist_ray.cli.main import run_command
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 
 
 def doctor(data_dir: Path, storage: str) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mnist_ray.effects import Effect, effects, holm, missing_runs, t_interval
+from mnist_ray.analysis.effects import Effect, effects, holm, missing_runs, t_interval
 
 AXES: dict[str, tuple[Any, ...]] = {
     "dropout": (0.0, 0.3, 0.5),

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from tiny_digits import tiny_digits
 
-from mnist_ray.cli import run_command
-from mnist_ray.evaluated_data import trained_elsewhere
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.evaluated_data import trained_elsewhere
 
 SHIFTED, PETS = "shifted", "pets"
 

@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mnist_ray import tables
-from mnist_ray.checkpoints import Checkpoint, RunFolder
-from mnist_ray.cli import run_command
-from mnist_ray.config import EvaluationConfig
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import EvaluationConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.data import ExampleStream, stream_examples
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.evaluation import (
+from mnist_ray.evaluation.evaluation import (
     ShardEvaluator,
     ShardStream,
     check_checkpoints,
@@ -30,12 +29,13 @@ from mnist_ray.evaluation import (
     manifest,
     write_tables,
 )
-from mnist_ray.gallery import gallery
+from mnist_ray.evaluation.gallery import gallery
 from mnist_ray.models.networks import make_network
-from mnist_ray.storage import open_storage
-from mnist_ray.training import fit
-from mnist_ray.training_data import prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.results import tables
+from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import fit
 
 CPU = torch.device("cpu")
 SHA256 = "0" * 64
@@ -152,8 +152,8 @@ def test_an_evaluation_reads_its_images_once_and_the_same_again_only_to_know_the
         stream = stream_examples(*arguments, **options)
         return replace(stream, read=lambda: reads.append(stream.source) or stream.read())
 
-    monkeypatch.setattr("mnist_ray.cluster.evaluation.stream_examples", counted)
-    monkeypatch.setattr("mnist_ray.cluster.evaluation.RunFolder.best", lambda _: checkpoint)
+    monkeypatch.setattr("mnist_ray.jobs.evaluate.stream_examples", counted)
+    monkeypatch.setattr("mnist_ray.jobs.evaluate.RunFolder.best", lambda _: checkpoint)
     command = ["evaluate", "--run", "a", "--dataset", "digits", "--no-report", "--storage", str(tmp_path)]
     assert run_command(command) == 0
     assert len(reads) == 1
@@ -220,7 +220,7 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_images(tmp_path: Pat
             "--no-report",
         ]
         code = (
-            "import sys; from mnist_ray.cli import run_command; code = run_command(sys.argv[1:])\n"
+            "import sys; from mnist_ray.cli.main import run_command; code = run_command(sys.argv[1:])\n"
             # ru_maxrss would be that of the test's process, from before this one's program was loaded.
             "print(*[line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line]); sys.exit(code)"
         )

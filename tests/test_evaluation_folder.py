@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mnist_ray import tables
-from mnist_ray.cli import run_command
-from mnist_ray.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
-from mnist_ray.storage import open_storage
+from mnist_ray.cli.main import run_command
+from mnist_ray.results import tables
+from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
+from mnist_ray.storage.storage import open_storage
 
 COMMANDS = (["report", "e"], ["compare", "e"], ["query", "e", "SELECT 1"])
 

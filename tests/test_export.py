@@ -17,15 +17,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mnist_ray.checkpoints import Checkpoint, RunFolder
-from mnist_ray.cli import cli, run_command
+from mnist_ray.cli.main import cli, run_command
+from mnist_ray.config.variants import variant_config
 from mnist_ray.data import load_examples
-from mnist_ray.evaluation import load_network
-from mnist_ray.exporting import FORMATS
-from mnist_ray.storage import open_storage
-from mnist_ray.training import fit
-from mnist_ray.training_data import normalize, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.evaluation.evaluation import load_network
+from mnist_ray.export.formats import FORMATS
+from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import normalize, prepare_data
+from mnist_ray.training.loop import fit
 
 CPU = torch.device("cpu")
 SETTINGS = {

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from scipy.stats import entropy
 
-from mnist_ray.gallery import SHOWN, ShownImage, candidates, gallery, vote_entropy
-from mnist_ray.metrics import Predictions, predictions
+from mnist_ray.evaluation.gallery import SHOWN, ShownImage, candidates, gallery, vote_entropy
+from mnist_ray.evaluation.metrics import Predictions, predictions
 
 NUM_CLASSES = 4
 
@@ -36,7 +36,7 @@ def test_vote_entropy_equals_scipys() -> None:
 def test_the_votes_of_many_classes_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     predicted = np.random.default_rng(0).integers(0, 50, (7, 100))
     whole = vote_entropy(predicted)
-    monkeypatch.setattr("mnist_ray.gallery._VOTES_AT_ONCE", 50 * 30)
+    monkeypatch.setattr("mnist_ray.evaluation.gallery._VOTES_AT_ONCE", 50 * 30)
     np.testing.assert_array_equal(vote_entropy(predicted), whole)
 
 

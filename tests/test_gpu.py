@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_digits import tiny_digits
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.inference import log_probabilities
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
+from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
-from mnist_ray.training import Divergence, StackTraining, TrainState, fit
-from mnist_ray.training_data import TrainingData, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.training.data import TrainingData, prepare_data
+from mnist_ray.training.loop import Divergence, StackTraining, TrainState, fit
 
 pytestmark = [
     pytest.mark.gpu,

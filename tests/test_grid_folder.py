@@ -3,15 +3,15 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.asha import Decision
-from mnist_ray.config import GridConfig
+from mnist_ray.config.settings import GridConfig
 from mnist_ray.errors import CheckpointError, ConflictError
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.grids import GridRun, expand, read_grid
-from mnist_ray.listing import list_grids, list_runs
-from mnist_ray.run_progress import RunProgress
-from mnist_ray.search import Search, random_samples, runs_of_samples
-from mnist_ray.storage import open_storage
+from mnist_ray.grids.asha import Decision
+from mnist_ray.grids.grid import GridRun, expand, read_grid
+from mnist_ray.grids.search import Search, random_samples, runs_of_samples
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.listing import list_grids, list_runs
+from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.storage.storage import open_storage
 
 
 def grid_of(dropout: list[float], seeds: str = "1", **more: Any) -> tuple[GridConfig, tuple[GridRun, ...]]:

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from mnist_ray.grid_progress import GridProgress, duration
-from mnist_ray.grids import expand, read_grid
-from mnist_ray.run_progress import RunProgress
+from mnist_ray.grids.grid import expand, read_grid
+from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.tracking.grid_progress import GridProgress, duration
 
 
 def progress(run: str, epochs: int, status: str = "unfinished", accuracy: float = 0.9) -> RunProgress:

@@ -8,8 +8,8 @@ import duckdb
 import pytest
 from grid_runs import search_without_ray, train_without_ray
 
-from mnist_ray.cli import run_command
-from mnist_ray.run_progress import RunProgress
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.run_progress import RunProgress
 
 
 def evaluation_of(storage: str, capsys: pytest.CaptureFixture[str]) -> str:

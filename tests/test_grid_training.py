@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from tiny_digits import tiny_digits
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import ConflictError
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import GridRun
-from mnist_ray.history import EpochResult
-from mnist_ray.run_progress import RunProgress, read_history_table, read_progress
-from mnist_ray.storage import Storage, open_storage
-from mnist_ray.training import TrainState, fit
-from mnist_ray.training_data import TrainingData, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.results.history import EpochResult
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import RunProgress, read_history_table, read_progress
+from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.training.data import TrainingData, prepare_data
+from mnist_ray.training.loop import TrainState, fit
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 

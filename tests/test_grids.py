@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.cli_grids import with_absolute_datasets
-from mnist_ray.config import GridConfig, TrainConfig, make_config
+from mnist_ray.cli.grids import with_absolute_datasets
+from mnist_ray.config.settings import GridConfig, TrainConfig, make_config
 from mnist_ray.errors import ConfigError
-from mnist_ray.grids import (
+from mnist_ray.grids.grid import (
     GRIDS,
     STACK_FIELDS,
     GridRun,

@@ -13,7 +13,7 @@ from PIL import Image
 import mnist_ray
 
 ROOT = Path(mnist_ray.__file__).parent.parent
-EDGE = ("mnist_ray.cli", "mnist_ray.cluster", "mnist_ray.demo")
+EDGE = ("mnist_ray.cli.main", "mnist_ray.cluster", "mnist_ray.cli.demo")
 
 
 def core_modules() -> list[str]:
@@ -34,14 +34,14 @@ def imported_with(*modules: str) -> set[str]:
 
 def test_the_core_loads_no_ray() -> None:
     modules = core_modules()
-    assert {"mnist_ray.training", "mnist_ray.models.layers", "mnist_ray.data.idx"} <= set(modules)
+    assert {"mnist_ray.training.loop", "mnist_ray.models.stack_layers", "mnist_ray.data.idx"} <= set(modules)
     imported = imported_with(*modules)
     assert "torch" in imported
     assert "ray" not in imported
 
 
 def test_the_config_loads_neither_torch_nor_ray_nor_pyarrow_nor_numpy() -> None:
-    imported = imported_with("mnist_ray.config", "mnist_ray.variants")
+    imported = imported_with("mnist_ray.config.settings", "mnist_ray.config.variants")
     assert "pydantic" in imported
     assert imported & {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "sklearn", "boto3"} == set()
 
@@ -59,7 +59,7 @@ def test_one_worker_on_this_machine_evaluates_and_predicts_without_ray(tmp_path:
     ]  # fmt: skip
     code = (
         "import sys\n"
-        "from mnist_ray.cli import run_command\n"
+        "from mnist_ray.cli.main import run_command\n"
         f"codes = [run_command(arguments) for arguments in {commands!r}]\n"
         "sys.exit(f'{codes} with Ray' if any(codes) or 'ray' in sys.modules else 0)"
     )

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.inference import log_probabilities
+from mnist_ray.config.variants import variant_config
+from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
-from mnist_ray.variants import variant_config
 
 CPU = torch.device("cpu")
 MNIST = (0.1307, 0.3081)

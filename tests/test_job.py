@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import job
+from mnist_ray.config import job_entry as job
 
 ROOT = Path(__file__).parent.parent
 

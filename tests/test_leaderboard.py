@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.leaderboard import leaderboard, print_leaderboard
-from mnist_ray.leaderboard import test_leaderboard as board_with_test
-from mnist_ray.tables import config_columns
-from mnist_ray.variants import variant_config
+from mnist_ray.analysis.leaderboard import leaderboard, print_leaderboard
+from mnist_ray.analysis.leaderboard import test_leaderboard as board_with_test
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
+from mnist_ray.results.tables import config_columns
 
 
 def row(run: str, accuracy: float | None, *, status: str = "finished", **settings: Any) -> dict[str, Any]:

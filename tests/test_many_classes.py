@@ -13,24 +13,24 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-import mnist_ray.evaluation as evaluation_module
-from mnist_ray import tables
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
-from mnist_ray.config import EvaluationConfig, TrainConfig
+import mnist_ray.evaluation.evaluation as evaluation_module
+from mnist_ray.analysis.effects import Effect
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import EvaluationConfig, TrainConfig
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.data.examples import Split
-from mnist_ray.effects import Effect
-from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
-from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import GridRun
+from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.grids.grid import GridRun
 from mnist_ray.report import limits, plots
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
 from mnist_ray.report.effect_charts import effect_charts
 from mnist_ray.report.page import report_evaluation
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import prepare_data
+from mnist_ray.results import tables
+from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 300

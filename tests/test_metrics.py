@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from mnist_ray import metrics
 from mnist_ray.errors import CheckpointError
+from mnist_ray.evaluation import metrics
 
 CLASSES = 5
 

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.optimizers import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
-from mnist_ray.variants import variant_config
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
+from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
 
 
 def schedule(name: str, **settings: object) -> TrainConfig:

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cli import run_command
-from mnist_ray.grids import grid_settings, read_grid
-from mnist_ray.planning import TuneJob, gpu_stack_size, makespan, plan_grid
+from mnist_ray.cli.main import run_command
+from mnist_ray.grids.grid import grid_settings, read_grid
+from mnist_ray.jobs.estimate import TuneJob, gpu_stack_size, makespan, plan_grid
 
 
 def job_of(storage: Path, **more: Any) -> TuneJob:

@@ -12,8 +12,7 @@ from tiny_digits import tiny_digits
 from mnist_ray.data import load_examples
 from mnist_ray.data.idx import read_images
 from mnist_ray.data.images import resize_grey
-from mnist_ray.errors import ConfigError
-from mnist_ray.polarity import (
+from mnist_ray.data.polarity import (
     Polarity,
     bright_ground_share,
     choose_inversion,
@@ -21,6 +20,7 @@ from mnist_ray.polarity import (
     never_inverted_reason,
     to_be_inverted,
 )
+from mnist_ray.errors import ConfigError
 
 
 def digits() -> np.ndarray:

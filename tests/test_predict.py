@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
 from mnist_ray.data import parquet as parquet_data
 from mnist_ray.data.unlabelled import find_images
-from mnist_ray.evaluation import load_network
-from mnist_ray.storage import open_storage
+from mnist_ray.evaluation.evaluation import load_network
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
 
 UNKNOWN = "no image format that is known"
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
-from mnist_ray.storage import open_storage
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
 
 CLASSES = ("bars", "cross", "disc", "ring", "stripe")
 SIDE = 100

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from mnist_ray import cli_query
-from mnist_ray.cli_options import say
-from mnist_ray.cluster.following import _LogWriter
-from mnist_ray.grid_progress import GridProgress
-from mnist_ray.printable import printable, printable_log
-from mnist_ray.printing import print_rows, print_table
+from mnist_ray.cli import query as cli_query
+from mnist_ray.cli.options import say
+from mnist_ray.submission.follow import _LogWriter
+from mnist_ray.text.escape import printable, printable_log
+from mnist_ray.text.tables import print_rows, print_table
+from mnist_ray.tracking.grid_progress import GridProgress
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[/bold] :smile: <b>\r\n\u202egnp.\x9b31m\udcff"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J[/bold] :smile: <b>\r\n\u202egnp.\x9b31m\udcff"
@@ -28,7 +28,7 @@ def test_what_a_terminal_would_obey_is_written_as_in_a_python_string() -> None:
 def test_lines_of_several_threads_stay_whole() -> None:
     code = (
         "import sys, threading\n"
-        "from mnist_ray.printable import say_line\n"
+        "from mnist_ray.text.escape import say_line\n"
         "sys.setswitchinterval(1e-6)\n"
         "def say(name):\n"
         "    for number in range(1000): say_line(f'{name} says {number}')\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray import provenance
+from mnist_ray.results import lineage as provenance
 
 
 def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

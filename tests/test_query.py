@@ -20,20 +20,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from mnist_ray import querying, tables
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
-from mnist_ray.config import EvaluationConfig
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import expand, grid_settings, read_grid, stacks
+from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
+from mnist_ray.report import query as querying
 from mnist_ray.report.grid_report import report_grid
-from mnist_ray.run_progress import read_progress
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import prepare_data
+from mnist_ray.results import tables
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import read_progress
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -428,7 +429,7 @@ def test_a_filter_on_a_name_finds_its_rows_in_every_part(evaluated: Evaluated) -
 
 def test_the_command_loads_neither_torch_nor_ray(evaluated: Evaluated) -> None:
     code = (
-        "import sys; from mnist_ray.cli import run_command\n"
+        "import sys; from mnist_ray.cli.main import run_command\n"
         "assert run_command(sys.argv[1:]) == 0\n"
         "assert not {'torch', 'ray', 'boto3'} & set(sys.modules)\n"
     )
@@ -440,7 +441,7 @@ def test_the_command_loads_neither_torch_nor_ray(evaluated: Evaluated) -> None:
 
 def test_the_help_of_query_and_export_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from mnist_ray.cli import run_command\n"
+        "import sys; from mnist_ray.cli.main import run_command\n"
         "assert run_command(['query', '--help']) == run_command(['export', '--help']) == 0\n"
         "assert not {'torch', 'ray', 'pyarrow', 'numpy', 'boto3', 'duckdb', 'onnx'} & set(sys.modules)\n"
     )
@@ -475,7 +476,7 @@ def test_bytes_and_decimals_arrive_whole(evaluated: Evaluated, capsys: pytest.Ca
 def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
     evaluated: Evaluated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_ray.printing.console", lambda: Console(width=80))
+    monkeypatch.setattr("mnist_ray.text.tables.console", lambda: Console(width=80))
     assert run_command(["query", evaluated.name, "SELECT * FROM metrics LIMIT 2", "--storage", evaluated.storage]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[:1] == ["checkpoint_sha256"] for line in lines) == 2
@@ -509,7 +510,8 @@ def test_a_signal_ends_a_long_statement(evaluated: Evaluated, sql: str, number: 
     # The line on stderr says that the launcher is past its imports; the statement alone would take hours.
     script = f"""
 import sys, threading
-from mnist_ray import __main__, querying
+from mnist_ray import __main__
+from mnist_ray.report import query as querying
 given = querying._Connection.call
 def started(*arguments):
     threading.Timer(0.3, lambda: print("started", file=sys.stderr, flush=True)).start()

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mnist_ray import random_streams
-from mnist_ray.random_streams import draws16, draws16_for_step, permutation, random_words, stream_key, uniform
+from mnist_ray.noise import random_streams
+from mnist_ray.noise.random_streams import draws16, draws16_for_step, permutation, random_words, stream_key, uniform
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.history import EpochResult
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.models.networks import make_network
-from mnist_ray.random_streams import permutation, stream_key
-from mnist_ray.sharding import Ranks
-from mnist_ray.training import TrainState, fit
-from mnist_ray.training_data import TrainingData, normalize
-from mnist_ray.variants import variant_config
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.noise.random_streams import permutation, stream_key
+from mnist_ray.results.history import EpochResult
+from mnist_ray.training.data import TrainingData, normalize
+from mnist_ray.training.loop import TrainState, fit
 
 CPU = torch.device("cpu")
 WORLD_SIZES = (2, 3)

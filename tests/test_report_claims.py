@@ -13,22 +13,22 @@ from grid_runs import train_without_ray
 from report_evaluations import evaluate_runs
 from test_comparisons import judged
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
-from mnist_ray.comparisons import Interval, tie_groups
-from mnist_ray.config import TrainConfig
+from mnist_ray.analysis.comparisons import Interval, tie_groups
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data import load_examples
-from mnist_ray.evaluation_folder import open_evaluation
-from mnist_ray.gallery import vote_entropy
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import GridRun
+from mnist_ray.evaluation.gallery import vote_entropy
+from mnist_ray.grids.grid import GridRun
 from mnist_ray.report.comparison_text import notes
 from mnist_ray.report.evaluated_runs import evaluated_runs
 from mnist_ray.report.page import report_evaluation
-from mnist_ray.run_progress import RunProgress
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import prepare_data
+from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 

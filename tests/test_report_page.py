@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 import pytest
 from report_evaluations import evaluate_grid, evaluate_runs
 
-from mnist_ray.cli import run_command
-from mnist_ray.evaluation_folder import open_evaluation
+from mnist_ray.cli.main import run_command
 from mnist_ray.report.charts import without_names
 from mnist_ray.report.comparison_report import report_comparisons
 from mnist_ray.report.grid_report import report_grid
 from mnist_ray.report.page import View, report_evaluation
-from mnist_ray.storage import open_storage
+from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.storage.storage import open_storage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

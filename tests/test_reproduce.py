@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from grid_runs import train_without_ray
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
-from mnist_ray.reproduction import changes
-from mnist_ray.storage import open_storage
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.reproduction import changes
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
 
 TRAIN = ["train", "--dataset", "digits", "--epochs", "3", "--hidden-sizes", "8", "--learning-rate", "0.01"]
 

@@ -8,13 +8,13 @@ from tiny_digits import tiny_digits
 from torch import nn
 from torch.nn import functional
 
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.data import load_examples
 from mnist_ray.errors import DataError
 from mnist_ray.models.networks import make_network
-from mnist_ray.training import fit
-from mnist_ray.training_data import TrainingData, normalize, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.training.data import TrainingData, normalize, prepare_data
+from mnist_ray.training.loop import fit
 
 CPU = torch.device("cpu")
 NUM_MEASURED = 5000

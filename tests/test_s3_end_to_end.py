@@ -12,9 +12,9 @@ import pytest
 from grid_runs import train_without_ray
 from PIL import Image
 
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.storage import open_storage
 
 pytestmark = pytest.mark.s3
 

@@ -13,12 +13,12 @@ from faulty_proxy import FAILURES, FLIPS, Choice, FaultyProxy, after, by_bucket,
 from grid_runs import train_without_ray
 from s3_fixtures import S3Server
 
-from mnist_ray.cli import run_command
-from mnist_ray.cluster.evaluation import EvaluateJob, evaluate
-from mnist_ray.config import EvaluationConfig
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.errors import MnistRayError, StorageError
-from mnist_ray.listing import list_evaluations
-from mnist_ray.storage import Storage, open_storage
+from mnist_ray.jobs.evaluate import EvaluateJob, evaluate
+from mnist_ray.results.listing import list_evaluations
+from mnist_ray.storage.storage import Storage, open_storage
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.fault]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from mnist_ray.cli import run_command
-from mnist_ray.config import GridConfig, Range
-from mnist_ray.grids import read_grid
-from mnist_ray.search import Search, random_samples, runs_of_samples, value_in
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import GridConfig, Range
+from mnist_ray.grids.grid import read_grid
+from mnist_ray.grids.search import Search, random_samples, runs_of_samples, value_in
 
 
 def grid_of(**settings: object) -> GridConfig:

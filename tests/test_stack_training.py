@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_digits import tiny_digits
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.sharding import Ranks
-from mnist_ray.training import Divergence, StackTraining, TrainState, fit
-from mnist_ray.training_data import TrainingData, prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.training.data import TrainingData, prepare_data
+from mnist_ray.training.loop import Divergence, StackTraining, TrainState, fit
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

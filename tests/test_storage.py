@@ -15,7 +15,15 @@ import pytest
 from small_disk import on_small_disk
 
 from mnist_ray.errors import ConfigError, ConflictError, DataError, StorageError
-from mnist_ray.storage import FileEntry, MissingError, Storage, StoredFile, check_uri, open_storage, storage_errors
+from mnist_ray.storage.storage import (
+    FileEntry,
+    MissingError,
+    Storage,
+    StoredFile,
+    check_uri,
+    open_storage,
+    storage_errors,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = {"metrics.parquet": b"metrics of the run", "predictions-00000.parquet": b"\x00\x01\x02" * 1000}
@@ -23,7 +31,7 @@ DAY_S = 24 * 3600
 
 COMMIT = """
 from mnist_ray.errors import ConflictError
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.storage import open_storage
 
 def commit(storage, files={"a.parquet": b"aaaa", "b.parquet": b"bb"}):
     pending = storage.pending_folder("evaluations/e1")

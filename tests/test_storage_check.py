@@ -9,9 +9,9 @@ from faulty_proxy import faulty_proxy
 from s3_fixtures import S3Server
 from scripted_s3 import Answer, refusal, scripted_server, storage_at
 
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 from mnist_ray.errors import StorageError
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.storage import open_storage
 
 PROOFS = """\
 ok   write              an object of 31 bytes was created

@@ -17,7 +17,7 @@ from s3_fixtures import S3Server
 from scripted_s3 import Answer, Answers, always, refusal, scripted_server, storage_at
 
 from mnist_ray.errors import StorageError
-from mnist_ray.storage import MULTIPART_BYTES, FileEntry, MissingError, Storage, open_storage, storage_errors
+from mnist_ray.storage.storage import MULTIPART_BYTES, FileEntry, MissingError, Storage, open_storage, storage_errors
 
 pytestmark = pytest.mark.s3
 
@@ -116,7 +116,7 @@ def multipart_uploads(s3_uri: str) -> list[str]:
 
 KILLED_UPLOAD = """
 import os, signal, sys
-from mnist_ray.storage import MULTIPART_BYTES, open_storage
+from mnist_ray.storage.storage import MULTIPART_BYTES, open_storage
 
 storage = open_storage(sys.argv[1])
 upload_part = storage._backend.client.meta.events
@@ -175,7 +175,7 @@ def test_only_uploads_that_are_a_day_old_are_aborted(monkeypatch: pytest.MonkeyP
         return 200, uploads_of(*begun) if "uploads" in path else b"<ListBucketResult/>" if method == "GET" else b""
 
     # The scripted server has no clock of its own; a real one's is asked in test_storage.py.
-    monkeypatch.setattr("mnist_ray.storage_s3.S3Backend.now", lambda _: now.timestamp())
+    monkeypatch.setattr("mnist_ray.storage.s3.S3Backend.now", lambda _: now.timestamp())
     with scripted_server(answer) as (endpoint, asked):
         storage_at(endpoint, monkeypatch).remove_leftovers()
     assert [line for line in asked if "DELETE" in line] == ["DELETE /bucket/prefix/0", "DELETE /bucket/prefix/2"]

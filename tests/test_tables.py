@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mnist_ray import metrics, tables
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import DataError
+from mnist_ray.evaluation import metrics
+from mnist_ray.results import tables
 
 EVALUATION = {"run": "a", "dataset": "digits", "split": "test"}
 CLASS_NAMES = np.array(["null", "eins", "zwei"])
@@ -448,11 +449,14 @@ def test_an_empty_shard_makes_an_empty_table():
 
 def test_the_documentation_is_the_one_that_the_module_prints():
     printed = subprocess.run(
-        [sys.executable, "-m", "mnist_ray.tables"], check=True, capture_output=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-m", "mnist_ray.results.tables"],
+        check=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
     ).stdout.decode()
     assert printed == tables.tables_markdown()
     documented = Path(__file__).parents[1].joinpath("docs", "tables.md").read_text()
-    assert documented == printed, "run `python -m mnist_ray.tables > docs/tables.md`"
+    assert documented == printed, "run `python -m mnist_ray.results.tables > docs/tables.md`"
 
 
 def test_a_table_of_another_schema_version_is_refused():

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_digits import tiny_digits
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import cli, run_command
-from mnist_ray.history import EpochResult
-from mnist_ray.storage import open_storage
-from mnist_ray.tracking import METRICS, TRACKERS, SeenRun, Tracking, check_trackers, mlflow_store, track
-from mnist_ray.tracking_mlflow import make_store
-from mnist_ray.training import fit
-from mnist_ray.training_data import prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.cli.main import cli, run_command
+from mnist_ray.config.variants import variant_config
+from mnist_ray.results.history import EpochResult
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.tracking.mlflow import make_store
+from mnist_ray.tracking.trackers import METRICS, TRACKERS, SeenRun, Tracking, check_trackers, mlflow_store, track
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import fit
 
 CPU = torch.device("cpu")
 BOTH = ["--log", "tensorboard", "--log", "mlflow"]

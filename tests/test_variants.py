@@ -1,7 +1,7 @@
 import pytest
 
+from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.errors import ConfigError
-from mnist_ray.variants import VARIANTS, variant_config
 
 
 def test_the_tutorials_three_variants_are_as_in_its_table() -> None:

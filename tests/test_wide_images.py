@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
 from mnist_ray.data.images import UnreadableImageError, decode_image
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.evaluation import trained_wide_bits
-from mnist_ray.storage import open_storage
+from mnist_ray.evaluation.evaluation import trained_wide_bits
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
 
 
 def digits(split: Any) -> tuple[np.ndarray, list[int]]:

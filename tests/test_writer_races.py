@@ -9,16 +9,16 @@ import pytest
 import torch
 from tiny_digits import tiny_digits
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import StorageError
-from mnist_ray.grid_training import train_stack
-from mnist_ray.grids import GridRun
-from mnist_ray.run_progress import read_history, read_history_table, read_status
-from mnist_ray.storage import Storage, open_storage
-from mnist_ray.training import TrainState, fit
-from mnist_ray.training_data import prepare_data
-from mnist_ray.variants import variant_config
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import read_history, read_history_table, read_status
+from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import TrainState, fit
+from mnist_ray.training.train_stack import train_stack
 
 CPU = torch.device("cpu")
 EPOCHS = 4

@@ -10,9 +10,9 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from mnist_ray.errors import MnistRayError, RunFailedError
-from mnist_ray.evaluation import Plan, Shard, ShardEvaluator, ShardResult
-from mnist_ray.inference import inference_device
-from mnist_ray.storage import PendingFolder
+from mnist_ray.evaluation.evaluation import Plan, Shard, ShardEvaluator, ShardResult
+from mnist_ray.evaluation.inference import inference_device
+from mnist_ray.storage.storage import PendingFolder
 
 _RETRIES = 3
 

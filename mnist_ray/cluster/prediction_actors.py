@@ -20,9 +20,9 @@ from mnist_ray.cluster.attempts import Attempts
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.errors import MnistRayError, RunFailedError
-from mnist_ray.inference import inference_device
-from mnist_ray.predicting import PredictionPlan, Predictor, ShardPrediction
-from mnist_ray.storage import PendingFolder
+from mnist_ray.evaluation.inference import inference_device
+from mnist_ray.evaluation.predict import PredictionPlan, Predictor, ShardPrediction
+from mnist_ray.storage.storage import PendingFolder
 
 _ATTEMPTS = 4
 

@@ -11,11 +11,11 @@ from functools import partial
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from mnist_ray.cluster.beside import beside
+from mnist_ray.cluster.background import beside
+from mnist_ray.config.placement import Placement, not_shared
 from mnist_ray.errors import ClusterError, StorageError
-from mnist_ray.placement import Placement, not_shared
-from mnist_ray.printable import say_line
-from mnist_ray.storage import Storage
+from mnist_ray.storage.storage import Storage
+from mnist_ray.text.escape import say_line
 
 _POLL_S = 1.0
 

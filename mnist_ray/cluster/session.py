@@ -17,8 +17,8 @@ from ray._private import ray_constants
 
 import mnist_ray
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
+from mnist_ray.config.placement import Placement, on_cluster
 from mnist_ray.errors import ClusterError, ConfigError, RunFailedError
-from mnist_ray.placement import Placement, on_cluster
 
 # Ray Train takes what its workers report when it asks whether they are alive: every 2 s, so long would an epoch last.
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}

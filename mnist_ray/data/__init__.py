@@ -17,8 +17,8 @@ from mnist_ray.data.image_folder import stream_image_folder
 from mnist_ray.data.parquet import stream_parquet
 from mnist_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision_set
 from mnist_ray.errors import ConfigError
-from mnist_ray.storage import check_uri
-from mnist_ray.suggestions import did_you_mean
+from mnist_ray.storage.storage import check_uri
+from mnist_ray.text.suggestions import did_you_mean
 
 __all__ = [
     "DATASETS",

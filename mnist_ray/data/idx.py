@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
 from mnist_ray.errors import DataError
-from mnist_ray.storage import check_uri
+from mnist_ray.storage.storage import check_uri
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from mnist_ray.data.images import MAX_IMAGE_BYTES, DecodedImages
 from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.data.splits import PARTS, Part, check_parts, common_folders, one_part, splits_note, words_in
 from mnist_ray.errors import DataError
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.storage import open_storage
 
 
 @dataclass(frozen=True)

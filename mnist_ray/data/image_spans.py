@@ -27,7 +27,7 @@ from mnist_ray.data.parquet import (
 )
 from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
 from mnist_ray.errors import DataError, StorageError
-from mnist_ray.storage import FileEntry, MissingError, Storage, storage_errors
+from mnist_ray.storage.storage import FileEntry, MissingError, Storage, storage_errors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.sources import words_of
 from mnist_ray.errors import DataError
-from mnist_ray.printable import printable
+from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from mnist_ray.data.parquet_pages import check_page_sizes, most_bytes_of_shared_
 from mnist_ray.data.sources import Listing, list_files, list_words
 from mnist_ray.data.splits import Part, check_column, may_tell_splits, parts_of_files, splits_note
 from mnist_ray.errors import DataError
-from mnist_ray.storage import Storage, open_storage, storage_errors
+from mnist_ray.storage.storage import Storage, open_storage, storage_errors
 
 if TYPE_CHECKING:
     import numpy as np

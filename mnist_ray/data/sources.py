@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_ray.errors import DataError, StorageError
-from mnist_ray.printable import printable
-from mnist_ray.storage import is_path
+from mnist_ray.storage.storage import is_path
+from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:
-    from mnist_ray.storage import FileEntry, Storage
+    from mnist_ray.storage.storage import FileEntry, Storage
 
 # What file managers and archivers leave beside images; the storage leaves out names that begin with '.'.
 JUNK_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}

@@ -10,7 +10,7 @@ from mnist_ray.data.image_spans import GZIP_MAGIC, Span, file_size, file_spans, 
 from mnist_ray.data.parquet import find_parquet_files, image_layout, open_parquet
 from mnist_ray.data.sources import LeftOutFiles, iter_entries
 from mnist_ray.errors import DataError
-from mnist_ray.storage import FileEntry, Storage, check_uri, open_storage
+from mnist_ray.storage.storage import FileEntry, Storage, check_uri, open_storage
 
 ImagesKind = Literal["image", "folder", "parquet", "idx"]
 

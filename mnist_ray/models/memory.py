@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.batches import largest_batch
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.batches import largest_batch
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.models.networks import IMAGE_SIZE, make_network
 
 # Weights, their gradients, and up to two moments of the optimizer.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.random_streams import stream_key, uniform
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.noise.random_streams import stream_key, uniform
 
 IMAGE_SIZE = 28
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from mnist_ray.printable import printable
 from mnist_ray.report.glyphs import FONTS, lacks_glyphs, replace_missing
+from mnist_ray.text.escape import printable
 
 # Okabe and Ito's colours, told apart by the colour-blind too, in an order of contrast on white and on black; lines
 # and markers differ as well: https://jfly.uni-koeln.de/color/

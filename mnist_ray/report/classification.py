@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.evaluation_folder import EvaluationFolder
-from mnist_ray.metrics import class_rates, classification_report
+from mnist_ray.evaluation.metrics import class_rates, classification_report
+from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
 def report_of_run(folder: EvaluationFolder, run: str) -> str:

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mnist_ray import tables
-from mnist_ray.code_version import code_version
-from mnist_ray.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
-from mnist_ray.config import TrainConfig
+from mnist_ray.analysis.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
+from mnist_ray.analysis.leaderboard import setting_text
+from mnist_ray.analysis.selection import Selection, select
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import VARIANTS
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.evaluated_data import trained_elsewhere
-from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
-from mnist_ray.leaderboard import setting_text
 from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
-from mnist_ray.report.selection import Selection, select
-from mnist_ray.variants import VARIANTS
+from mnist_ray.results import tables
+from mnist_ray.results.code_version import code_version
+from mnist_ray.results.evaluated_data import trained_elsewhere
+from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
 
 _SETTINGS = tuple(name for name in tables.config_columns([TrainConfig()]) if name != "seed")
 

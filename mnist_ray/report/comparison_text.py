@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from statistics import median_low
 
-from mnist_ray.comparisons import MOST_SEEDS, RESOLUTION, Comparison, Interval, half_width_of_examples
-from mnist_ray.printable import printable
-from mnist_ray.printing import print_table
+from mnist_ray.analysis.comparisons import MOST_SEEDS, RESOLUTION, Comparison, Interval, half_width_of_examples
+from mnist_ray.analysis.selection import print_selection
 from mnist_ray.report.comparison_report import ComparisonReport
-from mnist_ray.report.selection import print_selection
+from mnist_ray.text.escape import printable
+from mnist_ray.text.tables import print_table
 
 _SHOWN_PAIRS = 40
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mnist_ray.effects import Effect
-from mnist_ray.leaderboard import setting_text
+from mnist_ray.analysis.effects import Effect
+from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
 

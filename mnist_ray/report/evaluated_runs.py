@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnist_ray.evaluation_folder import EvaluationFolder
+from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
 def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:

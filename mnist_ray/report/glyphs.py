@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 
-from mnist_ray.printable import printable
+from mnist_ray.text.escape import printable
 
 # The first comes with matplotlib, so charts are the same everywhere; the others are for the reader of an SVG.
 FONTS = ("DejaVu Sans", "Verdana", "Arial")

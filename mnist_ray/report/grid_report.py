@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mnist_ray import tables
-from mnist_ray.code_version import code_version
-from mnist_ray.effects import Effect, effects, level_text, missing_runs
-from mnist_ray.evaluation_folder import open_evaluation
-from mnist_ray.grid_folder import GridFolder
-from mnist_ray.printing import print_table
+from mnist_ray.analysis.effects import Effect, effects, level_text, missing_runs
 from mnist_ray.report.comparison_report import group_settings
 from mnist_ray.report.evaluated_runs import evaluated_runs
+from mnist_ray.results import tables
+from mnist_ray.results.code_version import code_version
+from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.text.tables import print_table
 
 _SHOWN_INTERACTIONS = 10
 

@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from mnist_ray.comparisons import Comparison
-from mnist_ray.evaluation_folder import EvaluationFolder, open_evaluation
-from mnist_ray.leaderboard import setting_text
-from mnist_ray.metrics import class_rates
-from mnist_ray.printable import printable, say_line
+from mnist_ray.analysis.comparisons import Comparison
+from mnist_ray.analysis.leaderboard import setting_text
+from mnist_ray.evaluation.metrics import class_rates
 from mnist_ray.report import glyphs, limits, plots
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
@@ -26,6 +24,8 @@ from mnist_ray.report.comparison_text import evidence, notes, p_text, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
+from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.text.escape import printable, say_line
 
 # Label of a setting -> seed -> row of the metrics table.
 _Groups = dict[str, dict[int, Mapping[str, Any]]]

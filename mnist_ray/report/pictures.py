@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mnist_ray.evaluation_folder import EvaluationFolder
-from mnist_ray.gallery import HARDEST, SHOWN
+from mnist_ray.evaluation.gallery import HARDEST, SHOWN
 from mnist_ray.report import limits
+from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
 def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

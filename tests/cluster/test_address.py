@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from mnist_ray.cluster.address import read_token, resolve_address
 from mnist_ray.errors import ClusterError, ConfigError
-from mnist_ray.proxies import is_loopback
+from mnist_ray.storage.proxies import is_loopback
+from mnist_ray.submission.address import read_token, resolve_address
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,6 @@ def test_a_named_token_file_that_is_missing_is_refused(tmp_path) -> None:
 
 
 def test_finding_an_address_and_the_job_api_imports_no_ray() -> None:
-    modules = "mnist_ray.cluster.address, mnist_ray.cluster.submission, mnist_ray.cluster.following"
+    modules = "mnist_ray.submission.address, mnist_ray.submission.submit, mnist_ray.submission.follow"
     code = f"import sys, {modules}; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

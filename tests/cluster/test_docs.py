@@ -13,7 +13,7 @@ import pytest
 from ray.scripts.scripts import cli as ray_cli
 
 from mnist_ray import errors
-from mnist_ray.cli import cli, run_command
+from mnist_ray.cli.main import cli, run_command
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

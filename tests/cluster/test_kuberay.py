@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from mnist_ray.cli import cli
+from mnist_ray.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "deploy/kuberay").glob("*.yaml"))

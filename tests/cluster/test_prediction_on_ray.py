@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from processes import descendants
 
-from mnist_ray.cli import run_command
+from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
 
 ROOT = Path(__file__).parent.parent.parent

@@ -13,11 +13,11 @@ from botocore.utils import get_environ_proxies
 from pyarrow import table
 from requests.utils import should_bypass_proxies
 
-from mnist_ray.cluster.job_api import connect
-from mnist_ray.cluster.submission import _api_server
 from mnist_ray.errors import ClusterError
-from mnist_ray.proxies import keep_off_proxies, proxy_of, shown
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.proxies import keep_off_proxies, proxy_of, shown
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.submission.job_api import connect
+from mnist_ray.submission.submit import _api_server
 
 VERSION = '{"ray_version": "2.60.0"}'
 
@@ -99,7 +99,7 @@ def test_a_tracker_on_this_machine_is_reached_without_the_proxy(
     proxy: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("mlflow")
-    from mnist_ray.tracking_mlflow import MLflow
+    from mnist_ray.tracking.mlflow import MLflow
 
     tracker = Recorder(200, '{"experiment": {"experiment_id": "7", "name": "x"}}')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{tracker.port}")

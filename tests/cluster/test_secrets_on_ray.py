@@ -63,7 +63,7 @@ def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(
     # The logs of all of its processes, and the packages that it has unpacked.
     session = Path(head.environment["HOME"]).parent
     found = list(files_below(session))
-    assert any("mnist_ray/cluster/submission.py" in name for name, _ in found)
+    assert any("mnist_ray/submission/submit.py" in name for name, _ in found)
     assert any(name.endswith("raylet.out") for name, _ in found)
     assert leaks(iter(found), marker="marker") == []
 

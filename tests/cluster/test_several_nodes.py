@@ -15,8 +15,8 @@ from ray_head import RayHead, alive_nodes, end_machine, more_node, ray_head
 from s3_fixtures import S3Server
 from safetensors.torch import load
 
-from mnist_ray.cli import run_command
-from mnist_ray.storage import Storage, open_storage
+from mnist_ray.cli.main import run_command
+from mnist_ray.storage.storage import Storage, open_storage
 
 ROOT = Path(__file__).parent.parent.parent
 GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g"]

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cli_options import remote_storage
-from mnist_ray.cluster import following, job_api
-from mnist_ray.cluster.following import follow, how_to_stop
-from mnist_ray.cluster.job_api import JobClient, connect, jobs_list
-from mnist_ray.cluster.submission import check_resources, check_version, job_environment, stage_working_dir, submit
+from mnist_ray.cli.options import remote_storage
 from mnist_ray.errors import ClusterError, ConfigError, StorageError
+from mnist_ray.submission import follow as following
+from mnist_ray.submission import job_api
+from mnist_ray.submission.follow import follow, how_to_stop
+from mnist_ray.submission.job_api import JobClient, connect, jobs_list
+from mnist_ray.submission.submit import check_resources, check_version, job_environment, stage_working_dir, submit
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 from ray_head import RayHead, ray_head
 
-from mnist_ray.cluster import submission
-from mnist_ray.cluster.following import follow
-from mnist_ray.cluster.job_api import JobClient, connect, job_logs, job_status, job_stop, jobs_list
-from mnist_ray.cluster.submission import stage_working_dir
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError
+from mnist_ray.submission import submit as submission
+from mnist_ray.submission.follow import follow
+from mnist_ray.submission.job_api import JobClient, connect, job_logs, job_status, job_stop, jobs_list
+from mnist_ray.submission.submit import stage_working_dir
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,10 +1,10 @@
 from pathlib import Path
 
-from mnist_ray.checkpoints import RunFolder
-from mnist_ray.cluster.training import _progress
-from mnist_ray.config import TrainConfig
-from mnist_ray.storage import open_storage
-from mnist_ray.tracking import track
+from mnist_ray.cluster.trainer import _progress
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.tracking.trackers import track
 
 
 # That a thread ends with an error fails a test.

@@ -14,7 +14,7 @@ from mnist_ray.data import load_examples
 from mnist_ray.data.sources import list_files
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.storage import open_storage
 
 PIXELS = some_images(12)
 

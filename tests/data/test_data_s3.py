@@ -9,7 +9,7 @@ from PIL import Image
 
 from mnist_ray.data import load_examples
 from mnist_ray.errors import DataError, StorageError
-from mnist_ray.storage import open_storage
+from mnist_ray.storage.storage import open_storage
 
 pytestmark = pytest.mark.s3
 

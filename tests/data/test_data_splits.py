@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ray.config import TrainConfig
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data import load_examples
 from mnist_ray.data.splits import parts_of_files, words_in
 from mnist_ray.errors import DataError
-from mnist_ray.storage import open_storage
-from mnist_ray.training_data import prepare_data
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mnist_ray.models import layers
-from mnist_ray.models.layers import Layer, Parameter, TrainingPass
-from mnist_ray.random_streams import draws16, stream_key
-from mnist_ray.sharding import Ranks
-from mnist_ray.step_streams import SeededStreams
+from mnist_ray.models import stack_layers as layers
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.models.stack_layers import Layer, Parameter, TrainingPass
+from mnist_ray.noise.random_streams import draws16, stream_key
+from mnist_ray.noise.step_streams import SeededStreams
 
 TOLERANCE = {"rtol": 0, "atol": 1e-12}
 CPU = torch.device("cpu")

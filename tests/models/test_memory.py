@@ -1,5 +1,5 @@
+from mnist_ray.config.variants import variant_config
 from mnist_ray.models.memory import bytes_of_run
-from mnist_ray.variants import variant_config
 
 
 def test_an_mlp_takes_its_weights_four_times_and_its_activations() -> None:

@@ -6,9 +6,9 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.models.networks import make_network
-from mnist_ray.models.stacking import Stack
-from mnist_ray.variants import VARIANTS, variant_config
+from mnist_ray.models.stack import Stack
 
 
 class BaselineClassifier(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_ray.models import products
-from mnist_ray.models.products import bmm, bmm_into
+from mnist_ray.models import matmul as products
+from mnist_ray.models.matmul import bmm, bmm_into
 
 # rows, inner, columns: small ones that MKL computes, large ones for oneDNN, and odd sizes of both.
 SHAPES = [(64, 64, 10), (64, 784, 256), (256, 64, 784), (37, 784, 53), (37, 13, 7), (64, 3136, 10), (1, 784, 2000)]

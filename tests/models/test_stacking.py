@@ -5,16 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mnist_ray.config import TrainConfig
-from mnist_ray.models.layers import TrainingPass
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.variants import variant_config
 from mnist_ray.models.networks import make_network
-from mnist_ray.models.stacking import Stack
-from mnist_ray.optimizers import make_optimizer
-from mnist_ray.random_streams import draws16, stream_key
-from mnist_ray.sharding import Ranks
-from mnist_ray.step_streams import SeededStreams
-from mnist_ray.training_steps import StepSettings, cross_entropy, train_step
-from mnist_ray.variants import variant_config
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.models.stack import Stack
+from mnist_ray.models.stack_layers import TrainingPass
+from mnist_ray.noise.random_streams import draws16, stream_key
+from mnist_ray.noise.step_streams import SeededStreams
+from mnist_ray.optimizers.optimizers import make_optimizer
+from mnist_ray.training.steps import StepSettings, cross_entropy, train_step
 
 CPU = torch.device("cpu")
 SMALL = {

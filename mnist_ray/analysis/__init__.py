@@ -1,0 +1,1 @@
+"""Statistics on arrays and rows; no storage, no torch."""

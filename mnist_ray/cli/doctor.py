@@ -1,0 +1,85 @@
+"""What works on this machine, and what to do about the rest."""
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from mnist_ray.errors import ConfigError, MnistRayError
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.escape import printable
+
+
+def examine(storage: str, data_dir: Path, address: str | None) -> int:
+    """Prints one line a part and returns the exit code of the first that doesn't work, 0 if all do."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", lambda: f"{platform.python_version()}, {os.cpu_count()} CPUs"),
+        ("torch", _torch),
+        ("ray", lambda: version("ray")),
+        ("data", lambda: _data(data_dir)),
+        ("storage", lambda: _storage(storage)),
+        ("token", lambda: _token(address)),
+    ]
+    if address:
+        checks.append(("cluster", lambda: _cluster(address)))
+    codes = [_report(name, check) for name, check in checks]
+    return next(filter(None, codes), 0)
+
+
+def _report(name: str, check: Callable[[], str]) -> int:
+    try:
+        text, code = check(), 0
+    except MnistRayError as error:
+        text, code = str(error), error.exit_code
+    except ImportError as error:
+        # A package that is missing is for the person to install: no bug.
+        text, code = str(error), ConfigError.exit_code
+    click.echo(f"{'FAIL' if code else 'ok  '} {name:8} {printable(text)}")
+    return code
+
+
+def _torch() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{torch.__version__}, {', '.join(gpus) if gpus else 'no GPU: training runs on the CPU'}"
+
+
+def _data(data_dir: Path) -> str:
+    from mnist_ray.data import load_examples
+    from mnist_ray.data.idx import find_idx
+    from mnist_ray.data.torchvision_sets import TORCHVISION_SETS
+
+    mnist = TORCHVISION_SETS["mnist"]
+    names = [name for pair in mnist.file_names.values() for name in pair]
+    if not any(find_idx(folder, name) for folder in mnist.folders(data_dir) for name in names):
+        return f"no MNIST in {data_dir}: the first run downloads it; the data set 'digits' needs no download"
+    train = load_examples("mnist", "train", data_dir=data_dir, download=False)
+    test = load_examples("mnist", "test", data_dir=data_dir, download=False)
+    return f"MNIST in {data_dir}: {len(train)} training images, {len(test)} test images"
+
+
+def _storage(uri: str) -> str:
+    storage = open_storage(uri)
+    storage.check()
+    return f"{storage.uri}: can be written, each name once, read, listed and deleted"
+
+
+def _token(address: str | None) -> str:
+    from mnist_ray.submission.address import read_token
+
+    return (
+        "found"
+        if (read_token(address=address) if address else read_token())
+        else "none; a cluster with token authentication needs RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    )
+
+
+def _cluster(address: str) -> str:
+    from mnist_ray.submission import job_api
+
+    job_api.connect(address)
+    return f"{address}: answers"

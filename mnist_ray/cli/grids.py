@@ -1,0 +1,353 @@
+"""The commands for grids: tune, grids, plan."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import yaml
+
+from mnist_ray.cli.options import (
+    DATASET_HELP,
+    ClusterOptions,
+    absolute_dataset,
+    as_json_option,
+    cluster_options,
+    config_options,
+    data_dir_option,
+    data_folder,
+    digest,
+    log_option,
+    parse_settings,
+    print_trackers,
+    say_next,
+    storage_option,
+    submit_job,
+    target_cluster,
+)
+from mnist_ray.config.settings import GridConfig
+from mnist_ray.config.variants import VARIANTS
+from mnist_ray.errors import ConfigError
+from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
+from mnist_ray.grids.search import Search
+
+
+@click.command()
+@click.option(
+    "--grid",
+    "grid_name",
+    required=True,
+    metavar="NAME|FILE",
+    help=f"{', '.join(GRIDS)}, or a YAML file: settings as for train, a list of values is an axis.",
+)
+@click.option("--seeds", metavar="N|LIST", help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1]")
+@click.option("--name", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
+@storage_option
+@data_dir_option
+@click.option(
+    "--num-workers", type=click.IntRange(min=1), help="Stacks that train at once.  [default: one a CPU or GPU]"
+)
+@click.option(
+    "--stack-size", type=click.IntRange(min=1), help="Most runs in a stack.  [default: 4 on a CPU, 160 on a GPU]"
+)
+@click.option(
+    "--gpus-per-stack",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    help="Share of a GPU that a stack takes, where there are GPUs.",
+)
+@click.option(
+    "--workers-per-run",
+    type=click.IntRange(min=1),
+    help="Train no stacks but each run by itself, every batch shared by so many workers; the numbers are the same.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["none", "asha"]),
+    default="none",
+    show_default=True,
+    help="asha ends runs that aren't among the best by validation loss after 1, 3, 9, ... epochs.",
+)
+@click.option(
+    "--asha-epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs before the first end."
+)
+@click.option(
+    "--asha-factor", type=click.IntRange(min=2), default=3, show_default=True, help="One in how many goes on."
+)
+@click.option(
+    "--search",
+    "search_kind",
+    type=click.Choice(["random", "optuna"]),
+    help="Train --num-samples settings, chosen from the axes and from ranges such as dropout: {uniform: [0, 0.5]}, "
+    "weight_decay: {loguniform: [1e-6, 1e-3]}, instead of every combination.",
+)
+@click.option("--num-samples", type=click.IntRange(min=1), help="Settings that --search chooses, each with every seed.")
+@click.option("--search-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --search.")
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Restarts of a stack whose worker died.",
+)
+@click.option(
+    "--max-runs", type=click.IntRange(min=1), default=1000, show_default=True, help="Refuse a grid with more runs."
+)
+@click.option("--variant", metavar="NAME", help=f"Preset of all runs: {', '.join(VARIANTS)}.  [default: the grid's]")
+@click.option("--dataset", metavar="NAME", help=f"{DATASET_HELP}  [default: the grid's, or mnist]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
+)
+@log_option
+@config_options(without=("variant", "dataset", "seed"))
+@cluster_options
+@as_json_option
+@click.pass_context
+def tune(
+    context: click.Context,
+    /,
+    grid_name: str,
+    seeds: str | None,
+    name: str | None,
+    storage: str,
+    data_dir: str | None,
+    num_workers: int | None,
+    stack_size: int | None,
+    gpus_per_stack: float,
+    workers_per_run: int | None,
+    scheduler: str,
+    asha_epochs: int,
+    asha_factor: int,
+    search_kind: Literal["random", "optuna"] | None,
+    num_samples: int | None,
+    search_seed: int,
+    max_failures: int,
+    max_runs: int,
+    overrides: Sequence[str],
+    log: tuple[str, ...],
+    cluster: ClusterOptions,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Trains a grid: every combination of its axes with every seed; what is finished already is kept.
+
+    The same command goes on with what is missing. Further levels or seeds extend a grid of the same name.
+    """
+    grid = read_grid(
+        with_absolute_datasets(grid_settings(grid_name)),
+        seeds=seeds,
+        overrides=with_absolute_datasets(parse_settings(overrides, settings)),
+        source=f"grid {grid_name!r}",
+    )
+    grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
+    if math.isnan(gpus_per_stack):
+        raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
+    if (search_kind is None) != (num_samples is None):
+        raise click.UsageError("--search and --num-samples go together")
+    if search_kind and not (grid.axes or grid.ranges):
+        raise ConfigError(f"search={search_kind!r}: grid {grid_name!r} has no axis and no range to choose from")
+    search = Search(search_kind, num_samples, search_seed) if search_kind and num_samples else None
+    if search is None:
+        expand(grid, name=grid_folder_name, max_runs=max_runs)
+    target = target_cluster(cluster.address)
+    options = {
+        "--num-workers": num_workers,
+        "--stack-size": stack_size,
+        "--gpus-per-stack": gpus_per_stack,
+        "--workers-per-run": workers_per_run,
+        "--scheduler": scheduler,
+        "--asha-epochs": asha_epochs,
+        "--asha-factor": asha_factor,
+        "--search": search_kind,
+        "--num-samples": num_samples,
+        "--search-seed": search_seed,
+        "--max-failures": max_failures,
+        "--max-runs": max_runs,
+        "--data-dir": data_dir,
+    }
+    if target and not context.obj.get("plan"):
+        arguments = ["--grid", "./job.yaml", "--name", grid_folder_name]
+        arguments += [part for option, value in options.items() if value is not None for part in (option, str(value))]
+        arguments += [part for tracker in log for part in ("--log", tracker)]
+        text = yaml.safe_dump(written_grid(grid))
+        submit_job(
+            target, "tune", arguments, name=grid_folder_name, config_hash=digest(text, str(search)), storage=storage,
+            cluster=cluster, num_workers=workers_per_run or 1, config_yaml=text,
+        )  # fmt: skip
+        return
+    from mnist_ray.cluster.tuner import tune_grid
+    from mnist_ray.grids.asha import Rungs
+    from mnist_ray.jobs.estimate import TuneJob
+
+    job = TuneJob(
+        grid,
+        grid_folder_name,
+        storage,
+        data_folder(data_dir),
+        num_workers=num_workers,
+        stack_size=stack_size,
+        gpus_per_stack=gpus_per_stack,
+        workers_per_run=workers_per_run or 0,
+        asha=Rungs(asha_epochs, asha_factor) if scheduler == "asha" else None,
+        max_failures=max_failures,
+        max_runs=max_runs,
+        search=search,
+        log=log,
+        placement=cluster.placement,
+    )
+    if context.obj.get("plan"):
+        from mnist_ray.jobs.estimate import plan_grid
+
+        print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
+        return
+    if search and search.kind == "optuna":
+        from mnist_ray.cluster.optuna import search_grid
+
+        outcome = search_grid(job, search)
+    else:
+        outcome = tune_grid(job)
+    _print_outcome(job, outcome, data_dir=data_dir, as_json=as_json)
+
+
+def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a grid's settings, data sets of one's own with absolute paths: see absolute_dataset."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [absolute(level) for level in value]
+        return absolute_dataset(value) if isinstance(value, str) else value
+
+    return {name: absolute(value) if name == "dataset" else value for name, value in settings.items()}
+
+
+def default_grid_name(grid_name: str, grid: GridConfig) -> str:
+    """Returns the name of a grid that was given none, such as regularization-digits."""
+    dataset = str(grid.fixed.get("dataset", "mnist"))
+    text = f"{Path(grid_name).stem}-{dataset}"
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)[:32]
+
+
+def shown_settings(grid: GridConfig) -> tuple[str, ...]:
+    """Returns the settings that tell the runs of a grid apart."""
+    return (*grid.axes, *grid.ranges) or ("variant",)
+
+
+def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: bool) -> None:
+    from mnist_ray.analysis.leaderboard import leaderboard, print_leaderboard
+
+    columns = shown_settings(job.grid)
+    board = leaderboard(outcome.rows, columns)
+    if as_json:
+        click.echo(
+            json.dumps({"grid": job.name, "uri": outcome.uri, "trained": outcome.num_trained, "leaderboard": board})
+        )
+        return
+    print_leaderboard(board, columns)
+    done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"
+    click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
+    say_next("evaluate", "--grid", job.name, "--storage", job.storage_uri, data_dir=data_dir)
+    print_trackers(job.log, job.storage_uri)
+
+
+def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:
+    """Prints a grid's settings, ranked on validation data, with their test accuracies."""
+    from mnist_ray.analysis.leaderboard import print_leaderboard, test_leaderboard
+    from mnist_ray.results.grid_folder import GridFolder
+    from mnist_ray.storage.storage import open_storage
+    from mnist_ray.text.tables import metrics_title
+
+    folder = GridFolder(open_storage(storage), grid_name)
+    columns = shown_settings(folder.settings())
+    board = test_leaderboard(folder.read_runs(), metrics, columns)
+    print_leaderboard(board, columns, title=metrics_title(metrics))
+
+
+@click.command()
+@storage_option
+@as_json_option
+def grids(storage: str, as_json: bool) -> None:
+    """Lists the named grids, and the grids of a storage."""
+    from mnist_ray.results.listing import list_grids
+    from mnist_ray.text.tables import print_rows
+
+    rows = list_grids(storage)
+    if not as_json:
+        click.echo("named grids, for mnist-ray tune --grid:")
+        for name in GRIDS:
+            click.echo(f"  {name}: {grid_words(read_grid(grid_settings(name), seeds=None, overrides={}, source=name))}")
+        click.echo(f"grids in {storage}:")
+    print_rows(rows, as_json=as_json, empty="  none")
+
+
+def grid_words(grid: GridConfig) -> str:
+    """Returns the axes of a grid in words: 'dropout {0, 0.2} x batch_norm {false, true}'."""
+    axes = (f"{name} {{{', '.join(json.dumps(level) for level in levels)}}}" for name, levels in grid.axes.items())
+    return " x ".join(axes) or "one setting"
+
+
+# What follows train or tune is theirs, --help too.
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", type=click.Choice(["train", "tune"]), metavar="train|tune")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def plan(context: click.Context, command: str, arguments: tuple[str, ...]) -> None:
+    """Says what a train or tune command line would run: runs, stacks, resources, time; trains nothing.
+
+    The time is estimated from a probe of a few steps on this machine.
+    """
+    assert context.parent is not None
+    group = context.parent.command
+    assert isinstance(group, click.Group)
+    found = group.get_command(context, command)
+    assert found is not None
+    with found.make_context(
+        command, list(arguments), parent=context.parent, obj={**context.obj, "plan": True}
+    ) as inner:
+        found.invoke(inner)
+
+
+def print_plan(found: Any, name: str, *, as_json: bool) -> None:
+    """Prints a planning.GridPlan."""
+    from mnist_ray.text.tables import print_table
+    from mnist_ray.tracking.grid_progress import duration
+
+    rows = [_stack_row(stack) for stack in found.stacks]
+    if as_json:
+        facts = {"runs": found.num_runs, "done": found.num_done, "stacks": len(rows), "at_once": found.at_once}
+        device = {"device": found.device, "seconds": found.seconds}
+        click.echo(json.dumps({"name": name, **facts, **device, "trains": rows}))
+        return
+    if alike := Counter(tuple(row.values())[1:] for row in rows):
+        print_table(["stacks", *list(rows[0])[1:]], [[str(n), *map(_shown, cells)] for cells, n in alike.items()])
+    runs = "1 run" if found.num_runs == 1 else f"{found.num_runs} runs"
+    stacks = "1 stack" if len(rows) == 1 else f"{len(rows)} stacks"
+    click.echo(
+        f"{name}: {runs}, {found.num_done} done already; {stacks} to train, {found.at_once} at once, on {found.device}"
+    )
+    if rows:
+        click.echo(
+            f"about {duration(found.seconds)} of training, judged by a probe of a few steps; Ray's start adds to it"
+        )
+
+
+def _stack_row(stack: Any) -> dict[str, Any]:
+    config = stack.runs[0].config
+    return {
+        "first_run": stack.runs[0].run,
+        "runs": len(stack.runs),
+        "network": f"{config.model} {'-'.join(map(str, config.hidden_sizes))}",
+        "batch norm": "yes" if config.batch_norm else "no",
+        "augmentation": config.augmentation,
+        "batch": config.global_batch_size,
+        "epochs": config.epochs,
+        "samples_per_s": round(stack.samples_per_s),
+        "seconds": round(stack.seconds, 1),
+    }
+
+
+def _shown(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,311 @@
+"""What the commands of the launcher share: options, and the way to a cluster."""
+
+import functools
+import hashlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mnist_ray.config.job_entry import JOB_VARIABLE
+from mnist_ray.config.placement import Placement
+from mnist_ray.config.settings import TrainConfig, parse_override, parse_value
+from mnist_ray.errors import ConfigError
+from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
+from mnist_ray.storage.storage import check_uri, open_storage
+from mnist_ray.text.escape import say_line
+
+DATASET_HELP = (
+    "mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits, or your own: idx:FOLDER, "
+    "folder:URI, parquet:URI."
+)
+
+# One slash is enough: check_uri then tells of the second.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """What cluster_options gives a command.
+
+    Attributes:
+      address: the option as given; see target_cluster.
+      wait: whether a submitted job is followed to its end.
+      pip: whether the cluster installs what the job needs.
+      placement: where its workers run.
+    """
+
+    address: str | None
+    wait: bool
+    pip: bool
+    placement: Placement
+
+
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say where a job runs; the command takes them as one argument, cluster."""
+
+    @functools.wraps(command)
+    def with_cluster(
+        *arguments: Any,
+        address: str | None,
+        no_wait: bool,
+        pip: bool,
+        use_gpu: bool | None,
+        resource_timeout: float,
+        shared_storage: bool,
+        **named: Any,
+    ) -> None:
+        placement = Placement(use_gpu, resource_timeout, shared_storage)
+        command(*arguments, cluster=ClusterOptions(address, not no_wait, pip, placement), **named)
+
+    found: Callable[..., None] = with_cluster
+    for option in reversed(_cluster_options):
+        found = option(found)
+    return found
+
+
+def config_options(*, without: Collection[str]) -> Callable[[_Command], _Command]:
+    """Adds one option for every setting of TrainConfig; values stay text until the config checks them.
+
+    Args:
+      without: settings that the command offers in its own way.
+    """
+
+    def add(command: _Command) -> _Command:
+        for name, field in reversed(TrainConfig.model_fields.items()):
+            if name in without:
+                continue
+            default = "none" if field.default is None else _text(field.default)
+            text = f"{field.description}  [default: {default}, or the variant's]"
+            if field.annotation is bool:
+                option = click.option(f"--{_dashed(name)}/--no-{_dashed(name)}", name, default=None, help=text)
+            else:
+                option = click.option(f"--{_dashed(name)}", name, metavar="VALUE", help=text)
+            command = option(command)
+        return command
+
+    return add
+
+
+def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that --set and the options of config_options give; an option wins over --set."""
+    settings = dict(parse_override(text) for text in overrides)
+    for name, value in options.items():
+        if value is not None:
+            settings[name] = value if TrainConfig.model_fields[name].annotation in (str, bool) else parse_value(value)
+    if isinstance(settings.get("dataset"), str):
+        settings["dataset"] = absolute_dataset(settings["dataset"])
+    return settings
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+storage_option = click.option(
+    "--storage",
+    default="results",
+    show_default=True,
+    metavar="URI",
+    help="Folder or s3://bucket/prefix of all results.",
+)
+data_dir_option = click.option(
+    "--data-dir",
+    metavar="FOLDER",
+    help="Where data sets lie or are downloaded to.  [default: $MNIST_RAY_DATA, or the user's cache folder]",
+)
+address_option = click.option(
+    "--address",
+    metavar="URL",
+    help="Submit to the Ray cluster with this job API, such as http://127.0.0.1:8265.  "
+    "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS; without, this machine]",
+)
+_cluster_options = (
+    address_option,
+    click.option("--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log."),
+    click.option(
+        "--pip", is_flag=True, help="With --address: have the cluster install what mnist-ray needs, for this job."
+    ),
+    click.option(
+        "--use-gpu/--no-use-gpu",
+        default=None,
+        help="A GPU for each worker, or none.  [default: where there are enough]",
+    ),
+    click.option(
+        "--resource-timeout",
+        type=click.FloatRange(min=0),
+        default=Placement.resource_timeout_s,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a job on a cluster waits for CPUs or GPUs that aren't there yet, or no longer.",
+    ),
+    click.option(
+        "--shared-storage",
+        is_flag=True,
+        help="The storage is a local folder that is the same on all nodes of a cluster.",
+    ),
+)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+log_option = click.option(
+    "--log",
+    "log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow"]),
+    help="Write the runs to a tracker too; may be given for each. tensorboard: into STORAGE/tensorboard; mlflow: to "
+    "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
+)
+num_workers_option = click.option(
+    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the work."
+)
+
+
+def absolute_dataset(dataset: str) -> str:
+    """Makes the path of a data set of one's own absolute: Ray's workers run in other folders."""
+    kind, _, place = dataset.partition(":")
+    return dataset if not place or _SCHEME.match(place) else f"{kind}:{_expanded(place).absolute()}"
+
+
+def target_cluster(option: str | None) -> str | None:
+    """Returns the job API to submit to, or None to work here: a job on a cluster never submits another."""
+    from mnist_ray.submission.address import resolve_address
+
+    return None if JOB_VARIABLE in os.environ else resolve_address(option, os.environ)
+
+
+def needed_cluster(option: str | None) -> str:
+    """Returns the job API of a command that makes no sense without a cluster."""
+    target = target_cluster(option)
+    if target is None:
+        raise click.UsageError("--address: which cluster? Give --address URL or set RAY_API_SERVER_ADDRESS")
+    return target
+
+
+def submit_job(
+    target: str,
+    script: str,
+    arguments: Sequence[str],
+    *,
+    name: str,
+    config_hash: str,
+    storage: str,
+    cluster: ClusterOptions,
+    num_workers: int,
+    config_yaml: str | None = None,
+) -> None:
+    """Submits jobs/<script>.py, prints its id and follows it unless told not to wait.
+
+    The same job again, while it runs, is the one that runs: it is followed, and nothing is submitted.
+
+    Args:
+      target: the job API.
+      script: name of the script, without .py.
+      arguments: its own, without those of the storage and of the cluster.
+      name: of what it makes; with the storage it makes the job's id.
+      config_hash: of all that tells it from another job of that name.
+      storage: where it goes.
+      cluster: the options of the same name.
+      num_workers: what must fit into the cluster at once.
+      config_yaml: text to ship as job.yaml.
+    """
+    placement, uri = cluster.placement, remote_storage(storage)
+    line = [*arguments, "--storage", uri, *placement.arguments()]
+    from mnist_ray.submission import job_api
+    from mnist_ray.submission import submit as submission
+
+    client = job_api.connect(target)
+    with submission.stage_working_dir(config_yaml, pip=cluster.pip) as working_dir:
+        submitted = submission.submit(
+            client,
+            script=script,
+            arguments=line,
+            working_dir=working_dir,
+            name=f"{script}-{name}-{digest(uri)[:8]}",
+            metadata={"run": name, "config_hash": config_hash},
+            resources={"GPU" if placement.use_gpu else "CPU": num_workers},
+            local_storage=uri if open_storage(uri).is_local and not placement.shared_storage else None,
+            variables={LAUNCHER_VARIABLE: command_line()},
+            pip=cluster.pip,
+        )
+    if not submitted.is_new:
+        say(f"note: job {submitted.job_id} runs already; nothing was submitted", 0)
+    click.echo(submitted.job_id)
+    if cluster.wait:
+        sys.exit(follow_job(client, submitted.job_id, target))
+
+
+def digest(*parts: str) -> str:
+    """Returns the SHA-256 of some texts, in hexadecimal."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def follow_job(client: Any, job_id: str, target: str) -> int:
+    """Shows a job's log until it ends and returns its exit code; Ctrl-C leaves the job running."""
+    from mnist_ray.submission.follow import follow, how_to_stop
+
+    try:
+        return follow(client, job_id, output=sys.stderr)
+    except KeyboardInterrupt:
+        return say(how_to_stop(job_id, target), 130)
+
+
+def print_trackers(log: Sequence[str], storage: str) -> None:
+    """Prints how to look at what trackers were given."""
+    if log:
+        from mnist_ray.tracking.trackers import how_to_look
+
+        for command in how_to_look(log, open_storage(storage)):
+            click.echo(f"look: {command}")
+
+
+def remote_storage(storage: str) -> str:
+    """Returns the normal form of a storage for a job elsewhere, where a relative path would mean another folder.
+
+    Raises:
+      ConfigError: the URI breaks a rule, which must show before the cluster does: everybody there can read it.
+    """
+    uri = check_uri(storage)
+    if "://" not in storage and not Path(storage).is_absolute():
+        raise click.UsageError(
+            f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has"
+        )
+    return uri
+
+
+def data_folder(option: str | None) -> Path:
+    """Returns the folder of the data sets."""
+    from mnist_ray.data import default_data_dir
+
+    if option is None:
+        return default_data_dir()
+    if not option.strip():
+        raise ConfigError(f"--data-dir {option!r}: give a folder")
+    return _expanded(option).absolute()
+
+
+def say_next(*parts: str, data_dir: str | None) -> None:
+    """Prints a command of the launcher that can be typed next."""
+    of_data = ["--data-dir", data_dir] if data_dir else []
+    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *of_data])}")
+
+
+def _expanded(path: str) -> Path:
+    # A shell leaves the '~' of --data-dir=~/x and folder:~/x as it is; Path.expanduser raises for an unknown user.
+    return Path(os.path.expanduser(path))
+
+
+def say(message: str, code: int) -> int:
+    """Says a line and returns the exit code."""
+    say_line(f"mnist-ray: {message}")
+    return code

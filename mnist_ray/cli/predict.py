@@ -1,0 +1,202 @@
+"""The command for the user's own images: predict."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mnist_ray.cli.options import (
+    ClusterOptions,
+    as_json_option,
+    cluster_options,
+    digest,
+    storage_option,
+    submit_job,
+    target_cluster,
+)
+from mnist_ray.config.settings import check_name
+from mnist_ray.data.polarity import POLARITIES, never_inverted_reason
+from mnist_ray.text.escape import printable, say_line
+
+if TYPE_CHECKING:
+    from mnist_ray.data.polarity import Polarity
+    from mnist_ray.evaluation.predict import Answer, Committed, PredictionPlan
+
+# Of a single image; where there are more, the most probable ones.
+_SHOWN_CLASSES = 50
+_OLD_POLARITIES = {"dark-ink": "dark-on-bright", "bright-ink": "bright-on-dark"}
+
+
+class _PolarityChoice(click.Choice[str]):
+    """A choice that knows the names of before."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See click.Choice."""
+        if value in _OLD_POLARITIES:
+            self.fail(f"{value!r} is now called {_OLD_POLARITIES[value]!r}: it describes the images", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+@click.command()
+@click.option("--run", metavar="NAME", help="The run whose best network predicts.")
+@click.option(
+    "--images",
+    metavar="URI",
+    help="A folder of image files, Parquet with the column image, an IDX file (raw or .gz) or one image; local or "
+    "s3://. A prefix folder:, parquet: or idx: says what it is.",
+)
+@click.option(
+    "--polarity",
+    type=_PolarityChoice(POLARITIES),
+    default="auto",
+    show_default=True,
+    help="What the images are: like the training images, dark on a bright ground (pen on paper), bright on a dark one "
+    "(MNIST), or judged one by one. Those with the other ground than the training images' are inverted; auto inverts "
+    "none if the training images have both grounds.",
+)
+@click.option("--strict", is_flag=True, help="End with exit code 3 at an image that can't be read; store nothing.")
+@click.option("--name", metavar="NAME", help="Name of the predictions.  [default: made from run, images and content]")
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), default=4096, show_default=True, help="Images in one part file."
+)
+@click.option(
+    "--num-workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the images.",
+)
+@storage_option
+@cluster_options
+@as_json_option
+def predict(
+    run: str | None,
+    images: str | None,
+    polarity: "Polarity",
+    strict: bool,
+    name: str | None,
+    shard_size: int,
+    num_workers: int,
+    storage: str,
+    cluster: ClusterOptions,
+    as_json: bool,
+) -> None:
+    """Predicts your own images: Parquet tables for many, digit and probabilities for a single one.
+
+    Images of any size and colours become 28x28 grey. Those that can't be read are counted, listed in errors.parquet and
+    left out. The tables are stored in predictions/ of the storage, whole or not at all; the same images again
+    change nothing.
+    """
+    if run is None or images is None:
+        raise click.UsageError("give --run NAME and --images URI")
+    check_name(run, "run")
+    if name is not None:
+        check_name(name)
+    target = target_cluster(cluster.address)
+    if target:
+        arguments = ["--run", run, "--images", _remote_images(images)]
+        arguments += ["--polarity", polarity, "--shard-size", str(shard_size), "--num-workers", str(num_workers)]
+        arguments += (["--name", name] if name else []) + (["--strict"] if strict else [])
+        config_hash = digest(*arguments)
+        submit_job(
+            target, "predict", arguments, name=f"{name or run}-{config_hash[:8]}", config_hash=config_hash,
+            storage=storage, cluster=cluster, num_workers=num_workers,
+        )  # fmt: skip
+        return
+    from mnist_ray.data.unlabelled import find_images
+    from mnist_ray.evaluation.predict import answer_image, make_plan
+    from mnist_ray.storage.storage import open_storage
+
+    opened, found = open_storage(storage), find_images(images)
+    plan = make_plan(opened, run, found, polarity=polarity, shard_size=shard_size)
+    share = plan.checkpoint.document.get("bright_ground_share")
+    if (reason := never_inverted_reason(polarity, share, run)) is not None:
+        _note(f"{reason}; --polarity as-trained says that they are like the training images")
+    if found.kind == "image":
+        if name is not None:
+            raise click.UsageError(f"--name {name!r}: leave it out; what a single image is gets printed, not stored")
+        _print_answer(plan, found.paths[0], answer_image(plan, found), as_json=as_json)
+        return
+    from mnist_ray.jobs.predict import PredictJob
+    from mnist_ray.jobs.predict import predict as predict_images
+
+    job = PredictJob(plan, found, opened, name, num_workers, strict, cluster.placement)
+    left_out = found.left_out()
+    if left_out.counts:
+        _note(f"left out are {', '.join(left_out.clauses())}")
+    _print_committed(plan, predict_images(job), num_left_out=left_out.counts.total(), as_json=as_json)
+
+
+def _remote_images(images: str) -> str:
+    """Checks a place for a job elsewhere, where a relative path would mean another folder."""
+    from mnist_ray.data.unlabelled import split_kind
+
+    _, uri = split_kind(images)
+    if not uri.startswith("s3://") and uri not in images:
+        raise click.UsageError(
+            f"--images {images!r}: with --address give s3://..., or an absolute path that every node has"
+        )
+    return images
+
+
+def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_json: bool) -> None:
+    if as_json:
+        facts = {"run": plan.checkpoint.run, "images": plan.images, "predicted_label_name": answer.label_name}
+        click.echo(json.dumps({**facts, "inverted": answer.inverted, "probabilities": answer.probabilities}))
+        return
+    from mnist_ray.text.tables import cell, print_table
+
+    done = ["inverted"] * answer.inverted + ["converted to 28x28 grey"] * answer.is_converted
+    notes = f" ({' and '.join(done)})" if done else ""
+    label, probability = printable(answer.label_name), answer.probabilities[answer.label_name]
+    click.echo(f"{printable(path)}: {label}, probability {probability:.4f}{notes}")
+    probabilities = list(answer.probabilities.items())
+    if len(probabilities) > _SHOWN_CLASSES:
+        probabilities = sorted(probabilities, key=lambda found: -found[1])[:_SHOWN_CLASSES]
+    print_table(["class", "probability"], [[name, cell(value)] for name, value in probabilities])
+    if len(probabilities) < len(answer.probabilities):
+        click.echo(f"the first {len(probabilities)} of {len(answer.probabilities):,} classes; --json prints all")
+
+
+def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:
+    from mnist_ray.data.images import one_shade_words
+
+    totals = done.totals
+    if done.first_error is not None:
+        _note(f"{totals.num_errors} of {totals.num_images + totals.num_errors} images cannot be read, the first is "
+              f"{done.first_error}; all are in errors.parquet")  # fmt: skip
+    if totals.num_one_shade:
+        _note(one_shade_words(done.first_one_shade, totals.num_one_shade, totals.num_images))
+    if totals.num_wide:
+        _note(f"{totals.num_wide} of {totals.num_images} images have more than 8 bits, scaled from {_range(plan)}")
+    if not totals.num_images:
+        _note("no image could be read; name an IDX or Parquet file itself, not its folder")
+    if totals.num_labelled < totals.num_images and (totals.num_labelled or done.has_label_column):
+        lack = "have no label" if done.has_label_column else "are in no folder"
+        what = "is a class" if done.has_label_column else "is named as a class"
+        _note(f"no accuracy, as {totals.num_images - totals.num_labelled} of {totals.num_images} images {lack} that "
+              f"{what} of the run, the first is {done.first_unlabelled}")  # fmt: skip
+    if as_json:
+        facts: dict[str, Any] = {"predictions": done.name, "uri": done.uri, "already_done": done.already_done}
+        facts |= {"run": plan.checkpoint.run, "images": plan.images, "num_left_out": num_left_out}
+        click.echo(json.dumps({**facts, **vars(totals)}))
+        return
+    click.echo(
+        f"{totals.num_images} images predicted, {totals.num_inverted} of them inverted, {totals.num_converted} "
+        f"converted to 28x28 grey; {totals.num_errors} could not be read"
+    )
+    if totals.accuracy is not None:
+        source = "column label names" if done.has_label_column else "folders name"
+        click.echo(f"accuracy {totals.accuracy:.4f} on {totals.num_labelled} images, whose {source} their classes")
+    state = "were there already, with the same content" if done.already_done else "committed"
+    click.echo(f"predictions {done.name} {state}: {done.uri}")
+
+
+def _range(plan: "PredictionPlan") -> str:
+    if plan.wide_bits is None:
+        return f"the 16 bits that they use; those of run {plan.checkpoint.run!r} are not known to have had more than 8"
+    return f"{plan.wide_bits} bits, as the training images of run {plan.checkpoint.run!r}"
+
+
+def _note(line: str) -> None:
+    say_line(f"images: {line}")

@@ -1,0 +1,106 @@
+"""The command for SQL: query."""
+
+import base64
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from itertools import islice
+from typing import Any
+
+import click
+
+from mnist_ray.cli.options import as_json_option, storage_option
+from mnist_ray.errors import ConfigError
+from mnist_ray.text.escape import printable
+
+_SHOWN_ROWS = 100
+# Of a list in a table; --csv and --json print all.
+_SHOWN_ELEMENTS = 50
+
+
+@click.command()
+@click.argument("evaluation")
+@click.argument("sql")
+@storage_option
+@as_json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line; here as in JSON, bytes are base64.")
+def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) -> None:
+    """Runs SQL on the tables of an evaluation, such as 'SELECT run, accuracy FROM metrics'.
+
+    EVALUATION is a name that `mnist-ray evaluations` lists. The tables are predictions, metrics, per_class, confusion,
+    calibration, learning_curves, images and lineage; effects after `mnist-ray report`, comparisons after
+    `mnist-ray compare`; runs if the evaluation is of a grid. docs/queries.md has examples. Needs DuckDB:
+    pip install 'mnist-ray[sql]'.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv don't go together")
+    from mnist_ray.report import query as querying
+
+    with querying.query(storage, evaluation, sql) as answer:
+        if as_json:
+            _print_json(answer.columns, answer.rows)
+        elif as_csv:
+            _print_csv(answer.columns, answer.rows)
+        else:
+            _print_table(answer.columns, answer.rows)
+
+
+def _print_table(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    from mnist_ray.text.tables import print_table
+
+    shown = list(islice(rows, _SHOWN_ROWS))
+    print_table(columns, [[_cell(value) for value in row] for row in shown])
+    if next(rows, None) is not None:
+        click.echo(f"the first {len(shown)} rows; --csv or --json print all")
+
+
+def _print_json(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    """Prints a list of objects, one a line, as they come."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ConfigError(f"SQL: the column {twice[0]!r} stands twice, which JSON can't have; name it with AS")
+    before = "["
+    for row in rows:
+        click.echo(f"{before}\n{json.dumps(dict(zip(columns, map(_plain, row), strict=True)))}", nl=False)
+        before = ","
+    click.echo("\n]" if before == "," else "[]")
+
+
+def _print_csv(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    # A file gets the values as they are, a terminal what it can't obey.
+    shown = printable if sys.stdout.isatty() else str
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(map(shown, columns))
+    for row in rows:
+        values = (json.dumps(value) if isinstance(value, list | dict) else value for value in map(_plain, row))
+        writer.writerow(shown(value) if isinstance(value, str) else value for value in values)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON has it: a number that is none is null; bytes are base64; dates and the like are text."""
+    if isinstance(value, list | tuple):
+        return [_plain(element) for element in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(element) for key, element in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        # 1.5 is a decimal in SQL; only what no float holds must be text.
+        return float(value) if Decimal(repr(float(value))) == value else str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        more = [f"{len(value) - _SHOWN_ELEMENTS:,} more"] if len(value) > _SHOWN_ELEMENTS else []
+        return f"[{', '.join([*map(_cell, value[:_SHOWN_ELEMENTS]), *more])}]"
+    return str(value)

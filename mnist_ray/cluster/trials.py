@@ -1,0 +1,231 @@
+"""What Ray Tune's workers do, and what they tell the driver."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import cloudpickle, tune
+from ray.exceptions import RayError, RayTaskError
+from ray.train import ScalingConfig
+
+from mnist_ray import errors
+from mnist_ray.cluster.trainer import TrainJob, fit_run
+from mnist_ray.errors import MnistRayError, RunFailedError
+from mnist_ray.grids.asha import Decision, Rungs
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import RunProgress, read_progress
+from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.tracking.grid_progress import GridProgress
+from mnist_ray.tracking.trackers import Tracking
+from mnist_ray.training.data import load_data
+from mnist_ray.training.train_stack import train_stack
+
+
+@dataclass
+class Failure:
+    """What ends a grid, told by a worker.
+
+    Attributes:
+      error: an error that trying again would not mend; None until there is one.
+    """
+
+    error: Exception | None = None
+
+
+class Watcher(tune.Callback):  # type: ignore[misc]
+    """Passes the workers' reports on to the view and to the trackers."""
+
+    def __init__(self, view: GridProgress, tracking: Tracking) -> None:
+        self.view, self.tracking, self.failure = view, tracking, Failure()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks to a file that nobody reads here, and a view can't be written.
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """Takes a report; Tune calls this."""
+        del iteration, trials, trial
+        for note in result.get("notes", ()):
+            self.view.say(note)
+        rows = [RunProgress(**row) for row in result.get("progress", ())]
+        self.view.update(rows)
+        self.tracking.update(row.run for row in rows)
+        if "failure" in result:
+            kind, message = result["failure"]
+            self.failure.error = getattr(errors, kind)(message)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Tells that a trial is started again; Tune calls this."""
+        del iteration, trials
+        if not self._is_bug(trial):
+            self.view.say("a worker was lost; its runs go on from their last epochs")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Tells that a trial is given up; Tune calls this."""
+        del iteration, trials
+        if not self._is_bug(trial):
+            self.view.say("a worker was lost and is not started again; the others go on")
+
+    def _is_bug(self, trial: Any) -> bool:
+        """Tells whether a trial failed by an exception in its code; then it is the grid's failure."""
+        # get_pickled_error() looks where the file comes later.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RunFailedError):
+            self.failure.error = error
+        return self.failure.error is not None
+
+
+@dataclass(frozen=True)
+class StopAtFailure(tune.Stopper):  # type: ignore[misc]
+    """Ends the grid at the first failure."""
+
+    failure: Failure
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Tells whether one trial ends; Tune asks after each report."""
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        """Tells whether all end; Tune asks after each report."""
+        return self.failure.error is not None
+
+
+class RungKeeper:
+    """The rungs of a grid in one actor: runs arrive from all workers."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        self._rungs = rungs
+
+    def judge(self, run: str, epoch: int, val_loss: float) -> bool:
+        """See Rungs.judge."""
+        return self._rungs.judge(run, epoch, val_loss)
+
+    def decisions(self) -> list[Decision]:
+        """Returns the decisions so far."""
+        return self._rungs.decisions
+
+
+def start_rungs(rungs: Rungs, progress: Iterable[RunProgress], storage: Storage) -> Any:
+    """Starts the actor; runs of an earlier command have arrived where their histories say."""
+    for found in progress:
+        history = RunFolder(storage, found.run).history() if found.epochs_done else ()
+        for row in history:
+            if rungs.is_rung(row.epoch):
+                rungs.remember(row.epoch, [min(before.val_loss for before in history[: row.epoch])])
+    return ray.remote(num_cpus=0)(RungKeeper).remote(rungs)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What all trials of a grid share.
+
+    Attributes:
+      storage_uri: absolute: workers run in folders of their own.
+      data_dir: absolute folder of the data sets.
+      workers_per_run: 0 for stacks, else the workers that share a run.
+      use_gpu: whether these workers get a GPU each.
+      rungs: the actor that ends runs early, or None.
+      command_line: the one that asked for the grid, for the runs' lineage.
+    """
+
+    storage_uri: str
+    data_dir: Path
+    workers_per_run: int
+    use_gpu: bool
+    rungs: Any
+    command_line: str
+
+
+def train_trial(chosen: dict[str, int], *, trials: Sequence[Sequence[GridRun]], settings: WorkerSettings) -> None:
+    """Trains the runs of one of some trials."""
+    train_runs(trials[chosen["trial"]], settings)
+
+
+def train_runs(
+    runs: Sequence[GridRun],
+    settings: WorkerSettings,
+    judge: Callable[[Sequence[RunProgress]], dict[str, float]] = lambda _: {},
+) -> None:
+    """Trains runs and reports how far they are.
+
+    An error that trying again would not mend is reported; a raised one, of a lost worker, Tune retries.
+
+    Args:
+      runs: those of one stack, or a single one.
+      settings: how.
+      judge: what else is reported of them.
+    """
+    storage = open_storage(settings.storage_uri)
+    try:
+        if settings.workers_per_run:
+            _train_on_workers(runs[0], storage, settings)
+        else:
+            notes: list[str] = []
+            for progress in _train_stack(runs, storage, settings, notes):
+                tune.report({"progress": [row.as_dict() for row in progress], "notes": notes.copy(), **judge(progress)})
+                notes.clear()
+        found = [read_progress(storage, run.run) for run in runs]
+    except RunFailedError:
+        # Of workers that share a run one was lost: as if it were the trial's own.
+        raise
+    except MnistRayError as error:
+        # Tune's reports hold plain values. A storage's own kinds of error arrive as what they are kinds of.
+        kind = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+        tune.report({"failure": (kind, str(error)), **judge([])})
+    else:
+        tune.report({"progress": [row.as_dict() for row in found], **judge(found)})
+
+
+def _train_stack(
+    runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings, notes: list[str]
+) -> Iterator[Sequence[RunProgress]]:
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    if device.type == "cpu":
+        # One thread a worker: the fastest for networks of this size, and the same bits everywhere.
+        torch.set_num_threads(1)
+    data = load_data(runs[0].config, settings.data_dir, device)
+    yield from train_stack(
+        runs,
+        data,
+        storage=storage,
+        device=device,
+        goes_on=_judge(settings.rungs),
+        command_line=settings.command_line,
+        say=notes.append,
+    )
+
+
+def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
+    """Returns what decides after each epoch whether a run goes on."""
+
+    def goes_on(progress: RunProgress) -> bool:
+        return bool(ray.get(rungs.judge.remote(progress.run, progress.epochs_done, progress.best_val_loss)))
+
+    return goes_on if rungs else lambda _: True
+
+
+def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) -> None:
+    """Trains one run as a TorchTrainer of its own; one that diverges leaves its note and ends the trial only."""
+    folder = RunFolder(storage, run.run)
+    folder.claim(run.config, load_data(run.config, settings.data_dir, torch.device("cpu")), resume=True)
+    num_workers = settings.workers_per_run
+    job = TrainJob(
+        run.config,
+        run.run,
+        settings.storage_uri,
+        settings.data_dir,
+        num_workers,
+        command_line=settings.command_line,
+    )
+    try:
+        # In the trial's own folder, which goes with this Ray: a trial that is killed can't clean up.
+        scaling = ScalingConfig(num_workers=num_workers, use_gpu=settings.use_gpu)
+        fit_run(job, scaling=scaling, scratch=Path.cwd())
+    except MnistRayError:
+        if folder.status().status != "diverged":
+            raise

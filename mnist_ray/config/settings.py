@@ -1,0 +1,385 @@
+"""One config object flows from the command line through the job into the checkpoint and the tables."""
+
+import hashlib
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from mnist_ray.data import check_dataset
+from mnist_ray.data.augmentation import AUGMENTATIONS
+from mnist_ray.errors import ConfigError
+from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES
+from mnist_ray.text.suggestions import did_you_mean
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EVALUATION_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+MAX_CONFIG_BYTES = 1 << 20
+MAX_COUNT = 2**31 - 1
+
+Precision = Literal["bf16", "tf32", "float32", "float64"]
+Split = Literal["train", "test"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true as 1 where it wants a number.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+    def canonical_json(self) -> str:
+        """The config as JSON with sorted keys and no spaces: equal configs give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def config_hash(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class TrainConfig(_Config):
+    """All that a run's result depends on."""
+
+    variant: str = Field("baseline", description="name of the preset that the other settings start from")
+    dataset: str = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random stream of the run")
+
+    model: Literal["mlp", "cnn"] = Field("mlp", description="kind of network")
+    hidden_sizes: tuple[int, ...] = Field(
+        (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training")
+    dropout_layers: int = Field(
+        2, ge=0, le=MAX_COUNT, description="number of leading hidden layers that dropout follows"
+    )
+    batch_norm: bool = Field(False, description="batch normalization after each hidden layer, before ReLU")
+
+    optimizer: str = Field("adam", description="optimizer")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(
+        0.0, ge=0, description="lambda: adds lambda*w to the gradient (adamw: shrinks w by learning_rate*lambda*w)"
+    )
+    schedule: str = Field("constant", description="learning rate after the warm-up")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction")
+    step_epochs: int = Field(3, ge=1, le=MAX_COUNT, description="epochs between two drops of the step schedule")
+    step_factor: float = Field(0.1, gt=0, le=1, description="factor of each drop of the step schedule")
+    gradient_clip_norm: float | None = Field(None, gt=0, description="largest global norm of a step's gradient")
+
+    epochs: int = Field(5, ge=1, le=MAX_COUNT, description="passes over the training examples")
+    global_batch_size: int = Field(64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over the classes")
+    augmentation: str = Field("none", description="random distortion of the training images")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="epochs without a lower validation loss after which the run ends"
+    )
+    precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
+
+    train_limit: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="use N training examples only: the first of a named set, of one's own data the first of each "
+        "class by its share",
+    )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
+    )
+    validation_seed: int = Field(0, ge=0, lt=2**63, description="seed of the validation split")
+
+    @field_validator("variant")
+    @classmethod
+    def _check_variant(cls, value: str) -> str:
+        return check_name(value, "variant")
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, value: str) -> str:
+        return check_dataset(value)
+
+    @field_validator("optimizer", "schedule", "augmentation")
+    @classmethod
+    def _check_choice(cls, value: str, info: ValidationInfo) -> str:
+        registries: dict[str, Mapping[str, object]] = {
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "augmentation": AUGMENTATIONS,
+        }
+        choices = registries[str(info.field_name)]
+        if value not in choices:
+            raise ValueError(f"choose one of {', '.join(choices)}{did_you_mean(value, choices)}")
+        return value
+
+    @field_validator("hidden_sizes", mode="before")
+    @classmethod
+    def _split_hidden_sizes(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else (value,) if type(value) is int else value
+
+    @field_validator("hidden_sizes")
+    @classmethod
+    def _check_hidden_sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or not all(1 <= size <= MAX_COUNT for size in value):
+            raise ValueError(f"needs at least one hidden layer, each of 1 to {MAX_COUNT} units")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not exceed epochs={self.epochs}")
+        if self.model == "cnn" and len(self.hidden_sizes) > 4:
+            raise ValueError(f"hidden_sizes={self.hidden_sizes}: a cnn halves 28 pixels four times at most")
+        if self.batch_norm and self.model == "mlp" and self.global_batch_size == 1:
+            raise ValueError("global_batch_size=1: batch norm needs the variance of a batch; use at least 2")
+        return self
+
+
+class Range(_Config):
+    """Values of a setting that a search chooses from."""
+
+    kind: Literal["uniform", "loguniform", "randint"] = Field(description="distribution; randint includes both ends")
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"the low end {self.low:g} must lie below the high end {self.high:g}")
+        if self.kind == "loguniform" and self.low <= 0:
+            raise ValueError(f"the low end {self.low:g} of loguniform must lie above 0")
+        if self.kind == "randint" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("the ends of randint must be whole numbers")
+        return self
+
+
+class GridConfig(_Config):
+    """The runs of a grid: every combination of the axes' levels with every seed."""
+
+    axes: dict[str, tuple[Any, ...]] = Field(description="setting -> its levels")
+    ranges: dict[str, Range] = Field(description="setting -> the range that a search chooses from")
+    fixed: dict[str, Any] = Field(description="settings of every run")
+    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**63)], ...] = Field(description="seeds")
+
+    @field_validator("axes", "fixed")
+    @classmethod
+    def _freeze_lists(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # JSON has no tuples, which a level such as hidden_sizes is: a grid read back equals the one written.
+        return {name: _frozen(levels) for name, levels in value.items()}
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        for name, levels in self.axes.items():
+            if not levels:
+                raise ValueError(f"{name}: an axis needs at least one level")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: must be distinct, and at least one")
+        return self
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+class EvaluationConfig(_Config):
+    """All that an evaluation depends on besides the checkpoints and the data."""
+
+    dataset: str | None = Field(
+        None, description="data set: a name, idx:FOLDER, folder:URI or parquet:URI; none for the runs' own"
+    )
+    split: Split = Field("test", description="split of the data set")
+    batch_size: int = Field(1000, ge=1, le=MAX_COUNT, description="images in one pass through the networks")
+    shard_size: int = Field(10_000, ge=1, le=MAX_COUNT, description="images in one part file")
+    num_bins: int = Field(15, ge=1, le=1000, description="bins of the calibration table")
+    grid: str | None = Field(None, description="name of the grid that the runs belong to")
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, value: str | None) -> str | None:
+        return None if value is None else check_dataset(value)
+
+
+def check_name(value: str, setting: str = "name") -> str:
+    """Returns a run, grid or variant name that is safe as a folder name.
+
+    Raises:
+      ConfigError: the name breaks the rule.
+    """
+    if not NAME_PATTERN.fullmatch(value):
+        raise ConfigError(
+            f"{setting}={value!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    return value
+
+
+def check_evaluation_name(value: str) -> str:
+    """Returns an evaluation's name if it can be one.
+
+    Raises:
+      ConfigError: the name breaks the rule.
+    """
+    if not _EVALUATION_NAME.fullmatch(value):
+        raise ConfigError(
+            f"evaluation={value!r}: not a name as `mnist-ray evaluations` lists them: letters, digits, '.', '_' or '-'"
+        )
+    return value
+
+
+_AnyConfig = TypeVar("_AnyConfig", bound=_Config)
+
+
+def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str = "config") -> _AnyConfig:
+    """Checks settings and returns the config they make.
+
+    Args:
+      kind: TrainConfig, EvaluationConfig, ...
+      settings: field name -> value.
+      source: where the settings came from, for the message.
+
+    Raises:
+      ConfigError: the first rule that a setting breaks, in one line.
+    """
+    try:
+        return kind.model_validate(dict(settings))
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: {_first_error(kind, error)}") from None
+
+
+def check_setting(name: str, value: Any, source: str) -> None:
+    """Refuses a value that TrainConfig's setting of that name can never have.
+
+    Raises:
+      ConfigError: the rule that the value breaks, in one line.
+    """
+    try:
+        TrainConfig.model_validate({name: value})
+    except pydantic.ValidationError as error:
+        # Without a place it is a rule that joins several settings: the others may satisfy it.
+        if error.errors()[0]["loc"]:
+            raise ConfigError(f"{source}: {_first_error(TrainConfig, error)}") from None
+
+
+def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    setting = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        advice = did_you_mean(setting, kind.model_fields) or f"; choose one of {', '.join(kind.model_fields)}"
+        return f"unknown setting {_short(setting)}{advice}"
+    if first["type"] == "missing":
+        return f"{setting}: a value is needed"
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    rule = rule.replace("a valid tuple", "a list of whole numbers")
+    # A data set's URI may hold credentials; its own message shows what can be shown.
+    shown = "" if setting == "dataset" and ":" in str(first["input"]) else f"={_short(first['input'])}"
+    return f"{setting}{shown}: {rule}" if setting else rule
+
+
+def _short(value: Any) -> str:
+    """repr, cut where it is long."""
+    limited = reprlib.Repr()
+    limited.maxstring = limited.maxother = limited.maxlong = 100
+    return limited.repr(value)
+
+
+# What PyYAML raises besides its own errors, for such scalars as 2026-13-45 or !!bool maybe and for deep nesting.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing aliases and keys that stand twice; numbers as a person reads them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # A few lines of aliases of aliases unfold to billions of values.
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError(f"line {self.line + 1}: aliases (*name) are not read here")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {_short(key)} stands there twice")
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        # YAML 1.1 reads 010 as 8 and 1:30 as 90.
+        if ":" in node.value:
+            return node.value
+        try:
+            return int(node.value)
+        except ValueError:
+            return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        return node.value if ":" in node.value else super().construct_yaml_float(node)
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_yaml_int)
+_ConfigLoader.add_constructor("tag:yaml.org,2002:float", _ConfigLoader.construct_yaml_float)
+
+
+def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
+    """Reads a YAML config file: one mapping of setting names to values.
+
+    Args:
+      path: the file.
+      option: the option that named it, for messages.
+
+    Raises:
+      ConfigError: no file, not readable, not YAML, over 1 MiB, a key twice, or no mapping.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{option} {str(path)!r}: {error.strerror}") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{option} {str(path)!r}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
+    try:
+        content = yaml.load(text, _ConfigLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {str(path)!r}: {error}") from None
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{option} {str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{option} {str(path)!r}: needs one mapping of setting names to values")
+    return content
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Splits KEY=VALUE; the value is read as YAML, so 1e-3, true, null and [256, 128] mean what they say.
+
+    Raises:
+      ConfigError: no '=' or no key.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {_short(text)}: write it as KEY=VALUE")
+    return key.strip(), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """Reads one setting's text as YAML, 1e-3 as the number that it means; what is not YAML stays text."""
+    try:
+        value = yaml.load(text, _ConfigLoader)
+    except (ConfigError, *_YAML_ERRORS):
+        return text
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text, since it has no point; a person means the number.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,115 @@
+"""Random affine and elastic distortions of whole batches, on the device that trains.
+
+torch is imported inside the functions: the command line lists the names without it.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mnist_ray.noise.step_streams import StepStreams
+
+_CONTROL_POINTS = 7
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far images are distorted.
+
+    Attributes:
+      rotation: largest angle, degrees.
+      scale: largest relative change of size, each axis by itself.
+      shear: largest shear, as a tangent.
+      shift: largest translation, pixels.
+      elastic: standard deviation of the elastic displacement, pixels.
+    """
+
+    rotation: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    shift: float = 0.0
+    elastic: float = 0.0
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(),
+    "shift": Augmentation(shift=2.0),
+    "affine": Augmentation(rotation=10.0, scale=0.1, shear=0.1, shift=2.0),
+    "elastic": Augmentation(elastic=1.0),
+    "affine_elastic": Augmentation(rotation=10.0, scale=0.1, shear=0.1, shift=1.5, elastic=0.8),
+}
+
+
+def augment(name: str, images: "Tensor", *, streams: "StepStreams", rows: "Tensor") -> "Tensor":
+    """Distorts each image in its own way, the same way for the same (seed, step, row).
+
+    Args:
+      name: a key of AUGMENTATIONS.
+      images: float [runs, local_batch, 1, height, width]; outside is what the first pixel of the edge holds.
+      streams: the step's streams of each run.
+      rows: int64 [local_batch], row numbers in the global batch.
+
+    Returns:
+      Like images.
+
+    Reference: Simard, Steinkraus, Platt 2003 (elastic distortion; here with a smooth random field that is drawn
+    on 7x7 control points and blended by Gaussians).
+    """
+    from torch.nn import functional
+
+    settings = AUGMENTATIONS[name]
+    # torch refuses to sample no images: what a rank has of a last batch with fewer rows than ranks.
+    if settings == Augmentation() or not len(rows):
+        return images
+    flat = images.flatten(0, 1)
+    size = images.shape[-1]
+    grid = _affine_grid(settings, streams, rows=rows, size=size)
+    if settings.elastic:
+        grid = grid + _elastic_field(settings, streams, rows=rows, size=size)
+    grid = grid.to(images.dtype)
+    return functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(images)
+
+
+def _affine_grid(settings: Augmentation, streams: "StepStreams", *, rows: "Tensor", size: int) -> "Tensor":
+    """Returns where each output pixel comes from, float64 [runs * batch, size, size, 2], in [-1, 1]."""
+    import torch
+    from torch.nn import functional
+
+    draws = (2 * streams.uniform("affine", rows, 6) - 1).flatten(0, 1)  # [runs * batch, 6] in [-1, 1)
+    angle, scale_x, scale_y, shear, shift_x, shift_y = draws.unbind(1)
+    angle = angle * math.radians(settings.rotation)
+    scale_x, scale_y = 1 + settings.scale * scale_x, 1 + settings.scale * scale_y
+    cos, sin, slant = angle.cos(), angle.sin(), settings.shear * shear
+    pixel = 2.0 / size
+    first = torch.stack((cos * scale_x, (slant * cos - sin) * scale_y, settings.shift * pixel * shift_x), 1)
+    second = torch.stack((sin * scale_x, (slant * sin + cos) * scale_y, settings.shift * pixel * shift_y), 1)
+    return functional.affine_grid(torch.stack((first, second), 1), [len(draws), 1, size, size], align_corners=False)
+
+
+def _elastic_field(settings: Augmentation, streams: "StepStreams", *, rows: "Tensor", size: int) -> "Tensor":
+    """Returns smooth random displacements, float64 [runs * batch, size, size, 2], in units of half the image."""
+    import torch
+
+    draws = streams.draws16("elastic", rows, 2 * _CONTROL_POINTS**2).flatten(0, 1).to(torch.float64) / 32768
+    noise = draws.view(-1, 2, _CONTROL_POINTS, _CONTROL_POINTS)
+    blend = _gaussian_blend(size, noise.device)
+    # A draw has variance 1/3 and each row of the blend unit norm: the product has the wished deviation.
+    pixels = settings.elastic * math.sqrt(3.0) * (blend @ noise @ blend.T)
+    return (pixels * (2.0 / size)).permute(0, 2, 3, 1)
+
+
+@cache
+def _gaussian_blend(size: int, device: "torch.device") -> "Tensor":
+    """Returns how much each control point moves each pixel, float64 [size, control points], rows of unit norm."""
+    import torch
+
+    points = torch.linspace(0, size - 1, _CONTROL_POINTS, dtype=torch.float64)
+    pixels = torch.arange(size, dtype=torch.float64)
+    spacing = (size - 1) / (_CONTROL_POINTS - 1)
+    weights = torch.exp(-((pixels[:, None] - points) ** 2) / (2 * spacing**2))
+    return (weights / weights.square().sum(dim=1, keepdim=True).sqrt()).to(device)

@@ -1,0 +1,1 @@
+"""Networks on a split: predictions, metrics, tables."""

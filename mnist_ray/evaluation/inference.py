@@ -1,0 +1,66 @@
+"""Probabilities for images: one pass over the images serves any number of networks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ray.errors import ClusterError
+from mnist_ray.training.data import normalize
+
+
+def inference_device(use_gpu: bool | None = None) -> torch.device:
+    """Returns the GPU if there is one, else the CPU with one thread.
+
+    One thread gives the same bits in every process, and is the fastest for networks of this size.
+
+    Args:
+      use_gpu: False for the CPU all the same, True for no CPU.
+
+    Raises:
+      ClusterError: a GPU was asked for and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise ClusterError("use_gpu: this machine has no GPU; leave out --use-gpu")
+    if use_gpu is not False and torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(1)
+    return torch.device("cpu")
+
+
+def log_probabilities(
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    *,
+    normalizations: Sequence[tuple[float, float]],
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Computes the class log-probabilities of every image under every network.
+
+    A network's result does not depend on which others are there.
+
+    Args:
+      networks: plain modules in evaluation mode, on the device.
+      images: uint8 [n, 1, 28, 28].
+      normalizations: (mean, std) of each network, as fractions of 255.
+      batch_size: images in one pass.
+      device: where the networks are.
+
+    Returns:
+      [networks, n, classes] on the CPU, float64 if a network computes in it, else float32.
+    """
+    dtypes = [next(network.parameters()).dtype for network in networks]
+    batches = []
+    with torch.inference_mode():
+        for batch in images.split(batch_size):
+            on_device = batch.to(device)
+            inputs: dict[object, Tensor] = {}
+            outputs = []
+            for network, (mean, std), dtype in zip(networks, normalizations, dtypes, strict=True):
+                key = (mean, std, dtype)
+                if key not in inputs:
+                    inputs[key] = normalize(on_device, mean=mean, std=std, dtype=dtype)
+                outputs.append(torch.log_softmax(network(inputs[key]), dim=-1).cpu())
+            batches.append(torch.stack(outputs))
+    return torch.cat(batches, dim=1)

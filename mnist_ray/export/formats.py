@@ -1,0 +1,197 @@
+"""Trained networks as files that other programs load, each with a model card beside it."""
+
+import hashlib
+import io
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mnist_ray.errors import ConfigError, ConflictError, StorageError
+from mnist_ray.evaluation.evaluation import load_network
+from mnist_ray.export.model_card import model_card
+from mnist_ray.models.networks import IMAGE_SIZE
+from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.storage.storage import open_storage
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A kind of file.
+
+    Attributes:
+      suffix: of the file's name.
+      serialize: checkpoint -> the file's content.
+    """
+
+    suffix: str
+    serialize: Callable[[Checkpoint], bytes]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network and the model card beside it."""
+
+    path: Path
+    card: Path
+    sha256: str
+
+
+class PixelNetwork(nn.Module):
+    """A network with its normalization in front: raw pixel values in, logits out.
+
+    Args:
+      network: takes normalized images.
+      mean: of the training pixels, as a fraction of 255.
+      std: likewise.
+    """
+
+    def __init__(self, network: nn.Module, *, mean: float, std: float) -> None:
+        super().__init__()
+        self.network = network
+        self.offset, self.scale = 255 * mean, 1 / (255 * std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits [batch, classes] of float32 [batch, 1, 28, 28] from 0 to 255."""
+        logits: Tensor = self.network((images - self.offset) * self.scale)
+        return logits
+
+
+def export_run(
+    storage_uri: str, run: str, *, format_name: str, output: str | None = None, force: bool = False
+) -> Exported:
+    """Writes a run's best network in a format of FORMATS, and its model card, FILE.md; each appears whole.
+
+    Args:
+      storage_uri: where the run is.
+      run: its name.
+      format_name: a key of FORMATS.
+      output: local file, or a folder to put it in; RUN with the format's suffix in the working folder if None.
+      force: whether existing files may be replaced.
+
+    Raises:
+      CheckpointError: no such run, not finished, or damaged.
+      ConfigError: the output is not local, its folder is missing, or a package that the format needs.
+      ConflictError: a file exists, and force is not set.
+      StorageError: the run can't be read, or a file can't be written.
+    """
+    chosen = FORMATS[format_name]
+    path = _output_path(output, f"{run}{chosen.suffix}")
+    card = path.with_name(f"{path.name}.md")
+    if not force:
+        for file in (path, card):
+            _refuse_existing(file)
+    checkpoint = RunFolder(open_storage(storage_uri), run).best()
+    content = chosen.serialize(checkpoint)
+    sha256 = hashlib.sha256(content).hexdigest()
+    layers = [(name, repr(layer)) for name, layer in load_network(checkpoint).named_children()]
+    text = model_card(
+        checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256, layers=layers,
+    )  # fmt: skip
+    _write(path, content, force=force)
+    _write(card, text.encode(), force=force)
+    return Exported(path, card, sha256)
+
+
+def _output_path(output: str | None, default_name: str) -> Path:
+    if output is None:
+        return Path(default_name)
+    if "://" in output:
+        raise ConfigError(f"output={output!r}: give a local file; copy it to another place afterwards")
+    try:
+        path = Path(output).expanduser()
+        path = path / default_name if path.is_dir() else path
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"output={output!r}: can't be a path here: {error}") from None
+    if not path.parent.is_dir():
+        raise ConfigError(f"output={output!r}: there is no folder {str(path.parent)!r}; make it or choose another")
+    return path
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ConflictError(f"{path}: exists; replace it with --force or choose another --output")
+
+
+def _write(path: Path, content: bytes, *, force: bool) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            os.replace(temporary, path)
+        else:
+            # Unlike a rename, a link never replaces what somebody else has put there meanwhile.
+            os.link(temporary, path)
+    except OSError as error:
+        if not force:
+            _refuse_existing(path)
+        raise StorageError(f"output={str(path)!r}: can't be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _state_dict(checkpoint: Checkpoint) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(checkpoint.model), buffer)
+    return buffer.getvalue()
+
+
+def _safetensors(checkpoint: Checkpoint) -> bytes:
+    kept = ("run", "epoch", "config", "config_hash", "data_sha256", "class_names", "normalization")
+    metadata = {name: json.dumps(checkpoint.document[name], sort_keys=True) for name in kept}
+    return bytes(safetensors.torch.save(checkpoint.model, metadata=metadata))
+
+
+def _onnx(checkpoint: Checkpoint) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ConfigError("--to onnx: needs onnx and onnxscript: pip install 'mnist-ray[onnx]'") from None
+    network, images, shapes = _traceable(checkpoint)
+    program = torch.onnx.export(
+        network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=["logits"],
+        external_data=False, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    # What the exporter notes here are stack traces, with the paths of this machine.
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+    return bytes(model.SerializeToString())
+
+
+def _torch_export(checkpoint: Checkpoint) -> bytes:
+    network, images, shapes = _traceable(checkpoint)
+    program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # as in _onnx
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _traceable(checkpoint: Checkpoint) -> tuple[PixelNetwork, Tensor, tuple[dict[int, torch.export.Dim]]]:
+    """Returns the network with its normalization, an example input and which of its axes may have any length."""
+    normalization = checkpoint.document["normalization"]
+    # A network trained in float64 computes in float32 there: onnxruntime has no float64 convolution.
+    network = PixelNetwork(load_network(checkpoint).float(), mean=normalization["mean"], std=normalization["std"])
+    # Two images: an axis of length one is taken for a constant.
+    return network.eval(), torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE), ({0: torch.export.Dim("batch")},)
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "state-dict": ExportFormat(".pt", _state_dict),
+    "safetensors": ExportFormat(".safetensors", _safetensors),
+    "onnx": ExportFormat(".onnx", _onnx),
+    "torch-export": ExportFormat(".pt2", _torch_export),
+}

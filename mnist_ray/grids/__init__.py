@@ -1,0 +1,1 @@
+"""Grids of settings, searches and early ends."""

@@ -1,0 +1,313 @@
+"""Grids: every combination of some settings' values with every seed, and their division into stacks.
+
+Neither torch nor ray is imported here: the launcher lists grids without them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from math import ceil, prod
+from pathlib import Path
+from typing import Any, get_origin
+
+from mnist_ray.config.settings import (
+    GridConfig,
+    Range,
+    TrainConfig,
+    check_name,
+    check_setting,
+    make_config,
+    parse_value,
+    read_yaml,
+)
+from mnist_ray.config.variants import variant_config
+from mnist_ray.errors import ConfigError
+from mnist_ray.text.suggestions import did_you_mean
+
+_MAX_GRID_NAME = 32
+_MAX_SEEDS = 1_000_000
+_RANGE_KINDS = ("uniform", "loguniform", "randint")
+
+_SEED_SETTINGS = ("seed", "seeds")
+_WHOLE_NUMBERS = (int, int | None)
+_NUMBERS = (float, float | None)
+
+# As a person would write them in a YAML file: a list is an axis.
+GRIDS: dict[str, dict[str, Any]] = {
+    "variants": {"variant": ["baseline", "dropout", "dropout_batchnorm", "tuned"]},
+    # The tutorial's regularized network, 784-256-128-64-10, in every cell.
+    "regularization": {
+        "variant": "dropout",
+        "dropout": [0.0, 0.2, 0.3, 0.5],
+        "batch_norm": [False, True],
+        "weight_decay": [0.0, 1e-6, 1e-5, 1e-4],
+    },
+    "smoke": {
+        "dataset": "digits",
+        "epochs": 2,
+        "hidden_sizes": [32, 16],
+        "dropout": [0.0, 0.3],
+        "batch_norm": [False, True],
+    },
+}
+
+_OWN_SETTINGS = (
+    "variant", "seed", "dropout", "weight_decay", "learning_rate", "label_smoothing", "gradient_clip_norm",
+    "early_stopping_patience", "schedule", "warmup_epochs", "step_epochs", "step_factor",
+)  # fmt: skip
+# What all runs of a stack share: shapes, data, steps and what is computed in each.
+STACK_FIELDS = tuple(name for name in TrainConfig.model_fields if name not in _OWN_SETTINGS)
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+      run: its name, the same in every grid of that name.
+      config: its config.
+    """
+
+    run: str
+    config: TrainConfig
+
+
+def check_grid_name(value: str) -> str:
+    """Returns a grid's name if the names of its runs can begin with it.
+
+    Raises:
+      ConfigError: the name breaks the rule.
+    """
+    if len(check_name(value, "grid name")) > _MAX_GRID_NAME:
+        raise ConfigError(f"grid name={value!r}: use at most {_MAX_GRID_NAME} characters, as its runs' names begin so")
+    return value
+
+
+def grid_settings(name_or_path: str) -> dict[str, Any]:
+    """Returns the settings of a named grid, or of a YAML file (a name with '/' or that ends in .yaml or .yml).
+
+    Raises:
+      ConfigError: no such grid, or a file that can't be read.
+    """
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        return read_yaml(Path(name_or_path), "--grid")
+    if name_or_path not in GRIDS:
+        advice = did_you_mean(name_or_path, GRIDS)
+        raise ConfigError(f"grid={name_or_path!r}: choose one of {', '.join(GRIDS)}, or a FILE.yaml{advice}")
+    return GRIDS[name_or_path]
+
+
+def read_grid(
+    settings: Mapping[str, Any], *, seeds: str | None, overrides: Mapping[str, Any], source: str
+) -> GridConfig:
+    """Reads what a person wrote: a list is an axis, {uniform: [a, b]} a range, all else a setting of every run.
+
+    Args:
+      settings: setting -> value, as in a YAML file; seed is a number or a list; seeds how many, or a list.
+      seeds: "5" for the seeds 0 to 4, "3,7" for these two, None for those of the settings.
+      overrides: settings that replace others.
+      source: where the settings came from, for messages.
+
+    Raises:
+      ConfigError: an unknown setting, or a level, range or value that it can't have.
+    """
+    axes: dict[str, tuple[Any, ...]] = {}
+    ranges: dict[str, Range] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in {**settings, **overrides}.items():
+        if name in _SEED_SETTINGS:
+            continue
+        if name not in TrainConfig.model_fields:
+            advice = (
+                did_you_mean(name, TrainConfig.model_fields) or f"; choose one of {', '.join(TrainConfig.model_fields)}"
+            )
+            raise ConfigError(f"{source}: unknown setting {name!r}{advice}")
+        if isinstance(value, Mapping):
+            ranges[name] = _range(name, value, source)
+        elif _is_axis(name, value):
+            axes[name] = tuple(_level(name, level, source) for level in value)
+        else:
+            fixed[name] = _level(name, value, source)
+    chosen = _seeds(seeds, source) if seeds is not None else _given_seeds(overrides, settings, source)
+    document = {"axes": axes, "ranges": ranges, "fixed": fixed, "seeds": chosen}
+    return make_config(GridConfig, document, source)
+
+
+def _is_axis(name: str, value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    if get_origin(TrainConfig.model_fields[name].annotation) is not tuple:
+        return True
+    # hidden_sizes: [256, 128] is one value, [[256, 128], [64]] or ["256,128", "64"] are several.
+    return all(isinstance(level, list | tuple | str) for level in value)
+
+
+def _level(name: str, value: Any, source: str) -> Any:
+    annotation = TrainConfig.model_fields[name].annotation
+    # YAML reads 1e-6 as text; in a setting that is text, such as a folder, nothing is to be read.
+    if isinstance(value, str) and annotation is not str:
+        value = parse_value(value)
+    # A network of one layer as a list too: written as [16, 8], an axis of two would be read back as one network.
+    if get_origin(annotation) is tuple and type(value) is int:
+        value = (value,)
+    # Before any message shows it: a data set's URI may hold credentials.
+    check_setting(name, value, source)
+    return value
+
+
+def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:
+    kinds = list(value)
+    if len(kinds) != 1 or kinds[0] not in _RANGE_KINDS or not isinstance(value[kinds[0]], list | tuple):
+        raise ConfigError(
+            f"{source}: {name}={dict(value)!r}: write a range as {{{'|'.join(_RANGE_KINDS)}: [low, high]}}"
+        )
+    ends = value[kinds[0]]
+    if len(ends) != 2:
+        raise ConfigError(f"{source}: {name}: {kinds[0]} needs two ends, not {len(ends)}")
+    found = make_config(Range, {"kind": kinds[0], "low": ends[0], "high": ends[1]}, f"{source}: {name}")
+    annotation = TrainConfig.model_fields[name].annotation
+    if annotation not in (*_WHOLE_NUMBERS, *_NUMBERS):
+        raise ConfigError(f"{source}: {name}: a range is for one number; give a list of levels")
+    if annotation in _WHOLE_NUMBERS and found.kind != "randint":
+        raise ConfigError(f"{source}: {name}: takes whole numbers, which {found.kind} does not give; write randint")
+    for end in ends:
+        check_setting(name, end, source)
+    return found
+
+
+def _seeds(text: str, source: str) -> tuple[int, ...]:
+    parts = text.removesuffix(",").split(",")
+    try:
+        numbers = tuple(int(part) for part in parts)
+    except ValueError:
+        raise ConfigError(f"{source}: seeds={text!r}: give a number of seeds, or a list such as 3,7,11") from None
+    if len(numbers) > 1 or text.endswith(","):
+        return numbers
+    if numbers[0] < 1:
+        raise ConfigError(f"{source}: seeds={text!r}: at least one is needed")
+    if numbers[0] > _MAX_SEEDS:
+        raise ConfigError(f"{source}: seeds={text!r}: at most {_MAX_SEEDS}; for the one seed write {text},")
+    return tuple(range(numbers[0]))
+
+
+def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
+    for given in (overrides, settings):
+        found = [given[name] for name in _SEED_SETTINGS if name in given]
+        if len(found) > 1:
+            raise ConfigError(f"{source}: give seed or seeds, not both")
+        if found and (isinstance(found[0], str) or ("seeds" in given and type(found[0]) is int)):
+            # As for --seeds: 5 is how many.
+            return _seeds(str(found[0]), source)
+        if found:
+            return tuple(found[0]) if isinstance(found[0], list | tuple) else (found[0],)
+    return (0,)
+
+
+def written_grid(grid: GridConfig) -> dict[str, Any]:
+    """Returns a grid as read_grid reads it, for a YAML file."""
+    document = grid.model_dump(mode="json")
+    ranges = {name: {found["kind"]: [found["low"], found["high"]]} for name, found in document["ranges"].items()}
+    return {**document["fixed"], **ranges, **document["axes"], "seeds": document["seeds"]}
+
+
+def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]:
+    """Returns all runs of a grid: the axes' levels in order, the last axis fastest, seeds faster still.
+
+    Args:
+      grid: the grid.
+      name: its name.
+      max_runs: a limit against typing mistakes.
+
+    Raises:
+      ConfigError: more runs than the limit, the same run twice, an invalid setting, or ranges.
+    """
+    if grid.ranges:
+        raise ConfigError(f"{next(iter(grid.ranges))}: a range needs --search random or optuna; an axis is a list")
+    check_count(prod(len(levels) for levels in grid.axes.values()) * len(grid.seeds), name, max_runs)
+    return distinct_runs(
+        [
+            (dict(zip(grid.axes, levels, strict=True)), seed)
+            for levels in product(*grid.axes.values())
+            for seed in grid.seeds
+        ],
+        grid,
+        name=name,
+    )
+
+
+def check_count(count: int, name: str, max_runs: int) -> None:
+    """Refuses more runs than a limit against typing mistakes.
+
+    Raises:
+      ConfigError: there are more.
+    """
+    if count > max_runs:
+        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if that is meant")
+
+
+def distinct_runs(
+    cells: Sequence[tuple[Mapping[str, Any], int]], grid: GridConfig, *, name: str
+) -> tuple[GridRun, ...]:
+    """Returns the runs of some cells (settings and seed) of a grid.
+
+    Raises:
+      ConfigError: an invalid setting, or the same run twice.
+    """
+    runs: dict[str, GridRun] = {}
+    cell_of: dict[str, str] = {}
+    for settings, seed in cells:
+        words = ", ".join(f"{setting}={json.dumps(value)}" for setting, value in {**settings, "seed": seed}.items())
+        chosen = {**grid.fixed, **settings, "seed": seed}
+        try:
+            config = variant_config(chosen.pop("variant", "baseline"), chosen)
+        except ConfigError as error:
+            raise ConfigError(f"grid {name!r} ({words}): {str(error).removeprefix('config: ')}") from None
+        run = run_name(name, config)
+        if run in runs:
+            raise ConfigError(f"grid {name!r}: ({cell_of[run]}) and ({words}) are the same run; leave one out")
+        runs[run], cell_of[run] = GridRun(run, config), words
+    return tuple(runs.values())
+
+
+def run_name(grid_name: str, config: TrainConfig) -> str:
+    """Returns the name of a run: it depends on the grid's name and the config alone, so a grid can grow."""
+    return f"{grid_name}-s{config.seed}-{config.config_hash()[:10]}"
+
+
+def settings_that_vary(configs: Sequence[TrainConfig]) -> tuple[str, ...]:
+    """Returns the settings with more than one value over the configs, without the seed."""
+    return tuple(
+        name
+        for name in TrainConfig.model_fields
+        if name != "seed" and len({getattr(config, name) for config in configs}) > 1
+    )
+
+
+def stacks(runs: Sequence[GridRun], *, size: int) -> tuple[tuple[GridRun, ...], ...]:
+    """Divides runs into stacks: as few as there can be, equal in size but for one, equal seeds together.
+
+    The result does not depend on the order of the runs. Stacks with more weights, epochs or runs come first, so that
+    the last ones to end are short.
+
+    Args:
+      runs: any runs.
+      size: most runs in a stack.
+    """
+    groups: dict[tuple[object, ...], list[GridRun]] = {}
+    for run in runs:
+        groups.setdefault(tuple(getattr(run.config, name) for name in STACK_FIELDS), []).append(run)
+    made = []
+    for group in groups.values():
+        # Runs with the same seed share batches and noise.
+        ordered = sorted(group, key=lambda run: (run.config.seed, run.config.canonical_json()))
+        count = ceil(len(ordered) / size)
+        edges = [round(index * len(ordered) / count) for index in range(count + 1)]
+        made += [tuple(ordered[start:end]) for start, end in pairwise(edges)]
+    return tuple(sorted(made, key=lambda stack: (-_work(stack), stack[0].run)))
+
+
+def _work(stack: Sequence[GridRun]) -> int:
+    config = stack[0].config
+    weights = prod(config.hidden_sizes) if config.model == "cnn" else sum(config.hidden_sizes)
+    return len(stack) * config.epochs * weights * (1 if config.augmentation == "none" else 2)

@@ -1,0 +1,67 @@
+"""Random samples of a grid's settings, instead of every combination."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mnist_ray.config.settings import GridConfig, Range
+from mnist_ray.grids.grid import GridRun, distinct_runs
+
+
+@dataclass(frozen=True)
+class Search:
+    """How settings are chosen from a grid's axes and ranges.
+
+    Attributes:
+      kind: random: independently; optuna: each by the validation losses of those before (TPE, Bergstra et al. 2011).
+      num_samples: settings to train, each with every seed.
+      seed: of the choice.
+    """
+
+    kind: Literal["random", "optuna"]
+    num_samples: int
+    seed: int = 0
+
+
+def random_samples(grid: GridConfig, search: Search) -> list[dict[str, Any]]:
+    """Returns settings drawn from the axes' levels and the ranges, evenly in each; fewer samples are a beginning.
+
+    Equal samples, which a grid without ranges can give, are there once.
+    """
+    samples = []
+    for index in range(search.num_samples):
+        draws = {name: _draw(search.seed, name, index) for name in (*grid.axes, *grid.ranges)}
+        sample = {name: levels[int(draws[name] * len(levels))] for name, levels in grid.axes.items()}
+        sample |= {name: value_in(found, draws[name]) for name, found in grid.ranges.items()}
+        if sample not in samples:
+            samples.append(sample)
+    return samples
+
+
+def _draw(seed: int, setting: str, index: int) -> float:
+    import torch
+
+    from mnist_ray.noise.random_streams import stream_key, uniform
+
+    return float(uniform([stream_key(seed, f"search {setting}", index)], torch.arange(1), 1))
+
+
+def value_in(found: Range, draw: float) -> float | int:
+    """Returns the value at a share of a range, a number in [0, 1)."""
+    if found.kind == "randint":
+        return int(found.low) + int(draw * (found.high - found.low + 1))
+    if found.kind == "loguniform":
+        low, high = math.log(found.low), math.log(found.high)
+        # Rounding may lead past the ends.
+        return min(max(math.exp(low + draw * (high - low)), found.low), found.high)
+    return found.low + draw * (found.high - found.low)
+
+
+def runs_of_samples(samples: Sequence[dict[str, Any]], grid: GridConfig, *, name: str) -> tuple[GridRun, ...]:
+    """Returns the runs of some samples, each with every seed.
+
+    Raises:
+      ConfigError: a sample holds an invalid setting.
+    """
+    return distinct_runs([(sample, seed) for sample in samples for seed in grid.seeds], grid, name=name)

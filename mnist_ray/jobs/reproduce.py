@@ -1,0 +1,44 @@
+"""Training a run again in a place of its own, to see whether it comes out equal."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from mnist_ray.cluster.trainer import TrainJob, train
+from mnist_ray.errors import ConflictError
+from mnist_ray.results.reproduction import Reproduction, compare_trainings
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import load_data
+
+
+def reproduce(run: str, storage_uri: str, data_dir: Path, *, num_workers: int | None = None) -> Reproduction:
+    """Trains a run again, into a folder that is removed after, and compares; of the storage it only reads.
+
+    Args:
+      run: name of a run that has a best checkpoint.
+      storage_uri: where it is.
+      data_dir: folder of the data sets.
+      num_workers: processes that share every batch; None for as many as the run had.
+
+    Raises:
+      CheckpointError: no such run, not finished, or damaged.
+      ConflictError: the data set is not the one that it was trained on.
+      MnistRayError: as train.
+    """
+    original = RunFolder(open_storage(storage_uri), run)
+    then = original.best()
+    data = load_data(then.config, data_dir, torch.device("cpu"))
+    expected = str(then.document["data_sha256"])
+    if data.fingerprint != expected:
+        raise ConflictError(
+            f"run {run!r}: was trained on other data ({then.config.dataset!r} was {expected[:12]}, is "
+            f"{data.fingerprint[:12]}); give the data set as it was, with --data-dir if it lies elsewhere"
+        )
+    workers = num_workers or int(then.document["lineage"]["num_workers"])
+    with tempfile.TemporaryDirectory(prefix="mnist-ray-reproduce-") as scratch:
+        # A run that was stopped before its end has fewer epochs than its config.
+        train(TrainJob(then.config, run, scratch, data_dir, workers, last_epoch=len(then.history)))
+        again = RunFolder(open_storage(scratch), run)
+        return compare_trainings(then, again.best(), num_validation=len(data.validation_labels))

@@ -1,0 +1,198 @@
+"""Plain networks with the same shapes as one batched program, and back again.
+
+A stack of K runs holds every parameter as [K, ...] and computes the K networks side by side; a single run is a
+stack of one. The plain modules stay the only definition of a network: a stack is made from them, layer by layer,
+and gives plain state_dicts back.
+"""
+
+from collections.abc import Sequence
+from copy import copy, deepcopy
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from mnist_ray.models import stack_layers as layers
+from mnist_ray.models.networks import BATCH_NORMS
+from mnist_ray.models.stack_layers import Layer, Parameter, TrainingPass
+
+# 16 float32 are 64 bytes: vector code treats what starts on such a boundary alike in stacks of any size.
+_ALIGNMENT = 16
+
+
+class Stack:
+    """K networks with the same shapes, trained as one.
+
+    Attributes:
+      parameters: K flat tensors, one a run, with `.grad` set: what an optimizer updates.
+      gradients: [K, padded], the memory behind every `.grad`.
+    """
+
+    def __init__(self, networks: Sequence[nn.Sequential], *, device: torch.device, bf16: bool = False) -> None:
+        """Copies the networks' weights into a stack.
+
+        Args:
+          networks: as made by make_network, alike but for weights and dropout rates.
+          device: where the stack computes.
+          bf16: whether matrix products and convolutions round their inputs to bfloat16.
+        """
+        template = networks[0]
+        self._shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
+        length = sum(_padded(shape) for shape in self._shapes.values())
+        dtype = next(template.parameters()).dtype
+        values = torch.zeros(len(networks), length, dtype=dtype, device=device)
+        buffers = {
+            name: buffer.expand(len(networks), *buffer.shape).to(device, copy=True)
+            for name, buffer in template.named_buffers()
+        }
+        self._compute_dtype = torch.bfloat16 if bf16 else dtype
+        # Without their weights: what is left says how the layers are made.
+        self._networks = [deepcopy(network).to("meta") for network in networks]
+        # MKL multiplies by a single column in other ways for a stack than for a run.
+        self._has_single_units = any(isinstance(child, nn.Linear) and child.out_features == 1 for child in template)
+        self._place(values, torch.zeros_like(values), buffers)
+        self._singles = self._make_singles()
+        self.load_state_dicts([network.state_dict() for network in networks])
+
+    def take(self, runs: Sequence[int]) -> "Stack":
+        """Returns a stack of some of the runs with their weights, in memory of its own."""
+        taken = copy(self)
+        index = torch.tensor(runs, device=self.gradients.device)
+        values = self._memory.index_select(0, index)
+        buffers = {name: buffer.index_select(0, index) for name, buffer in self._buffers.items()}
+        taken._networks = [self._networks[run] for run in runs]
+        taken._place(values, torch.zeros_like(values), buffers)
+        taken._singles = taken._make_singles()
+        return taken
+
+    def _place(self, values: Tensor, gradients: Tensor, buffers: dict[str, Tensor]) -> None:
+        """Builds the layers over the memory of parameters and gradients, both [runs, padded], and buffers."""
+        self._memory = values
+        self.gradients = gradients
+        self.parameters = list(values.unbind())
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        lengths = [_padded(shape) for shape in self._shapes.values()]
+        self._parameters = {
+            name: Parameter(_unpadded(value, shape), _unpadded(gradient, shape))
+            for (name, shape), value, gradient in zip(
+                self._shapes.items(), torch.split(values, lengths, 1), torch.split(gradients, lengths, 1), strict=True
+            )
+        }
+        self._buffers = buffers
+        self._layers = self._make_layers(self._networks)
+
+    def _make_singles(self) -> list["Stack"]:
+        """Returns a stack of each run alone that shares this one's memory; none where they are never used."""
+        is_used = self.gradients.device.type == "cpu" and len(self) > 1
+        return [self._single(run) for run in range(len(self))] if is_used else []
+
+    def _single(self, run: int) -> "Stack":
+        part = slice(run, run + 1)
+        single = copy(self)
+        single._singles = []
+        single._networks = self._networks[part]
+        buffers = {name: buffer[part] for name, buffer in self._buffers.items()}
+        single._place(self._memory[part], self.gradients[part], buffers)
+        return single
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def parts(self, num_rows: int) -> list[tuple[slice, "Stack"]]:
+        """Returns the runs that compute a batch as one program, and a stack of each such part.
+
+        On a CPU a run keeps the bits that it has alone if each run's share of every tensor starts on a 64-byte
+        boundary: with batches of a multiple of 16 rows it does. With others, such as an epoch's last one, the runs
+        compute one after the other, and so they do with a layer of a single unit.
+        """
+        if not self._singles or (num_rows % _ALIGNMENT == 0 and not self._has_single_units):
+            return [(slice(0, len(self)), self)]
+        return [(slice(run, run + 1), single) for run, single in enumerate(self._singles)]
+
+    def forward(self, images: Tensor, training: TrainingPass | None = None) -> Tensor:
+        """Computes the logits of each network.
+
+        Args:
+          images: [runs, local_batch, 1, 28, 28], normalized.
+          training: None for evaluation: no dropout, running batch-norm statistics.
+
+        Returns:
+          [runs, local_batch, classes].
+        """
+        values = images
+        for layer in self._layers:
+            values = layer.forward(values, training)
+        return values
+
+    def backward(self, gradient: Tensor) -> None:
+        """Fills `gradients` with this rank's share of the gradient of the global batch.
+
+        Args:
+          gradient: of the loss by the logits of the last training pass, [runs, local_batch, classes].
+        """
+        for layer in reversed(self._layers):
+            if layer is self._first:
+                self._first.backward_parameters(gradient)
+                return
+            gradient = layer.backward(gradient)
+
+    def state_dict(self, run: int) -> dict[str, Tensor]:
+        """Returns a copy of one network's state, with the plain module's keys, on the CPU."""
+        return {name: value[run].to("cpu", copy=True) for name, value in self._values().items()}
+
+    def load_state_dicts(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Sets weights and batch-norm statistics from the plain modules' state_dicts, one a run."""
+        for name, value in self._values().items():
+            for run, state in enumerate(states):
+                value[run].copy_(state[name])
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: parameter.value for name, parameter in self._parameters.items()} | self._buffers
+
+    def _make_layers(self, networks: Sequence[nn.Sequential]) -> list[Layer]:
+        children = list(networks[0].named_children())
+        followers = [child for _, child in children[1:]] + [None]
+        made = []
+        for (name, child), follower in zip(children, followers, strict=True):
+            layer = self._make_layer(name, child, networks, has_bias=not isinstance(follower, BATCH_NORMS))
+            made.append(layer)
+        self._first = next(layer for layer in made if isinstance(layer, layers.Linear | layers.Conv2d))
+        return made
+
+    def _make_layer(self, name: str, child: nn.Module, networks: Sequence[nn.Sequential], *, has_bias: bool) -> Layer:
+        dtype = self._compute_dtype
+        weight, bias = (self._parameters.get(f"{name}.{kind}") for kind in ("weight", "bias"))
+        match child:
+            case nn.Linear():
+                assert weight is not None
+                return layers.Linear(weight, bias if has_bias else None, dtype)
+            case nn.Conv2d(padding=(int(padding), _)):
+                assert weight is not None
+                return layers.Conv2d(weight, bias if has_bias else None, padding=padding, dtype=dtype)
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                assert weight is not None
+                assert bias is not None
+                assert child.momentum is not None
+                running = {key: self._buffers[f"{name}.{key}"] for key, _ in child.named_buffers()}
+                return layers.BatchNorm(weight, bias, running, epsilon=child.eps, momentum=child.momentum)
+            case nn.Dropout():
+                rates = [float(network.get_submodule(name).p) for network in networks]  # type: ignore[arg-type]
+                return layers.Dropout(name, rates, dtype=self.gradients.dtype, device=self.gradients.device)
+            case nn.ReLU():
+                return layers.ReLU()
+            case nn.MaxPool2d():
+                return layers.MaxPool2d()
+            case nn.Flatten():
+                return layers.Flatten()
+        raise TypeError(f"no stacked form of {type(child).__name__}")
+
+
+def _padded(shape: torch.Size) -> int:
+    """Returns the elements that a parameter takes: every parameter starts on a 64-byte boundary."""
+    return -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _unpadded(flat: Tensor, shape: torch.Size) -> Tensor:
+    """[runs, padded] -> [runs, *shape], the same memory."""
+    return torch.unflatten(flat[:, : prod(shape)], 1, shape)

@@ -1,0 +1,1 @@
+"""Random streams that depend on nothing but a run's config."""

@@ -1,0 +1,176 @@
+"""SQL over the tables of a committed evaluation, by DuckDB; neither torch nor ray is imported here.
+
+The small tables are read whole, their SHA-256 checked. The predictions stay where they are, as does the confusion table
+of many classes: a statement reads the columns and row groups that it needs, page checksums verified, so memory holds
+what the statement needs of them.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from mnist_ray.errors import ConfigError
+from mnist_ray.results import tables
+from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.storage.storage import MissingError, Storage
+
+_ROWS_AT_ONCE = 10_000
+_REQUESTS_AT_ONCE = 16
+# How long a statement is asked to end.
+_INTERRUPTS_S = 0.5
+# Beside the evaluation, and replaced whole whenever `mnist-ray report` makes them again.
+_REPORT_TABLES = ("effects", "comparisons")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a statement returns.
+
+    Attributes:
+      columns: names, in order; one can stand twice.
+      rows: values in the order of columns; can be read once, inside the `with` of query.
+    """
+
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[Any, ...]]
+
+
+@contextlib.contextmanager
+def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
+    """Runs a statement on a committed evaluation's tables; it can't reach any other file, to read or to write.
+
+    The views are the evaluation's tables; effects and
+    comparisons if they were reported; runs if the evaluation is of a grid.
+
+    Args:
+      storage_uri: where the evaluation is.
+      evaluation: its name.
+      sql: DuckDB's SQL.
+
+    Raises:
+      ConfigError: DuckDB is not installed, or refuses the statement.
+      CheckpointError: no such evaluation.
+      DataError: a file isn't what was committed.
+      StorageError: the storage can't be read.
+    """
+    duckdb = _duckdb()
+    folder = open_evaluation(storage_uri, evaluation)
+    # Nothing is spilled to the disk: a statement that needs more memory than there is ends with a message.
+    with contextlib.closing(_Connection(duckdb.connect(":memory:", config={"temp_directory": ""}))) as connection:
+        with _errors(folder):
+            for name, content in _views(folder):
+                connection.duckdb.register(name, content)
+            connection.duckdb.execute("SET enable_external_access = false")
+            connection.duckdb.execute("SET lock_configuration = true")
+            result = connection.call(lambda: connection.duckdb.execute(sql))
+        # Older versions return the connection, newer ones None, for a text without a statement.
+        if result is None or result.description is None:
+            raise ConfigError("SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'")
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            fetched = None
+            while fetched != []:
+                with _errors(folder):
+                    fetched = connection.call(lambda: result.fetchmany(_ROWS_AT_ONCE))
+                yield from fetched
+
+        yield Answer(tuple(column[0] for column in result.description), rows())
+
+
+class _Connection:
+    """A connection of DuckDB whose calls end at a signal.
+
+    DuckDB keeps the thread that calls it until the statement has ended, and Python's signal handlers run in the main
+    thread alone: so each call has a thread of its own.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.duckdb = connection
+        self._calls: list[Future[Any]] = []
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Returns what a call of DuckDB returns; a signal interrupts it, and gives it up where it doesn't hear."""
+        pool = ThreadPoolExecutor(1)
+        call = pool.submit(function)
+        pool.shutdown(wait=False)
+        self._calls = [call]
+        try:
+            return call.result()
+        finally:
+            # Again and again: an interrupt before the statement has begun is lost. A sort, for one, takes no notice.
+            given_up = time.monotonic() + _INTERRUPTS_S
+            while not call.done() and time.monotonic() < given_up:
+                self.duckdb.interrupt()
+                wait([call], timeout=0.05)
+
+    def close(self) -> None:
+        """Closes the connection, unless a call was given up: that would wait for it."""
+        if all(call.done() for call in self._calls):
+            self.duckdb.close()
+
+
+def _duckdb() -> Any:
+    try:
+        import duckdb
+    except ImportError:
+        raise ConfigError("query: needs DuckDB, which is not installed: pip install 'mnist-ray[sql]'") from None
+    return duckdb
+
+
+def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Dataset]]:
+    """Yields name and content of each view; that of a large table is read when a statement asks for it."""
+    storage, files = folder.storage, folder.files()
+    for table in files:
+        if table in _large_tables(folder):
+            yield table, _dataset(storage, folder.stored_paths(table))
+        else:
+            yield table, folder.table(table)
+    beside = {name: f"reports/{folder.name}/{name}.parquet" for name in _REPORT_TABLES}
+    if folder.grid is not None:
+        beside["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
+    for table, path in beside.items():
+        with contextlib.suppress(MissingError):
+            yield table, tables.read_parquet(storage.read_bytes(path), source=path)
+
+
+def _large_tables(folder: EvaluationFolder) -> list[str]:
+    num_cells = len(folder.runs) * len(folder.class_names) ** 2
+    return ["predictions", *(["confusion"] if num_cells > tables.ROWS_IN_PIECE else [])]
+
+
+def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    file_format = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    if storage.is_local:
+        # By path, not open: there may be more parts than a process may hold open.
+        return ds.dataset([storage.uri_of(path) for path in paths], format=file_format)
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        fragments = [file_format.make_fragment(file) for file in pool.map(storage.open_input, paths)]
+    return ds.FileSystemDataset(fragments, fragments[0].physical_schema, file_format)
+
+
+@contextlib.contextmanager
+def _errors(folder: EvaluationFolder) -> Iterator[None]:
+    """Turns DuckDB's errors into one line, and tells a damaged or unreachable file from a mistake in the SQL."""
+    duckdb = _duckdb()
+    try:
+        yield
+    except (duckdb.InvalidInputException, duckdb.IOException, pa.ArrowInvalid, OSError) as error:
+        files = folder.files()
+        for name in [name for table in _large_tables(folder) for name in files[table]]:
+            folder.storage.read_committed(folder.path, name)
+        raise ConfigError(_sql_message(error)) from error
+    except duckdb.Error as error:
+        raise ConfigError(_sql_message(error)) from error
+
+
+def _sql_message(error: Exception) -> str:
+    # Behind an empty line DuckDB repeats the statement, with a mark under the place.
+    return "SQL: " + " ".join(str(error).partition("\n\nLINE ")[0].split())

@@ -1,0 +1,88 @@
+"""The data set of an evaluation and those that its runs were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import TYPE_CHECKING
+
+from mnist_ray.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from mnist_ray.results.run_folder import Checkpoint
+
+_NAMES_SAID = 3
+
+
+def common_dataset(checkpoints: Sequence[Checkpoint]) -> str:
+    """Returns the data set that runs were trained on.
+
+    Raises:
+      ConfigError: they were trained on several.
+    """
+    datasets = {checkpoint.config.dataset for checkpoint in checkpoints}
+    if len(datasets) > 1:
+        raise ConfigError(
+            f"dataset: the runs were trained on several ({_listed(checkpoints)}); choose one with --dataset NAME"
+        )
+    return datasets.pop()
+
+
+def trained_on(
+    checkpoints: Sequence[Checkpoint], dataset: str, class_names: tuple[str, ...]
+) -> tuple[list[Checkpoint], str | None]:
+    """Returns the runs that were trained on a data set, or, where none was, those that have its classes.
+
+    Returns:
+      These, and which others are left out, in words; None if none is.
+
+    Raises:
+      CheckpointError: there are none of either.
+    """
+    is_chosen = [_is_same(checkpoint.config.dataset, dataset) for checkpoint in checkpoints]
+    why = "trained on other data"
+    if not any(is_chosen):
+        is_chosen = [tuple(checkpoint.document["class_names"]) == class_names for checkpoint in checkpoints]
+        why = "with other classes"
+    if not any(is_chosen):
+        raise CheckpointError(
+            f"dataset={dataset!r}: no finished run was trained on it or has its {len(class_names)} classes; the runs "
+            f"were trained on other data ({_listed(checkpoints)})"
+        )
+    rest = [checkpoint for checkpoint, chosen in zip(checkpoints, is_chosen, strict=True) if not chosen]
+    left_out = f"left out: {len(rest)} of {len(checkpoints)} runs, {why} ({_listed(rest)})"
+    return list(compress(checkpoints, is_chosen)), left_out if rest else None
+
+
+def trained_elsewhere(train_datasets: Sequence[str], dataset: str) -> str | None:
+    """Returns which runs were trained on another data set than they are evaluated on, in words; None if none was.
+
+    Args:
+      train_datasets: one a run.
+      dataset: the one of the evaluation.
+    """
+    others = [name for name in train_datasets if not _is_same(name, dataset)]
+    if not others:
+        return None
+    if len(others) < len(train_datasets):
+        who = f"{len(others)} of {len(train_datasets)} runs {'was' if len(others) == 1 else 'were'}"
+    else:
+        who = "the run was" if len(others) == 1 else "the runs were"
+    return f"{who} trained on {', '.join(sorted(set(others)))}"
+
+
+def _is_same(dataset: str, other: str) -> bool:
+    return dataset.rstrip("/") == other.rstrip("/")
+
+
+def _listed(checkpoints: Sequence[Checkpoint]) -> str:
+    """Returns the data sets that runs were trained on, each with the first of its runs: 'digits: a, b; mnist: c'."""
+    runs: dict[str, list[str]] = {}
+    for checkpoint in sorted(checkpoints, key=lambda checkpoint: (checkpoint.config.dataset, checkpoint.run)):
+        runs.setdefault(checkpoint.config.dataset, []).append(checkpoint.run)
+    return "; ".join(f"{dataset}: {_words(names)}" for dataset, names in runs.items())
+
+
+def _words(runs: Sequence[str]) -> str:
+    more = f" and {len(runs) - _NAMES_SAID} more" if len(runs) > _NAMES_SAID else ""
+    return ", ".join(runs[:_NAMES_SAID]) + more

@@ -1,0 +1,194 @@
+"""A committed evaluation in a storage; neither torch nor ray is imported here.
+
+<storage>/evaluations/<evaluation>/   the tables, _manifest.json, _SUCCESS: there whole or not at all
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mnist_ray.results import tables
+from mnist_ray.config.settings import check_evaluation_name
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.storage.storage import Storage, open_storage
+
+_REQUESTS_AT_ONCE = 16
+_PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """The folder of one evaluation; only what its manifest names is read.
+
+    Attributes:
+      storage: where it is.
+      name: its name.
+      manifest: what it says of itself.
+    """
+
+    storage: Storage
+    name: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        """The folder, relative to the storage."""
+        return f"evaluations/{self.name}"
+
+    @property
+    def uri(self) -> str:
+        """The folder's URI."""
+        return self.storage.uri_of(self.path)
+
+    @property
+    def grid(self) -> str | None:
+        """Name of the grid that was evaluated, if it was one."""
+        grid: str | None = self.manifest["config"].get("grid")
+        return grid
+
+    @property
+    def dataset(self) -> str:
+        """Data set that the runs were evaluated on."""
+        return str(self.manifest["config"]["dataset"])
+
+    @property
+    def split(self) -> str:
+        """Its split."""
+        return str(self.manifest["config"]["split"])
+
+    @property
+    def num_examples(self) -> int:
+        """Examples evaluated."""
+        return int(self.manifest["num_examples"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name a class, in the order of label."""
+        return list(self.manifest["class_names"])
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the evaluated runs."""
+        return list(self.manifest["runs"])
+
+    @property
+    def earlier_evaluations(self) -> list[str]:
+        """Names of the storage's evaluations that had read the same split before this one was committed."""
+        return list(self.manifest["volatile"].get("earlier_evaluations", []))
+
+    def files(self) -> dict[str, list[str]]:
+        """Returns the names of the folder's files by table, the parts of one in order."""
+        found: dict[str, list[str]] = {}
+        for file in self.manifest["files"]:
+            if part := _PART.fullmatch(file["name"]):
+                found.setdefault(part["table"], []).append(file["name"])
+        return {table: sorted(names) for table, names in found.items()}
+
+    def stored_paths(self, table: str) -> list[str]:
+        """Returns where the parts of a table are, relative to the storage, in order."""
+        stored = {file["name"]: file["stored_name"] for file in self.manifest["files"]}
+        return [f"{self.path}/{stored[name]}" for name in self.files()[table]]
+
+    def parts(self, table: str, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yields the parts of a table in order, each checked against its SHA-256.
+
+        Raises:
+          DataError: a part isn't what was committed.
+          StorageError: it can't be read.
+        """
+        for name in self.files()[table]:
+            yield tables.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
+
+    def batches(self, table: str, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields some columns of a table, a part of its rows at a time; see `parts`."""
+        for name in self.files()[table]:
+            yield from tables.read_batches(self.storage.read_committed(self.path, name), source=name, columns=columns)
+
+    def table(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """Returns a table whole; see `parts`."""
+        return pa.concat_tables(self.parts(table, columns=columns))
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """Returns the rows of a table, column name -> value; see `parts`."""
+        return list(self.table(table).to_pylist())
+
+
+def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
+    """Opens a committed evaluation.
+
+    Raises:
+      ConfigError: no name of an evaluation.
+      CheckpointError: no such evaluation, or it was never committed.
+      DataError: it is damaged, or its tables have another schema version.
+      StorageError: the storage can't be read.
+    """
+    storage = open_storage(storage_uri)
+    manifest = storage.read_manifest(f"evaluations/{check_evaluation_name(evaluation)}")
+    if manifest is None:
+        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
+    version = manifest.get("schema_version")
+    if version != tables.SCHEMA_VERSION:
+        raise DataError(
+            f"evaluation {evaluation!r}: its tables have schema version {version}, this version of mnist-ray reads "
+            f"{tables.SCHEMA_VERSION}: read it with the version that wrote it, or evaluate again"
+        )
+    return EvaluationFolder(storage, evaluation, manifest)
+
+
+def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
+    """Returns the names of all committed evaluations of the same examples, sorted.
+
+    Every further look at a test split makes its results a little less those of unseen data, so an evaluation keeps
+    this list of the looks before it.
+
+    Args:
+      storage: where the evaluations are.
+      data_sha256: fingerprint of the split.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    names = sorted(storage.list_folders("evaluations"))
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        has_read = list(pool.map(lambda name: _has_read(storage, name, data_sha256), names))
+    return [name for name, found in zip(names, has_read, strict=True) if found]
+
+
+def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], code_version: str) -> bool:
+    """Tells whether an evaluation of the same runs by the same code is committed, whatever it read.
+
+    Args:
+      storage: where the evaluations are.
+      stem: their name without its hash.
+      runs: run -> SHA-256 of its weights.
+      code_version: of the code that evaluates.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    names = [name for name in storage.list_folders("evaluations") if name.rpartition("-")[0] == stem]
+
+    def is_of_runs(name: str) -> bool:
+        try:
+            manifest = storage.read_manifest(f"evaluations/{name}")
+        except DataError:
+            # It may be: to read the images once too often is the smaller mistake.
+            return True
+        found = manifest or {}
+        return (found.get("runs"), found.get("code_version")) == (runs, code_version)
+
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        return any(pool.map(is_of_runs, names))
+
+
+def _has_read(storage: Storage, evaluation: str, data_sha256: str) -> bool:
+    try:
+        manifest = storage.read_manifest(f"evaluations/{evaluation}")
+    except DataError:
+        # It may have: a look too many in the list is the smaller mistake.
+        return True
+    return manifest is not None and manifest.get("data_sha256") == data_sha256

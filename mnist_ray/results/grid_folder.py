@@ -1,0 +1,167 @@
+"""The folder of a grid in a storage: what was asked for, and one row for each run.
+
+<storage>/grids/<grid>/grid.json      the settings, and the names of all runs
+                       runs.parquet   one row a run, replaced whole
+                       asha.json      the decisions of --scheduler asha, in the order of the runs' arrival
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mnist_ray.results import tables
+from mnist_ray.grids.asha import Decision
+from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
+from mnist_ray.results.code_version import code_version
+from mnist_ray.config.settings import GridConfig, make_config
+from mnist_ray.errors import CheckpointError, ConflictError
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.grids.search import Search
+from mnist_ray.storage.storage import MissingError, Storage
+
+
+@dataclass(frozen=True)
+class GridFolder:
+    """The folder of one grid; one class owns every path in it."""
+
+    storage: Storage
+    name: str
+
+    def path(self, *parts: str) -> str:
+        """Returns a path in the grid's folder, relative to the storage."""
+        return "/".join(("grids", self.name, *parts))
+
+    def document(self) -> dict[str, Any] | None:
+        """Returns grid.json, None if there is no such grid.
+
+        Raises:
+          CheckpointError: damaged.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self.storage.read_bytes(self.path("grid.json")))
+        except MissingError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"grid {self.name!r}: grid.json is damaged ({error})") from None
+        if (rule := broken_rule(GridDocument, found)) is not None:
+            raise CheckpointError(f"grid {self.name!r}: grid.json was not written by mnist-ray ({rule})")
+        return found
+
+    def settings(self) -> GridConfig:
+        """Returns what was asked for.
+
+        Raises:
+          CheckpointError: no such grid, or damaged.
+        """
+        return make_config(GridConfig, self._needed_document()["settings"], f"grid {self.name!r}: grid.json")
+
+    def run_names(self) -> list[str]:
+        """Returns the names of all runs of the grid, in its order.
+
+        Raises:
+          CheckpointError: no such grid, or damaged.
+        """
+        return list(self._needed_document()["runs"])
+
+    def _needed_document(self) -> dict[str, Any]:
+        document = self.document()
+        if document is None:
+            raise CheckpointError(
+                f"grid {self.name!r}: not in {self.storage.uri}; `mnist-ray grids` lists what is"
+            ) from None
+        return document
+
+    def claim(
+        self,
+        grid: GridConfig,
+        runs: Sequence[GridRun],
+        *,
+        search: Search | None = None,
+        samples: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Takes the grid's name, or extends the grid of that name: all its runs must be among the new ones.
+
+        Args:
+          grid: the settings.
+          runs: all runs, old and new; for a search those that are known so far.
+          search: how samples are chosen: kind and seed must not change.
+          samples: the settings that a search has chosen so far.
+
+        Raises:
+          ConflictError: the name belongs to a grid with other runs.
+        """
+        names = [run.run for run in runs]
+        how = {"kind": search.kind, "seed": search.seed} if search else None
+        existing = self.document()
+        if existing is not None:
+            missing = set(existing["runs"]) - set(names)
+            if missing or existing["search"] != how:
+                counted = f"{len(missing)} of its {len(existing['runs'])} runs are not in this one"
+                raise ConflictError(
+                    f"grid {self.name!r}: exists with other settings ({counted if missing else 'another search'}); a "
+                    "grid can only grow, by levels or seeds: give all the old ones too, or choose another --name"
+                )
+        document = {
+            "grid": self.name,
+            "settings": grid.model_dump(mode="json"),
+            "search": how,
+            "samples": [dict(sample) for sample in samples or ()],
+            "runs": names,
+        }
+        if document != existing:
+            self._write_json("grid.json", document)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Returns the settings that a search has chosen, none if there is no such grid yet."""
+        document = self.document()
+        samples = document["samples"] if document else []
+        # JSON has no tuples, which a level such as hidden_sizes is.
+        return [
+            {name: tuple(value) if isinstance(value, list) else value for name, value in sample.items()}
+            for sample in samples
+        ]
+
+    def write_runs(self, runs: Sequence[GridRun], progress: Mapping[str, RunProgress]) -> None:
+        """Writes runs.parquet, a row for each run in the grid's order."""
+        table = tables.make_table("runs", self.rows(runs, progress), code_version=code_version())
+        self.storage.write_bytes(self.path("runs.parquet"), tables.to_parquet_bytes(table))
+
+    def rows(self, runs: Sequence[GridRun], progress: Mapping[str, RunProgress]) -> dict[str, list[Any]]:
+        """Returns the columns of runs.parquet."""
+        columns: dict[str, list[Any]] = tables.config_columns([run.config for run in runs])
+        columns["grid"] = [self.name] * len(runs)
+        found = [progress[run.run] for run in runs]
+        for name in RunProgress.__dataclass_fields__:
+            columns[name] = [getattr(row, name) for row in found]
+        columns["checkpoint"] = [
+            f"runs/{row.run}/best" if row.status in ("finished", "stopped") else None for row in found
+        ]
+        return columns
+
+    def read_runs(self) -> list[dict[str, Any]]:
+        """Returns the rows of runs.parquet.
+
+        Raises:
+          CheckpointError: no such grid, or none of its runs was ever looked at.
+        """
+        self._needed_document()
+        try:
+            content = self.storage.read_bytes(self.path("runs.parquet"))
+        except MissingError:
+            return []
+        rows: list[dict[str, Any]] = tables.read_parquet(content, source=self.path("runs.parquet")).to_pylist()
+        return rows
+
+    def write_decisions(self, decisions: Sequence[Decision]) -> None:
+        """Adds to asha.json."""
+        before = json.loads(self.storage.read_bytes(self.path("asha.json"))) if self._has_decisions() else []
+        self._write_json("asha.json", [*before, *map(asdict, decisions)])
+
+    def _has_decisions(self) -> bool:
+        return self.storage.exists(self.path("asha.json"))
+
+    def _write_json(self, name: str, document: Any) -> None:
+        # Not sorted: the order of the axes is the user's.
+        self.storage.write_bytes(self.path(name), (json.dumps(document, indent=1) + "\n").encode())

@@ -1,0 +1,37 @@
+"""The epochs of a run; no torch here, so that listing runs is quick."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mnist_ray.config.settings import TrainConfig
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One row of a run's history; losses are mean cross-entropies in nats, accuracies fractions.
+
+    The training loss is the minimized one (dropout, augmentation and label smoothing included), averaged over the
+    epoch's steps as the weights moved.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    examples: int
+    epoch_seconds: float
+
+
+def best_epoch(history: Sequence[EpochResult]) -> int:
+    """Returns the epoch (from 1) with the lowest validation loss, the first of equals."""
+    return min(history, key=lambda row: row.val_loss).epoch
+
+
+def is_finished(config: TrainConfig, history: Sequence[EpochResult]) -> bool:
+    """Tells whether a run has had all its epochs, or none better for as long as its patience."""
+    if len(history) >= config.epochs:
+        return True
+    patience = config.early_stopping_patience
+    return bool(history) and patience is not None and len(history) - best_epoch(history) >= patience

@@ -1,0 +1,101 @@
+"""What is in a storage: its runs and evaluations."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_progress import read_progress
+from mnist_ray.storage.storage import MissingError, Storage, open_storage
+
+# What reading one folder raises for a file that is missing, cut short or of another form.
+_DAMAGED = (MissingError, CheckpointError, DataError, ValueError, KeyError, TypeError, RecursionError)
+
+
+def list_runs(storage_uri: str) -> list[dict[str, Any]]:
+    """Returns one row a run: settings that tell runs apart, epochs done, best epoch, status.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    storage = open_storage(storage_uri)
+    return [_run_row(storage, run) for run in storage.list_folders("runs")]
+
+
+def _run_row(storage: Storage, run: str) -> dict[str, Any]:
+    try:
+        config = json.loads(storage.read_bytes(f"runs/{run}/config.json"))["config"]
+        progress = read_progress(storage, run)
+        return {
+            "run": run,
+            "status": progress.status,
+            **{name: config[name] for name in ("variant", "dataset", "seed")},
+            "epochs": progress.epochs_done,
+            "best_epoch": progress.best_epoch,
+            "val_accuracy": progress.best_val_accuracy,
+            "val_loss": progress.best_val_loss,
+        }
+    except _DAMAGED:
+        return {"run": run, "status": "damaged"}
+
+
+def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
+    """Returns one row a committed evaluation, or one whose manifest is damaged.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    storage = open_storage(storage_uri)
+    rows = [_evaluation_row(storage, name) for name in storage.list_folders("evaluations")]
+    return [row for row in rows if row]
+
+
+def _evaluation_row(storage: Storage, name: str) -> dict[str, Any] | None:
+    try:
+        manifest = storage.read_manifest(f"evaluations/{name}")
+        return manifest and {
+            "evaluation": name,
+            "status": "committed",
+            "dataset": manifest["config"]["dataset"],
+            "split": manifest["config"]["split"],
+            "runs": len(manifest["runs"]),
+            "examples": manifest["num_examples"],
+            "uri": storage.uri_of(f"evaluations/{name}"),
+        }
+    except _DAMAGED:
+        return {"evaluation": name, "status": "damaged"}
+
+
+def list_grids(storage_uri: str) -> list[dict[str, Any]]:
+    """Returns one row a grid: its axes, its runs by status, the best of them by validation accuracy.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    storage = open_storage(storage_uri)
+    rows = []
+    for name in storage.list_folders("grids"):
+        folder = GridFolder(storage, name)
+        document = folder.document()
+        if document is None:
+            continue
+        runs = folder.read_runs()
+        status = Counter(row["status"] for row in runs)
+        best = max((row for row in runs if row["best_val_accuracy"] is not None), key=_rank, default=None)
+        rows.append(
+            {
+                "grid": name,
+                "axes": " x ".join(f"{axis} ({len(levels)})" for axis, levels in document["settings"]["axes"].items()),
+                "seeds": len(document["settings"]["seeds"]),
+                "runs": len(document["runs"]),
+                **{name: status[name] for name in ("finished", "stopped", "diverged")},
+                "best_val_accuracy": best["best_val_accuracy"] if best else None,
+                "best_run": best["run"] if best else None,
+            }
+        )
+    return rows
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, str]:
+    return row["best_val_accuracy"], row["run"]

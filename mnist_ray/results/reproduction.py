@@ -1,0 +1,135 @@
+"""Two trainings of one run side by side: are they equal, how far apart, and what explains it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mnist_ray.results.run_folder import Checkpoint
+from mnist_ray.results.history import EpochResult
+
+# Of what a checkpoint tells, all that can change the last bits of its weights.
+_LIBRARIES = ("numpy", "torch", "torchvision")
+_CLOSE_STANDARD_ERRORS = 3.0
+
+Result = Literal["equal", "close", "different"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that was otherwise when a run was trained."""
+
+    what: str
+    then: Any
+    now: Any
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a run came out when it was trained again.
+
+    Attributes:
+      run: its name.
+      weights_equal: whether the best checkpoints have the same bits.
+      history_equal: whether all epochs have the same numbers; their seconds don't count.
+      num_epochs, num_epochs_again: trained then and now.
+      best_epoch, best_epoch_again: whose weights are compared.
+      weight_difference: the largest of any weight.
+      val_loss_difference, val_accuracy_difference: the largest of any epoch that both have.
+      best_val_accuracy_difference: of the best epochs, now minus then.
+      noise: what two trainings that differ in rounding alone stay within: three standard errors of
+        best_val_accuracy_difference over validation examples.
+      changes: what can change the last bits and was otherwise then.
+    """
+
+    run: str
+    weights_equal: bool
+    history_equal: bool
+    num_epochs: int
+    num_epochs_again: int
+    best_epoch: int
+    best_epoch_again: int
+    weight_difference: float
+    val_loss_difference: float
+    val_accuracy_difference: float
+    best_val_accuracy_difference: float
+    noise: float
+    changes: tuple[Change, ...]
+
+    @property
+    def result(self) -> Result:
+        """What to say of it.
+
+        equal: bit for bit. close: not, but versions, hardware or the number of workers are others, and the accuracies
+        are within the noise. different: neither, so a promise is broken or something else has changed.
+        """
+        if self.weights_equal and self.history_equal:
+            return "equal"
+        return "close" if self.changes and abs(self.best_val_accuracy_difference) <= self.noise else "different"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns result and the fields by name, as JSON holds them."""
+        return {"result": self.result, **asdict(self)}
+
+
+def compare_trainings(then: Checkpoint, now: Checkpoint, *, num_validation: int) -> Reproduction:
+    """Compares a run's best checkpoint and history with those of the same run trained again.
+
+    Args:
+      then: as it was.
+      now: trained again.
+      num_validation: validation examples.
+    """
+    pairs = list(zip(then.history, now.history, strict=False))
+    best_then, best_now = (_best_accuracy(found) for found in (then, now))
+    variance = (best_then * (1 - best_then) + best_now * (1 - best_now)) / num_validation
+    return Reproduction(
+        run=then.run,
+        weights_equal=_same_bits(then.model, now.model),
+        history_equal=_timeless(then.history) == _timeless(now.history),
+        num_epochs=len(then.history),
+        num_epochs_again=len(now.history),
+        best_epoch=int(then.document["epoch"]),
+        best_epoch_again=int(now.document["epoch"]),
+        weight_difference=max(_largest_difference(value, now.model[name]) for name, value in then.model.items()),
+        val_loss_difference=max(abs(old.val_loss - new.val_loss) for old, new in pairs),
+        val_accuracy_difference=max(abs(old.val_accuracy - new.val_accuracy) for old, new in pairs),
+        best_val_accuracy_difference=best_now - best_then,
+        noise=_CLOSE_STANDARD_ERRORS * math.sqrt(variance),
+        changes=changes(then.document, now.document),
+    )
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
+    """Returns what can change the last bits and differs between two checkpoint.json."""
+    old, new = _circumstances(then), _circumstances(now)
+    return tuple(Change(name, old[name], value) for name, value in new.items() if old[name] != value)
+
+
+def _circumstances(document: Mapping[str, Any]) -> dict[str, Any]:
+    lineage = document["lineage"]
+    # One that wasn't installed isn't there.
+    libraries = {name: lineage["libraries"].get(name) for name in _LIBRARIES}
+    others = {name: lineage[name] for name in ("python", "cpu", "gpu", "os", "num_workers")}
+    # On a CPU a run has the same bits in a stack of any size.
+    stack = {"stack_size": document["stack_size"] if lineage["gpu"] else None}
+    return {"code": document["code_version"], **libraries, **others, **stack}
+
+
+def _best_accuracy(checkpoint: Checkpoint) -> float:
+    return float(checkpoint.document["metrics"]["val_accuracy"])
+
+
+def _timeless(history: Sequence[EpochResult]) -> list[EpochResult]:
+    return [replace(row, epoch_seconds=0.0) for row in history]
+
+
+def _same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _largest_difference(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().max())

@@ -1,0 +1,42 @@
+"""The JSON documents of a run, each with its own SHA-256; no torch here, so that listing runs is quick."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mnist_ray.results.checkpoint_document import RunDocument, broken_rule
+from mnist_ray.errors import CheckpointError
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file is missing or not what was written."""
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """Returns the one text that a document has."""
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def with_checksum(document: Mapping[str, Any]) -> bytes:
+    """Returns a document's text with its SHA-256 in it."""
+    return json_bytes({**document, "document_sha256": hashlib.sha256(json_bytes(document)).hexdigest()})
+
+
+def checked_document(text: bytes, source: str, kind: type[RunDocument]) -> dict[str, Any]:
+    """Returns what with_checksum wrote.
+
+    Raises:
+      DamagedCheckpoint: not that: a document decides what a run is, so no byte of it may change unnoticed.
+      CheckpointError: a value that mnist-ray never wrote.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{source} is damaged ({type(error).__name__})") from None
+    expected = document.pop("document_sha256", None) if isinstance(document, dict) else None
+    if expected is None or hashlib.sha256(json_bytes(document)).hexdigest() != expected:
+        raise DamagedCheckpoint(f"{source} is damaged: its own SHA-256 differs")
+    if (rule := broken_rule(kind, document)) is not None:
+        raise CheckpointError(f"{source} was not written by mnist-ray ({rule}); copy or train the run again")
+    return dict(document)

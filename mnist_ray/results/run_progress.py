@@ -1,0 +1,188 @@
+"""How far runs are, as the storage tells; no torch here, so that listing runs is quick."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mnist_ray.results import tables
+from mnist_ray.results.checkpoint_document import CheckpointDocument
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.results.history import EpochResult, best_epoch
+from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document
+from mnist_ray.storage.storage import MissingError, Storage
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+      status: finished, stopped (before its end, with a best checkpoint), diverged (without one) or unfinished.
+      reason: why it was stopped or diverged.
+    """
+
+    status: str
+    reason: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.status != "unfinished"
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far one run of a grid is.
+
+    Attributes:
+      run: name of the run.
+      status: unfinished, finished, stopped or diverged.
+      reason: why it was stopped or diverged.
+      epochs_done: epochs trained.
+      best_epoch, best_val_loss, best_val_accuracy: of the epoch with the lowest validation loss; None before the
+        first epoch's end.
+      seconds: training time; in a stack a run's share of it.
+    """
+
+    run: str
+    status: str
+    reason: str | None
+    epochs_done: int
+    best_epoch: int | None
+    best_val_loss: float | None
+    best_val_accuracy: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields by name."""
+        return asdict(self)
+
+
+def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> RunProgress:
+    """Sums up a run's history."""
+    best = history[best_epoch(history) - 1] if history else None
+    return RunProgress(
+        run=run,
+        status=status.status,
+        reason=status.reason,
+        epochs_done=len(history),
+        best_epoch=best.epoch if best else None,
+        best_val_loss=best.val_loss if best else None,
+        best_val_accuracy=best.val_accuracy if best else None,
+        seconds=sum(row.epoch_seconds for row in history),
+    )
+
+
+def read_note(storage: Storage, run: str) -> RunStatus | None:
+    """Returns what status.json says, None if there is none.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    try:
+        document = json.loads(storage.read_bytes(f"runs/{run}/status.json"))
+        return RunStatus(document["status"], document["reason"])
+    except MissingError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"run {run!r}: status.json is damaged ({error})") from None
+
+
+def read_status(storage: Storage, run: str) -> RunStatus:
+    """Returns how far a run is; one that isn't there is unfinished.
+
+    Raises:
+      CheckpointError: status.json is damaged.
+    """
+    return _status(storage, run, _final_document(storage, run))
+
+
+def _status(storage: Storage, run: str, final: dict[str, Any] | None) -> RunStatus:
+    if final and "status" in final:
+        return RunStatus(**final["status"])
+    noted = read_note(storage, run)
+    if noted is None:
+        return RunStatus("unfinished" if final is None else "finished")
+    if noted.status == "stopped" and final is None:
+        return RunStatus("unfinished")
+    return noted
+
+
+def read_history(storage: Storage, run: str) -> tuple[EpochResult, ...]:
+    """Returns the epochs of a run, none before the first is done.
+
+    Those of a finished run are in best/checkpoint.json, which is never rewritten. Another's are in history.parquet, or
+    in its newest checkpoint, whichever has more: a slower writer may have replaced the table.
+
+    Raises:
+      DataError: history.parquet is damaged, and no checkpoint has the epochs.
+    """
+    return _history(storage, run, _final_document(storage, run))
+
+
+def _history(storage: Storage, run: str, final: dict[str, Any] | None) -> tuple[EpochResult, ...]:
+    ended = _rows(final) if final else ()
+    if final and "status" in final:
+        return ended
+    damaged: DataError | None = None
+    try:
+        table = read_history_table(storage, run)
+    except DataError as error:
+        table, damaged = (), error
+    # Of a run that an older version finished, best/checkpoint.json has the epochs up to its best.
+    longest = max(table, ended, _newest_history(storage, run, more_than=max(len(table), len(ended))), key=len)
+    if damaged and not longest:
+        raise damaged
+    return longest
+
+
+def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
+    """Returns the rows of history.parquet, which may lag behind; none if there is no such file.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    path = f"runs/{run}/history.parquet"
+    try:
+        table = tables.read_parquet(storage.read_bytes(path), source=path)
+    except MissingError:
+        return ()
+    return tuple(EpochResult(**row) for row in table.drop_columns(["run"]).to_pylist())
+
+
+def _newest_history(storage: Storage, run: str, *, more_than: int) -> tuple[EpochResult, ...]:
+    """Returns the history of the newest checkpoint after some epoch, none if there is none such."""
+    names = storage.list_folders(f"runs/{run}/checkpoints")
+    for name in sorted((name for name in names if name > f"epoch-{more_than:04d}"), reverse=True):
+        document = _checkpoint_document(storage, run, f"checkpoints/{name}")
+        if document:
+            return _rows(document)
+    return ()
+
+
+def _final_document(storage: Storage, run: str) -> dict[str, Any] | None:
+    """Returns best/checkpoint.json, empty if it is damaged, None if the run isn't finished."""
+    return _checkpoint_document(storage, run, "best")
+
+
+def _checkpoint_document(storage: Storage, run: str, folder: str) -> dict[str, Any] | None:
+    source = f"runs/{run}/{folder}/checkpoint.json"
+    try:
+        document = checked_document(storage.read_bytes(source), source, CheckpointDocument)
+    except MissingError:
+        return None
+    except DamagedCheckpoint:
+        # Whoever needs more of it than the history says so.
+        return {}
+    return document if document.get("run") == run else {}
+
+
+def _rows(document: Mapping[str, Any]) -> tuple[EpochResult, ...]:
+    return tuple(EpochResult(**row) for row in document["history"])
+
+
+def read_progress(storage: Storage, run: str) -> RunProgress:
+    """Returns how far a run is."""
+    final = _final_document(storage, run)
+    return progress_of(run, _status(storage, run, final), _history(storage, run, final))

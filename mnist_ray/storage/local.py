@@ -1,0 +1,260 @@
+"""Stored files on a disk."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_ray.errors import StorageError
+from mnist_ray.storage.failures import NotAnObjectError
+from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+_PUT_ATTEMPTS = 3
+
+
+class LocalBackend:
+    """Objects are files below a root folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+        self._was_there = False
+
+    def place(self) -> dict[str, str | None]:
+        return {"kind": "local folder"}
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).is_file()
+
+    def read(self, path: str) -> bytes:
+        return self._regular(path).read_bytes()
+
+    def open(self, path: str) -> "pyarrow.NativeFile":
+        import pyarrow
+
+        # Not a memory map: a file cut short under one ends the process with SIGBUS.
+        return pyarrow.OSFile(str(self._regular(path)))
+
+    def _regular(self, path: str) -> Path:
+        """Returns the place of a file or folder; of anything else, such as a pipe, reading might never end."""
+        found = self.root / path
+        mode = found.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise NotAnObjectError(f"{found}: a pipe, socket or device, not an object")
+        return found
+
+    def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
+        # Links are followed, as class folders of images often are links; a loop of them ends with ELOOP.
+        for folder, subfolders, names in os.walk(self.root / path, onerror=_raise_unless_missing, followlinks=True):
+            subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
+            for name in names:
+                # A file may vanish between the listing and its turn: then it is not listed.
+                with contextlib.suppress(FileNotFoundError):
+                    if not name.startswith("."):
+                        file = Path(folder, name)
+                        yield FileEntry(file.relative_to(self.root).as_posix(), file.stat().st_size)
+
+    def files_in_order(
+        self, path: str, left_out: LeftOut, *, above: frozenset[tuple[int, int]] = frozenset()
+    ) -> Iterator[FileEntry]:
+        """Yields the regular files below a folder sorted by path; links are followed.
+
+        What is no regular file, and a link to a folder that it lies in, is told to left_out and never opened.
+        """
+        try:
+            status = os.stat(self.root / path)
+            if (status.st_dev, status.st_ino) in above:
+                left_out(path, "link to a folder that it lies in")
+                return
+            above |= {(status.st_dev, status.st_ino)}
+            entries = [entry for entry in os.scandir(self.root / path) if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return
+        statuses = ((entry.name, _status_or_kind(entry)) for entry in entries)
+        # With its slash a folder's name sorts as the paths in it do: 'a.png' comes before 'a/b.png'.
+        named = ((f"{name}/" if _is_folder(status) else name, status) for name, status in statuses)
+        ordered = sorted(named, key=itemgetter(0))
+        for name, status_or_kind in ordered:
+            below = f"{path}/{name}" if path else name
+            if isinstance(status_or_kind, str):
+                left_out(below, status_or_kind)
+            elif name.endswith("/"):
+                yield from self.files_in_order(below.rstrip("/"), left_out, above=above)
+            elif status_or_kind is not None:
+                yield FileEntry(below, status_or_kind.st_size)
+
+    def folders(self, path: str) -> list[str]:
+        folder = self.root / path
+        return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.exists() else []
+
+    def _inside(self, path: str) -> Path:
+        """Returns the place of a path that is to be written or deleted, if no link on the way leads out of the root.
+
+        Whoever may put a link into a storage that several people write to could have others' files deleted otherwise.
+        """
+        # A storage that vanishes is not begun anew: that would hide it, and its runs would go on into an empty folder.
+        if self.root.is_dir():
+            self._was_there = True
+        elif self._was_there:
+            raise StorageError(
+                f"storage={str(self.root)!r}: the folder is gone: deleted, or no longer mounted; "
+                "bring it back, and go on with the same command"
+            )
+        target = self.root / path
+        if not target.parent.resolve().is_relative_to(self.root.resolve()):
+            raise StorageError(f"{target}: a link on the way leads out of the storage; remove the link")
+        return target
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._inside(path)
+        with self._temporary(data) as temporary:
+            _into_folder(target.parent, lambda: os.replace(temporary, target))
+        _fsync_folder(target.parent)
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self._inside(path)
+        with self._temporary(data) as temporary:
+            try:
+                _into_folder(target.parent, lambda: os.link(temporary, target))
+            except FileExistsError:
+                # NFS repeats a request whose answer is lost; then the file in the way is this one.
+                if temporary.stat().st_nlink == 1:
+                    return False
+        _fsync_folder(target.parent)
+        return True
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        """Gives a durable file with the content, to be renamed or linked; removes it otherwise."""
+        temporary = self._inside(f"{STAGING}/object-{secrets.token_hex(8)}")
+        _make_folder(temporary.parent)
+        self._was_there = True
+        try:
+            _write_durably(temporary, data)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete_folder(self, path: str) -> None:
+        found, doomed = self._inside(path), self._inside(f"{STAGING}/deleted-{secrets.token_hex(8)}")
+        if not os.path.lexists(found):
+            return
+        _make_folder(doomed.parent)
+        # What somebody else deletes at the same time need not be deleted twice.
+        with contextlib.suppress(FileNotFoundError):
+            # One rename takes the whole folder out of sight, before the first of its files goes.
+            os.rename(found, doomed)
+            # Of a link the link goes, not what it leads to.
+            if doomed.is_dir() and not doomed.is_symlink():
+                shutil.rmtree(doomed)
+            else:
+                doomed.unlink()
+
+    def staged(self) -> dict[str, float]:
+        """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
+        staging = self.root / STAGING
+        newest = {}
+        for entry in list(staging.iterdir()) if staging.exists() else []:
+            # What its writer finishes meanwhile is gone.
+            with contextlib.suppress(FileNotFoundError):
+                inside = list(entry.iterdir()) if entry.is_dir() else []
+                newest[entry.name] = max(file.stat().st_mtime for file in [entry, *inside])
+        return newest
+
+    def now(self) -> float:
+        """Returns the disk's time, as a file just written there shows it: a mounted disk has its own clock."""
+        with self._temporary(b"") as temporary:
+            return temporary.stat().st_mtime
+
+    def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
+        """Renames the staged folder to its final name; False if there is something of that name."""
+        source, target = self._inside(f"{staging}/{MANIFEST}").parent, self._inside(path)
+        _make_folder(source)
+        for file in files:
+            staged = source / file.stored_name
+            if not staged.is_file() or staged.stat().st_size != file.size:
+                raise StorageError(
+                    f"{staged}: written by a worker, and not here; several machines need a folder that they share, "
+                    "or s3://bucket/prefix"
+                )
+        for stray in {entry.name for entry in source.iterdir()} - {file.stored_name for file in files}:
+            (source / stray).unlink()
+        _write_durably(source / MANIFEST, manifest)
+        _write_durably(source / SUCCESS, b"")
+        _fsync_folder(source)
+        _make_folder(target.parent)
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        _fsync_folder(target.parent)
+        return True
+
+
+def _status_or_kind(entry: os.DirEntry[str]) -> os.stat_result | str | None:
+    """Returns the status of a folder or regular file, what else it is in words, None of what has gone meanwhile."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "link that leads back to itself"
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
+        return "link that leads nowhere" if entry.is_symlink() else None
+    kinds = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    return kinds.get(stat.S_IFMT(status.st_mode), status)
+
+
+def _is_folder(found: os.stat_result | str | None) -> bool:
+    return isinstance(found, os.stat_result) and stat.S_ISDIR(found.st_mode)
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Creates a folder and its missing parents, each made durable in the one above it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync_folder(folder.parent)
+
+
+def _into_folder(folder: Path, put: Callable[[], None]) -> None:
+    """Puts a file into a folder, again if another writer deletes the folder at that moment."""
+    for attempt in range(_PUT_ATTEMPTS):
+        _make_folder(folder)
+        try:
+            put()
+            return
+        except FileNotFoundError:
+            if attempt == _PUT_ATTEMPTS - 1:
+                raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""boto3 clients for S3 that send a failed request again, with a patience of their own.
+
+boto3's own repetitions are turned off: they share a quota, which sixteen threads use up within a second of an outage,
+and their number and pauses differ between its versions.
+"""
+
+import random
+from typing import Any
+
+from mnist_ray.errors import StorageError
+from mnist_ray.storage.proxies import keep_off_proxies
+
+ATTEMPTS = 10
+# A server that takes a connection and says nothing costs a whole timeout each time.
+TIMEOUT_ATTEMPTS = 3
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 20.0
+_STATUS_OF_A_BAD_MOMENT = {429, 500, 502, 503, 504}
+# Answers with status 400 to content that was damaged, or cut off, on its way.
+_DAMAGED_ON_ITS_WAY = {
+    "BadDigest",
+    "IncompleteBody",
+    "RequestTimeout",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+
+
+def make_client(session: Any, *, attempts: int = ATTEMPTS, read_timeout_s: float = READ_TIMEOUT_S) -> Any:
+    """Returns an S3 client; all its settings but the patience come from AWS's standard places.
+
+    Args:
+      session: boto3's.
+      attempts: how often a request is sent at most; one that nobody answers at most TIMEOUT_ATTEMPTS times.
+      read_timeout_s: seconds without a byte of an answer.
+
+    Raises:
+      StorageError: the endpoint is no URL.
+    """
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=read_timeout_s,
+    )
+    try:
+        client = session.client("s3", config=config)
+        # Which URL it talks to only the client knows, and a client reads the environment's proxies once.
+        if keep_off_proxies(client.meta.endpoint_url):
+            client.close()
+            client = session.client("s3", config=config)
+    except ValueError as error:
+        raise StorageError(f"AWS_ENDPOINT_URL: {' '.join(str(error).split())}; write http(s)://host:port") from None
+
+    def pause(*, attempts: int, response: Any, caught_exception: Exception | None, **_: Any) -> float | None:
+        return pause_s(attempts) if attempts < most and _is_passing(response, caught_exception, attempts) else None
+
+    most = attempts
+    # The event that boto3's own repetitions hang on: a number is the seconds to wait, None the end.
+    client.meta.events.register_last("needs-retry.s3", pause)
+    return client
+
+
+def pause_s(attempts: int) -> float:
+    """Returns the seconds to wait after so many attempts; at random, so that many clients don't come back at once."""
+    return random.uniform(0.5, 1) * min(_FIRST_PAUSE_S * 2.0 ** (attempts - 1), _LONGEST_PAUSE_S)
+
+
+def _is_passing(response: Any, error: Exception | None, attempts: int) -> bool:
+    """Tells whether a failure may be gone at the next attempt.
+
+    Args:
+      response: HTTP response and what was read from it, None if there is none.
+      error: why there is none.
+      attempts: how often the request was sent.
+    """
+    from botocore.exceptions import ConnectionError, ConnectTimeoutError, HTTPClientError, ReadTimeoutError
+
+    if response is None:
+        if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+            return attempts < TIMEOUT_ATTEMPTS
+        return isinstance(error, ConnectionError | HTTPClientError)
+    http, parsed = response
+    return http.status_code in _STATUS_OF_A_BAD_MOMENT or parsed.get("Error", {}).get("Code") in _DAMAGED_ON_ITS_WAY

@@ -1,0 +1,354 @@
+"""Stored files on S3; the only module that calls it."""
+
+import contextlib
+import hashlib
+import io
+import json
+import secrets
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mnist_ray.errors import StorageError
+from mnist_ray.storage import retries as s3_requests
+from mnist_ray.storage.failures import DAMAGED
+from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MULTIPART_BYTES = 64 << 20
+PART_BYTES = 8 << 20
+# How often an object is sent or fetched whose content arrives damaged.
+_BODY_ATTEMPTS = 6
+# Metadata of an object that was created by a conditional write: a token of the call.
+_CREATOR = "creator"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts, and when it was begun by the server's clock, in seconds since the epoch."""
+
+    key: str
+    upload_id: str
+    begun: float
+
+
+class S3Backend:
+    """Objects of one bucket, their keys below a prefix."""
+
+    def __init__(self, uri: str) -> None:
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+        self._arrow: tuple[Any, Any] | None = None
+
+    def key(self, path: str) -> str:
+        return "/".join(part for part in (self.prefix, path) if part)
+
+    def uri(self, path: str) -> str:
+        return f"s3://{self.bucket}/{self.key(path)}"
+
+    def folder_key(self, path: str) -> str:
+        return f"{self.key(path)}/" if self.key(path) else ""
+
+    @cached_property
+    def session(self) -> Any:
+        import boto3
+
+        return boto3.Session()
+
+    def place(self) -> dict[str, str | None]:
+        found = self.session.get_credentials()
+        source = None if found is None else _CREDENTIALS_FROM.get(found.method, found.method)
+        meta = self.client.meta
+        return {"kind": "S3", "endpoint": meta.endpoint_url, "region": meta.region_name, "credentials": source}
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client. Credentials, region, profile and endpoint come from AWS's standard places."""
+        from botocore.exceptions import ClientError
+
+        probe = s3_requests.make_client(self.session, attempts=6, read_timeout_s=5)
+        # Ten patient attempts ride out a server's bad half minute, and are too many for an endpoint that isn't there.
+        # So the first contact is impatient; any answer, even a refusal, shows that somebody is there.
+        with contextlib.suppress(ClientError):
+            probe.head_bucket(Bucket=self.bucket)
+        probe.close()
+        return s3_requests.make_client(self.session)
+
+    def filesystem(self) -> Any:
+        """pyarrow's S3, for random access without Python in the way.
+
+        Its keys are boto3's: left alone it knows no role of a profile, and asks as nobody. A role's keys change.
+        """
+        self.client  # noqa: B018  (says in seconds that nobody is there, or that there are no keys)
+        keys = self.session.get_credentials().get_frozen_credentials()
+        if self._arrow is None or self._arrow[0] != keys:
+            self._arrow = keys, self._make_filesystem(keys)
+        return self._arrow[1]
+
+    def _make_filesystem(self, keys: Any) -> Any:
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+        endpoint = urllib.parse.urlsplit(self.client.meta.endpoint_url)
+        on_aws = endpoint.netloc.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        region = self.client.meta.region_name
+        return S3FileSystem(
+            endpoint_override=None if on_aws else endpoint.netloc + endpoint.path.rstrip("/"),
+            scheme=endpoint.scheme,
+            region=None if region == "aws-global" else region,
+            access_key=keys.access_key,
+            secret_key=keys.secret_key,
+            session_token=keys.token,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=s3_requests.ATTEMPTS),
+            connect_timeout=s3_requests.CONNECT_TIMEOUT_S,
+            # Arrow tries as often after a timeout as after any other failure; it only reads, which begins at once.
+            request_timeout=10,
+        )
+
+    @cached_property
+    def has_bucket(self) -> bool:
+        """True; a missing bucket raises, which the 404 of an object does not tell from a missing object."""
+        self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.folder_key(""), MaxKeys=1)
+        return True
+
+    def exists(self, path: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        # Not by a listing, which has no checksum: with one flipped bit there is no such object.
+        try:
+            self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            return not self.has_bucket
+        return True
+
+    def read(self, path: str, *, attempts: int = _BODY_ATTEMPTS) -> bytes:
+        from botocore.exceptions import (
+            FlexibleChecksumError,
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
+
+        for attempt in range(1, attempts + 1):
+            body = self.client.get_object(Bucket=self.bucket, Key=self.key(path))["Body"]
+            try:
+                with contextlib.closing(body):
+                    return bytes(body.read())
+            except (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                # The client repeats requests, but not one whose body breaks off or arrives damaged.
+                if attempt == attempts:
+                    raise
+                time.sleep(s3_requests.pause_s(attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    def open(self, path: str) -> "pyarrow.NativeFile":
+        return self.filesystem().open_input_file(f"{self.bucket}/{self.key(path)}")
+
+    def pages(self, path: str, **options: str) -> Iterator[Any]:
+        paginator = self.client.get_paginator("list_objects_v2")
+        yield from paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(path), **options)
+
+    def objects(self, path: str, **options: str) -> Iterator[tuple[str, Any]]:
+        """Yields (path relative to the folder, S3's entry) of every object below a folder."""
+        for page in self.pages(path, **options):
+            for entry in page.get("Contents", []):
+                yield entry["Key"].removeprefix(self.folder_key(path)), entry
+
+    def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
+        options = {} if recursive else {"Delimiter": "/"}
+        for name, entry in self.objects(path, **options):
+            # A key that ends with a slash is a console's picture of a folder.
+            if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
+                yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
+
+    def files_in_order(self, path: str, left_out: LeftOut) -> Iterator[FileEntry]:
+        """Yields the objects below a folder as S3 lists them: by the bytes of their keys, which is the paths' order."""
+        del left_out  # all objects can be read
+        return self.files(path, recursive=True)
+
+    def folders(self, path: str) -> list[str]:
+        prefixes = [
+            entry["Prefix"] for page in self.pages(path, Delimiter="/") for entry in page.get("CommonPrefixes", [])
+        ]
+        return [name for prefix in prefixes if (name := prefix.removeprefix(self.folder_key(path)).rstrip("/"))]
+
+    def write(self, path: str, data: bytes) -> None:
+        for _ in range(_BODY_ATTEMPTS):
+            if len(data) <= MULTIPART_BYTES:
+                answer = self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
+            else:
+                self._upload_in_parts(path, data)
+                answer = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+            if self._arrived(path, data, answer):
+                return
+        raise StorageError(f"storage={self.uri(path)!r}: can't be written: {DAMAGED}")
+
+    def _upload_in_parts(self, path: str, data: bytes) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_chunksize=PART_BYTES)
+        self.client.upload_fileobj(io.BytesIO(data), self.bucket, self.key(path), Config=config)
+
+    def _arrived(self, path: str, data: bytes, answer: Mapping[str, Any]) -> bool:
+        """Whether the server stored what was sent: one that checks no checksums keeps what was damaged on its way."""
+        from botocore.exceptions import FlexibleChecksumError
+
+        # With a key service's encryption the tag is another hash; servers that have it check the checksums.
+        if "kms" in answer.get("ServerSideEncryption", "") or answer.get("ETag", "").strip('"') == _tag(data):
+            return True
+        # Not every server's tag is this hash.
+        with contextlib.suppress(FlexibleChecksumError):
+            return self.read(path, attempts=2) == data
+        return False
+
+    def create(self, path: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        # Equal content could be another writer's: two commands begin a run with the same words.
+        token = {_CREATOR: secrets.token_hex(16)}
+        for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
+            try:
+                answer = self.client.put_object(
+                    Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*", Metadata=token
+                )
+            except ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 412:
+                    # After a lost answer, or behind a proxy that repeats requests, it may be this call's.
+                    return self._metadata(path) == token
+                if status != 409 or delay_s is None:
+                    raise
+                # 409: another writer's request is still running. It may yet fail, so ask again.
+                time.sleep(delay_s)
+            else:
+                if not self._arrived(path, data, answer):
+                    # The name is this call's by now.
+                    self.write(path, data)
+                return True
+        raise AssertionError("the last attempt returns or raises")
+
+    def _metadata(self, path: str) -> dict[str, str]:
+        """Returns what create gave an object; nothing if it was written otherwise, or has gone."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return dict(self.client.head_object(Bucket=self.bucket, Key=self.key(path))["Metadata"])
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            return {}
+
+    def delete_folder(self, path: str) -> None:
+        names = [name for name, _ in self.objects(path)]
+        # A committed folder first stops being one.
+        names.sort(key=lambda name: (name != SUCCESS, name != MANIFEST, name))
+        for name in names:
+            self.client.delete_object(Bucket=self.bucket, Key=self.folder_key(path) + name)
+
+    def staged(self) -> dict[str, float]:
+        """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
+        newest: dict[str, float] = {}
+        for path, entry in self.objects(STAGING):
+            name = path.partition("/")[0]
+            newest[name] = max(newest.get(name, 0.0), entry["LastModified"].timestamp())
+        return newest
+
+    def now(self) -> float:
+        """Returns the server's time, as an object that was just written shows it."""
+        path = f"{STAGING}/clock-{secrets.token_hex(8)}"
+        self.write(path, b"")
+        try:
+            found = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+        finally:
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
+        return float(found["LastModified"].timestamp())
+
+    def uploads(self) -> list[Upload]:
+        """Returns the uploads in parts that have not ended: unseen, their parts cost as objects do."""
+        from botocore.exceptions import ClientError
+
+        paginator = self.client.get_paginator("list_multipart_uploads")
+        try:
+            return [
+                Upload(found["Key"], found["UploadId"], found["Initiated"].timestamp())
+                for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(""))
+                for found in page.get("Uploads", [])
+            ]
+        except ClientError as error:
+            # Not every server has the function, nor every role the right, and no job's work depends on it.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+                raise
+            return []
+
+    def abort(self, uploads: Sequence[Upload]) -> None:
+        """Aborts uploads in parts."""
+        from botocore.exceptions import ClientError
+
+        for upload in uploads:
+            try:
+                self._abort_upload(upload.key, upload.upload_id)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+                    raise
+
+    def _abort_upload(self, key: str, upload: str) -> None:
+        # Somebody else may just have aborted it.
+        with contextlib.suppress(self.client.exceptions.NoSuchUpload):
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+
+    def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
+        """Copies the staged files, then creates the manifest, the commit itself; False if there is one."""
+        if self.exists(f"{path}/{MANIFEST}"):
+            return False
+
+        def copy(file: StoredFile) -> None:
+            source = {"Bucket": self.bucket, "Key": self.key(f"{staging}/{file.stored_name}")}
+            self.client.copy_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"), CopySource=source)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(copy, files))
+        if not self.create(f"{path}/{MANIFEST}", manifest):
+            self._delete_unkept(path, files)
+            return False
+        self.write(f"{path}/{SUCCESS}", b"")
+        return True
+
+    def _delete_unkept(self, path: str, files: Sequence[StoredFile]) -> None:
+        """Deletes those of the files that the manifest, which is somebody else's, doesn't name."""
+        try:
+            kept = {file.stored_name for file in files_of(json.loads(self.read(f"{path}/{MANIFEST}")))}
+        except (ValueError, TypeError, KeyError):
+            # Whoever commits reads it next, and tells that it is damaged.
+            return
+        for file in files:
+            if file.stored_name not in kept:
+                self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
+
+
+# What botocore calls its sources of credentials -> what a person does.
+_CREDENTIALS_FROM = {
+    "env": "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "shared-credentials-file": "from the shared credentials file",
+    "config-file": "from AWS's config file",
+    "assume-role": "from an assumed role",
+    "assume-role-with-web-identity": "from a web identity's role",
+    "sso": "from single sign-on",
+    "custom-process": "from the profile's credential_process",
+    "container-role": "from the container's role",
+    "iam-role": "from the instance's role",
+}
+
+
+def _tag(data: bytes) -> str:
+    """Returns the tag that S3 gives an object: its MD5, or that of its parts' MD5s and their number."""
+    if len(data) <= MULTIPART_BYTES:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+    digests = [hashlib.md5(part, usedforsecurity=False).digest() for part in parts]
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(parts)}"

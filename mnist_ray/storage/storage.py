@@ -1,0 +1,371 @@
+"""Stored files behind one class: a local folder or s3://bucket/prefix, the only door to either.
+
+Objects appear whole: a reader finds the old content or the new, never a part. A folder of results is committed in
+one step (PendingFolder), once, and never changed after that.
+
+Work in progress lives under <storage>/.staging/, out of every listing. What killed writers leave there is removed
+after a day.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from mnist_ray.errors import ConflictError, DataError, StorageError
+from mnist_ray.storage.failures import OS_REASONS, MissingError, storage_errors
+from mnist_ray.storage.local import LocalBackend
+from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
+from mnist_ray.storage.s3 import MULTIPART_BYTES, S3Backend
+from mnist_ray.storage.uri import CONTROL, check_uri, without_secrets
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = [
+    "MANIFEST",
+    "MULTIPART_BYTES",
+    "FileEntry",
+    "MissingError",
+    "PendingFolder",
+    "Proof",
+    "Storage",
+    "StoredFile",
+    "check_uri",
+    "is_path",
+    "open_storage",
+    "storage_errors",
+    "without_secrets",
+]
+
+STAGING_LIFETIME_S = 24 * 3600
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Something that a storage can do, and how that was shown."""
+
+    capability: str
+    proof: str
+
+
+def open_storage(uri: str) -> "Storage":
+    """Returns the storage at a URI, without touching the disk or the network.
+
+    Args:
+      uri: a local path (a relative one is made absolute), file:///folder, or s3://bucket/prefix.
+
+    Raises:
+      ConfigError: the URI breaks a rule of check_uri.
+    """
+    return Storage(check_uri(uri))
+
+
+@lru_cache(maxsize=8)
+def _unpickled(uri: str) -> "Storage":
+    """Returns the same storage every time: each task of a worker brings one, and S3's client takes a while to make."""
+    return Storage(uri)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder of objects, local or on S3; made by open_storage, small to pickle, without keys.
+
+    Every path is relative to the storage, its parts separated by '/', and can't leave it. Any failure of the disk,
+    the network or the server is a StorageError; reading what isn't there is a MissingError.
+    """
+
+    uri: str
+
+    def __reduce__(self) -> "tuple[Callable[[str], Storage], tuple[str]]":
+        return (_unpickled, (self.uri,))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the objects are files of this machine (or of a file system mounted on it)."""
+        return not self.uri.startswith("s3://")
+
+    @cached_property
+    def _backend(self) -> LocalBackend | S3Backend:
+        if not self.is_local:
+            return S3Backend(self.uri)
+        if os.path.exists(self.uri) and not os.path.isdir(self.uri):
+            raise StorageError(f"storage={self.uri!r}: {OS_REASONS[errno.ENOTDIR]}")
+        return LocalBackend(self.uri)
+
+    def uri_of(self, path: str) -> str:
+        """Returns what a person or DuckDB would open: a local path or an s3:// URI."""
+        return f"{self.uri.rstrip('/')}/{_check_path(path)}" if path else self.uri
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object (not a folder) at the path."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.exists(path)
+
+    def read_bytes(self, path: str) -> bytes:
+        """Returns an object's content."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.read(path)
+
+    def open_input(self, path: str) -> "pyarrow.NativeFile":
+        """Opens an object for random access; reads of it belong into `with storage_errors(uri):`."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.open(path)
+
+    def list_files(self, path: str = "", *, recursive: bool = True) -> list[FileEntry]:
+        """Returns the objects below a folder, sorted by path; none if there is no such folder.
+
+        Names beginning with '.', and what is in folders of such names, are left out.
+        """
+        with storage_errors(self.uri_of(path), "listed"):
+            return sorted(self._backend.files(path, recursive=recursive), key=lambda entry: entry.path)
+
+    def iter_files(self, path: str = "", *, left_out: LeftOut | None = None) -> Iterator[FileEntry]:
+        """Yields what list_files returns, in the same order, but holds one folder's names at a time (S3: one page).
+
+        Locally, what is neither a regular file nor a link to one is left out: reading a pipe might never end.
+
+        Args:
+          path: the folder.
+          left_out: told of the path and the kind of each thing that is left out, such as "FIFO".
+        """
+        with storage_errors(self.uri_of(path), "listed"):
+            yield from self._backend.files_in_order(path, left_out or (lambda _path, _kind: None))
+
+    def list_folders(self, path: str = "") -> list[str]:
+        """Returns the names of a folder's direct subfolders, sorted, but those beginning with '.' or '_'."""
+        with storage_errors(self.uri_of(path), "listed"):
+            return sorted(name for name in self._backend.folders(path) if name[0] not in "._")
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Writes or replaces an object in one step: durable on return, and the old one stands until then."""
+        with storage_errors(self.uri_of(path), "written"):
+            self._backend.write(_check_path(path), data)
+
+    def create_bytes(self, path: str, data: bytes) -> bool:
+        """Writes an object in one step unless there is one already, in which case it returns False.
+
+        Of any number of concurrent callers exactly one gets True, also where the client or a proxy repeats its request.
+        """
+        with storage_errors(self.uri_of(path), "written"):
+            return self._backend.create(_check_path(path), data)
+
+    def delete_folder(self, path: str) -> None:
+        """Deletes a folder with all in it; a committed one stops being committed first."""
+        with storage_errors(self.uri_of(path), "deleted"):
+            self._backend.delete_folder(_check_path(path))
+
+    def check(self) -> None:
+        """Makes sure of all that prove proves; makes a missing local folder.
+
+        Raises:
+          StorageError: what can't be done, why, and what to do.
+        """
+        for _ in self.prove():
+            pass
+
+    def prove(self) -> Iterator["Proof"]:
+        """Proves by doing it that objects can be written, only once if so asked, read, listed and deleted.
+
+        Raises:
+          StorageError: what can't be done, why, and what to do.
+        """
+        folder = f"{STAGING}/check-{secrets.token_hex(8)}"
+        path, content = f"{folder}/object", folder.encode()
+        if not self.create_bytes(path, content):
+            raise self._disproved(folder, "says of a new name that it is taken")
+        yield Proof("write", f"an object of {len(content)} bytes was created")
+        if self.create_bytes(path, b"another"):
+            raise self._disproved(
+                folder, "no conditional writes (If-None-Match is ignored), so two commits could overwrite each other"
+            )
+        yield Proof("conditional write", "a second object of its name was refused")
+        if self.read_bytes(path) != content:
+            raise self._disproved(folder, "gives back other content than was written")
+        yield Proof("read", "it has the content that was written")
+        if self.list_files(folder) != [FileEntry(path, len(content))]:
+            raise self._disproved(folder, "lists other objects than were written")
+        yield Proof("list", "it is listed with its size")
+        self.delete_folder(folder)
+        if self.exists(path):
+            raise StorageError(f"storage={self.uri!r}: keeps what was deleted; use another storage")
+        yield Proof("delete", "it is gone")
+
+    def _disproved(self, folder: str, what: str) -> StorageError:
+        self.delete_folder(folder)
+        return StorageError(f"storage={self.uri!r}: {what}; use another storage")
+
+    def place(self) -> dict[str, str | None]:
+        """Returns where the storage is: its URI and, of S3, endpoint, region and where the credentials come from.
+
+        Raises:
+          StorageError: the server can't be reached, or there are no credentials.
+        """
+        with storage_errors(self.uri, "read"):
+            return {"storage": self.uri, **self._backend.place()}
+
+    def pending_folder(self, path: str) -> "PendingFolder":
+        """Begins a folder that appears with all its files at once, when it is committed."""
+        self.remove_leftovers()
+        return PendingFolder(self, _check_path(path), secrets.token_hex(8))
+
+    def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
+        """Removes what killed writers left in the staging area, by the age of the newest file of each.
+
+        On S3 also the parts of uploads that were begun as long ago and never ended, anywhere in the storage.
+        """
+        with storage_errors(self.uri_of(STAGING), "listed"):
+            staged = self._backend.staged()
+            uploads = self._backend.uploads() if isinstance(self._backend, S3Backend) else []
+        if not staged and not uploads:
+            return
+        # The storage's own clock, never this machine's: that may be days ahead.
+        with storage_errors(self.uri_of(STAGING), "written"):
+            before = self._backend.now() - older_than_s
+        for name, modified in staged.items():
+            if modified < before:
+                self.delete_folder(f"{STAGING}/{name}")
+        if isinstance(self._backend, S3Backend):
+            with storage_errors(self.uri, "deleted"):
+                self._backend.abort([upload for upload in uploads if upload.begun < before])
+
+    def read_manifest(self, path: str) -> dict[str, Any] | None:
+        """Returns the manifest of a committed folder, None if the folder isn't committed.
+
+        Raises:
+          DataError: the manifest is damaged.
+        """
+        try:
+            manifest = json.loads(self.read_bytes(f"{path}/{MANIFEST}"))
+            files_of(manifest)
+        except MissingError:
+            return None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise DataError(f"{self.uri_of(path)}/{MANIFEST}: damaged; delete the folder and make it again") from None
+        return dict(manifest)
+
+    def read_committed(self, path: str, name: str) -> bytes:
+        """Returns a file of a committed folder, its size and SHA-256 checked.
+
+        Raises:
+          DataError: the content isn't what was committed.
+          MissingError: the folder isn't committed, or has no such file.
+        """
+        for file in self._committed(path):
+            if file.name == name:
+                data = self.read_bytes(f"{path}/{file.stored_name}")
+                if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+                    uri = self.uri_of(f"{path}/{file.stored_name}")
+                    raise DataError(f"{uri}: not the content that was committed; delete the folder and make it again")
+                return data
+        raise MissingError(f"{self.uri_of(path)}: has no file {name!r}")
+
+    def committed_files(self, path: str, name_prefix: str = "") -> list[str]:
+        """Returns the URIs of a committed folder's files whose names begin with the prefix, sorted by name.
+
+        Raises:
+          MissingError: the folder isn't committed.
+        """
+        files = [file for file in self._committed(path) if file.name.startswith(name_prefix)]
+        return [self.uri_of(f"{path}/{file.stored_name}") for file in files]
+
+    def complete_commit(self, path: str) -> None:
+        """Adds the _SUCCESS marker that a writer, killed between the manifest and it, left out."""
+        if self.read_manifest(path) is not None and not self.exists(f"{path}/{SUCCESS}"):
+            self.write_bytes(f"{path}/{SUCCESS}", b"")
+
+    def _committed(self, path: str) -> list[StoredFile]:
+        manifest = self.read_manifest(path)
+        if manifest is None:
+            raise MissingError(f"{self.uri_of(path)}: not there, or not committed")
+        return files_of(manifest)
+
+
+@dataclass(frozen=True)
+class PendingFolder:
+    """A folder in the making, to be committed once; any process may write its files."""
+
+    storage: Storage
+    path: str
+    token: str
+
+    @property
+    def _staging(self) -> str:
+        return f"{STAGING}/{self.token}"
+
+    def write(self, name: str, data: bytes) -> StoredFile:
+        """Stores one file out of the readers' sight; the same name again replaces it.
+
+        Args:
+          name: letters, digits, '.', '_' and '-', the first a letter or digit.
+          data: the content.
+        """
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"file name {name!r}: use letters, digits, '.', '_' and '-' after a letter or digit")
+        sha256 = hashlib.sha256(data).hexdigest()
+        stored_name = name
+        if not self.storage.is_local:
+            # S3 can't rename a folder, so parts lie in the final one before the manifest: a name that tells the
+            # content keeps two writers from overwriting each other's.
+            stem, dot, suffix = name.partition(".")
+            stored_name = f"{stem}-{sha256[:12]}{dot}{suffix}"
+        self.storage.write_bytes(f"{self._staging}/{stored_name}", data)
+        return StoredFile(name, stored_name, len(data), sha256)
+
+    def commit(self, files: Sequence[StoredFile], manifest: Mapping[str, Any]) -> bool:
+        """Makes the folder visible, with these files and no others.
+
+        Args:
+          files: what write returned, in any order.
+          manifest: JSON values; 'files' is added. What is under the key 'volatile' (times, hosts) doesn't count as
+            content.
+
+        Returns:
+          True if this call committed the folder, False if the same content had been committed before.
+
+        Raises:
+          ConflictError: the folder exists with other content, which is left as it is.
+        """
+        ordered = sorted(files, key=lambda file: file.name)
+        # The token tells two writers of the same content apart, so that exactly one of them has committed it.
+        volatile = {**manifest.get("volatile", {}), "commit_token": self.token}
+        document = {**manifest, "files": [asdict(file) for file in ordered], "volatile": volatile}
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        uri = self.storage.uri_of(self.path)
+        with storage_errors(uri, "written"):
+            committed = self.storage._backend.commit(self.path, self._staging, ordered, text)
+        self.abort()
+        if committed:
+            return True
+        found = self.storage.read_manifest(self.path)
+        if found is None or _content(found) != _content(json.loads(text)):
+            raise ConflictError(f"{uri}: exists with other content; choose another name or move it away")
+        self.storage.complete_commit(self.path)
+        return False
+
+    def abort(self) -> None:
+        """Removes what was written and not committed; after a commit there is nothing left to remove."""
+        self.storage.delete_folder(self._staging)
+
+
+def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "volatile"}
+
+
+def is_path(path: str) -> bool:
+    """Tells whether a path can name an object: files of a disk and objects of S3 may have names that can't."""
+    return not CONTROL.search(path) and not any(segment in ("", ".", "..") for segment in path.split("/"))
+
+
+def _check_path(path: str) -> str:
+    if not is_path(path):
+        raise StorageError(f"path={path!r}: must lie inside the storage, parts separated by single slashes")
+    return path

@@ -1,0 +1,1 @@
+"""Commands that run on somebody's cluster."""

@@ -1,0 +1,349 @@
+"""Ray's job API over HTTP: reach a cluster's dashboard, list its jobs, read their state and logs, stop them."""
+
+import asyncio
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from mnist_ray.errors import ClusterError, ConfigError
+from mnist_ray.storage.proxies import is_loopback, proxy_of, shown
+from mnist_ray.submission.address import WHERE_TOKENS_ARE, Token, read_token, variable_of
+from mnist_ray.text.escape import say_line
+
+# aiohttp rounds up to the next second: given up within 15 s.
+CONNECT_TIMEOUT_S = 14.0
+REQUEST_TIMEOUT_S = 60.0
+# How long a head that has just started is waited for, and from when on that is said.
+STARTING_S = 30.0
+SAID_AFTER_S = 2.0
+_PAUSE_S = 0.5
+_Answer = TypeVar("_Answer")
+_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class JobClient:
+    """A cluster's job API that has answered, and the token that it accepts.
+
+    Args:
+      address: URL without a slash at its end.
+      token: the token sent with each request, or None.
+      ray_version: of the cluster.
+    """
+
+    address: str
+    token: Token | None = None
+    ray_version: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request."""
+        return {"Authorization": f"Bearer {self.token.value}"} if self.token else {}
+
+    def proxy(self) -> str | None:
+        """Returns the HTTP proxy of every request, None for none.
+
+        Raises:
+          ClusterError: it would see the token, or is no HTTP proxy.
+        """
+        proxy, parts = proxy_of(self.address), urlsplit(self.address)
+        if proxy and self.token and parts.scheme == "http":
+            raise ClusterError(
+                f"{self.address}: the proxy {shown(proxy)} would see the token; use https, or set "
+                f"NO_PROXY={parts.hostname} to go there directly"
+            )
+        return proxy
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cluster knows about a job; its environment is left out on purpose.
+
+    Args:
+      status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+      message: Ray's own words, perhaps many lines.
+      exit_code: of the job's process; None before its end, and when it was stopped or never started.
+      start_time_s: seconds since 1970, as is end_time_s.
+    """
+
+    job_id: str
+    status: str
+    entrypoint: str
+    message: str
+    error_type: str | None
+    exit_code: int | None
+    start_time_s: float | None
+    end_time_s: float | None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the status is a last one."""
+        return self.status in _TERMINAL
+
+
+class Unreachable(ClusterError):
+    """No HTTP answer: the one error that trying again may cure."""
+
+
+class NotReady(ClusterError):
+    """A head that has just started has no agent yet that takes requests about jobs."""
+
+
+# In Ray's answers of HTTP 500 to a submission, and to other requests that need the agent.
+_NOT_READY = ("No available agent to submit job", "Failed to get head node agent")
+
+
+def is_not_ready(text: str) -> bool:
+    """Tells whether an answer is one of a head that has just started."""
+    return any(each in text for each in _NOT_READY)
+
+
+def while_starting(ask: Callable[[], _Answer]) -> _Answer:
+    """Returns an answer, asked for again while the head has just started, for 30 s.
+
+    Raises:
+      ClusterError: it is still not ready then.
+    """
+    begun, said = time.monotonic(), False
+    while True:
+        try:
+            return ask()
+        except NotReady as error:
+            waited = time.monotonic() - begun
+            if waited >= STARTING_S:
+                raise ClusterError(
+                    f"{error} Tried again for {STARTING_S:g} s: see dashboard_agent.log on the head, or try again later"
+                ) from None
+            if waited >= SAID_AFTER_S and not said:
+                said = True
+                say_line(f"note: {error} Trying again for {STARTING_S:g} s: the cluster may have just started")
+        time.sleep(_PAUSE_S)
+
+
+def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClient:
+    """Returns a client of a cluster's job API once the cluster has answered.
+
+    Args:
+      address: what resolve_address returned. Ray's own variables for an address are not read.
+      environ: where the token is looked for.
+
+    Raises:
+      ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers. Another machine
+        is sent nothing at all without a token, unless RAY_AUTH_MODE=disabled says so. A proxy is sent no token that it
+        could read.
+    """
+    client = JobClient(address, read_token(environ, address=address))
+    if client.token is None and not is_loopback(address):
+        _check_open_on_purpose(address, environ)
+    variable = variable_of(address, environ)
+    named, remedy = (f"{variable}={address}", f"; correct or unset {variable}") if variable else (address, "")
+    via = _via(client.proxy())
+    if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
+        say_line(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
+    try:
+        status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
+    except Unreachable as error:
+        raise Unreachable(f"{named}{str(error).removeprefix(address)}{remedy}") from None
+    ray_version = _json_object(text).get("ray_version")
+    if status != 200 or not isinstance(ray_version, str):
+        raise ClusterError(
+            f"{named}: answered HTTP {status}{via} and is not a Ray dashboard; "
+            f"give the dashboard of the cluster's head, usually http://HOST:8265{remedy}"
+        )
+    return replace(client, ray_version=ray_version)
+
+
+def _via(proxy: str | None) -> str:
+    return f" through the proxy {shown(proxy)}" if proxy else ""
+
+
+def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:
+    """Refuses another machine's job API without a token, unless the person has said that there is none."""
+    if environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
+        raise ClusterError(
+            f"{address}: another machine, and no token was found for it; give this cluster's in RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled goes there without)"
+        )
+    say_line(
+        f"warning: {address}: RAY_AUTH_MODE=disabled: whoever reaches this address can run any code on the cluster"
+    )
+
+
+def jobs_list(client: JobClient) -> list[Job]:
+    """Returns all submitted jobs that the cluster remembers, the newest first."""
+    with as_ray_answers(client):
+        jobs = [_job(entry) for entry in get_json(client, "/api/jobs/") if entry["type"] == "SUBMISSION"]
+    return sorted(jobs, key=lambda job: (job.start_time_s or 0, job.job_id), reverse=True)
+
+
+def job_status(client: JobClient, job_id: str) -> Job:
+    """Returns a job's state.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster does not answer.
+    """
+    with as_ray_answers(client):
+        return _job(get_json(client, job_path(job_id), job_id=job_id))
+
+
+def job_logs(client: JobClient, job_id: str) -> str:
+    """Returns all that a job has written up to now.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster does not answer, or can't read the log.
+    """
+    with as_ray_answers(client):
+        return str(get_json(client, f"{job_path(job_id)}/logs", job_id=job_id)["logs"])
+
+
+def job_stop(client: JobClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
+    """Stops a job and waits until it has ended; a job that has ended already stays as it is.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster does not answer, or the job has not ended after timeout_s seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (job := job_status(client, job_id)).has_ended:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"job {job_id!r}: asked to stop and still {job.status} after {timeout_s:g} s")
+        # Asked again each time: a job that is still starting has no process yet that could be told.
+        get_json(client, f"{job_path(job_id)}/stop", job_id=job_id, method="POST")
+        time.sleep(0.5)
+    return job
+
+
+def job_path(job_id: str) -> str:
+    """Returns the path of a job in the job API."""
+    return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+@contextmanager
+def as_ray_answers(client: JobClient) -> Iterator[None]:
+    """Turns what reading an answer of another form raises into one line.
+
+    Raises:
+      ClusterError: the answer is JSON and not Ray's.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ClusterError(
+            f"{client.address}: answered in another form than a Ray dashboard ({type(error).__name__}: {error}); check "
+            "the address, and Ray's version there"
+        ) from error
+
+
+def _job(entry: Mapping[str, Any]) -> Job:
+    start, end = entry["start_time"], entry["end_time"]
+    return Job(
+        job_id=entry["submission_id"],
+        status=entry["status"],
+        entrypoint=entry["entrypoint"],
+        message=entry["message"] or "",
+        error_type=entry["error_type"],
+        exit_code=entry["driver_exit_code"],
+        start_time_s=start / 1000 if start else None,
+        end_time_s=end / 1000 if end else None,
+        metadata=entry["metadata"] or {},
+    )
+
+
+def get_json(client: JobClient, path: str, *, job_id: str | None = None, method: str = "GET") -> Any:
+    """Sends a request to the job API and returns its answer's JSON.
+
+    Args:
+      path: from the first slash on.
+      job_id: the job that the path is about, for the message where the cluster knows no such job.
+
+    Raises:
+      ConfigError: the cluster knows no such job.
+      ClusterError: no answer, a refused token or an HTTP error.
+    """
+
+    def ask() -> tuple[int, str]:
+        status, text = _request(client, method, path, timeout_s=REQUEST_TIMEOUT_S)
+        if status >= 500 and is_not_ready(text):
+            raise NotReady(f"{client.address}{path}: HTTP {status}: {last_line(text)}.")
+        return status, text
+
+    status, text = while_starting(ask)
+    if status == 404 and job_id is not None:
+        raise ConfigError(
+            f"job {job_id!r}: {client.address} knows no such job; "
+            f"'mnist-ray jobs list --address {client.address}' shows those it knows"
+        )
+    if status != 200:
+        raise ClusterError(f"{client.address}{path}: HTTP {status}{_via(client.proxy())}: {last_line(text)}")
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ClusterError(f"{client.address}{path}: answered something else than JSON: {last_line(text)}") from None
+
+
+def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
+    proxy = client.proxy()
+
+    async def fetch() -> tuple[int, str]:
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with (
+            aiohttp.ClientSession(headers=client.headers, timeout=timeout) as session,
+            # A redirect could carry the token to another host.
+            session.request(method, client.address + path, allow_redirects=False, proxy=proxy) as response,
+        ):
+            return response.status, await response.text(errors="replace")
+
+    try:
+        status, text = asyncio.run(fetch())
+    except TimeoutError:
+        raise Unreachable(
+            f"{client.address}: no answer within {timeout_s:g} s{_via(proxy)}; check the address"
+        ) from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unreachable(f"{client.address}: no Ray dashboard reached{_via(proxy)}: {_reason(error)}") from None
+    if status in (401, 403):
+        raise ClusterError(_token_message(client, status))
+    return status, text
+
+
+def _reason(error: Exception) -> str:
+    # The number says what the text of a failed connection leaves out, such as 'Connection refused'.
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"it answers HTTP {error.status}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "what answers there does not speak HTTP; the dashboard's port is usually 8265"
+    return last_line(str(error))
+
+
+def _token_message(client: JobClient, status: int) -> str:
+    fault = f"wrong token in {client.token.source}" if client.token else "a token is needed and none was found"
+    condition = "" if is_loopback(client.address) else ", which only RAY_AUTH_MODE=token sends to another machine"
+    answered = f"{client.address}: HTTP {status}{_via(client.proxy())}"
+    return f"{answered}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}{condition}"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that says something: in a traceback, the exception."""
+    lines = [line.strip() for line in io.StringIO(text) if line.strip(" .\r\n")]
+    return lines[-1][:300] if lines else "no reason given"

@@ -1,0 +1,1 @@
+"""Progress for trackers and for the terminal."""

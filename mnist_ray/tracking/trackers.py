@@ -1,0 +1,218 @@
+"""Runs in the trackers that people already use, written beside the training from what the storage holds.
+
+A tracker is asked to write a run again and again, and writes what it doesn't have yet: so an epoch is never there
+twice, and a run that was interrupted, or whose server was down, is completed by the next command. Nothing here
+changes a run.
+"""
+
+import importlib.util
+import os
+import shlex
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from mnist_ray.errors import ConfigError
+from mnist_ray.results.history import EpochResult
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import RunStatus
+from mnist_ray.storage.storage import Storage, without_secrets
+from mnist_ray.text.escape import printable, say_line
+
+# The package to install -> the modules that it must bring.
+_EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+TRACKERS = tuple(_EXTRAS)
+
+# A server that is down is given up after seconds, not minutes; nothing is told to MLflow's makers.
+_MLFLOW_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_PATIENCE_S = 10.0
+TENSORBOARD_FOLDER = "tensorboard"
+STORE_FILE = "mlflow.db"
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
+
+
+@dataclass(frozen=True)
+class SeenRun:
+    """A run as the storage holds it now.
+
+    Attributes:
+      folder: where it is.
+      document: config.json.
+      history: the epochs so far.
+      status: how far it is.
+    """
+
+    folder: RunFolder
+    document: Mapping[str, Any]
+    history: tuple[EpochResult, ...]
+    status: RunStatus
+
+
+class Tracker(Protocol):
+    """Where runs are written to."""
+
+    def write(self, seen: SeenRun) -> None:
+        """Writes what the tracker doesn't have of a run yet."""
+
+    def close(self) -> None:
+        """Marks runs that were not written to their ends as interrupted, where the tracker tells that."""
+
+
+def check_trackers(names: Sequence[str], storage: Storage, environ: Mapping[str, str] = os.environ) -> None:
+    """Checks that trackers can be used.
+
+    Raises:
+      ConfigError: a package is missing, or MLflow has no place for its store.
+    """
+    for name in names:
+        if missing := [module for module in _EXTRAS[name] if importlib.util.find_spec(module) is None]:
+            raise ConfigError(f"--log {name}: needs {' and '.join(missing)}: pip install 'mnist-ray[{name}]'")
+    if "mlflow" in names and "?" in storage.uri and not environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(f"--log mlflow: storage={storage.uri!r}: MLflow's own store can't lie below a '?'; rename it")
+    if "mlflow" in names and not storage.is_local and not environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(
+            "--log mlflow: MLflow's own store is a SQLite file, which S3 can't hold; set MLFLOW_TRACKING_URI to a "
+            "tracking server, or use a local --storage"
+        )
+
+
+def track(
+    names: Sequence[str], storage: Storage, *, experiment: str, say: Callable[[str], None] | None = None
+) -> "AbstractContextManager[Tracking]":
+    """Returns what writes runs to trackers, and with no tracker does nothing.
+
+    Args:
+      names: of TRACKERS, checked.
+      storage: where the runs are.
+      experiment: name that a tracker groups them by.
+      say: shows a line; on stderr by default.
+    """
+    show = say or (lambda line: say_line(f"mnist-ray: {line}"))
+    openers = {name: _opener(name, storage, experiment) for name in dict.fromkeys(names)}
+    tracking = Tracking(openers, storage, say=show)
+    return tracking if names else nullcontext(tracking)
+
+
+def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns for each tracker the command that shows what was written."""
+    server = environ.get("MLFLOW_TRACKING_URI")
+    commands = {
+        "tensorboard": shlex.join(["tensorboard", "--logdir", storage.uri_of(TENSORBOARD_FOLDER)]),
+        "mlflow": f"MLflow at {without_secrets(server)}"
+        if server
+        else shlex.join(["mlflow", "ui", "--backend-store-uri", mlflow_store(storage)]),
+    }
+    return [commands[name] for name in dict.fromkeys(names)]
+
+
+def mlflow_store(storage: Storage) -> str:
+    """Returns the URI of MLflow's own store in a local storage."""
+    return f"sqlite:///{storage.uri_of(f'mlflow/{STORE_FILE}')}"
+
+
+def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracker]:
+    """Returns what opens a tracker, its package imported: in a thread, that meets Ray's own import of MLflow."""
+    if name == "tensorboard":
+        from mnist_ray.tracking.tensorboard import TensorBoard
+
+        return partial(TensorBoard, storage)
+    for setting, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    from mnist_ray.tracking.mlflow import MLflow
+
+    return partial(MLflow, storage, experiment)
+
+
+class Tracking:
+    """Writes runs to trackers in a thread of its own: training never waits for a server.
+
+    A tracker that fails is told of in one line and left alone until the next command.
+    """
+
+    def __init__(
+        self, openers: Mapping[str, Callable[[], Tracker]], storage: Storage, *, say: Callable[[str], None]
+    ) -> None:
+        """Prepares; the thread starts with the context.
+
+        Args:
+          openers: tracker's name -> what opens it.
+          storage: where the runs are.
+          say: shows a line.
+        """
+        self._openers, self._storage, self._say = openers, storage, say
+        self._trackers: dict[str, Tracker] = {}
+        self._pending: dict[str, None] = {}
+        self._ended = False
+        self._news = threading.Condition()
+        # A daemon, so that the process ends without it.
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._news:
+            self._ended = True
+            self._news.notify()
+        # Whoever interrupts a command doesn't wait long for a server.
+        self._thread.join(None if kind is None else _PATIENCE_S)
+
+    def update(self, runs: Iterable[str]) -> None:
+        """Tells that there may be news of some runs."""
+        with self._news:
+            self._pending.update(dict.fromkeys(runs))
+            self._news.notify()
+
+    def _work(self) -> None:
+        for name, opener in self._openers.items():
+            self._attempt(name, partial(self._start, name, opener))
+        while (run := self._next()) is not None:
+            for name in list(self._trackers):
+                self._attempt(name, partial(self._write, run, self._trackers[name]))
+        for name in list(self._trackers):
+            self._attempt(name, self._trackers[name].close)
+
+    def _start(self, name: str, opener: Callable[[], Tracker]) -> None:
+        self._trackers[name] = opener()
+
+    def _next(self) -> str | None:
+        """Returns a run of which there may be news, None after the end."""
+        with self._news:
+            self._news.wait_for(lambda: self._pending or self._ended)
+            if not self._pending:
+                return None
+            run = next(iter(self._pending))
+            del self._pending[run]
+            return run
+
+    def _write(self, run: str, tracker: Tracker) -> None:
+        folder = RunFolder(self._storage, run)
+        # A grid's run that no worker has come to.
+        if self._storage.exists(folder.path("config.json")):
+            # The status first: a run that is done has all its epochs.
+            status = folder.status()
+            tracker.write(SeenRun(folder, folder.document(), folder.history(), status))
+
+    def _attempt(self, name: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        # Whatever a tracker raises, the run must not suffer.
+        except Exception as error:
+            self._trackers.pop(name, None)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._say(
+                f"--log {name}: training goes on without it, the same command logs what is missing: "
+                f"{textwrap.shorten(printable(without_secrets(reason)), 200, placeholder=' ...')}"
+            )

@@ -1,0 +1,1 @@
+"""The loop, alone or for a stack of runs."""

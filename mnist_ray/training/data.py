@@ -1,0 +1,185 @@
+"""The examples of a run: the validation split, and the pixels as a network sees them."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data import DATASETS, Examples, Found, load_examples
+from mnist_ray.data.polarity import bright_ground_share
+from mnist_ray.errors import DataError
+from mnist_ray.noise.random_streams import permutation, stream_key
+
+_DATA_SETTINGS = ("dataset", "train_limit", "validation_fraction", "validation_seed")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The examples of a run on its device; images uint8 [n, 1, 28, 28], labels int64 [n].
+
+    Attributes:
+      mean, std: of the training pixels as fractions of 255; what the network sees is (pixel / 255 - mean) / std.
+      bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
+      class_names: one a class.
+      fingerprint: SHA-256 of the training split, in hexadecimal: the whole of a named set, of the user's own data what
+        train_limit leaves.
+      conversion: see Examples.
+      found: see Examples.
+      wide_bits: see Examples.
+      is_validation_given: whether the validation examples came with the data.
+    """
+
+    images: Tensor
+    labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    mean: float
+    std: float
+    bright_ground_share: float
+    class_names: tuple[str, ...]
+    fingerprint: str
+    conversion: str | None = None
+    found: Found = field(default_factory=Found)
+    is_validation_given: bool = False
+    wide_bits: int | None = None
+
+
+def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits off a validation set, class by class, by a seed of its own.
+
+    Args:
+      labels: int64 [n].
+      fraction: share of each class that is held out, rounded, at least one example of a class of two.
+      seed: seed of the split.
+
+    Returns:
+      Rows for training and rows for validation, each int64, ascending.
+    """
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in sorted(set(labels.tolist())):
+        rows = torch.nonzero(labels == label).flatten()
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        held_out[rows[permutation(stream_key(seed, "validation", label), len(rows))[:count]]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.device) -> TrainingData:
+    """Splits a training set into training and validation examples on a device.
+
+    Raises:
+      DataError: too few examples to split.
+    """
+    examples = limit_examples(config, examples)
+    images, labels = examples.images, examples.labels
+    if given := examples.num_validation:
+        train, validation = torch.arange(len(labels)).split([len(labels) - given, given])
+    else:
+        train, validation = split_validation(labels, fraction=config.validation_fraction, seed=config.validation_seed)
+    if not len(train) or not len(validation):
+        raise DataError(
+            f"dataset={config.dataset!r}: {len(labels)} examples give {len(train)} for training and "
+            f"{len(validation)} for validation; each needs at least one"
+        )
+    # Sums of integers: the same on every machine.
+    pixels = images[train].to(torch.int64)
+    count = pixels.numel()
+    mean = int(pixels.sum()) / count
+    variance = max(int((pixels * pixels).sum()) / count - mean * mean, 1.0)
+    return TrainingData(
+        images=images[train].to(device),
+        labels=labels[train].to(device),
+        validation_images=images[validation].to(device),
+        validation_labels=labels[validation].to(device),
+        mean=mean / 255,
+        std=math.sqrt(variance) / 255,
+        bright_ground_share=bright_ground_share(images[train][:, 0].numpy()),
+        class_names=examples.class_names,
+        fingerprint=examples.fingerprint,
+        conversion=examples.conversion,
+        found=examples.found,
+        is_validation_given=given > 0,
+        wide_bits=examples.wide_bits,
+    )
+
+
+def limit_examples(config: TrainConfig, examples: Examples) -> Examples:
+    """Returns what train_limit leaves of a training set; a validation set that came with the data stays whole.
+
+    Named sets lie in random order: the first N. The user's own data may lie class by class: the first of each class, as
+    many as its share, with a fingerprint of their own, so that a run of other rows is never resumed with these.
+
+    Raises:
+      DataError: fewer than one example a class.
+    """
+    num_training = len(examples) - examples.num_validation
+    limit = config.train_limit
+    if limit is None or limit >= num_training:
+        return examples
+    if config.dataset in DATASETS:
+        return replace(examples, images=examples.images[:limit], labels=examples.labels[:limit])
+    source = f"dataset={config.dataset!r}"
+    rows = stratified_rows(examples.labels[:num_training], limit, source=source)
+    rows = torch.cat([rows, torch.arange(num_training, len(examples))])
+    limited = replace(examples, images=examples.images[rows], labels=examples.labels[rows])
+    return replace(limited, fingerprint=limited.stream(source).scan()[0])
+
+
+def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
+    """Chooses examples in proportion to their classes, by largest remainders and at least one a class.
+
+    Args:
+      labels: int64 [n].
+      limit: how many, at most n.
+      source: the data set that a message names.
+
+    Returns:
+      The first rows of each class, int64 [limit], ascending.
+
+    Raises:
+      DataError: there are more classes.
+    """
+    sizes = Counter(labels.tolist())
+    if limit < len(sizes):
+        raise DataError(f"{source}: train_limit={limit} is less than one example for each of the {len(sizes)} classes")
+    counts = {label: max(limit * size // len(labels), 1) for label, size in sorted(sizes.items())}
+
+    def lacking(label: int) -> int:
+        return limit * sizes[label] - counts[label] * len(labels)
+
+    for label in sorted(counts, key=lacking, reverse=True)[: max(limit - sum(counts.values()), 0)]:
+        counts[label] += 1
+    for _ in range(sum(counts.values()) - limit):
+        counts[min((label for label in counts if counts[label] > 1), key=lacking)] -= 1
+    rows = [torch.nonzero(labels == label).flatten()[:count] for label, count in counts.items()]
+    return torch.cat(rows).sort().values
+
+
+def data_settings(config: TrainConfig) -> TrainConfig:
+    """Returns a config with the settings that a run's examples depend on, and defaults for all others."""
+    return TrainConfig(**{name: getattr(config, name) for name in _DATA_SETTINGS})
+
+
+def load_data(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
+    """Returns a run's examples on a device; those of the run before, if they are the same, without loading them.
+
+    Raises:
+      DataError: the data is missing, damaged or too small.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    return _load(data_settings(config), data_dir, device)
+
+
+# One set at a time: a worker goes through the stacks of one data set before the next.
+@lru_cache(maxsize=1)
+def _load(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
+    return prepare_data(config, load_examples(config.dataset, "train", data_dir=data_dir), device=device)
+
+
+def normalize(images: Tensor, *, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+    """Returns (images / 255 - mean) / std for uint8 images of any shape."""
+    return images.to(dtype).sub_(mean * 255).mul_(1 / (std * 255))

@@ -1,0 +1,63 @@
+"""What was understood of a data set, in a line or two, before it is trained on or evaluated."""
+
+from collections.abc import Iterable, Sequence
+
+from mnist_ray.config.batches import batch_sizes
+from mnist_ray.config.settings import EvaluationConfig, TrainConfig
+from mnist_ray.data import ExampleStream, Found
+from mnist_ray.data.sources import list_words
+from mnist_ray.training.data import TrainingData
+
+_CLASSES_SHOWN = 5
+
+
+def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: Iterable[int]) -> list[str]:
+    """Returns what was understood of the data of some runs.
+
+    Args:
+      config: of one of them.
+      data: theirs.
+      global_batch_sizes: theirs.
+    """
+    counts = [
+        f"{len(data.labels)} training",
+        f"{len(data.validation_labels)} validation ({_validation(config, data)})",
+        *([] if data.found.num_test is None else [f"{data.found.num_test} test"]),
+    ]
+    ends = [
+        f"{batch_sizes(len(data.labels), size)[-1]} images (global batch {size})"
+        for size in sorted(set(global_batch_sizes))
+    ]
+    details = [*notes(data.found, data.conversion), f"the last batch of an epoch has {list_words(ends)}"]
+    name = f"dataset {config.dataset}"
+    return [f"{name}: {classes(data.class_names)}; {', '.join(counts)} images", f"{name}: {'; '.join(details)}"]
+
+
+def evaluation_line(config: EvaluationConfig, examples: ExampleStream, trained_on: str | None) -> str:
+    """Returns what was understood of the split that is evaluated; conversions are known only when it was read.
+
+    Args:
+      config: of the evaluation, its data set chosen.
+      examples: the split.
+      trained_on: see `trained_elsewhere`.
+    """
+    counts = f"{len(examples)} {config.split} images"
+    details = [classes(examples.class_names), counts, *notes(examples.found, None)]
+    return f"dataset {config.dataset}: {'; '.join([*details, *([trained_on] if trained_on else [])])}"
+
+
+def classes(names: Sequence[str]) -> str:
+    """Returns how many classes there are, and the first of them."""
+    return f"{len(names)} classes ({list_words(names, _CLASSES_SHOWN)})"
+
+
+def notes(found: Found, conversion: str | None) -> list[str]:
+    """Returns how the splits came about, what was left out and what was converted."""
+    how = [found.splits] if found.splits else []
+    return [*how, *(f"left out: {clause}" for clause in found.left_out), *([conversion] if conversion else [])]
+
+
+def _validation(config: TrainConfig, data: TrainingData) -> str:
+    if data.is_validation_given:
+        return "as given, so validation_fraction does not apply"
+    return f"validation_fraction {config.validation_fraction:g}, per class"

@@ -1,0 +1,262 @@
+"""The training loop: no saving, no logging, no Ray."""
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mnist_ray.config.batches import batch_sizes
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.errors import CheckpointError, DataError, RunFailedError
+from mnist_ray.models.networks import make_network, network_of
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.models.stack import Stack
+from mnist_ray.optimizers.optimizers import learning_rate, make_optimizer
+from mnist_ray.results.history import EpochResult, is_finished
+from mnist_ray.training.data import TrainingData, normalize
+from mnist_ray.training.steps import StackSteps, TabledSteps, can_be_recorded, cross_entropy
+
+# A multiple of 16 rows: see Stack.parts.
+VALIDATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that is needed to go on after an epoch as if nothing had happened.
+
+    Attributes:
+      history: the epochs done.
+      model: the plain network's state_dict.
+      optimizer: the optimizer's tensors by name.
+    """
+
+    history: tuple[EpochResult, ...]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where and how a run's loss stopped being a number; its text is the message for a person."""
+
+    epoch: int
+    step: int
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def fit(
+    config: TrainConfig,
+    data: TrainingData,
+    *,
+    device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    state: TrainState | None = None,
+) -> Iterator[TrainState]:
+    """Trains one run, from the start or from a state, and yields the state after each epoch.
+
+    Args:
+      config: the run's config.
+      data: its examples, the same on every rank.
+      device: where to compute.
+      ranks: the processes that share every batch.
+      state: where to go on; what follows is the same, bit for bit, as without the interruption.
+
+    Raises:
+      RunFailedError: a loss is not a finite number; names the epoch and the step.
+      DataError: fewer examples than ranks.
+    """
+    training = StackTraining([config], data, device=device, ranks=ranks, states=[state])
+    while training.active:
+        reached = training.train_epoch()[0]
+        if isinstance(reached, Divergence):
+            raise RunFailedError(str(reached))
+        yield training.state(0)
+
+
+class StackTraining:
+    """Runs with the same shapes, trained together epoch by epoch; one that ends leaves the stack and costs no more.
+
+    On a CPU each run gets the same bits as alone, whatever its neighbours do.
+
+    Attributes:
+      active: the runs that still train, as indices into the configs.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        data: TrainingData,
+        *,
+        device: torch.device,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+        states: Sequence[TrainState | None] | None = None,
+        tabled: bool | None = None,
+    ) -> None:
+        """Starts the runs, or goes on with them.
+
+        Args:
+          configs: one a run; they agree in all settings of grids.STACK_FIELDS.
+          data: the examples, the same for all runs and ranks.
+          device: where to compute.
+          ranks: the processes that share every batch; more than one for a single run only.
+          states: where each run goes on, all after the same epoch; None for a run's start.
+          tabled: whether steps read all that changes from tables on the device (see TabledSteps); None for where a
+            CUDA graph can be recorded.
+
+        Raises:
+          DataError: fewer examples than ranks, or a single one for batch norm.
+        """
+        if len(data.labels) < ranks.world_size:
+            raise DataError(f"num_workers={ranks.world_size}: more than the {len(data.labels)} training examples")
+        assert ranks.world_size == 1 or len(configs) == 1
+        self._configs, self._data, self._device, self._ranks = list(configs), data, device, ranks
+        self._dtype = torch.float64 if configs[0].precision == "float64" else torch.float32
+        self._batch_sizes = batch_sizes(len(data.labels), configs[0].global_batch_size)
+        self._steps_per_epoch = len(self._batch_sizes)
+        if self._batch_sizes == (1,) and configs[0].batch_norm and configs[0].model == "mlp":
+            raise DataError("batch_norm=True: a single training example has no variance; use more examples")
+        self._tabled = can_be_recorded(configs[0], device, ranks) if tabled is None else tabled
+        # Some of cuDNN's convolutions add up in any order.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = configs[0].precision == "tf32"
+        given = dict(enumerate(states or [None] * len(configs)))
+        self._histories = {run: state.history if state else () for run, state in given.items()}
+        (self._epoch,) = {len(history) for history in self._histories.values()}
+        self._members = self.active = tuple(run for run in given if not self._is_finished(run))
+        if self.active:
+            self._assemble([given[run] for run in self.active])
+
+    def stop(self, runs: Collection[int]) -> None:
+        """Takes runs out of the stack; their states can be asked for until the next epoch begins."""
+        self.active = tuple(run for run in self.active if run not in runs)
+
+    @torch.no_grad()
+    def train_epoch(self) -> dict[int, EpochResult | Divergence]:
+        """Trains the active runs for an epoch; those that are done, or diverged, leave the stack.
+
+        Returns:
+          What came of each run that was active.
+        """
+        started = time.perf_counter()
+        if self.active != self._members:
+            self._compact()
+        self._epoch += 1
+        losses, correct = self._program.train_epoch(self._epoch)
+        validation = self._validate()
+        # Reading them waits for a GPU: the epoch is over then.
+        losses, correct, validation = losses.cpu(), correct.cpu(), validation.cpu()
+        seconds = (time.perf_counter() - started) / len(self._members)
+        reached: dict[int, EpochResult | Divergence] = {}
+        for place, run in enumerate(self._members):
+            val_loss, val_accuracy = validation[place].tolist()
+            divergence = self._divergence(run, losses[place], val_loss)
+            if divergence:
+                reached[run] = divergence
+                continue
+            reached[run] = result = EpochResult(
+                epoch=self._epoch,
+                train_loss=float((losses[place] * torch.tensor(self._batch_sizes)).sum()) / len(self._data.labels),
+                train_accuracy=int(correct[place]) / len(self._data.labels),
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                learning_rate=self._last_learning_rate(run),
+                examples=len(self._data.labels),
+                epoch_seconds=seconds,
+            )
+            self._histories[run] = (*self._histories[run], result)
+        self.stop([run for run in self.active if isinstance(reached[run], Divergence) or self._is_finished(run)])
+        return reached
+
+    def state(self, run: int) -> TrainState:
+        """Returns a copy, on the CPU, of the state of a run that took part in the last epoch and didn't diverge."""
+        place = self._members.index(run)
+        stack = self._steps.stack
+        optimizer = self._steps.optimizer.state[stack.parameters[place]]
+        return TrainState(
+            history=self._histories[run],
+            model=stack.state_dict(place),
+            optimizer={
+                name: value.detach().to("cpu", copy=True) for name, value in optimizer.items() if value is not None
+            },
+        )
+
+    def _assemble(self, states: Sequence[TrainState | None]) -> None:
+        """Makes the stack of the active runs, from their start or from their states."""
+        configs = [self._configs[run] for run in self._members]
+        num_classes = len(self._data.class_names)
+        networks = [_network(config, num_classes, state) for config, state in zip(configs, states, strict=True)]
+        stack = Stack(networks, device=self._device, bf16=configs[0].precision == "bf16")
+        optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
+        for parameter, state in zip(stack.parameters, states, strict=True):
+            if state is not None:
+                optimizer.state[parameter] = {
+                    name: value.to(self._device, copy=True) for name, value in state.optimizer.items()
+                }
+        self._prepare_steps(stack, optimizer)
+
+    def _compact(self) -> None:
+        """Leaves in the stack only what is active."""
+        before, places = self._steps, [self._members.index(run) for run in self.active]
+        stack = before.stack.take(places)
+        configs = [self._configs[run] for run in self.active]
+        optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
+        for parameter, place in zip(stack.parameters, places, strict=True):
+            optimizer.state[parameter] = before.optimizer.state[before.stack.parameters[place]]
+        self._members = self.active
+        self._prepare_steps(stack, optimizer)
+
+    def _prepare_steps(self, stack: Stack, optimizer: torch.optim.Optimizer) -> None:
+        configs = tuple(self._configs[run] for run in self._members)
+        self._steps = StackSteps(stack, optimizer, configs, self._data, self._device, self._ranks)
+        self._program = TabledSteps(self._steps) if self._tabled else self._steps
+
+    def _validate(self) -> Tensor:
+        """Returns mean loss and accuracy over the validation examples, float64 [runs, 2], over all ranks."""
+        sums = torch.zeros(len(self._members), 2, dtype=torch.float64, device=self._device)
+        batches = zip(
+            torch.split(self._data.validation_images, VALIDATION_BATCH),
+            torch.split(self._data.validation_labels, VALIDATION_BATCH),
+            strict=True,
+        )
+        for images, labels in batches:
+            mine = self._ranks.rows(len(labels))
+            inputs = normalize(images[mine], mean=self._data.mean, std=self._data.std, dtype=self._dtype)
+            for runs, part in self._steps.stack.parts(len(inputs)):
+                logits = part.forward(inputs.expand(len(part), *inputs.shape))
+                losses, _ = cross_entropy(logits, labels[mine].expand(len(part), -1))
+                sums[runs, 0] += losses.sum(1, dtype=torch.float64)
+                sums[runs, 1] += (logits.argmax(-1) == labels[mine]).sum(1)
+        return self._ranks.sum_(sums) / len(self._data.validation_labels)
+
+    def _divergence(self, run: int, losses: Tensor, val_loss: float) -> Divergence | None:
+        bad = torch.nonzero(~losses.isfinite()).flatten().tolist()
+        if not bad and math.isfinite(val_loss):
+            return None
+        step = bad[0] + 1 if bad else self._steps_per_epoch
+        what = f"training loss is {float(losses[bad[0]])}" if bad else f"validation loss is {val_loss}"
+        message = (
+            f"epoch {self._epoch}, step {step} of {self._steps_per_epoch}: the {what}; "
+            f"try a learning_rate below {self._configs[run].learning_rate:g} or a gradient_clip_norm"
+        )
+        return Divergence(self._epoch, step, message)
+
+    def _last_learning_rate(self, run: int) -> float:
+        return learning_rate(self._epoch * self._steps_per_epoch - 1, self._steps_per_epoch, self._configs[run])
+
+    def _is_finished(self, run: int) -> bool:
+        return is_finished(self._configs[run], self._histories[run])
+
+
+def _network(config: TrainConfig, num_classes: int, state: TrainState | None) -> torch.nn.Sequential:
+    if state is None:
+        return make_network(config, num_classes)
+    try:
+        return network_of(config, num_classes, state.model)
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint has weights of another architecture than its config: {error}") from None

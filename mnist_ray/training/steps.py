@@ -1,0 +1,285 @@
+"""The training steps of a stack, one after the other through an epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mnist_ray.config.batches import batch_sizes
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data.augmentation import augment
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.models.stack import Stack
+from mnist_ray.models.stack_layers import TrainingPass
+from mnist_ray.noise.random_streams import permutation, stream_key
+from mnist_ray.noise.step_streams import SeededStreams, StepStreams, StreamTables, TabledStreams
+from mnist_ray.optimizers.optimizers import learning_rate, set_learning_rates
+from mnist_ray.training.cuda_graph import RecordedStep
+from mnist_ray.training.data import TrainingData, normalize
+
+# Their step takes a learning rate that lies on the device.
+_RECORDED_OPTIMIZERS = ("adam", "adamw")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Computes each example's cross-entropy and its gradient.
+
+    Args:
+      logits: [runs, batch, classes].
+      labels: int64 [runs, batch].
+      smoothing: label smoothing, a number or [runs, 1] (Szegedy et al. 2016).
+
+    Returns:
+      Losses in nats, [runs, batch], and the gradient of each by its logits, [runs, batch, classes].
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    hit = log_probabilities.gather(-1, labels[..., None])[..., 0]
+    gradient = log_probabilities.exp()
+    if isinstance(smoothing, float) and not smoothing:
+        return hit.neg_(), gradient.scatter_add_(
+            -1, labels[..., None], gradient.new_full((1,), -1.0).expand_as(hit)[..., None]
+        )
+    target = torch.zeros_like(gradient).scatter_(-1, labels[..., None], 1.0)
+    losses = -(1 - smoothing) * hit - smoothing * log_probabilities.mean(-1)
+    share = torch.as_tensor(smoothing, dtype=logits.dtype, device=logits.device)[..., None]
+    return losses, gradient.sub_((1 - share) * target + share / logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What each run of a stack does in its own way, besides dropout and the optimizer's part.
+
+    Attributes:
+      smoothing: label smoothing, [runs, 1] on the device; 0.0 if no run has any.
+      clip_norms: largest norm of a step's gradient, or None, for each run.
+    """
+
+    smoothing: Tensor | float
+    clip_norms: tuple[float | None, ...]
+
+    @classmethod
+    def of_runs(cls, configs: Sequence[TrainConfig], *, dtype: torch.dtype, device: torch.device) -> "StepSettings":
+        """Returns the settings of runs with these configs."""
+        smoothing = [config.label_smoothing for config in configs]
+        return cls(
+            torch.tensor(smoothing, dtype=dtype, device=device)[:, None] if any(smoothing) else 0.0,
+            tuple(config.gradient_clip_norm for config in configs),
+        )
+
+    def smoothing_of(self, runs: slice) -> Tensor | float:
+        """Returns the label smoothing of some of the runs."""
+        return self.smoothing[runs] if isinstance(self.smoothing, Tensor) else self.smoothing
+
+
+def train_step(
+    stack: Stack,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    training: TrainingPass,
+    settings: StepSettings,
+) -> tuple[Tensor, Tensor]:
+    """Updates a stack on this rank's share of one global batch.
+
+    Args:
+      stack: the runs.
+      optimizer: over stack.parameters.
+      images: [runs, local_batch, 1, 28, 28], normalized.
+      labels: int64 [runs, local_batch], class indices.
+      training: the step's streams, rows and ranks.
+      settings: of the runs.
+
+    Returns:
+      This rank's share of each run's mean loss over the global batch (nats), [runs], and its number of right
+      predictions, int64 [runs]; still on the device: reading them waits for a GPU, so the caller decides when.
+    """
+    computed = [
+        _backpropagate(
+            part, images[runs], labels[runs], training=training.of(runs), smoothing=settings.smoothing_of(runs)
+        )
+        for runs, part in stack.parts(images.shape[1])
+    ]
+    training.ranks.sum_(stack.gradients)
+    _clip(stack.gradients, settings.clip_norms)
+    optimizer.step()
+    losses, correct = zip(*computed, strict=True)
+    return torch.cat(losses), torch.cat(correct)
+
+
+def _backpropagate(
+    stack: Stack, images: Tensor, labels: Tensor, *, training: TrainingPass, smoothing: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    logits = stack.forward(images, training)
+    losses, gradient = cross_entropy(logits, labels, smoothing=smoothing)
+    stack.backward(gradient.div_(training.global_batch_size))
+    return losses.sum(1) / training.global_batch_size, (logits.argmax(-1) == labels).sum(1)
+
+
+def _clip(gradients: Tensor, limits: Sequence[float | None]) -> None:
+    """Scales each run's gradient down to its largest norm (Pascanu et al. 2013)."""
+    for gradient, limit in zip(gradients, limits, strict=True):
+        if limit is not None:
+            gradient.mul_((limit / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class StackSteps:
+    """The steps of a stack, each with what its number and its seeds give.
+
+    Attributes:
+      stack: the runs.
+      optimizer: over stack.parameters, made by make_optimizer.
+      configs: one a run.
+      data: their examples, on the device.
+      device: where to compute.
+      ranks: the processes that share every batch.
+    """
+
+    stack: Stack
+    optimizer: torch.optim.Optimizer
+    configs: tuple[TrainConfig, ...]
+    data: TrainingData
+    device: torch.device
+    ranks: Ranks
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each run."""
+        return tuple(config.seed for config in self.configs)
+
+    @cached_property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows of each global batch of an epoch."""
+        return batch_sizes(len(self.data.labels), self.configs[0].global_batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return len(self.batch_sizes)
+
+    @cached_property
+    def _settings(self) -> StepSettings:
+        return StepSettings.of_runs(self.configs, dtype=self.stack.gradients.dtype, device=self.device)
+
+    def orders(self, epoch: int) -> Tensor:
+        """Returns the order of the examples for each distinct seed in an epoch (from 1), int64 [seeds, examples]."""
+        keys = [stream_key(seed, "shuffle", epoch) for seed in dict.fromkeys(self.seeds)]
+        return torch.stack([permutation(key, len(self.data.labels)) for key in keys])
+
+    def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Trains through an epoch, from 1.
+
+        Returns:
+          Each step's loss, float64 [runs, steps], and right predictions, int64 [runs], over all ranks.
+        """
+        losses, correct = self.sums()
+        first_step = (epoch - 1) * self.steps_per_epoch
+        for index, batch in enumerate(self.orders(epoch).to(self.device).split(list(self.batch_sizes), dim=1)):
+            set_learning_rates(self.optimizer, first_step + index, self.steps_per_epoch)
+            losses[:, index], right = self.step(SeededStreams(self.seeds, first_step + index), batch)
+            correct += right
+        return self.ranks.sum_(losses), self.ranks.sum_(correct)
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Returns zeros for what train_epoch returns."""
+        count = len(self.configs)
+        losses = torch.zeros(count, self.steps_per_epoch, dtype=torch.float64, device=self.device)
+        return losses, torch.zeros(count, dtype=torch.int64, device=self.device)
+
+    def step(self, streams: StepStreams, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes one step, with the optimizer's current learning rates.
+
+        Args:
+          streams: the step's streams of each run.
+          batch: the examples of the global batch, int64 [distinct seeds, global_batch].
+
+        Returns:
+          See train_step.
+        """
+        num_rows = batch.shape[1]
+        mine = self.ranks.rows(num_rows)
+        rows = torch.arange(num_rows, device=self.device)[mine]
+        chosen = batch[:, mine]
+        # index_select is the fastest of torch's ways to choose rows.
+        images, labels = (
+            values.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+            for values in (self.data.images, self.data.labels)
+        )
+        images = normalize(images, mean=self.data.mean, std=self.data.std, dtype=self.stack.gradients.dtype)
+        # Runs with the same seed share batches and noise: they are distorted once.
+        images = augment(self.configs[0].augmentation, images, streams=streams.distinct(), rows=rows)
+        images, labels = (streams.for_each_run(values) for values in (images, labels))
+        training = TrainingPass(streams, rows, num_rows, self.ranks)
+        return train_step(self.stack, self.optimizer, images, labels, training=training, settings=self._settings)
+
+
+def can_be_recorded(config: TrainConfig, device: torch.device, ranks: Ranks) -> bool:
+    """Tells whether the steps of such runs can be recorded as a CUDA graph.
+
+    Steps in float64 are not: CUDA's Adam takes a learning rate from the device in float32 only.
+    """
+    is_fitting = config.optimizer in _RECORDED_OPTIMIZERS and config.precision != "float64"
+    return device.type == "cuda" and ranks.world_size == 1 and is_fitting
+
+
+class TabledSteps:
+    """The same steps, but all that changes from step to step is read on the device, from tables made for an epoch.
+
+    So a step is the same program each time, and on a GPU a CUDA graph of it, recorded once, takes the place of
+    hundreds of calls. An epoch's last batch, where it has another size, is a program of its own and never recorded.
+    """
+
+    def __init__(self, steps: StackSteps) -> None:
+        """Takes the steps of a stack that one rank trains with Adam or AdamW."""
+        assert steps.ranks.world_size == 1
+        assert steps.configs[0].optimizer in _RECORDED_OPTIMIZERS
+        self._steps = steps
+        count, device = steps.steps_per_epoch, steps.device
+        self._tables = StreamTables(steps.seeds, count, device=device)
+        self._streams = TabledStreams(self._tables, steps.seeds)
+        self._orders = steps.orders(1).to(device)
+        # CUDA's kernel reads the rate in float32.
+        rate_type = torch.float32 if device.type == "cuda" else torch.float64
+        self._rates = torch.zeros(count, len(steps.optimizer.param_groups), dtype=rate_type, device=device)
+        self._losses, self._correct = steps.sums()
+        self._whole = RecordedStep(device=device)
+
+    def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """See StackSteps.train_epoch."""
+        steps = self._steps
+        first_step = (epoch - 1) * steps.steps_per_epoch
+        self._tables.begin_epoch(first_step)
+        self._orders.copy_(steps.orders(epoch))
+        self._rates.copy_(self._rates_of_epoch(first_step))
+        self._losses.zero_()
+        self._correct.zero_()
+        first = steps.batch_sizes[0]
+        for size in steps.batch_sizes:
+            if size == first:
+                self._whole.run(lambda: self._step(first))
+            else:
+                self._step(size)
+        return self._losses.clone(), self._correct.clone()
+
+    def _step(self, num_rows: int) -> None:
+        """Takes the step that the tables are at: the next rows of the epoch's order."""
+        steps, place = self._steps, self._tables.step
+        columns = place * steps.batch_sizes[0] + torch.arange(num_rows, device=steps.device)
+        rates = self._rates.index_select(0, place)[0]
+        for group, rate in zip(steps.optimizer.param_groups, rates.unbind(), strict=True):
+            group["lr"] = rate
+        losses, right = steps.step(self._streams, self._orders.index_select(1, columns))
+        self._losses.index_copy_(1, place, losses.to(self._losses.dtype)[:, None])
+        self._correct += right
+        place += 1
+
+    def _rates_of_epoch(self, first_step: int) -> Tensor:
+        count = self._steps.steps_per_epoch
+        groups = self._steps.optimizer.param_groups
+        rates = [
+            [learning_rate(first_step + index, count, group["config"]) for group in groups] for index in range(count)
+        ]
+        return torch.tensor(rates, dtype=self._rates.dtype)

@@ -1,0 +1,121 @@
+"""Training the runs of a stack, each left in the storage as a run that was trained alone; no Ray here."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.results.history import EpochResult
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import RunProgress, RunStatus, progress_of
+from mnist_ray.storage.storage import Storage
+from mnist_ray.training.data import TrainingData
+from mnist_ray.training.loop import Divergence, StackTraining, TrainState
+
+_Member = tuple[GridRun, RunFolder]
+_SAVES_AT_ONCE = 8
+
+
+def train_stack(
+    runs: Sequence[GridRun],
+    data: TrainingData,
+    *,
+    storage: Storage,
+    device: torch.device,
+    goes_on: Callable[[RunProgress], bool] = lambda _: True,
+    command_line: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[list[RunProgress]]:
+    """Trains runs that fit into one stack to their ends, from wherever each of them is.
+
+    After every epoch each run's state is saved; a run that ends gets its best checkpoint, one that diverges or is
+    stopped a note of that. Runs that were interrupted after different epochs train in a stack for each epoch.
+
+    Args:
+      runs: they agree in grids.STACK_FIELDS.
+      data: their examples.
+      storage: where the runs' folders are.
+      device: where to compute.
+      goes_on: asked after each epoch of a run that isn't done; False stops the run.
+      command_line: see RunFolder.save.
+      say: see RunFolder.latest_state.
+
+    Yields:
+      After each epoch, the progress of the runs that took part.
+
+    Raises:
+      ConflictError: a run's name belongs to another config or other data.
+    """
+    by_epoch: dict[int, list[_Member]] = {}
+    states: dict[str, TrainState] = {}
+    for run in runs:
+        folder = RunFolder(storage, run.run)
+        folder.claim(run.config, data, resume=True)
+        if folder.status().is_done:
+            continue
+        if folder.is_marked("stopped"):
+            # Killed before its best checkpoint was written.
+            yield [_finish(folder)]
+            continue
+        state = folder.latest_state(say)
+        folder.mend(say)
+        if state:
+            states[run.run] = state
+        by_epoch.setdefault(len(state.history) if state else 0, []).append((run, folder))
+    for _, members in sorted(by_epoch.items()):
+        configs = [run.config for run, _ in members]
+        # A state is as large as its run: none is kept beyond the start.
+        start = [states.pop(run.run, None) for run, _ in members]
+        training = StackTraining(configs, data, device=device, states=start)
+        del start
+        yield from _train(members, training, data, goes_on=goes_on, command_line=command_line)
+
+
+def _train(
+    members: Sequence[_Member],
+    training: StackTraining,
+    data: TrainingData,
+    *,
+    goes_on: Callable[[RunProgress], bool],
+    command_line: str | None,
+) -> Iterator[list[RunProgress]]:
+    done_before = [folder for index, (_, folder) in enumerate(members) if index not in training.active]
+    if done_before:
+        yield [_finish(folder) for folder in done_before]
+    with ThreadPoolExecutor(_SAVES_AT_ONCE) as pool:
+        while training.active:
+            reached = training.train_epoch()
+
+            def keep(index: int, reached: Mapping[int, EpochResult | Divergence] = reached) -> RunProgress:
+                run, folder = members[index]
+                outcome = reached[index]
+                if isinstance(outcome, Divergence):
+                    return _note(folder, outcome)
+                state = training.state(index)
+                folder.save(run.config, data, state, command_line=command_line, stack_size=len(members))
+                return progress_of(run.run, RunStatus("unfinished"), state.history)
+
+            # A save mostly waits for the disk or the server; no more states than threads are in memory.
+            progress = dict(zip(reached, pool.map(keep, reached), strict=True))
+            # Runs that end on a rung have arrived there too, though nothing is left to decide about them.
+            judged = {index: goes_on(found) for index, found in progress.items() if found.status == "unfinished"}
+            refused = [index for index in training.active if not judged[index]]
+            training.stop(refused)
+            for index in refused:
+                reason = f"asha: not among the best after epoch {progress[index].epochs_done}"
+                members[index][1].mark("stopped", reason)
+            for index, found in progress.items():
+                if index not in training.active and found.status == "unfinished":
+                    progress[index] = _finish(members[index][1])
+            yield list(progress.values())
+
+
+def _note(folder: RunFolder, divergence: Divergence) -> RunProgress:
+    folder.mark("diverged", str(divergence))
+    return progress_of(folder.run, folder.status(), folder.history())
+
+
+def _finish(folder: RunFolder) -> RunProgress:
+    folder.finish()
+    return progress_of(folder.run, folder.status(), folder.history())
