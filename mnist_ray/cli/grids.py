@@ -12,6 +12,7 @@ import yaml
 
 from mnist_ray.cli.options import (
     DATASET_HELP,
+    IN_JOB_YAML,
     ClusterOptions,
     absolute_dataset,
     as_json_option,
@@ -19,7 +20,6 @@ from mnist_ray.cli.options import (
     config_options,
     data_dir_option,
     data_folder,
-    digest,
     log_option,
     parse_settings,
     print_trackers,
@@ -154,29 +154,11 @@ def tune(
     if search is None:
         expand(grid, name=grid_folder_name, max_runs=max_runs)
     target = target_cluster(cluster.address)
-    options = {
-        "--num-workers": num_workers,
-        "--stack-size": stack_size,
-        "--gpus-per-stack": gpus_per_stack,
-        "--workers-per-run": workers_per_run,
-        "--scheduler": scheduler,
-        "--asha-epochs": asha_epochs,
-        "--asha-factor": asha_factor,
-        "--search": search_kind,
-        "--num-samples": num_samples,
-        "--search-seed": search_seed,
-        "--max-failures": max_failures,
-        "--max-runs": max_runs,
-        "--data-dir": data_dir,
-    }
     if target and not context.obj.get("plan"):
-        arguments = ["--grid", "./job.yaml", "--name", grid_folder_name]
-        arguments += [part for option, value in options.items() if value is not None for part in (option, str(value))]
-        arguments += [part for tracker in log for part in ("--log", tracker)]
-        text = yaml.safe_dump(written_grid(grid))
+        replace = {**IN_JOB_YAML, "grid_name": "./job.yaml", "seeds": None, "name": grid_folder_name}
         submit_job(
-            target, "tune", arguments, name=grid_folder_name, config_hash=digest(text, str(search)), storage=storage,
-            cluster=cluster, num_workers=workers_per_run or 1, config_yaml=text,
+            target, context, replace, name=grid_folder_name, num_workers=workers_per_run or 1,
+            config_yaml=yaml.safe_dump(written_grid(grid)),
         )  # fmt: skip
         return
     from mnist_ray.cluster.tuner import tune_grid

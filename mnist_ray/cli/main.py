@@ -24,6 +24,7 @@ from mnist_ray.cli import reproduce as cli_reproduce
 from mnist_ray.cli import storage as cli_storage
 from mnist_ray.cli.options import (
     DATASET_HELP,
+    IN_JOB_YAML,
     ClusterOptions,
     absolute_dataset,
     address_option,
@@ -32,7 +33,6 @@ from mnist_ray.cli.options import (
     config_options,
     data_dir_option,
     data_folder,
-    digest,
     follow_job,
     log_option,
     needed_cluster,
@@ -140,13 +140,9 @@ def train(
         return
     target = target_cluster(cluster.address)
     if target:
-        arguments = ["--config", "job.yaml", "--name", run]
-        arguments += ["--num-workers", str(num_workers), "--max-failures", str(max_failures)]
-        arguments += (["--resume"] if resume else []) + (["--data-dir", data_dir] if data_dir else [])
-        arguments += [part for name in log for part in ("--log", name)]
         text = yaml.safe_dump(config.model_dump(mode="json"))
-        submit_job(target, "train", arguments, name=run, config_hash=config.config_hash(), storage=storage,
-                   cluster=cluster, num_workers=num_workers, config_yaml=text)  # fmt: skip
+        replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
+        submit_job(target, context, replace, name=run, num_workers=num_workers, config_yaml=text)
         return
     from mnist_ray.cluster.trainer import TrainJob
     from mnist_ray.cluster.trainer import train as train_run
@@ -205,7 +201,10 @@ def default_run_name(config: TrainConfig) -> str:
 @num_workers_option
 @cluster_options
 @as_json_option
+@click.pass_context
 def evaluate(
+    context: click.Context,
+    /,
     runs: Sequence[str],
     grid_name: str | None,
     all_runs: bool,
@@ -233,17 +232,8 @@ def evaluate(
     config = make_config(EvaluationConfig, {"split": split, **chosen}, "evaluate")
     target = target_cluster(cluster.address)
     if target:
-        arguments = [part for run in names for part in ("--run", run)] + (["--all-runs"] if all_runs else [])
-        arguments += ["--grid", grid_name] if grid_name else []
-        arguments += ["--dataset", config.dataset] if config.dataset else []
-        arguments += ["--split", split]
-        arguments += ["--batch-size", str(config.batch_size), "--shard-size", str(config.shard_size)]
-        arguments += ["--num-workers", str(num_workers)] + (["--data-dir", data_dir] if data_dir else [])
-        arguments += ["--no-report"] if no_report else []
-        config_hash = digest(*arguments)
-        name = f"{grid_name or (names[0] if names else 'all-runs')}-{config_hash[:8]}"
-        submit_job(target, "evaluate", arguments, name=name, config_hash=config_hash, storage=storage, cluster=cluster,
-                   num_workers=num_workers)  # fmt: skip
+        name = grid_name or (names[0] if names else "all-runs")
+        submit_job(target, context, {"dataset": config.dataset}, name=name, num_workers=num_workers, is_unique=False)
         return
     from mnist_ray.jobs.evaluate import EvaluateJob
     from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
@@ -359,7 +349,7 @@ def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | 
     target = needed_cluster(address)
     client = job_api.connect(target)
     if follow:
-        context.exit(follow_job(client, job_id, target))
+        context.exit(follow_job(client, job_id, target)[0])
     log = job_api.job_logs(client, job_id)
     click.echo(printable_log(log) if sys.stdout.isatty() else log, nl=False)
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -29,6 +30,11 @@ DATASET_HELP = (
 # One slash is enough: check_uri then tells of the second.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
+# Of a command that submits a job: what concerns the launcher alone.
+_STAY_HERE = {"address", "no_wait", "pip", "as_json"}
+# Of train and tune: what the shipped job.yaml holds.
+IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
+
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
@@ -38,14 +44,10 @@ class ClusterOptions:
 
     Attributes:
       address: the option as given; see target_cluster.
-      wait: whether a submitted job is followed to its end.
-      pip: whether the cluster installs what the job needs.
-      placement: where its workers run.
+      placement: where the workers run.
     """
 
     address: str | None
-    wait: bool
-    pip: bool
     placement: Placement
 
 
@@ -56,15 +58,15 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_cluster(
         *arguments: Any,
         address: str | None,
-        no_wait: bool,
-        pip: bool,
+        no_wait: bool,  # noqa: ARG001  (submit_job reads these two from Click's context)
+        pip: bool,  # noqa: ARG001
         use_gpu: bool | None,
         resource_timeout: float,
         shared_storage: bool,
         **named: Any,
     ) -> None:
         placement = Placement(use_gpu, resource_timeout, shared_storage)
-        command(*arguments, cluster=ClusterOptions(address, not no_wait, pip, placement), **named)
+        command(*arguments, cluster=ClusterOptions(address, placement), **named)
 
     found: Callable[..., None] = with_cluster
     for option in reversed(_cluster_options):
@@ -192,57 +194,80 @@ def needed_cluster(option: str | None) -> str:
     return target
 
 
+def forwarded(context: click.Context, replace: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments that have a job do what this command was asked, defaults included.
+
+    Args:
+      context: of the command that runs here; options that say how a job is submitted are left out.
+      replace: values by the name of their parameter, where the job needs others; None leaves one out.
+    """
+    values = {**context.params, **replace}
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    return [part for option in options if option.name not in _STAY_HERE for part in _typed(option, values[option.name])]
+
+
+def _typed(option: click.Option, value: Any) -> list[str]:
+    """Returns an option as a person would type it."""
+    if value is None:
+        return []
+    if option.is_flag:
+        return (option.opts if value else option.secondary_opts)[:1]
+    return [part for each in (value if option.multiple else [value]) for part in (option.opts[0], str(each))]
+
+
 def submit_job(
     target: str,
-    script: str,
-    arguments: Sequence[str],
+    context: click.Context,
+    replace: Mapping[str, Any],
     *,
     name: str,
-    config_hash: str,
-    storage: str,
-    cluster: ClusterOptions,
     num_workers: int,
+    is_unique: bool = True,
     config_yaml: str | None = None,
 ) -> None:
-    """Submits jobs/<script>.py, prints its id and follows it unless told not to wait.
+    """Submits the command that runs here as a job, prints its id and follows it unless told not to wait.
 
     The same job again, while it runs, is the one that runs: it is followed, and nothing is submitted.
 
     Args:
       target: the job API.
-      script: name of the script, without .py.
-      arguments: its own, without those of the storage and of the cluster.
-      name: of what it makes; with the storage it makes the job's id.
-      config_hash: of all that tells it from another job of that name.
-      storage: where it goes.
-      cluster: the options of the same name.
+      context: of the command; jobs/ has a script of its name.
+      replace: see `forwarded`; the storage is replaced here.
+      name: of what the job makes; with the storage it makes the job's id.
       num_workers: what must fit into the cluster at once.
+      is_unique: whether one job of that name runs at a time; else a hash of all that was asked is a part of the id.
       config_yaml: text to ship as job.yaml.
     """
-    placement, uri = cluster.placement, remote_storage(storage)
-    line = [*arguments, "--storage", uri, *placement.arguments()]
     from mnist_ray.submission import job_api
     from mnist_ray.submission import submit as submission
 
+    given, uri = context.params, remote_storage(context.params["storage"])
+    line = forwarded(context, {**replace, "storage": uri})
+    asked = digest(*line, config_yaml or "")
+    named = name if is_unique else f"{name}-{asked[:8]}"
     client = job_api.connect(target)
-    with submission.stage_working_dir(config_yaml, pip=cluster.pip) as working_dir:
+    with submission.stage_working_dir(config_yaml, pip=given["pip"]) as working_dir:
         submitted = submission.submit(
             client,
-            script=script,
+            script=str(context.command.name),
             arguments=line,
             working_dir=working_dir,
-            name=f"{script}-{name}-{digest(uri)[:8]}",
-            metadata={"run": name, "config_hash": config_hash},
-            resources={"GPU" if placement.use_gpu else "CPU": num_workers},
-            local_storage=uri if open_storage(uri).is_local and not placement.shared_storage else None,
+            name=f"{context.command.name}-{named}-{digest(uri)[:8]}",
+            metadata={"run": named, "asked": asked},
+            resources={"GPU" if given["use_gpu"] else "CPU": num_workers},
+            local_storage=uri if open_storage(uri).is_local and not given["shared_storage"] else None,
             variables={LAUNCHER_VARIABLE: command_line()},
-            pip=cluster.pip,
+            pip=given["pip"],
         )
     if not submitted.is_new:
         say(f"note: job {submitted.job_id} runs already; nothing was submitted", 0)
-    click.echo(submitted.job_id)
-    if cluster.wait:
-        sys.exit(follow_job(client, submitted.job_id, target))
+    if not given["as_json"]:
+        click.echo(submitted.job_id)
+    code, has_ended = (0, False) if given["no_wait"] else follow_job(client, submitted.job_id, target)
+    if given["as_json"]:
+        end = {"exit_code": code} if has_ended else {}
+        click.echo(json.dumps({"job": submitted.job_id, "is_new": submitted.is_new, **end}))
+    sys.exit(code)
 
 
 def digest(*parts: str) -> str:
@@ -250,14 +275,18 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def follow_job(client: Any, job_id: str, target: str) -> int:
-    """Shows a job's log until it ends and returns its exit code; Ctrl-C leaves the job running."""
+def follow_job(client: Any, job_id: str, target: str) -> tuple[int, bool]:
+    """Shows a job's log until it ends; Ctrl-C leaves the job running.
+
+    Returns:
+      The exit code, and whether it is that of the job's end.
+    """
     from mnist_ray.submission.follow import follow, how_to_stop
 
     try:
-        return follow(client, job_id, output=sys.stderr)
+        return follow(client, job_id, output=sys.stderr), True
     except KeyboardInterrupt:
-        return say(how_to_stop(job_id, target), 130)
+        return say(how_to_stop(job_id, target), 130), False
 
 
 def print_trackers(log: Sequence[str], storage: str) -> None:

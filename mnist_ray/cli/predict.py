@@ -9,7 +9,6 @@ from mnist_ray.cli.options import (
     ClusterOptions,
     as_json_option,
     cluster_options,
-    digest,
     storage_option,
     submit_job,
     target_cluster,
@@ -69,7 +68,10 @@ class _PolarityChoice(click.Choice[str]):
 @storage_option
 @cluster_options
 @as_json_option
+@click.pass_context
 def predict(
+    context: click.Context,
+    /,
     run: str | None,
     images: str | None,
     polarity: "Polarity",
@@ -94,14 +96,8 @@ def predict(
         check_name(name)
     target = target_cluster(cluster.address)
     if target:
-        arguments = ["--run", run, "--images", _remote_images(images)]
-        arguments += ["--polarity", polarity, "--shard-size", str(shard_size), "--num-workers", str(num_workers)]
-        arguments += (["--name", name] if name else []) + (["--strict"] if strict else [])
-        config_hash = digest(*arguments)
-        submit_job(
-            target, "predict", arguments, name=f"{name or run}-{config_hash[:8]}", config_hash=config_hash,
-            storage=storage, cluster=cluster, num_workers=num_workers,
-        )  # fmt: skip
+        replace = {"images": _remote_images(images)}
+        submit_job(target, context, replace, name=name or run, num_workers=num_workers, is_unique=False)
         return
     from mnist_ray.data.unlabelled import find_images
     from mnist_ray.evaluation.predict import answer_image, make_plan

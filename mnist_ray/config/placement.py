@@ -20,14 +20,8 @@ class Placement:
     resource_timeout_s: float = 600.0
     shared_storage: bool = False
 
-    def arguments(self) -> list[str]:
-        """Returns the options of the command line that say the same."""
-        gpu = {None: [], True: ["--use-gpu"], False: ["--no-use-gpu"]}[self.use_gpu]
-        shared = ["--shared-storage"] if self.shared_storage else []
-        return [*gpu, "--resource-timeout", f"{self.resource_timeout_s:g}", *shared]
 
-
-# Without any wishes.
+# No preference.
 ANYWHERE = Placement()
 
 

@@ -141,8 +141,8 @@ def submit(
       arguments: its command line; each arrives as it is, whatever characters it holds.
       working_dir: what stage_working_dir yields.
       name: the job's id, with a number behind it if jobs of that id have ended before.
-      metadata: text to store with the job; its config_hash tells it from another of the same name. Like the arguments,
-        everybody who reaches the dashboard can read it.
+      metadata: text to store with the job; asked, a hash of all that it was asked, tells it from another of the same
+        name. Like the arguments, everybody who reaches the dashboard can read it.
       resources: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
       local_storage: a folder that all nodes must see; None if there is none.
       variables: what else the job finds in its environment; not secret either.
@@ -181,7 +181,7 @@ def _free_id(client: JobClient, name: str, metadata: Mapping[str, str]) -> tuple
     for job in taken.values():
         if job.has_ended:
             continue
-        if job.metadata.get("config_hash") != metadata["config_hash"]:
+        if job.metadata.get("asked") != metadata["asked"]:
             raise ConflictError(
                 f"job {job.job_id!r}: runs on {client.address} with other settings; wait for its end, stop it, or "
                 "choose another --name"

@@ -414,7 +414,7 @@ VERSION_HERE = {"/api/version": (200, json.dumps({"ray_version": version("ray")}
 
 def submit_to(server: _Server, folder: Path) -> str:
     client = JobClient(server.address, ray_version=version("ray"))
-    options: dict[str, Any] = {"arguments": [], "working_dir": folder, "name": "a", "metadata": {"config_hash": "1"}}
+    options: dict[str, Any] = {"arguments": [], "working_dir": folder, "name": "a", "metadata": {"asked": "1"}}
     return submit(client, script="train", **options).job_id
 
 
@@ -482,7 +482,7 @@ def test_a_local_folder_is_no_storage_for_a_cluster_of_several_nodes(tmp_path: P
             arguments=[],
             working_dir=tmp_path,
             name="train-a",
-            metadata={"config_hash": "1"},
+            metadata={"asked": "1"},
             local_storage="/results",
         )
     assert str(caught.value) == (

@@ -78,7 +78,7 @@ def _follow(client: JobClient, job_id: str) -> tuple[int, str]:
 
 def submit(client: JobClient, *, script: str = "echo", **options: Any) -> str:
     name = options.pop("name", f"job-{secrets.token_hex(4)}")
-    metadata = {"config_hash": "1", **options.pop("metadata", {})}
+    metadata = {"asked": "1", **options.pop("metadata", {})}
     return submission.submit(client, script=script, name=name, metadata=metadata, **options).job_id
 
 
@@ -101,7 +101,7 @@ def test_arguments_arrive_as_they_are_and_nothing_but_the_code_and_the_config_tr
     assert said["ENVIRONMENT"] == '{"AWS_REGION": "eu-central-1", "OMP_NUM_THREADS": "1"}'
     assert said["FILES"] == '["job.yaml", "jobs", "mnist_ray"]'
     job = job_status(client, job_id)
-    assert (job.status, job.exit_code, job.metadata) == ("SUCCEEDED", 0, {"a": "b", "config_hash": "1"})
+    assert (job.status, job.exit_code, job.metadata) == ("SUCCEEDED", 0, {"a": "b", "asked": "1"})
     assert job in jobs_list(client)
 
 
@@ -147,13 +147,13 @@ def test_the_same_job_twice_is_one_another_of_its_name_a_conflict_and_an_ended_o
     job: dict[str, Any] = {"script": "echo", "arguments": ["sleep"], "working_dir": working_dir, "name": "train-a-1"}
     # Several at the same time, as from two terminals.
     with ThreadPoolExecutor(4) as pool:
-        tries = [pool.submit(submission.submit, client, metadata={"config_hash": "1"}, **job) for _ in range(4)]
+        tries = [pool.submit(submission.submit, client, metadata={"asked": "1"}, **job) for _ in range(4)]
         found = [each.result() for each in tries]
     assert {each.job_id for each in found} == {"train-a-1"}
     assert [each.is_new for each in found].count(True) == 1
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
     with pytest.raises(ConflictError) as caught:
-        submission.submit(client, metadata={"config_hash": "2"}, **job)
+        submission.submit(client, metadata={"asked": "2"}, **job)
     assert str(caught.value) == (
         f"job 'train-a-1': runs on {client.address} with other settings; wait for its end, stop it, or choose "
         "another --name"
@@ -161,7 +161,7 @@ def test_the_same_job_twice_is_one_another_of_its_name_a_conflict_and_an_ended_o
     assert job_stop(client, "train-a-1").status == "STOPPED"
     assert _follow(client, "train-a-1")[0] == 143
     assert job_stop(client, "train-a-1").status == "STOPPED"
-    again = submission.submit(client, metadata={"config_hash": "2"}, **job)
+    again = submission.submit(client, metadata={"asked": "2"}, **job)
     assert again == submission.Submitted("train-a-1.2", is_new=True)
     assert job_stop(client, again.job_id).status == "STOPPED"
 
