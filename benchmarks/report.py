@@ -31,11 +31,11 @@ from commands import run_measured
 from timing import Cell, print_results
 from tutorial_data import add_data_option, write_idx
 
+from mnist_ray.cluster.tune_job import read_all_progress
 from mnist_ray.data import Examples, load_examples
 from mnist_ray.data.idx import USUAL_NAMES
 from mnist_ray.errors import DataError
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
-from mnist_ray.jobs.estimate import read_all_progress
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.storage.storage import open_storage

@@ -6,7 +6,7 @@ from pathlib import Path
 # The checkout is enough: nothing needs to be installed on the cluster's nodes.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mnist_ray.config.job_entry import main
+from mnist_ray.cli.job_entry import main
 
 if __name__ == "__main__":
     main("train")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mnist_ray.cluster.tune_job import read_all_progress
 from mnist_ray.config.settings import GridConfig
 from mnist_ray.grids.grid import GridRun, expand, grid_settings, read_grid, stacks
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
-from mnist_ray.jobs.estimate import read_all_progress
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.config import job_entry as job
+from mnist_ray.config import requirements as job
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.cluster.tune_job import TuneJob, gpu_stack_size
 from mnist_ray.grids.grid import grid_settings, read_grid
-from mnist_ray.jobs.estimate import TuneJob, gpu_stack_size, makespan, plan_grid
+from mnist_ray.jobs.estimate import makespan, plan_grid
 
 
 def job_of(storage: Path, **more: Any) -> TuneJob:

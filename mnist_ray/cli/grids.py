@@ -161,9 +161,9 @@ def tune(
             config_yaml=yaml.safe_dump(written_grid(grid)),
         )  # fmt: skip
         return
+    from mnist_ray.cluster.tune_job import TuneJob
     from mnist_ray.cluster.tuner import tune_grid
     from mnist_ray.grids.asha import Rungs
-    from mnist_ray.jobs.estimate import TuneJob
 
     job = TuneJob(
         grid,
@@ -238,9 +238,9 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
 def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:
     """Prints a grid's settings, ranked on validation data, with their test accuracies."""
     from mnist_ray.analysis.leaderboard import print_leaderboard, test_leaderboard
+    from mnist_ray.cli.metrics import metrics_title
     from mnist_ray.results.grid_folder import GridFolder
     from mnist_ray.storage.storage import open_storage
-    from mnist_ray.text.tables import metrics_title
 
     folder = GridFolder(open_storage(storage), grid_name)
     columns = shown_settings(folder.settings())

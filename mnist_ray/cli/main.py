@@ -250,7 +250,7 @@ def evaluate(
     if grid_name:
         cli_grids.print_test_leaderboard(outcome.metrics, storage, grid_name)
     else:
-        from mnist_ray.text.tables import print_metrics
+        from mnist_ray.cli.metrics import print_metrics
 
         print_metrics(outcome.metrics)
     done = "was there already, nothing to do" if outcome.already_done else "committed"

@@ -43,8 +43,8 @@ def report(evaluation: str, storage: str, as_json: bool) -> None:
 
 
 def _print_grid_report(found: "GridReport", storage: str) -> None:
+    from mnist_ray.cli.metrics import print_metrics
     from mnist_ray.report.grid_report import print_effects
-    from mnist_ray.text.tables import print_metrics
 
     if found.grid is None:
         print_metrics(found.metrics)

@@ -6,12 +6,12 @@ from statistics import fmean
 from typing import Any
 
 from mnist_ray.cluster.trials import Watcher, WorkerSettings, train_runs
+from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.cluster.tuner import Trials, TuneOutcome, check_data, check_done, run_tuner, train_missing
 from mnist_ray.config.settings import GridConfig, Range
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import check_count
 from mnist_ray.grids.search import Search
-from mnist_ray.jobs.estimate import TuneJob, read_all_progress
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import Storage, open_storage

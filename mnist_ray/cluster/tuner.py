@@ -19,10 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
+from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import ClusterError, RunFailedError
 from mnist_ray.grids.grid import GridRun
-from mnist_ray.jobs.estimate import TuneJob, read_all_progress
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.lineage import command_line
 from mnist_ray.results.run_folder import RunFolder

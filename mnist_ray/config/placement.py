@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from mnist_ray.config.job_entry import JOB_VARIABLE
+from mnist_ray.config.requirements import JOB_VARIABLE
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mnist_ray
-from mnist_ray.config.job_entry import REQUIREMENTS
 from mnist_ray.config.placement import not_shared
+from mnist_ray.config.requirements import REQUIREMENTS
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError, StorageError
 from mnist_ray.storage.proxies import keep_off_proxies
 from mnist_ray.submission.job_api import (

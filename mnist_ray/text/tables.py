@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mnist_ray.results.evaluated_data import trained_elsewhere
 from mnist_ray.text.escape import printable
 
 
@@ -59,32 +58,6 @@ def _print_records(shown: Console, names: Sequence[str], rows: Sequence[Sequence
     for row in rows:
         lines = (f"{name:<{indent}}  {value}" for name, value in zip(names, row, strict=True))
         shown.print("\n".join(lines) + "\n", markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
-    """Prints accuracy with its interval, log loss and calibration error of each run."""
-    rows = [
-        [
-            row["run"],
-            f"{row['accuracy']:.4f}",
-            f"{row['accuracy_low']:.4f}-{row['accuracy_high']:.4f}",
-            f"{row['log_loss']:.4f}",
-            f"{row['ece']:.4f}",
-            f"{row['f1_macro']:.4f}",
-            str(row["num_examples"]),
-        ]
-        for row in metrics
-    ]
-    names = ["run", "accuracy", "95 % interval", "log loss", "ECE", "macro F1", "examples"]
-    print_table(names, rows, title=metrics_title(metrics))
-
-
-def metrics_title(metrics: Sequence[dict[str, Any]]) -> str:
-    """Returns what the rows of a metrics table were measured on."""
-    first = metrics[0]
-    elsewhere = trained_elsewhere([row["train_dataset"] for row in metrics], first["dataset"])
-    measured = f"Evaluated on {first['num_examples']:,} {first['split']} examples of {first['dataset']}"
-    return f"{measured}; {elsewhere}" if elsewhere else measured
 
 
 def cell(value: object) -> str:

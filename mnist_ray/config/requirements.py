@@ -1,9 +1,8 @@
-"""What jobs/*.py do first, on a cluster's node: make sure that it has what mnist-ray needs, then run the command.
+"""What mnist-ray needs of a cluster's node, and how a process knows that it is a job there.
 
 Imports nothing but the standard library, and is written for Pythons too old for the rest: it tells what is missing.
 """
 
-import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -29,18 +28,6 @@ REQUIREMENTS = {
     "numpy": "1.26",
     "pillow": "10",
 }
-
-
-def main(command: str) -> None:
-    """Runs a command of the launcher with this process's arguments, as a job on a cluster, and ends the process."""
-    missing = missing_requirements()
-    if missing:
-        print("mnist-ray: error: " + missing, file=sys.stderr)
-        sys.exit(5)
-    os.environ[JOB_VARIABLE] = "1"
-    from mnist_ray.__main__ import main as run
-
-    run([command] + sys.argv[1:])  # noqa: RUF005
 
 
 def missing_requirements() -> str:
