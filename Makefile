@@ -50,7 +50,7 @@ screenshots: $(INSTALLED)
 
 # 50 kills on a disk and 50 on an S3 server, a reader looping; some minutes.
 chaos: $(INSTALLED)
-	$(BIN)/python tests/chaos.py --kills 50
+	$(BIN)/python -m tests.support.chaos --kills 50
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

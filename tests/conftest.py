@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
+
+from tests.support.s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
 
 _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
 _FIRST_FILE = "train-images-idx3-ubyte.gz"

@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from chaos import evaluations_under_fire
+
+from tests.support.chaos import evaluations_under_fire
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny_digits import tiny_digits
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
@@ -12,6 +11,7 @@ from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
 from mnist_ray.training.data import TrainingData, prepare_data
 from mnist_ray.training.loop import Divergence, StackTraining, TrainState, fit
+from tests.support.tiny_digits import tiny_digits
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from grid_runs import train_without_ray
 from PIL import Image
 
 import mnist_ray
+from tests.support.grid_runs import train_without_ray
 
 ROOT = Path(mnist_ray.__file__).parent.parent
 EDGE = ("mnist_ray.cli.main", "mnist_ray.cluster", "mnist_ray.cli.demo")

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from grid_runs import train_without_ray
 from PIL import Image
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
 from mnist_ray.storage.storage import open_storage
+from tests.support.grid_runs import train_without_ray
 
 pytestmark = pytest.mark.s3
 

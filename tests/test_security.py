@@ -17,7 +17,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from test_s3_end_to_end import png
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
@@ -26,6 +25,7 @@ from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.submission.submit import job_environment, stage_working_dir
+from tests.test_s3_end_to_end import png
 
 CANARIES = {
     "AWS_ACCESS_KEY_ID": "canary-key-id-5b1f",

@@ -30,7 +30,7 @@ def has_bright_ground(images: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.bool_]
     all. The same holds for an IDX set of 5,000 printed letters (DejaVu, 18 to 28 pixels tall); of MNIST's test images
     cut to 20x20, as an IDX set, it calls none bright. Photos have no such ground: it calls bright 4.8 % of bright
     shapes on textured grounds and 90.2 % of dark shapes on grounds of many greys (500 each,
-    tests/test_predict_photos.py).
+    tests/evaluation/test_predict_photos.py).
 
     Args:
       images: uint8 [n, rows, columns].

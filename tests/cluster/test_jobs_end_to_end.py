@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from ray_head import RayHead, ray_head
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.ray_head import RayHead, ray_head
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

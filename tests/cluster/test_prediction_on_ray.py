@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from processes import descendants
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.data import load_examples
+from tests.support.processes import descendants
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ACTOR = b"_PredictorActor"
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import written_so_far
 from ray.tune.execution import class_cache
-from ray_head import RayHead, ray_head
-from test_security import CANARIES, FILES, files_below, leaks
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.processes import written_so_far
+from tests.support.ray_head import RayHead, ray_head
+from tests.test_security import CANARIES, FILES, files_below, leaks
+
+ROOT = Path(__file__).parents[2]
 TOKEN = CANARIES["RAY_AUTH_TOKEN"]
 KEYS = {name: value for name, value in CANARIES.items() if name.startswith("AWS_")}
 TRAIN = ["train", "--dataset", "digits", "--epochs", "1", "--train-limit", "300"]

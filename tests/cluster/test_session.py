@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import descendants, listening, title_of
 
 from mnist_ray.cluster.session import _private_folder
 from mnist_ray.errors import ConfigError
+from tests.support.processes import descendants, listening, title_of
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

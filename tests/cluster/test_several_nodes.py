@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from grid_runs import train_without_ray, weights
-from processes import descendants
-from ray_head import RayHead, alive_nodes, end_machine, more_node, ray_head
-from s3_fixtures import S3Server
 from safetensors.torch import load
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.storage.storage import Storage, open_storage
+from tests.support.grid_runs import train_without_ray, weights
+from tests.support.processes import descendants
+from tests.support.ray_head import RayHead, alive_nodes, end_machine, more_node, ray_head
+from tests.support.s3_fixtures import S3Server
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g"]
 TRAIN = ["--dataset", "digits", "--variant", "dropout_batchnorm", "--epochs", "12"]
 

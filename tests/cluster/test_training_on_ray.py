@@ -14,10 +14,11 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from processes import descendants, with_variable, written_so_far
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.processes import descendants, with_variable, written_so_far
+
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SETTINGS = ["--dataset", "digits", "--variant", "dropout_batchnorm", "--seed", "3"]
 

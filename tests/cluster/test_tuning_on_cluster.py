@@ -12,11 +12,12 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from grid_runs import train_without_ray, weights
-from processes import descendants, written_so_far
-from ray_head import RayHead, ray_head
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.grid_runs import train_without_ray, weights
+from tests.support.processes import descendants, written_so_far
+from tests.support.ray_head import RayHead, ray_head
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import duckdb
 import pytest
 import torch
-from grid_runs import train_without_ray, weights
-from processes import descendants, written_so_far
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.grid_runs import train_without_ray, weights
+from tests.support.processes import descendants, written_so_far
+
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g", "--num-workers", "2"]
 

@@ -1,0 +1,35 @@
+"""The demo from end to end, and the commands that it suggests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.cli.demo import next_commands
+from mnist_ray.cli.main import run_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_demo_leaves_a_committed_evaluation_and_its_next_commands_can_be_typed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    storage = str(tmp_path / "it's here")
+    assert run_command(["demo", "--epochs", "2", "--seeds", "1", "--storage", storage]) == 0
+    shown = capfd.readouterr().out
+    assert "Before and after regularization: digits, 355 test images, 1 seeds" in shown
+    assert "weighted avg" in shown
+    (evaluation,) = Path(storage, "evaluations").iterdir()
+    assert (evaluation / "_SUCCESS").is_file()
+
+    on_mnist, grid, query = next_commands(str(evaluation), storage)
+    assert on_mnist in shown
+    assert "--dataset mnist" in on_mnist
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    planned = grid.replace("mnist-ray tune", f"{sys.executable} -m mnist_ray plan tune", 1)
+    for command, expected in ((planned, "96 runs"), (query, "dropout_batchnorm")):
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout

@@ -1,0 +1,238 @@
+"""Evaluating without Ray: what the plan refuses, and what the tables say."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import EvaluationConfig
+from mnist_ray.config.variants import variant_config
+from mnist_ray.data import ExampleStream, stream_examples
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.evaluation.evaluation import (
+    ShardEvaluator,
+    ShardStream,
+    check_checkpoints,
+    gather,
+    make_plan,
+    manifest,
+    write_tables,
+)
+from mnist_ray.evaluation.gallery import gallery
+from mnist_ray.models.networks import make_network
+from mnist_ray.results import tables
+from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import fit
+
+CPU = torch.device("cpu")
+SHA256 = "0" * 64
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def examples() -> ExampleStream:
+    return stream_examples("digits", "test", data_dir=Path("unused"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, examples: ExampleStream) -> Checkpoint:
+    config = variant_config("dropout_batchnorm", {"dataset": "digits", "epochs": 1})
+    data = prepare_data(config, examples.load(), device=CPU)
+    folder = RunFolder(open_storage(str(tmp_path_factory.mktemp("storage"))), "a")
+    folder.claim(config, data, resume=False)
+    for state in fit(config, data, device=CPU):
+        folder.save(config, data, state)
+    folder.finish()
+    return folder.best()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(checkpoint: Checkpoint, examples: ExampleStream) -> None:
+    other = replace(checkpoint, model=make_network(variant_config("baseline"), 10).state_dict())
+    with pytest.raises(CheckpointError, match="run 'a': weights of another architecture than its config"):
+        check_checkpoints(EvaluationConfig(dataset="digits"), [other], examples)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(checkpoint: Checkpoint, examples: ExampleStream) -> None:
+    letters = replace(examples, class_names=tuple("abcdefghij"))
+    with pytest.raises(
+        CheckpointError, match=r"run 'a': trained on 10 classes \(0, 1, 2, 3, \.\.\.\), dataset='digits'"
+    ):
+        check_checkpoints(EvaluationConfig(dataset="digits"), [checkpoint], letters)
+
+
+def test_the_plans_name_depends_on_all_that_the_result_depends_on(
+    checkpoint: Checkpoint, examples: ExampleStream
+) -> None:
+    plan = make_plan(EvaluationConfig(dataset="digits"), [checkpoint], examples, data_sha256=examples.scan()[0])
+    changed = [
+        replace(plan, config=EvaluationConfig(dataset="digits", shard_size=7)),
+        replace(plan, data_sha256=SHA256),
+        replace(plan, code_version="0.0.0"),
+        replace(plan, checkpoints=(replace(checkpoint, run="b"),)),
+    ]
+    assert len({plan.name, *(other.name for other in changed)}) == 5
+
+
+def test_metrics_of_many_shards_equal_those_of_plain_torch(
+    checkpoint: Checkpoint, examples: ExampleStream, tmp_path: Path
+) -> None:
+    plan = make_plan(
+        EvaluationConfig(dataset="digits", shard_size=100), [checkpoint], examples, data_sha256=examples.scan()[0]
+    )
+    storage = open_storage(str(tmp_path))
+    pending = storage.pending_folder("evaluations/x")
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
+    files = write_tables(plan, list(reversed(results)), pending)
+    assert pending.commit(files, manifest(plan, len(examples)))
+    (row,) = tables.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
+
+    network = make_network(checkpoint.config, 10)
+    network.load_state_dict(checkpoint.model)
+    network.eval()
+    normalization = checkpoint.document["normalization"]
+    with torch.no_grad():
+        logits = network((examples.load().images / 255 - normalization["mean"]) / normalization["std"])
+    assert row["num_examples"] == 355
+    assert row["accuracy"] == pytest.approx((logits.argmax(1) == examples.labels).float().mean().item())
+    expected = torch.nn.functional.cross_entropy(logits, examples.labels).item()
+    assert row["log_loss"] == pytest.approx(expected, rel=1e-5)
+    assert row["variant"] == "dropout_batchnorm"
+    assert row["train_dataset"] == "digits"
+
+
+def test_shards_have_every_example_once_in_order_however_the_images_arrive(
+    checkpoint: Checkpoint, examples: ExampleStream
+) -> None:
+    whole = examples.load()
+    config = EvaluationConfig(dataset="digits", shard_size=100)
+    plan = make_plan(config, [checkpoint], examples, data_sha256=whole.fingerprint)
+    for sizes in ([355], [1] * 355, [99, 1, 155, 100], [250, 105]):
+        pieces = replace(examples, read=lambda sizes=sizes: Pieces(whole.images.split(sizes)))
+        shards = list(ShardStream(pieces, plan))
+        assert [len(shard.labels) for shard in shards] == [100, 100, 100, 55]
+        assert [shard.first for shard in shards] == [0, 100, 200, 300]
+        assert torch.equal(torch.cat([shard.images for shard in shards]), whole.images)
+        assert torch.equal(torch.cat([shard.labels for shard in shards]), whole.labels)
+
+
+def test_the_fingerprint_is_that_of_the_very_images_that_were_evaluated(
+    checkpoint: Checkpoint, examples: ExampleStream
+) -> None:
+    images = examples.load().images
+    plan = make_plan(EvaluationConfig(dataset="digits", shard_size=100), [checkpoint], examples)
+    for read in (examples.read, lambda: Pieces((images.flip(0),))):
+        shards = ShardStream(replace(examples, read=read), plan)
+        list(shards)
+        assert shards.data_sha256 == replace(examples, read=read).scan()[0]
+    fewer = replace(examples, read=lambda: Pieces((images[1:],)))
+    with pytest.raises(DataError, match="has 354 images but 355 labels"):
+        list(ShardStream(fewer, plan))
+
+
+def test_an_evaluation_reads_its_images_once_and_the_same_again_only_to_know_them(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reads: list[str] = []
+
+    def counted(*arguments: Any, **options: Any) -> ExampleStream:
+        stream = stream_examples(*arguments, **options)
+        return replace(stream, read=lambda: reads.append(stream.source) or stream.read())
+
+    monkeypatch.setattr("mnist_ray.jobs.evaluate.stream_examples", counted)
+    monkeypatch.setattr("mnist_ray.jobs.evaluate.RunFolder.best", lambda _: checkpoint)
+    command = ["evaluate", "--run", "a", "--dataset", "digits", "--no-report", "--storage", str(tmp_path)]
+    assert run_command(command) == 0
+    assert len(reads) == 1
+    (committed,) = (tmp_path / "evaluations").iterdir()
+    assert f"evaluation {committed.name} committed" in capsys.readouterr().out
+    assert run_command(command) == 0
+    assert len(reads) == 2
+    assert f"evaluation {committed.name} was there already" in capsys.readouterr().out
+    # Nothing of this name is there: no need to know the images first.
+    assert run_command([*command, "--split", "train"]) == 0
+    assert len(reads) == 3
+
+
+def test_only_the_images_of_the_gallery_are_kept_however_many_shards_there_are(
+    checkpoint: Checkpoint, examples: ExampleStream, tmp_path: Path
+) -> None:
+    plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples)
+    pending = open_storage(str(tmp_path)).pending_folder("evaluations/x")
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
+    all_images = [image for result in results for image in result.images]
+    gathered = gather(reversed(results))
+    kept = [image for result in gathered for image in result.images]
+    assert len(kept) < len(all_images)
+    assert kept == gallery(all_images)
+    assert [result.number for result in gathered] == list(reversed(range(len(results))))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    images: tuple[torch.Tensor, ...]
+    conversion = None
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self.images)
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    def write(name: str, count: int) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 784), dtype=np.uint8)
+        images = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 784)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        # One row group, which is what is read at once unless one takes care.
+        pq.write_table(pa.table({"image": images, "label": np.arange(count) % 10}), tmp_path / name)
+
+    write("small/train.parquet", 1000)
+    write("small/test.parquet", 2000)
+    storage = ["--storage", str(tmp_path / "results")]
+    train = ["train", "--dataset", f"parquet:{tmp_path}/small", "--epochs", "1", "--name", "a", *storage]
+    assert run_command(train) == 0
+    peaks = {}
+    for count in (20_000, 200_000):
+        write(f"{count}/train.parquet", 1000)
+        write(f"{count}/test.parquet", count)
+        arguments = [
+            "evaluate",
+            "--run",
+            "a",
+            "--dataset",
+            f"parquet:{tmp_path}/{count}",
+            "--shard-size",
+            "2000",
+            "--no-report",
+        ]
+        code = (
+            "import sys; from mnist_ray.cli.main import run_command; code = run_command(sys.argv[1:])\n"
+            # ru_maxrss would be that of the test's process, from before this one's program was loaded.
+            "print(*[line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line]); sys.exit(code)"
+        )
+        command = [sys.executable, "-c", code, *arguments, *storage]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[count] = int(done.stdout.split()[-1]) * 1024
+    # 180,000 more images are 141 MB of pixels; their labels are 1.4 MB.
+    assert peaks[200_000] - peaks[20_000] < 40e6, peaks
+
+
+def test_a_shard_is_sent_without_the_labels_of_the_others(checkpoint: Checkpoint, examples: ExampleStream) -> None:
+    plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples, data_sha256=SHA256)
+    shard = next(iter(ShardStream(examples, plan)))
+    assert len(pickle.dumps(shard.labels)) < 1000

@@ -1,0 +1,80 @@
+"""From a grid's runs to its effects, without Ray: what is printed, and what is stored."""
+
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.run_progress import RunProgress
+from tests.support.grid_runs import search_without_ray, train_without_ray
+
+
+def evaluation_of(storage: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert (
+        run_command(["evaluate", "--grid", "g", "--dataset", "digits", "--storage", storage, "--no-report", "--json"])
+        == 0
+    )
+    return str(json.loads(capsys.readouterr().out)["evaluation"])
+
+
+def test_the_effects_of_a_grid_are_printed_and_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_without_ray(str(tmp_path), "smoke", seeds="2", epochs=1)
+    evaluation = evaluation_of(str(tmp_path), capsys)
+    assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "dropout=0.3" in shown
+    assert "batch_norm=true" in shown
+    assert "dropout=0.3 x batch_norm=true" in shown
+    metrics = f"'{tmp_path}/evaluations/{evaluation}/metrics.parquet'"
+    (expected,) = duckdb.sql(
+        f"SELECT avg(accuracy) FILTER (batch_norm) - avg(accuracy) FILTER (NOT batch_norm) FROM {metrics}"
+    ).fetchall()
+    (found,) = duckdb.sql(
+        f"SELECT effect FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
+        "WHERE metric = 'accuracy' AND kind = 'main' AND axis = 'batch_norm'"
+    ).fetchall()
+    assert found == pytest.approx(expected)
+
+
+def test_runs_that_were_stopped_early_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = []
+
+    def goes_on(progress: RunProgress) -> bool:
+        if not stopped:
+            stopped.append(progress.run)
+        return progress.run not in stopped
+
+    train_without_ray(str(tmp_path), "smoke", seeds="1", epochs=2, goes_on=goes_on)
+    evaluation = evaluation_of(str(tmp_path), capsys)
+    assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
+    assert "effects: without the 1 runs that were stopped early" in capsys.readouterr().out
+
+
+def test_a_search_over_ranges_has_no_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {
+        "dataset": "digits",
+        "epochs": 1,
+        "hidden_sizes": [16],
+        "batch_norm": [False, True],
+        "learning_rate": {"loguniform": [1e-4, 1e-2]},
+    }
+    search_without_ray(str(tmp_path), settings, num_samples=6)
+    evaluation = evaluation_of(str(tmp_path), capsys)
+    assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
+    assert "a search over ranges (learning_rate): effects need levels" in capsys.readouterr().out
+    assert not (tmp_path / "reports" / evaluation / "effects.parquet").exists()
+
+
+def test_an_evaluation_without_its_grid_is_reported_without_effects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_without_ray(str(tmp_path / "there"), "smoke", seeds="1", epochs=1)
+    evaluation = evaluation_of(str(tmp_path / "there"), capsys)
+    shutil.copytree(tmp_path / "there/evaluations", tmp_path / "here/evaluations")
+    assert run_command(["report", evaluation, "--storage", str(tmp_path / "here")]) == 0
+    shown = capsys.readouterr().out
+    assert f"effects: grid 'g', which knows the axes, is not in {tmp_path}/here" in shown
+    assert (tmp_path / "here/reports" / evaluation / "report.html").is_file()

@@ -1,0 +1,529 @@
+"""SQL on committed evaluations: what docs/queries.md says, what is refused, and what is printed."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from mnist_ray.cli.main import run_command
+from mnist_ray.config.settings import EvaluationConfig
+from mnist_ray.data import load_examples, stream_examples
+from mnist_ray.errors import ConfigError, DataError
+from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
+from mnist_ray.report import query as querying
+from mnist_ray.report.grid_report import report_grid
+from mnist_ray.results import tables
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_progress import read_progress
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.train_stack import train_stack
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/queries.md").read_text()
+QUERIES = {
+    int(number): sql for number, sql in re.findall(r"^## (\d+)\. [^#]*?```sql\n(.*?)```", DOCUMENT, re.DOTALL | re.M)
+}
+TABLES = {"predictions", "metrics", "per_class", "confusion", "calibration", "learning_curves", "images", "lineage"}
+SETTING = ["dropout", "batch_norm", "weight_decay"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A committed evaluation of a grid: 8 settings x 2 seeds on the 355 test digits, in four part files."""
+
+    storage: str
+    name: str
+
+    def query(self, sql: str) -> pd.DataFrame:
+        with querying.query(self.storage, self.name, sql) as answer:
+            return pd.DataFrame(list(answer.rows), columns=list(answer.columns))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table as plain Parquet files, without the code under test."""
+        folder = Path(self.storage) / "evaluations" / self.name
+        return pd.concat(pd.read_parquet(file) for file in sorted(folder.glob(f"{name}*.parquet")))
+
+    def joined(self, name: str) -> pd.DataFrame:
+        settings = self.table("metrics")[["run", "seed", *SETTING]]
+        return self.table(name).astype({"run": str}).merge(settings.astype({"run": str}), on="run")
+
+
+def make_evaluation(uri: str) -> Evaluated:
+    overrides = {"epochs": 1, "learning_rate": 0.01, "weight_decay": [0.0, 1e-2]}
+    grid = read_grid(grid_settings("smoke"), seeds="2", overrides=overrides, source="test")
+    runs = expand(grid, name="g", max_runs=100)
+    storage = open_storage(uri)
+    folder = GridFolder(storage, "g")
+    folder.claim(grid, runs)
+    digits = load_examples("digits", "train", data_dir=Path("unused"))
+    for stack in stacks(runs, size=8):
+        for _ in train_stack(stack, prepare_data(stack[0].config, digits, device=CPU), storage=storage, device=CPU):
+            pass
+    folder.write_runs(runs, {run.run: read_progress(storage, run.run) for run in runs})
+    examples = stream_examples("digits", "test", data_dir=Path("unused"))
+    config = EvaluationConfig(dataset="digits", grid="g", shard_size=100)
+    checkpoints = [RunFolder(storage, run.run).best() for run in runs]
+    plan = make_plan(config, checkpoints, examples, data_sha256=examples.scan()[0])
+    pending = storage.pending_folder(f"evaluations/{plan.name}")
+    evaluator = ShardEvaluator(plan, device=CPU)
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
+    assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
+    return Evaluated(uri, plan.name)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    return make_evaluation(str(tmp_path_factory.mktemp("storage")))
+
+
+COLUMNS = {
+    1: ["class_name", "dropout", "accuracy", "runs"],
+    2: ["label_name", "predicted_label_name", "without_batch_norm", "with_batch_norm", "removed"],
+    3: ["batch_norm", "confidence_low", "confidence_high", "examples", "mean_confidence", "bin_accuracy", "gap"],
+    4: [*(f"{name}_{side}" for side in "ab" for name in SETTING), "disagreement"],
+    5: [*SETTING, "seeds", "mean_accuracy", "std_accuracy", "lowest", "highest"],
+    6: ["example_index", "label_name", "wrong_runs", "runs", "usual_mistake", "mean_label_probability"],
+    7: [*SETTING, "validation_accuracy", "test_accuracy", "validation_rank", "test_rank", "optimism"],
+    8: ["dropout", "batch_norm", "over_confidence", "confidence_when_wrong", "confident_mistakes"],
+    9: ["class_name", "f1_gain", "share_of_pairs_improved", "pairs"],
+    10: ["weight_decay", "pairs", "accuracy_change", "accuracy_standard_error", "log_loss_change"],
+}
+
+
+def test_the_ten_queries_are_all_the_sql_blocks_of_the_document() -> None:
+    assert list(QUERIES) == list(range(1, 11))
+    assert DOCUMENT.count("```sql") == 10
+
+
+@pytest.mark.parametrize("number", QUERIES)
+def test_a_documented_query_has_its_columns_and_rows_without_nulls(number: int, evaluated: Evaluated) -> None:
+    found = evaluated.query(QUERIES[number])
+    assert list(found.columns) == COLUMNS[number]
+    assert len(found) == {1: 20, 2: 10, 4: 28, 5: 8, 6: 10, 7: 8, 8: 4, 9: 10, 10: 1}.get(number, len(found))
+    assert len(found) > 0
+    assert not found.isna().any(axis=None)
+
+
+def test_the_accuracy_by_class_and_dropout_is_that_of_the_predictions(evaluated: Evaluated) -> None:
+    rows = evaluated.joined("predictions").astype({"label_name": str})
+    expected = rows.groupby(["label_name", "dropout", "run"])["correct"].mean().groupby(level=[0, 1]).mean()
+    found = evaluated.query(QUERIES[1])
+    assert list(zip(found["class_name"], found["dropout"], strict=True)) == list(expected.index)
+    np.testing.assert_allclose(found["accuracy"], expected, rtol=1e-12)
+    assert set(found["runs"]) == {8}
+
+
+def test_the_removed_confusions_are_those_of_the_predictions(evaluated: Evaluated) -> None:
+    wrong = evaluated.joined("predictions").query("not correct")
+    pairs = wrong.groupby(["label", "predicted_label", "batch_norm"], observed=True).size().unstack(fill_value=0) / 8
+    expected = (pairs[False] - pairs[True]).sort_values(ascending=False).head(10)
+    found = evaluated.query(QUERIES[2])
+    np.testing.assert_allclose(found["removed"], expected.to_numpy(), rtol=1e-12)
+    best = found.iloc[0]
+    assert (
+        best["removed"]
+        == pairs[False][int(best["label_name"]), int(best["predicted_label_name"])]
+        - (pairs[True][int(best["label_name"]), int(best["predicted_label_name"])])
+    )
+
+
+def test_the_calibration_has_every_example_once_and_the_mean_gap_of_all(evaluated: Evaluated) -> None:
+    found, rows = evaluated.query(QUERIES[3]), evaluated.joined("predictions")
+    for batch_norm, bins in found.groupby("batch_norm"):
+        of_setting = rows[rows["batch_norm"] == batch_norm]
+        assert bins["examples"].sum() == 8 * 355 == len(of_setting)
+        gap = (bins["gap"] * bins["examples"]).sum() / bins["examples"].sum()
+        expected = of_setting["confidence"].astype(float).mean() - of_setting["correct"].mean()
+        assert gap == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_disagreement_is_that_of_the_predictions(evaluated: Evaluated) -> None:
+    rows = evaluated.joined("predictions")
+    answers = rows.pivot_table(index=["seed", "example_index"], columns=SETTING, values="predicted_label")
+    assert answers.shape == (2 * 355, 8)
+    for row in evaluated.query(QUERIES[4]).itertuples():
+        a = answers[row.dropout_a, row.batch_norm_a, row.weight_decay_a]
+        b = answers[row.dropout_b, row.batch_norm_b, row.weight_decay_b]
+        assert row.disagreement == pytest.approx((a != b).mean(), rel=1e-12)
+
+
+def test_the_spread_over_seeds_is_numpys(evaluated: Evaluated) -> None:
+    metrics = evaluated.table("metrics")
+    for row in evaluated.query(QUERIES[5]).itertuples():
+        chosen = (metrics[SETTING] == [row.dropout, row.batch_norm, row.weight_decay]).all(axis=1)
+        accuracies = metrics["accuracy"][chosen].to_numpy()
+        assert row.seeds == len(accuracies) == 2
+        assert row.mean_accuracy == pytest.approx(np.mean(accuracies), rel=1e-12)
+        assert row.std_accuracy == pytest.approx(np.std(accuracies, ddof=1), rel=1e-9)
+
+
+def test_the_hardest_images_are_those_that_most_runs_get_wrong(evaluated: Evaluated) -> None:
+    rows = evaluated.table("predictions")
+    wrong = (~rows["correct"]).groupby(rows["example_index"]).sum()
+    found = evaluated.query(QUERIES[6])
+    assert list(found["wrong_runs"]) == sorted(wrong, reverse=True)[:10]
+    for row in found.itertuples():
+        of_image = rows[rows["example_index"] == row.example_index]
+        mistakes = of_image.query("not correct")["predicted_label_name"].astype(str)
+        assert row.wrong_runs == len(mistakes)
+        assert row.usual_mistake in list(mistakes.mode())
+
+
+def test_the_first_setting_by_validation_is_the_grids_best(evaluated: Evaluated) -> None:
+    runs = pd.DataFrame(GridFolder(open_storage(evaluated.storage), "g").read_runs())
+    expected = runs.groupby(SETTING)["best_val_accuracy"].mean()
+    found = evaluated.query(QUERIES[7])
+    assert found["validation_accuracy"].iloc[0] == pytest.approx(expected.max(), rel=1e-12)
+    test = evaluated.table("metrics").groupby(SETTING)["accuracy"].mean()
+    np.testing.assert_allclose(found["test_accuracy"], test.loc[list(zip(*map(found.get, SETTING), strict=True))])
+
+
+def test_the_over_confidence_is_that_of_the_predictions(evaluated: Evaluated) -> None:
+    rows = evaluated.joined("predictions").astype({"confidence": float}).set_index(["dropout", "batch_norm"])
+    for row in evaluated.query(QUERIES[8]).itertuples():
+        of_setting = rows.loc[(row.dropout, row.batch_norm)]
+        wrong = of_setting[~of_setting["correct"]]
+        assert row.over_confidence == pytest.approx(of_setting["confidence"].mean() - of_setting["correct"].mean())
+        assert row.confidence_when_wrong == pytest.approx(wrong["confidence"].mean())
+        assert row.confident_mistakes == pytest.approx((wrong["confidence"] > 0.9).sum() / len(of_setting))
+
+
+def test_the_gain_of_a_class_from_dropout_is_that_of_the_pairs(evaluated: Evaluated) -> None:
+    rows = evaluated.joined("per_class").astype({"class_name": str})
+    f1 = rows.pivot(index=["class_name", "seed", "batch_norm", "weight_decay"], columns="dropout", values="f1")
+    gain = f1[0.3] - f1[0.0]
+    found = evaluated.query(QUERIES[9]).set_index("class_name").sort_index()
+    np.testing.assert_allclose(found["f1_gain"], gain.groupby("class_name").mean(), atol=1e-12)
+    np.testing.assert_allclose(found["share_of_pairs_improved"], (gain > 0).groupby("class_name").mean())
+    assert set(found["pairs"]) == {8}
+
+
+def test_the_effect_of_weight_decay_is_the_mean_of_the_paired_differences(evaluated: Evaluated) -> None:
+    metrics = evaluated.table("metrics").set_index(["weight_decay", "seed", "dropout", "batch_norm"])
+    difference = metrics.loc[1e-2, ["accuracy", "log_loss"]] - metrics.loc[0.0, ["accuracy", "log_loss"]]
+    (row,) = evaluated.query(QUERIES[10]).itertuples()
+    assert (row.weight_decay, row.pairs) == (1e-2, 8)
+    assert row.accuracy_change == pytest.approx(difference["accuracy"].mean(), rel=1e-9, abs=1e-12)
+    assert row.log_loss_change == pytest.approx(difference["log_loss"].mean(), rel=1e-9)
+    assert row.accuracy_standard_error == pytest.approx(difference["accuracy"].sem(), rel=1e-9)
+
+
+def test_the_documents_python_runs_and_finds_the_same(evaluated: Evaluated) -> None:
+    folder = f"{evaluated.storage}/evaluations/{evaluated.name}"
+    names: dict[str, Any] = {}
+    counted = []
+    for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL):
+        exec(code.replace("results/evaluations/EVALUATION", folder), names)
+        counted += [len(names["errors"])] if "errors" in names else []
+    expected = evaluated.query("SELECT count(*) FROM predictions WHERE NOT correct").iloc[0, 0]
+    assert counted == [expected, expected]
+
+
+def test_the_documents_table_for_athena_has_the_columns_of_the_schema() -> None:
+    (statement,) = re.findall(r"CREATE EXTERNAL TABLE predictions \((.*?)\n\)", DOCUMENT, re.DOTALL)
+    found = [tuple(line.strip(" ,").split(" ")) for line in statement.strip().splitlines()]
+    kinds = {"int64": "bigint", "bool": "boolean", "float32": "float", "float32[classes]": "array<float>"}
+    columns = tables.PREDICTIONS.columns
+    assert found == [(column.name, kinds.get(column.type_name(), "string")) for column in columns]
+
+
+def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, tmp_path: Path) -> None:
+    copy = Evaluated(str(tmp_path), evaluated.name)
+    source = Path(evaluated.storage) / "evaluations" / evaluated.name
+    folder = tmp_path / "evaluations" / evaluated.name
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "predictions-00004.parquet").write_bytes((folder / "predictions-00000.parquet").read_bytes())
+    (folder / "extra.parquet").write_bytes((folder / "metrics.parquet").read_bytes())
+    assert copy.query("SELECT count(*) FROM predictions").iloc[0, 0] == 16 * 355
+    assert set(copy.query("SHOW TABLES")["name"]) == TABLES
+
+
+def test_effects_comparisons_and_runs_are_there_if_they_were_made(evaluated: Evaluated) -> None:
+    before = set(evaluated.query("SHOW TABLES")["name"])
+    assert before == TABLES | {"runs"}
+    report = report_grid(evaluated.storage, evaluated.name)
+    folder = Path(evaluated.storage) / "reports" / evaluated.name
+    try:
+        assert evaluated.query("SELECT count(*) FROM effects").iloc[0, 0] == len(report.effects) > 0
+        (folder / "effects.parquet").rename(folder / "comparisons.parquet")
+        assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == len(report.effects)
+    finally:
+        (folder / "comparisons.parquet").unlink()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_parquet('{folder}/metrics.parquet')",
+        "SELECT * FROM glob('/etc/*')",
+        "COPY metrics TO '{out}/x.csv'",
+        "EXPORT DATABASE '{out}/x'",
+        "ATTACH '{out}/x.db' AS other",
+        "INSTALL httpfs",
+        "LOAD '{out}/x.duckdb_extension'",
+        "SET enable_external_access = true",
+        "SET temp_directory = '{out}'",
+        # DuckDB reads the variables of the calling Python code, unless it is told not to.
+        "SELECT * FROM manifest",
+        "SELECT * FROM content",
+    ],
+)
+def test_a_statement_reaches_no_other_file(sql: str, evaluated: Evaluated, tmp_path: Path) -> None:
+    folder = Path(evaluated.storage) / "evaluations" / evaluated.name
+    statement = sql.format(folder=folder, out=tmp_path)
+    with pytest.raises(ConfigError, match=r"^SQL: [^\n]+$"):
+        evaluated.query(statement)
+    assert list(tmp_path.iterdir()) == []
+    assert hashlib.sha256((folder / "metrics.parquet").read_bytes()).hexdigest() == next(
+        file["sha256"]
+        for file in json.loads((folder / "_manifest.json").read_text())["files"]
+        if file["name"] == "metrics.parquet"
+    )
+
+
+@pytest.fixture
+def damaged(evaluated: Evaluated) -> Iterator[Path]:
+    path = Path(evaluated.storage) / "evaluations" / evaluated.name / "predictions-00001.parquet"
+    content = path.read_bytes()
+    yield path
+    path.write_bytes(content)
+
+
+def test_a_damaged_file_is_a_data_error_and_no_error_of_the_sql(evaluated: Evaluated, damaged: Path) -> None:
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(DataError, match=r"predictions-00001\.parquet: not the content that was committed"):
+        evaluated.query("SELECT sum(loss), sum(list_sum(probabilities)) FROM predictions")
+    damaged.write_bytes(content[:1000])
+    with pytest.raises(DataError, match=r"predictions-00001\.parquet: not the content that was committed"):
+        evaluated.query("SELECT sum(loss) FROM predictions")
+    # What a statement does not need is not read.
+    assert len(evaluated.query("SELECT * FROM metrics")) == 16
+
+
+def line_of(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("sql", "more", "message"),
+    [
+        ("SELEC 1", [], "SQL: Parser Error: syntax error at or near"),
+        ("SELECT accurracy FROM metrics", [], 'SQL: Binder Error: Referenced column "accurracy" not found'),
+        ("SELECT * FROM metric", [], "SQL: Catalog Error: Table with name metric does not exist!"),
+        ("SELECT 'a'::INT", [], "SQL: Conversion Error:"),
+        ("", [], "SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'"),
+        ("SELECT 1", ["--json", "--csv"], "--json and --csv don't go together"),
+        ("SELECT 1 AS a, 2 AS a", ["--json"], "SQL: the column 'a' stands twice"),
+    ],
+)
+def test_a_mistake_in_the_sql_is_one_line_and_ends_with_2(
+    sql: str, more: list[str], message: str, evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, *more]) == 2
+    assert message in line_of(capsys)
+
+
+def test_an_evaluation_that_is_unknown_or_not_committed_ends_with_3(
+    evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["SELECT 1", "--storage", evaluated.storage]
+    assert run_command(["query", "nothing", *arguments]) == 3
+    expected = (
+        f"mnist-ray: error: evaluation 'nothing': not in {evaluated.storage}; `mnist-ray evaluations` lists what is"
+    )
+    assert line_of(capsys) == expected
+    folder = tmp_path / "evaluations" / "half"
+    folder.mkdir(parents=True)
+    (folder / "metrics.parquet").write_bytes(b"")
+    assert run_command(["query", "half", "SELECT 1", "--storage", str(tmp_path)]) == 3
+    assert "evaluation 'half': not in" in line_of(capsys)
+
+
+def test_without_duckdb_the_message_says_what_to_install(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert run_command(["query", evaluated.name, "SELECT 1", "--storage", evaluated.storage]) == 2
+    assert line_of(capsys) == (
+        "mnist-ray: error: query: needs DuckDB, which is not installed: pip install 'mnist-ray[sql]'"
+    )
+
+
+def printed(evaluated: Evaluated, capsys: pytest.CaptureFixture[str], sql: str, *more: str) -> str:
+    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, *more]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_a_result_is_printed_as_table_json_or_csv(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = (
+        "SELECT 'a,b' AS text, 1e-6::DOUBLE AS small, 1.5 AS exact, NULL AS missing, 'nan'::DOUBLE AS none, "
+        "[0.5, 0.25]::FLOAT[2] AS both, DATE '2024-02-29' AS day, true AS yes"
+    )
+    table = printed(evaluated, capsys, sql)
+    lines = [line.split() for line in table.splitlines() if line.strip()]
+    assert lines[0] == ["text", "small", "exact", "missing", "none", "both", "day", "yes"]
+    assert lines[-1] == ["a,b", "1e-06", "1.5", "-", "nan", "[0.5,", "0.25]", "2024-02-29", "True"]
+    expected = {
+        "text": "a,b", "small": 1e-6, "exact": 1.5, "missing": None, "none": None, "both": [0.5, 0.25],
+        "day": "2024-02-29", "yes": True,
+    }  # fmt: skip
+    assert json.loads(printed(evaluated, capsys, sql, "--json")) == [expected]
+    rows = list(csv.DictReader(io.StringIO(printed(evaluated, capsys, sql, "--csv"))))
+    assert rows == [
+        {"text": "a,b", "small": "1e-06", "exact": "1.5", "missing": "", "none": "", "both": "[0.5, 0.25]",
+         "day": "2024-02-29", "yes": "True"}
+    ]  # fmt: skip
+
+
+def test_a_long_result_is_cut_in_the_table_alone(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "SELECT run, example_index FROM predictions ORDER BY ALL"
+    table = printed(evaluated, capsys, sql)
+    assert table.splitlines()[-1] == "the first 100 rows; --csv or --json print all"
+    assert len(json.loads(printed(evaluated, capsys, sql, "--json"))) == 16 * 355
+    assert len(printed(evaluated, capsys, sql, "--csv").splitlines()) == 1 + 16 * 355
+    assert json.loads(printed(evaluated, capsys, f"{sql} LIMIT 0", "--json")) == []
+
+
+def test_a_filter_on_a_name_finds_its_rows_in_every_part(evaluated: Evaluated) -> None:
+    # Each part has dictionaries of its own.
+    rows = evaluated.table("predictions").astype({"label_name": str, "run": str})
+    run = rows["run"].iloc[0]
+    for name in "0123456789":
+        sql = f"SELECT count(*), sum(loss) FROM predictions WHERE label_name = '{name}' AND run = '{run}'"
+        count, loss = evaluated.query(sql).iloc[0]
+        expected = rows[(rows["label_name"] == name) & (rows["run"] == run)]
+        assert count == len(expected) > 0
+        assert loss == pytest.approx(expected["loss"].astype(float).sum(), rel=1e-6)
+
+
+def test_the_command_loads_neither_torch_nor_ray(evaluated: Evaluated) -> None:
+    code = (
+        "import sys; from mnist_ray.cli.main import run_command\n"
+        "assert run_command(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'ray', 'boto3'} & set(sys.modules)\n"
+    )
+    arguments = ["query", evaluated.name, "SELECT count(*) FROM predictions", "--storage", evaluated.storage]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(16 * 355) in done.stdout
+
+
+def test_the_help_of_query_and_export_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from mnist_ray.cli.main import run_command\n"
+        "assert run_command(['query', '--help']) == run_command(['export', '--help']) == 0\n"
+        "assert not {'torch', 'ray', 'pyarrow', 'numpy', 'boto3', 'duckdb', 'onnx'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.s3
+def test_queries_of_an_evaluation_on_s3_give_what_the_local_one_gives(evaluated: Evaluated, s3_uri: str) -> None:
+    source, target = open_storage(evaluated.storage), open_storage(s3_uri)
+    folder = f"evaluations/{evaluated.name}"
+    document = source.read_manifest(folder)
+    assert document is not None
+    pending = target.pending_folder(folder)
+    files = [pending.write(file["name"], source.read_committed(folder, file["name"])) for file in document["files"]]
+    assert pending.commit(files, {name: value for name, value in document.items() if name not in ("files", "volatile")})
+    target.write_bytes("grids/g/runs.parquet", source.read_bytes("grids/g/runs.parquet"))
+    target.write_bytes(f"{folder}/predictions-00009.parquet", b"not committed")
+    remote = Evaluated(s3_uri, evaluated.name)
+    for number in (4, 6, 7):
+        pd.testing.assert_frame_equal(remote.query(QUERIES[number]), evaluated.query(QUERIES[number]))
+
+
+def test_bytes_and_decimals_arrive_whole(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "SELECT image, 12345678901234567890.12::decimal(30, 2) AS sum FROM images ORDER BY example_index LIMIT 1"
+    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert base64.b64decode(row["image"]).startswith(b"\x89PNG")
+    assert row["sum"] == "12345678901234567890.12"
+
+
+def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
+    evaluated: Evaluated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnist_ray.text.tables.console", lambda: Console(width=80))
+    assert run_command(["query", evaluated.name, "SELECT * FROM metrics LIMIT 2", "--storage", evaluated.storage]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.split()[:1] == ["checkpoint_sha256"] for line in lines) == 2
+    (accuracy,) = evaluated.query("SELECT accuracy FROM metrics LIMIT 1").to_numpy()[0]
+    assert f"{accuracy:.6g}" in [line.split()[-1] for line in lines if line.startswith("accuracy  ")]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_query_whose_output_nobody_reads(evaluated: Evaluated, number: int, code: int) -> None:
+    sql = "SELECT a.* FROM predictions a, predictions b"
+    command = [sys.executable, "-m", "mnist_ray", "query", evaluated.name, sql, "--csv", "--storage", evaluated.storage]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # More follows than a pipe holds.
+        assert process.stdout.read(10) == b"run,datase"
+        process.send_signal(number)
+        assert process.wait(30) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3",
+        "SELECT p.run FROM predictions p, range(100000000) r ORDER BY hash(r.range)",
+        # One call of a function, which DuckDB does not interrupt.
+        "SELECT levenshtein(repeat('a', 300000) || range, repeat('b', 300000)) FROM range(2)",
+    ],
+)
+def test_a_signal_ends_a_long_statement(evaluated: Evaluated, sql: str, number: int, code: int) -> None:
+    # The line on stderr says that the launcher is past its imports; the statement alone would take hours.
+    script = f"""
+import sys, threading
+from mnist_ray import __main__
+from mnist_ray.report import query as querying
+given = querying._Connection.call
+def started(*arguments):
+    threading.Timer(0.3, lambda: print("started", file=sys.stderr, flush=True)).start()
+    return given(*arguments)
+querying._Connection.call = started
+__main__.main(["query", {evaluated.name!r}, {sql!r}, "--storage", {evaluated.storage!r}])
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"started\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=30)
+    word = "terminated" if number == signal.SIGTERM else "stopped"
+    assert (process.returncode, output) == (code, b"")
+    assert errors.decode() == f"mnist-ray: {word}; the same command starts again\n"

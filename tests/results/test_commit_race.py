@@ -1,0 +1,83 @@
+"""Six processes evaluate the same run at once, by the command line: one commit, and five that find it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_ray.cli.main import run_command
+from mnist_ray.results.listing import list_evaluations
+from mnist_ray.storage.storage import open_storage
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
+
+REPOSITORY = Path(__file__).parents[2]
+
+# The imports are paid for once: the six are forked from a process that has them, and start when all are there.
+RACE = """
+import os, sys
+from pathlib import Path
+import boto3, pyarrow.parquet, torch
+import mnist_ray.jobs.evaluate, mnist_ray.text.tables
+from mnist_ray.cli.main import run_command
+from mnist_ray.data import load_examples
+
+load_examples("digits", "test", data_dir=Path("unused"))
+torch.set_num_threads(1)
+folder, arguments = sys.argv[1], sys.argv[2:]
+ready, go = os.pipe(), os.pipe()
+racers = []
+for number in range(6):
+    racer = os.fork()
+    if racer == 0:
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+        os.close(go[1])
+        os.write(ready[1], b".")
+        os.read(go[0], 1)
+        code = run_command(arguments)
+        sys.stdout.flush()
+        os._exit(code)
+    racers.append(racer)
+for _ in racers:
+    os.read(ready[0], 1)
+os.close(go[1])
+print(*(os.waitstatus_to_exitcode(os.waitpid(racer, 0)[1]) for racer in racers))
+"""
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "results") if request.param == "local" else request.getfixturevalue("s3_uri")
+
+
+def test_of_six_processes_that_evaluate_the_same_one_commits_and_all_end_well(uri: str, tmp_path: Path) -> None:
+    storage = open_storage(uri)
+    assert run_command(["train", "--dataset", "digits", "--epochs", "1", "--name", "a", "--storage", uri]) == 0
+    said = tmp_path / "said"
+    said.mkdir()
+    evaluate = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "100", "--no-report"]
+    command = [sys.executable, "-c", RACE, str(said), *evaluate, "--storage", uri]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=os.environ)
+    errors = [(said / f"{number}.err").read_text() for number in range(6)]
+    assert done.stdout.split() == ["0"] * 6, done.stderr + "".join(errors)
+    assert errors == ["dataset digits: 10 classes (0, 1, 2, 3, 4 and 5 more); 355 test images\n"] * 6
+
+    [row] = list_evaluations(uri)
+    folder = f"evaluations/{row['evaluation']}"
+    ends = sorted((said / f"{number}.out").read_text().splitlines()[-1] for number in range(6))
+    beginning = f"evaluation {row['evaluation']}"
+    assert ends == [f"{beginning} committed: {storage.uri_of(folder)}"] + 5 * [
+        f"{beginning} was there already, nothing to do: {storage.uri_of(folder)}"
+    ]
+    manifest = storage.read_manifest(folder)
+    assert manifest is not None
+    names = [file["name"] for file in manifest["files"]]
+    assert sum(name.startswith("predictions-") for name in names) == 4
+    for name in names:
+        storage.read_committed(folder, name)
+    kept = {f"{folder}/{name}" for name in [*(file["stored_name"] for file in manifest["files"]), "_SUCCESS"]}
+    assert {entry.path for entry in storage.list_files("evaluations")} == kept | {f"{folder}/_manifest.json"}
+    assert storage.list_files(".staging") == []
