@@ -32,7 +32,8 @@ from timing import Cell, print_results
 from tutorial_data import add_data_option, write_idx
 
 from mnist_ray.cluster.tune_job import read_all_progress
-from mnist_ray.data import Examples, load_examples
+from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.examples import Examples
 from mnist_ray.data.idx import USUAL_NAMES
 from mnist_ray.errors import DataError
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks

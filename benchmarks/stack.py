@@ -14,10 +14,11 @@ from torch.nn import functional
 from tutorial_data import add_data_option, load_mnist
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data import Examples
+from mnist_ray.data.examples import Examples
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import expand, grid_settings, read_grid
 from mnist_ray.models.networks import make_network
-from mnist_ray.training.data import TrainingData, normalize, prepare_data
+from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import StackTraining
 
 SIZES = {"cpu": (1, 2, 4, 8, 32), "cuda": (1, 4, 16, 32, 80, 160)}

@@ -24,7 +24,7 @@ from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mn
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
-from mnist_ray.data import Examples
+from mnist_ray.data.examples import Examples
 from mnist_ray.models.networks import make_network
 from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit

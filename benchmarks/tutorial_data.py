@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_ray.data import Examples, default_data_dir, load_examples
+from mnist_ray.data.datasets import default_data_dir, load_examples
+from mnist_ray.data.examples import Examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ import torch
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
-from mnist_ray.training.data import TrainingData, prepare_data
-from mnist_ray.training.loop import Divergence, StackTraining, TrainState, fit
+from mnist_ray.results.train_state import TrainState
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import Divergence, StackTraining, fit
 from tests.support.tiny_digits import tiny_digits
 
 pytestmark = [

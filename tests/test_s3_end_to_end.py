@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.storage.storage import open_storage
 from tests.support.grid_runs import train_without_ray
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.errors import CheckpointError
 from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.results.run_folder import RunFolder

@@ -10,7 +10,7 @@ from typing import Any
 from mnist_ray.cluster.trainer import TrainJob, TrainOutcome, train
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.config.variants import variant_config
-from mnist_ray.data import default_data_dir
+from mnist_ray.data.datasets import default_data_dir
 from mnist_ray.jobs.evaluate import EvaluateJob, EvaluateOutcome, evaluate
 from mnist_ray.report.classification import report_of_run
 from mnist_ray.results.evaluation_folder import open_evaluation

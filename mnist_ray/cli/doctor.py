@@ -49,7 +49,7 @@ def _torch() -> str:
 
 
 def _data(data_dir: Path) -> str:
-    from mnist_ray.data import load_examples
+    from mnist_ray.data.datasets import load_examples
     from mnist_ray.data.idx import find_idx
     from mnist_ray.data.torchvision_sets import TORCHVISION_SETS
 

@@ -16,6 +16,6 @@ def main(command: str) -> None:
         print("mnist-ray: error: " + missing, file=sys.stderr)
         sys.exit(5)
     os.environ[JOB_VARIABLE] = "1"
-    from mnist_ray.__main__ import main as run
+    from mnist_ray.cli.process import main as run
 
     run([command] + sys.argv[1:])  # noqa: RUF005

@@ -314,7 +314,7 @@ def remote_storage(storage: str) -> str:
 
 def data_folder(option: str | None) -> Path:
     """Returns the folder of the data sets."""
-    from mnist_ray.data import default_data_dir
+    from mnist_ray.data.datasets import default_data_dir
 
     if option is None:
         return default_data_dir()

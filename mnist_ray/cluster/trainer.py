@@ -21,18 +21,19 @@ from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.config.placement import ANYWHERE, Placement, on_cluster
 from mnist_ray.config.settings import TrainConfig, make_config
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.errors import ClusterError, DataError, MnistRayError, RunFailedError
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.results.history import EpochResult, best_epoch
 from mnist_ray.results.lineage import command_line
 from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.data_lines import training_lines
-from mnist_ray.training.loop import TrainState, fit
+from mnist_ray.training.loop import fit
 
 _PROGRESS_INTERVAL_S = 0.5
 # What trackers group single runs by; those of a grid are grouped by its name.

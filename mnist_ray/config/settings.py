@@ -12,8 +12,8 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from mnist_ray.data import check_dataset
 from mnist_ray.data.augmentation import AUGMENTATIONS
+from mnist_ray.data.datasets import check_dataset
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES
 from mnist_ray.text.suggestions import did_you_mean

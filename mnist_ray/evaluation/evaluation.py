@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config.settings import EvaluationConfig
-from mnist_ray.data import ExampleStream
-from mnist_ray.data.examples import Fingerprint
+from mnist_ray.data.examples import ExampleStream, Fingerprint
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation.gallery import ShownImage, candidates, gallery
 from mnist_ray.evaluation.inference import log_probabilities

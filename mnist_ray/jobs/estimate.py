@@ -11,13 +11,14 @@ import torch
 
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.config.settings import GridConfig, TrainConfig
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.search import random_samples
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.training.data import TrainingData, load_data
+from mnist_ray.training.data import load_data
 from mnist_ray.training.loop import StackTraining
 
 _PROBE_STEPS = 30

@@ -13,7 +13,8 @@ from rich.progress import Progress
 
 from mnist_ray.config.placement import ANYWHERE, Placement, on_cluster
 from mnist_ray.config.settings import EvaluationConfig
-from mnist_ray.data import ExampleStream, stream_examples
+from mnist_ray.data.datasets import stream_examples
+from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation.evaluation import (
     Plan,

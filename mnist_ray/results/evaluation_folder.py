@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from mnist_ray.results import tables
 from mnist_ray.config.settings import check_evaluation_name
 from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.results import tables
 from mnist_ray.storage.storage import Storage, open_storage
 
 _REQUESTS_AT_ONCE = 16

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mnist_ray.results import tables
-from mnist_ray.grids.asha import Decision
-from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
-from mnist_ray.results.code_version import code_version
 from mnist_ray.config.settings import GridConfig, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
+from mnist_ray.grids.asha import Decision
 from mnist_ray.grids.grid import GridRun
-from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.grids.search import Search
+from mnist_ray.results import tables
+from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
+from mnist_ray.results.code_version import code_version
+from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import MissingError, Storage
 
 

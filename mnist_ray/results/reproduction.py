@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mnist_ray.results.run_folder import Checkpoint
 from mnist_ray.results.history import EpochResult
+from mnist_ray.results.run_folder import Checkpoint
 
 # Of what a checkpoint tells, all that can change the last bits of its weights.
 _LIBRARIES = ("numpy", "torch", "torchvision")

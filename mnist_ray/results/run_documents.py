@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_ray.results.checkpoint_document import RunDocument, broken_rule
 from mnist_ray.errors import CheckpointError
+from mnist_ray.results.checkpoint_document import RunDocument, broken_rule
 
 
 class DamagedCheckpoint(CheckpointError):

@@ -31,19 +31,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mnist_ray.config.settings import TrainConfig, make_config
+from mnist_ray.data.training_data import TrainingData
+from mnist_ray.errors import CheckpointError, ConfigError, ConflictError, DataError, StorageError
 from mnist_ray.results import lineage as provenance
 from mnist_ray.results import tables
 from mnist_ray.results.checkpoint_document import CheckpointDocument, RunDocument
 from mnist_ray.results.code_version import code_version
-from mnist_ray.config.settings import TrainConfig, make_config
-from mnist_ray.errors import CheckpointError, ConfigError, ConflictError, DataError, StorageError
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
 from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document, json_bytes, with_checksum
 from mnist_ray.results.run_progress import RunStatus, read_history, read_history_table, read_note, read_status
-from mnist_ray.storage.storage import MissingError, Storage
+from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.failures import NotAnObjectError
-from mnist_ray.training.loop import TrainState
-from mnist_ray.training.data import TrainingData
+from mnist_ray.storage.storage import MissingError, Storage
 
 _KEPT_CHECKPOINTS = 2
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results import tables
 from mnist_ray.results.checkpoint_document import CheckpointDocument
-from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results.history import EpochResult, best_epoch
 from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document
 from mnist_ray.storage.storage import MissingError, Storage

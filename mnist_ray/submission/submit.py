@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import math
 import os
 import re
@@ -204,21 +203,12 @@ def _submit(
       NotReady: the head has just started.
       ClusterError: the cluster refuses the job.
     """
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+    from mnist_ray.cluster.job_client import send_job
 
     try:
         with _api_server(client.address):
-            ray_client = JobSubmissionClient(client.address, headers=client.headers)
-            # That it uploads the code is nothing to tell.
-            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
-            ray_client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=job_id,
-                runtime_env=dict(runtime_env),
-                metadata=dict(metadata),
-            )
-    except (RuntimeError, OSError, AuthenticationError) as error:
+            send_job(client.address, client.headers, entrypoint, job_id, runtime_env, metadata)
+    except (RuntimeError, OSError) as error:
         if "already exists" in str(error):
             return False
         refused = f"{client.address}: refused the job: {last_line(str(error))}"

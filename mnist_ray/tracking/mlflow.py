@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from mnist_ray.storage.proxies import keep_off_proxies
 from mnist_ray.storage.storage import Storage
-from mnist_ray.tracking.trackers import METRICS, STORE_FILE, SeenRun, mlflow_store
+from mnist_ray.tracking.seen_run import METRICS, STORE_FILE, SeenRun, mlflow_store
 
 _ID_TAG = "mnist_ray.id"
 # MLflow takes 1000 metrics in a request.

@@ -18,8 +18,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams, text
 
 from mnist_ray.storage.storage import Storage
-from mnist_ray.tracking.trackers import METRICS, SeenRun
-from mnist_ray.tracking.trackers import TENSORBOARD_FOLDER as FOLDER
+from mnist_ray.tracking.seen_run import METRICS, SeenRun
+from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER as FOLDER
 
 # File 0 holds the settings.
 _SETTINGS = 0

@@ -12,17 +12,15 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from mnist_ray.errors import ConfigError
-from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.results.run_progress import RunStatus
 from mnist_ray.storage.storage import Storage, without_secrets
 from mnist_ray.text.escape import printable, say_line
+from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER, SeenRun, mlflow_store
 
 # The package to install -> the modules that it must bring.
 _EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
@@ -35,26 +33,6 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _PATIENCE_S = 10.0
-TENSORBOARD_FOLDER = "tensorboard"
-STORE_FILE = "mlflow.db"
-METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
-
-
-@dataclass(frozen=True)
-class SeenRun:
-    """A run as the storage holds it now.
-
-    Attributes:
-      folder: where it is.
-      document: config.json.
-      history: the epochs so far.
-      status: how far it is.
-    """
-
-    folder: RunFolder
-    document: Mapping[str, Any]
-    history: tuple[EpochResult, ...]
-    status: RunStatus
 
 
 class Tracker(Protocol):
@@ -112,11 +90,6 @@ def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, st
         else shlex.join(["mlflow", "ui", "--backend-store-uri", mlflow_store(storage)]),
     }
     return [commands[name] for name in dict.fromkeys(names)]
-
-
-def mlflow_store(storage: Storage) -> str:
-    """Returns the URI of MLflow's own store in a local storage."""
-    return f"sqlite:///{storage.uri_of(f'mlflow/{STORE_FILE}')}"
 
 
 def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracker]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,43 +10,14 @@ import torch
 from torch import Tensor
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data import DATASETS, Examples, Found, load_examples
+from mnist_ray.data.datasets import DATASETS, load_examples
+from mnist_ray.data.examples import Examples
 from mnist_ray.data.polarity import bright_ground_share
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.noise.random_streams import permutation, stream_key
 
 _DATA_SETTINGS = ("dataset", "train_limit", "validation_fraction", "validation_seed")
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The examples of a run on its device; images uint8 [n, 1, 28, 28], labels int64 [n].
-
-    Attributes:
-      mean, std: of the training pixels as fractions of 255; what the network sees is (pixel / 255 - mean) / std.
-      bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
-      class_names: one a class.
-      fingerprint: SHA-256 of the training split, in hexadecimal: the whole of a named set, of the user's own data what
-        train_limit leaves.
-      conversion: see Examples.
-      found: see Examples.
-      wide_bits: see Examples.
-      is_validation_given: whether the validation examples came with the data.
-    """
-
-    images: Tensor
-    labels: Tensor
-    validation_images: Tensor
-    validation_labels: Tensor
-    mean: float
-    std: float
-    bright_ground_share: float
-    class_names: tuple[str, ...]
-    fingerprint: str
-    conversion: str | None = None
-    found: Found = field(default_factory=Found)
-    is_validation_given: bool = False
-    wide_bits: int | None = None
 
 
 def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

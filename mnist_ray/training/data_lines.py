@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import EvaluationConfig, TrainConfig
-from mnist_ray.data import ExampleStream, Found
+from mnist_ray.data.examples import ExampleStream, Found
 from mnist_ray.data.sources import list_words
-from mnist_ray.training.data import TrainingData
+from mnist_ray.data.training_data import TrainingData
 
 _CLASSES_SHOWN = 5
 

@@ -10,32 +10,19 @@ from torch import Tensor
 
 from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import CheckpointError, DataError, RunFailedError
 from mnist_ray.models.networks import make_network, network_of
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.stack import Stack
 from mnist_ray.optimizers.optimizers import learning_rate, make_optimizer
 from mnist_ray.results.history import EpochResult, is_finished
-from mnist_ray.training.data import TrainingData, normalize
+from mnist_ray.results.train_state import TrainState
+from mnist_ray.training.data import normalize
 from mnist_ray.training.steps import StackSteps, TabledSteps, can_be_recorded, cross_entropy
 
 # A multiple of 16 rows: see Stack.parts.
 VALIDATION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """All that is needed to go on after an epoch as if nothing had happened.
-
-    Attributes:
-      history: the epochs done.
-      model: the plain network's state_dict.
-      optimizer: the optimizer's tensors by name.
-    """
-
-    history: tuple[EpochResult, ...]
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

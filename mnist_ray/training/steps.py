@@ -10,6 +10,7 @@ from torch import Tensor
 from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.augmentation import augment
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.stack import Stack
 from mnist_ray.models.stack_layers import TrainingPass
@@ -17,7 +18,7 @@ from mnist_ray.noise.random_streams import permutation, stream_key
 from mnist_ray.noise.step_streams import SeededStreams, StepStreams, StreamTables, TabledStreams
 from mnist_ray.optimizers.optimizers import learning_rate, set_learning_rates
 from mnist_ray.training.cuda_graph import RecordedStep
-from mnist_ray.training.data import TrainingData, normalize
+from mnist_ray.training.data import normalize
 
 # Their step takes a learning rate that lies on the device.
 _RECORDED_OPTIMIZERS = ("adam", "adamw")

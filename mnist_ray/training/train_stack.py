@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, RunStatus, progress_of
+from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import Storage
-from mnist_ray.training.data import TrainingData
-from mnist_ray.training.loop import Divergence, StackTraining, TrainState
+from mnist_ray.training.loop import Divergence, StackTraining
 
 _Member = tuple[GridRun, RunFolder]
 _SAVES_AT_ONCE = 8

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 
-from mnist_ray import __main__
+from mnist_ray.cli import process
 from mnist_ray.cli.main import cli, default_run_name, run_command
 from mnist_ray.cli.options import data_folder
 from mnist_ray.config.settings import TrainConfig, check_name
@@ -329,7 +329,7 @@ def test_ctrl_c_before_a_command_has_begun_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "mnist_ray.cli.main")
     monkeypatch.setattr("builtins.__import__", importing(interrupted))
     with pytest.raises(SystemExit) as ended:
-        __main__.main()
+        process.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "mnist-ray: stopped\n"
 

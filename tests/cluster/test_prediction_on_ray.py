@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from tests.support.processes import descendants
 
 ROOT = Path(__file__).parents[2]

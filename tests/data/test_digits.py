@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 
 
 def load(split, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.sources import list_files
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError

@@ -17,8 +17,8 @@ import mnist_ray.evaluation.evaluation as evaluation_module
 from mnist_ray.analysis.effects import Effect
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig, TrainConfig
-from mnist_ray.data import Examples, load_examples
-from mnist_ray.data.examples import Split
+from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.examples import Examples, Split
 from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.report import limits, plots

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage.storage import open_storage
 from tests.support.idx_files import some_images

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.data import DATASETS, check_dataset, default_data_dir, load_examples
+from mnist_ray.data.datasets import DATASETS, check_dataset, default_data_dir, load_examples
 
 CHOICES = (
     "choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits,"

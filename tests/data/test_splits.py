@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.splits import parts_of_files, words_in
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import open_storage

@@ -18,7 +18,8 @@ import torch
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.config.variants import variant_config
-from mnist_ray.data import ExampleStream, stream_examples
+from mnist_ray.data.datasets import stream_examples
+from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.evaluation import (
     ShardEvaluator,

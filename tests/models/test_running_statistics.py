@@ -9,10 +9,11 @@ from torch.nn import functional
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.models.networks import make_network
-from mnist_ray.training.data import TrainingData, normalize, prepare_data
+from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit
 from tests.support.tiny_digits import tiny_digits
 

@@ -13,7 +13,7 @@ import torch
 from mnist_ray.analysis.comparisons import Interval, tie_groups
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.evaluation.gallery import vote_entropy
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.report.comparison_text import notes

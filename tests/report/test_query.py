@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig
-from mnist_ray.data import load_examples, stream_examples
+from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
@@ -510,14 +510,14 @@ def test_a_signal_ends_a_long_statement(evaluated: Evaluated, sql: str, number: 
     # The line on stderr says that the launcher is past its imports; the statement alone would take hours.
     script = f"""
 import sys, threading
-from mnist_ray import __main__
+from mnist_ray.cli import process
 from mnist_ray.report import query as querying
 given = querying._Connection.call
 def started(*arguments):
     threading.Timer(0.3, lambda: print("started", file=sys.stderr, flush=True)).start()
     return given(*arguments)
 querying._Connection.call = started
-__main__.main(["query", {evaluated.name!r}, {sql!r}, "--storage", {evaluated.storage!r}])
+process.main(["query", {evaluated.name!r}, {sql!r}, "--storage", {evaluated.storage!r}])
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.small_disk import on_small_disk
-from tests.support.tiny_digits import tiny_digits
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.variants import variant_config
@@ -26,6 +24,8 @@ from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import load_data, prepare_data
 from mnist_ray.training.loop import fit
 from mnist_ray.training.train_stack import train_stack
+from tests.support.small_disk import on_small_disk
+from tests.support.tiny_digits import tiny_digits
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from pathlib import Path
 import boto3, pyarrow.parquet, torch
 import mnist_ray.jobs.evaluate, mnist_ray.text.tables
 from mnist_ray.cli.main import run_command
-from mnist_ray.data import load_examples
+from mnist_ray.data.datasets import load_examples
 
 load_examples("digits", "test", data_dir=Path("unused"))
 torch.set_num_threads(1)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.support.tiny_digits import tiny_digits
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.results.evaluated_data import trained_elsewhere
+from tests.support.tiny_digits import tiny_digits
 
 SHIFTED, PETS = "shifted", "pets"
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.support.grid_runs import train_without_ray
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.results.reproduction import changes
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
+from tests.support.grid_runs import train_without_ray
 
 TRAIN = ["train", "--dataset", "digits", "--epochs", "3", "--hidden-sizes", "8", "--learning-rate", "0.01"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_digits import tiny_digits
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.variants import variant_config
@@ -15,10 +14,12 @@ from mnist_ray.errors import StorageError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import read_history, read_history_table, read_status
+from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.training.data import prepare_data
-from mnist_ray.training.loop import TrainState, fit
+from mnist_ray.training.loop import fit
 from mnist_ray.training.train_stack import train_stack
+from tests.support.tiny_digits import tiny_digits
 
 CPU = torch.device("cpu")
 EPOCHS = 4

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from mnist_ray.data import Examples
+from mnist_ray.data.examples import Examples
 
 
 @cache

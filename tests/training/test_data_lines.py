@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data import Examples, Found
+from mnist_ray.data.examples import Examples, Found
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
-from mnist_ray.training.data import TrainingData, prepare_data, stratified_rows
+from mnist_ray.training.data import prepare_data, stratified_rows
 from mnist_ray.training.data_lines import training_lines
 
 CPU = torch.device("cpu")

@@ -14,12 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.noise.random_streams import permutation, stream_key
 from mnist_ray.results.history import EpochResult
-from mnist_ray.training.data import TrainingData, normalize
-from mnist_ray.training.loop import TrainState, fit
+from mnist_ray.results.train_state import TrainState
+from mnist_ray.training.data import normalize
+from mnist_ray.training.loop import fit
 from tests.support.tiny_digits import tiny_digits
 
 CPU = torch.device("cpu")

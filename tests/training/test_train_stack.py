@@ -10,14 +10,16 @@ from safetensors.torch import load_file
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import ConflictError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, read_history_table, read_progress
+from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import Storage, open_storage
-from mnist_ray.training.data import TrainingData, prepare_data
-from mnist_ray.training.loop import TrainState, fit
+from mnist_ray.training.data import prepare_data
+from mnist_ray.training.loop import fit
 from mnist_ray.training.train_stack import train_stack
 from tests.support.tiny_digits import tiny_digits
 

@@ -1,0 +1,117 @@
+"""Data sets by name, and the user's own; a split is two tensors in memory, or read in pieces.
+
+Nothing heavy (torch, torchvision, pyarrow, Pillow, scikit-learn) is imported before a split is loaded: the command
+line lists these names.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mnist_ray.data.digits import DIGIT_NAMES, load_digits
+from mnist_ray.data.examples import Examples, ExampleStream, Split
+from mnist_ray.data.idx import load_idx_folder
+from mnist_ray.data.image_folder import stream_image_folder
+from mnist_ray.data.parquet import stream_parquet
+from mnist_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision_set
+from mnist_ray.errors import ConfigError
+from mnist_ray.storage.storage import check_uri
+from mnist_ray.text.suggestions import did_you_mean
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with a name of its own.
+
+    Attributes:
+      class_names: names of the classes.
+      load: called with split, data_dir= and download=, returns the split's Examples.
+    """
+
+    class_names: tuple[str, ...]
+    load: Callable[..., Examples]
+
+
+DATASETS: dict[str, Dataset] = {
+    **{
+        name: Dataset(wanted.class_names, partial(load_torchvision_set, wanted))
+        for name, wanted in TORCHVISION_SETS.items()
+    },
+    "digits": Dataset(DIGIT_NAMES, load_digits),
+}
+
+# The user's own data: what is before the colon -> what finds the images at the place after it.
+FORMATS: dict[str, Callable[[str, Split], ExampleStream]] = {
+    "idx": lambda place, split: load_idx_folder(place, split).stream(f"dataset=idx:{place}"),
+    "folder": stream_image_folder,
+    "parquet": stream_parquet,
+}
+
+
+def check_dataset(value: str) -> str:
+    """Returns the value if it names a data set: a name, idx:FOLDER, folder:URI or parquet:URI.
+
+    Raises:
+      ValueError: unknown, or with a place that is empty, unsupported or carries credentials.
+    """
+    if value in DATASETS:
+        return value
+    kind, colon, place = value.partition(":")
+    if not colon or kind not in FORMATS:
+        choices = f"{', '.join(DATASETS)}, or idx:FOLDER, folder:URI, parquet:URI"
+        raise ValueError(f"choose one of {choices}{did_you_mean(value, DATASETS)}")
+    try:
+        checked = check_uri(place, kind)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if kind == "idx" and checked.startswith("s3://"):
+        raise ValueError(f"idx={place!r}: use a local folder; folder: and parquet: read from S3")
+    return value
+
+
+def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool = True) -> Examples:
+    """Loads one split of a data set into memory.
+
+    Args:
+      dataset: a name of DATASETS, idx:FOLDER, folder:URI or parquet:URI.
+      split: the split wanted.
+      data_dir: where the files of named sets lie or are downloaded to.
+      download: whether named sets may be downloaded.
+
+    Raises:
+      ValueError: see check_dataset.
+      DataError: the data is missing, damaged or can't be downloaded.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    check_dataset(dataset)
+    if dataset in DATASETS:
+        return DATASETS[dataset].load(split, data_dir=data_dir, download=download)
+    kind, _, place = dataset.partition(":")
+    return FORMATS[kind](place, split).load()
+
+
+def stream_examples(dataset: str, split: Split, *, data_dir: Path) -> ExampleStream:
+    """Finds one split of a data set; the images of the user's own folders and Parquet files stay where they are.
+
+    Args: as of load_examples.
+
+    Raises:
+      ValueError: see check_dataset.
+      DataError: the data is missing, damaged or can't be downloaded; what is found in the images is raised when they
+        are read.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    check_dataset(dataset)
+    kind, _, place = dataset.partition(":")
+    if kind in FORMATS:
+        return FORMATS[kind](place, split)
+    return load_examples(dataset, split, data_dir=data_dir).stream(f"dataset={dataset}")
+
+
+def default_data_dir() -> Path:
+    """MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
+    if chosen := os.environ.get("MNIST_RAY_DATA"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-ray"

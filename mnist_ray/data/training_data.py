@@ -1,0 +1,44 @@
+"""What a run is trained on."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mnist_ray.data.examples import Found
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The examples of a run on its device; images uint8 [n, 1, 28, 28], labels int64 [n].
+
+    Attributes:
+      mean, std: of the training pixels as fractions of 255; what the network sees is (pixel / 255 - mean) / std.
+      bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
+      class_names: one a class.
+      fingerprint: SHA-256 of the training split, in hexadecimal: the whole of a named set, of the user's own data what
+        train_limit leaves.
+      conversion: see Examples.
+      found: see Examples.
+      wide_bits: see Examples.
+      is_validation_given: whether the validation examples came with the data.
+    """
+
+    images: Tensor
+    labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    mean: float
+    std: float
+    bright_ground_share: float
+    class_names: tuple[str, ...]
+    fingerprint: str
+    conversion: str | None = None
+    found: Found = field(default_factory=Found)
+    is_validation_given: bool = False
+    wide_bits: int | None = None
+
+    def to(self, device: torch.device) -> "TrainingData":
+        """Returns the same examples on another device."""
+        names = ("images", "labels", "validation_images", "validation_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})

@@ -1,0 +1,1 @@
+"""What lies in a storage: folders, documents, tables, and how they are read and written."""
