@@ -5,16 +5,19 @@ import shlex
 import shutil
 import sys
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mnist_ray.cluster.trainer import TrainJob, TrainOutcome, train
+from mnist_ray.cluster.train_job import TrainJob
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import default_data_dir
-from mnist_ray.jobs.evaluate import EvaluateJob, EvaluateOutcome, evaluate
 from mnist_ray.report.classification import report_of_run
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.text.tables import print_table
+
+if TYPE_CHECKING:
+    from mnist_ray.jobs.evaluate import EvaluateOutcome
+    from mnist_ray.jobs.train import TrainOutcome
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
 DATASET = "digits"
@@ -22,6 +25,9 @@ DATASET = "digits"
 
 def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
     """Trains the three variants with some seeds, evaluates them and prints what came out."""
+    from mnist_ray.jobs.evaluate import EvaluateJob, evaluate
+    from mnist_ray.jobs.train import TrainOutcome, train
+
     outcomes: dict[str, TrainOutcome] = {}
     for variant in VARIANTS:
         for seed in range(seeds):
@@ -37,7 +43,7 @@ def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
     _print_next(outcome, storage)
 
 
-def _print_before_and_after(outcome: EvaluateOutcome, runs: dict[str, TrainOutcome]) -> None:
+def _print_before_and_after(outcome: "EvaluateOutcome", runs: "dict[str, TrainOutcome]") -> None:
     groups: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
     for row in outcome.metrics:
         groups[row["variant"]].append(row)
@@ -75,11 +81,11 @@ def _print_before_and_after(outcome: EvaluateOutcome, runs: dict[str, TrainOutco
     print(f"One accuracy on {count} images has a 95 % interval of about +-{_half_width(outcome):.1f} points.\n")
 
 
-def _half_width(outcome: EvaluateOutcome) -> float:
+def _half_width(outcome: "EvaluateOutcome") -> float:
     return 100.0 * float(mean((row["accuracy_high"] - row["accuracy_low"]) / 2 for row in outcome.metrics))
 
 
-def _print_next(outcome: EvaluateOutcome, storage: str) -> None:
+def _print_next(outcome: "EvaluateOutcome", storage: str) -> None:
     done = "was there already" if outcome.already_done else "committed"
     print(f"Evaluation {done}: {outcome.uri}")
     print(f"Report, for a browser: {outcome.report}\n")

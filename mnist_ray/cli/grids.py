@@ -162,8 +162,8 @@ def tune(
         )  # fmt: skip
         return
     from mnist_ray.cluster.tune_job import TuneJob
-    from mnist_ray.cluster.tuner import tune_grid
     from mnist_ray.grids.asha import Rungs
+    from mnist_ray.jobs.tune import tune as tune_grid
 
     job = TuneJob(
         grid,
@@ -186,13 +186,7 @@ def tune(
 
         print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
         return
-    if search and search.kind == "optuna":
-        from mnist_ray.cluster.optuna import search_grid
-
-        outcome = search_grid(job, search)
-    else:
-        outcome = tune_grid(job)
-    _print_outcome(job, outcome, data_dir=data_dir, as_json=as_json)
+    _print_outcome(job, tune_grid(job), data_dir=data_dir, as_json=as_json)
 
 
 def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:

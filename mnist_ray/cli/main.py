@@ -144,8 +144,8 @@ def train(
         replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
         submit_job(target, context, replace, name=run, num_workers=num_workers, config_yaml=text)
         return
-    from mnist_ray.cluster.trainer import TrainJob
-    from mnist_ray.cluster.trainer import train as train_run
+    from mnist_ray.cluster.train_job import TrainJob
+    from mnist_ray.jobs.train import train as train_run
 
     job = TrainJob(
         config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log,

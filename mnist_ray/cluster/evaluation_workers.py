@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.evaluation.evaluation import Plan, Shard, ShardEvaluator, ShardResult
-from mnist_ray.evaluation.inference import inference_device
+from mnist_ray.models.device import choose_device
 from mnist_ray.storage.storage import PendingFolder
 
 _RETRIES = 3
@@ -23,7 +23,7 @@ def _evaluator(plan: "ray.ObjectRef[Plan]") -> ShardEvaluator:
 
     With a GPU a worker is a new process for each shard: Ray ends it so that the GPU's memory is free again.
     """
-    return ShardEvaluator(ray.get(plan), device=inference_device())
+    return ShardEvaluator(ray.get(plan), device=choose_device())
 
 
 def _evaluate_remotely(

@@ -7,77 +7,60 @@ from typing import Any
 
 from mnist_ray.cluster.trials import Watcher, WorkerSettings, train_runs
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
-from mnist_ray.cluster.tuner import Trials, TuneOutcome, check_data, check_done, run_tuner, train_missing
+from mnist_ray.cluster.tuner import Trials, run_tuner
 from mnist_ray.config.settings import GridConfig, Range
-from mnist_ray.errors import ConfigError
-from mnist_ray.grids.grid import check_count
 from mnist_ray.grids.search import Search
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
-from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.storage.storage import Storage
 from mnist_ray.tracking.grid_progress import GridProgress
-from mnist_ray.tracking.trackers import Tracking, check_trackers, track
+from mnist_ray.tracking.trackers import Tracking
 
 OBJECTIVE = "val_loss"
 
 
-def search_grid(job: TuneJob, search: Search) -> TuneOutcome:
+def train_suggestions(
+    job: TuneJob,
+    search: Search,
+    storage: Storage,
+    samples: list[dict[str, Any]],
+    view: GridProgress,
+    tracking: Tracking,
+) -> int:
     """Trains settings that Optuna suggests, each judged by the mean over its seeds of the lowest validation loss.
 
-    The same command goes on: settings that were chosen before are finished first, and count.
+    Args:
+      job: the search.
+      search: its kind and size.
+      storage: where its folder is.
+      samples: the settings so far; each suggestion is added.
+      view: told how far the runs are.
+      tracking: told of the runs.
+
+    Returns:
+      The number of runs that were trained.
 
     Raises:
       MnistRayError: as the error tree says; runs that were done by then stay done.
     """
-    storage = open_storage(job.storage_uri)
-    check_trackers(job.log, storage)
-    storage.check()
-    _check_optuna()
-    check_count(search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
-    folder = GridFolder(storage, job.name)
-    samples = folder.samples()
-    runs = job.runs(samples)
-    folder.claim(job.grid, runs, search=search, samples=samples)
-    check_data(job, runs)
-    view = GridProgress(runs, read_all_progress(storage, runs))
-    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
-        num_trained = train_missing(job, storage, runs, view, tracking)
-        num_known = len(samples)
-        if num_known < search.num_samples:
-            watcher = _Suggestions(view, tracking, job, folder, search, samples)
-            _train_suggestions(job, storage, search, samples, watcher)
-    # It may suggest the same settings again.
-    num_trained += (len(samples) - num_known) * len(job.grid.seeds)
-    return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
-
-
-def _train_suggestions(
-    job: TuneJob, storage: Storage, search: Search, samples: list[dict[str, Any]], watcher: "_Suggestions"
-) -> None:
-    """Trains what Optuna suggests; each suggestion is added to the samples."""
-    num_suggestions = search.num_samples - len(samples)
-    progress = watcher.view.progress
-    losses = [_objective([progress[run.run] for run in job.runs([sample])]) for sample in samples]
+    num_before = len(samples)
+    losses = [_objective([view.progress[run.run] for run in job.runs([sample])]) for sample in samples]
 
     def suggestions(_: int, __: int | None) -> Trials:
         searcher = _searcher(job.grid, search, samples, losses)
-        return Trials(_train_suggestion, {"job": job}, {}, searcher=searcher, num_samples=num_suggestions)
+        num_samples = search.num_samples - num_before
+        return Trials(_train_suggestion, {}, {}, searcher=searcher, num_samples=num_samples)
 
+    folder = GridFolder(storage, job.name)
     try:
-        run_tuner(job, storage, suggestions, watcher)
+        run_tuner(job, storage, suggestions, _Suggestions(view, tracking, job, folder, search, samples))
     finally:
         runs = job.runs(samples)
-        watcher.tracking.update(run.run for run in runs)
-        GridFolder(storage, job.name).write_runs(runs, read_all_progress(storage, runs))
-    check_done(job, watcher.view)
-
-
-def _check_optuna() -> None:
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError("search='optuna': needs the package optuna; pip install 'mnist-ray[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+        tracking.update(run.run for run in runs)
+        folder.write_runs(runs, read_all_progress(storage, runs))
+    job.check_done(view.progress.values())
+    # It may have suggested the same settings again.
+    return (len(samples) - num_before) * len(job.grid.seeds)
 
 
 class _Suggestions(Watcher):
@@ -144,5 +127,6 @@ def _objective(found: Sequence[RunProgress]) -> float:
     return fmean(losses) if losses and len(losses) == len(found) else math.inf
 
 
-def _train_suggestion(chosen: dict[str, Any], *, job: TuneJob, settings: WorkerSettings) -> None:
+def _train_suggestion(chosen: dict[str, Any], *, settings: WorkerSettings) -> None:
+    job = settings.job
     train_runs(job.runs([_sample(chosen, job.grid)]), settings, lambda found: {OBJECTIVE: _objective(found)})

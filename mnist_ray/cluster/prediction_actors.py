@@ -20,8 +20,8 @@ from mnist_ray.cluster.attempts import Attempts
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.errors import MnistRayError, RunFailedError
-from mnist_ray.evaluation.inference import inference_device
 from mnist_ray.evaluation.predict import PredictionPlan, Predictor, ShardPrediction
+from mnist_ray.models.device import choose_device
 from mnist_ray.storage.storage import PendingFolder
 
 _ATTEMPTS = 4
@@ -63,7 +63,7 @@ class _PredictorActor:
     """Predicts spans; what it sends is a shard's result, or the error that ends the job, pickled."""
 
     def __init__(self, plan: PredictionPlan, pending: PendingFolder, attempts: Any) -> None:
-        self._predictor = Predictor(plan, device=inference_device())
+        self._predictor = Predictor(plan, device=choose_device())
         self._pending = pending
         self._attempts = attempts
 

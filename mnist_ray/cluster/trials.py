@@ -9,13 +9,14 @@ import ray
 import torch
 from ray import cloudpickle, tune
 from ray.exceptions import RayError, RayTaskError
-from ray.train import ScalingConfig
 
-from mnist_ray import errors
-from mnist_ray.cluster.trainer import TrainJob, fit_run
+from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.cluster.trainer import fit_run
+from mnist_ray.cluster.tune_job import TuneJob
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.grids.asha import Decision, Rungs
 from mnist_ray.grids.grid import GridRun
+from mnist_ray.models.device import prepared
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.storage import Storage, open_storage
@@ -55,8 +56,7 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         self.view.update(rows)
         self.tracking.update(row.run for row in rows)
         if "failure" in result:
-            kind, message = result["failure"]
-            self.failure.error = getattr(errors, kind)(message)
+            self.failure.error = result["failure"]
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Tells that a trial is started again; Tune calls this."""
@@ -125,20 +125,14 @@ class WorkerSettings:
     """What all trials of a grid share.
 
     Attributes:
-      storage_uri: absolute: workers run in folders of their own.
-      data_dir: absolute folder of the data sets.
-      workers_per_run: 0 for stacks, else the workers that share a run.
+      job: the grid, its paths absolute: workers run in folders of their own.
       use_gpu: whether these workers get a GPU each.
       rungs: the actor that ends runs early, or None.
-      command_line: the one that asked for the grid, for the runs' lineage.
     """
 
-    storage_uri: str
-    data_dir: Path
-    workers_per_run: int
+    job: TuneJob
     use_gpu: bool
     rungs: Any
-    command_line: str
 
 
 def train_trial(chosen: dict[str, int], *, trials: Sequence[Sequence[GridRun]], settings: WorkerSettings) -> None:
@@ -160,9 +154,9 @@ def train_runs(
       settings: how.
       judge: what else is reported of them.
     """
-    storage = open_storage(settings.storage_uri)
+    storage = open_storage(settings.job.storage_uri)
     try:
-        if settings.workers_per_run:
+        if settings.job.workers_per_run:
             _train_on_workers(runs[0], storage, settings)
         else:
             notes: list[str] = []
@@ -174,9 +168,7 @@ def train_runs(
         # Of workers that share a run one was lost: as if it were the trial's own.
         raise
     except MnistRayError as error:
-        # Tune's reports hold plain values. A storage's own kinds of error arrive as what they are kinds of.
-        kind = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
-        tune.report({"failure": (kind, str(error)), **judge([])})
+        tune.report({"failure": error, **judge([])})
     else:
         tune.report({"progress": [row.as_dict() for row in found], **judge(found)})
 
@@ -184,18 +176,15 @@ def train_runs(
 def _train_stack(
     runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings, notes: list[str]
 ) -> Iterator[Sequence[RunProgress]]:
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    if device.type == "cpu":
-        # One thread a worker: the fastest for networks of this size, and the same bits everywhere.
-        torch.set_num_threads(1)
-    data = load_data(runs[0].config, settings.data_dir, device)
+    device = prepared(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+    data = load_data(runs[0].config, settings.job.data_dir, device)
     yield from train_stack(
         runs,
         data,
         storage=storage,
         device=device,
         goes_on=_judge(settings.rungs),
-        command_line=settings.command_line,
+        command_line=settings.job.command_line,
         say=notes.append,
     )
 
@@ -211,21 +200,14 @@ def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
 
 def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) -> None:
     """Trains one run as a TorchTrainer of its own; one that diverges leaves its note and ends the trial only."""
-    folder = RunFolder(storage, run.run)
-    folder.claim(run.config, load_data(run.config, settings.data_dir, torch.device("cpu")), resume=True)
-    num_workers = settings.workers_per_run
+    folder, grid = RunFolder(storage, run.run), settings.job
+    folder.claim(run.config, load_data(run.config, grid.data_dir, torch.device("cpu")), resume=True)
     job = TrainJob(
-        run.config,
-        run.run,
-        settings.storage_uri,
-        settings.data_dir,
-        num_workers,
-        command_line=settings.command_line,
+        run.config, run.run, grid.storage_uri, grid.data_dir, grid.workers_per_run, command_line=grid.command_line
     )
     try:
         # In the trial's own folder, which goes with this Ray: a trial that is killed can't clean up.
-        scaling = ScalingConfig(num_workers=num_workers, use_gpu=settings.use_gpu)
-        fit_run(job, scaling=scaling, scratch=Path.cwd())
+        fit_run(job, use_gpu=settings.use_gpu, scratch=Path.cwd())
     except MnistRayError:
         if folder.status().status != "diverged":
             raise

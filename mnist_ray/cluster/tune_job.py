@@ -1,19 +1,20 @@
 """A grid to be trained, and how its runs are divided among stacks; no Ray here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import GridConfig
-from mnist_ray.errors import ConfigError
+from mnist_ray.errors import ConfigError, RunFailedError
 from mnist_ray.grids.asha import Rungs
 from mnist_ray.grids.grid import STACK_FIELDS, GridRun, check_count, expand, stacks
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
 from mnist_ray.models.memory import bytes_of_run
+from mnist_ray.results.lineage import command_line
 from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.storage import Storage
 from mnist_ray.training.loop import VALIDATION_BATCH
@@ -25,7 +26,7 @@ MAX_GPU_STACK_SIZE = 160
 _SHARE_OF_GPU_MEMORY = 0.7
 # EMNIST's balanced split has 47, and no data set of ours more; more classes add next to nothing to a run's memory.
 MAX_CLASSES = 47
-_REQUESTS_AT_ONCE = 16
+REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class TuneJob:
       search: how settings are chosen, instead of every combination; None for a grid.
       log: trackers that the runs are written to.
       placement: on which machines.
+      command_line: the one that asked for the grid, for the runs' lineage.
 
     Raises:
       ConfigError: two of them don't go together.
@@ -66,20 +68,26 @@ class TuneJob:
     search: Search | None = None
     log: tuple[str, ...] = ()
     placement: Placement = ANYWHERE
+    command_line: str = field(default_factory=command_line)
 
     def __post_init__(self) -> None:
         if self.asha and self.workers_per_run:
             raise ConfigError("scheduler='asha': works on stacks; leave out --workers-per-run")
-        if self.search and self.search.kind == "optuna" and (self.asha or self.workers_per_run):
+        if self.suggests and (self.asha or self.workers_per_run):
             raise ConfigError(
                 "search='optuna': trains stacks to their ends; leave out --scheduler and --workers-per-run"
             )
+
+    @property
+    def suggests(self) -> bool:
+        """Whether settings are chosen one after the other, by what became of those before."""
+        return self.search is not None and self.search.kind == "optuna"
 
     def samples(self) -> list[dict[str, Any]] | None:
         """Returns the settings of a random search, None for a grid; those of optuna show as it goes."""
         if self.search is None:
             return None
-        return random_samples(self.grid, self.search) if self.search.kind == "random" else []
+        return [] if self.suggests else random_samples(self.grid, self.search)
 
     def runs(self, samples: Sequence[dict[str, Any]] | None) -> tuple[GridRun, ...]:
         """Returns the runs of some samples, or of the grid.
@@ -117,6 +125,19 @@ class TuneJob:
         best = CPU_STACK_SIZE if gpu_memory is None else gpu_stack_size(runs, int(gpu_memory * self.gpus_per_stack))
         return list(stacks(runs, size=self.stack_size or min(best, math.ceil(len(runs) / max(at_once, 1)))))
 
+    def check_done(self, progress: Iterable[RunProgress]) -> None:
+        """Checks that every run has come to its end.
+
+        Raises:
+          RunFailedError: some haven't.
+        """
+        num_unfinished = sum(row.status == "unfinished" for row in progress)
+        if num_unfinished:
+            raise RunFailedError(
+                f"grid {self.name!r}: {num_unfinished} runs are not finished: a worker was lost more than "
+                f"--max-failures {self.max_failures} times; the same command goes on with them"
+            )
+
 
 def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
     """Returns how many of the runs, whichever, train together in some bytes of GPU memory."""
@@ -129,6 +150,6 @@ def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
 
 def read_all_progress(storage: Storage, runs: Sequence[GridRun]) -> dict[str, RunProgress]:
     """Returns how far each run is, as the storage tells."""
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found = pool.map(lambda run: read_progress(storage, run.run), runs)
         return {row.run: row for row in found}

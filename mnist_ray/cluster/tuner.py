@@ -4,9 +4,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -19,21 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
-from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
-from mnist_ray.config.settings import TrainConfig
-from mnist_ray.errors import ClusterError, RunFailedError
+from mnist_ray.cluster.tune_job import TuneJob
+from mnist_ray.errors import ClusterError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.lineage import command_line
-from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.storage.storage import Storage, open_storage
-from mnist_ray.text.escape import say_line
+from mnist_ray.storage.storage import Storage
 from mnist_ray.tracking.grid_progress import GridProgress
-from mnist_ray.tracking.trackers import Tracking, check_trackers, track
-from mnist_ray.training.data import data_settings, load_data
-from mnist_ray.training.data_lines import training_lines
+from mnist_ray.tracking.trackers import Tracking
 
-_REQUESTS_AT_ONCE = 16
 # Tune's own files are of no use here: the runs' folders are what a grid goes on from.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -43,100 +35,6 @@ _TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
-
-
-@dataclass(frozen=True)
-class TuneOutcome:
-    """A grid whose runs are all done.
-
-    Attributes:
-      uri: of the grid's folder.
-      num_trained: runs that this command trained.
-      rows: the rows of runs.parquet.
-    """
-
-    uri: str
-    num_trained: int
-    rows: list[dict[str, Any]]
-
-
-def tune_grid(job: TuneJob) -> TuneOutcome:
-    """Trains what is missing of a grid, and leaves each run as `train` would.
-
-    Raises:
-      MnistRayError: as the error tree says; runs that were done by then stay done.
-    """
-    storage = open_storage(job.storage_uri)
-    check_trackers(job.log, storage)
-    storage.check()
-    samples = job.samples()
-    runs = job.runs(samples)
-    check_data(job, runs)
-    folder = GridFolder(storage, job.name)
-    folder.claim(job.grid, runs, search=job.search, samples=samples)
-    before = read_all_progress(storage, runs)
-    view = GridProgress(runs, before)
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        done = [name for name, found in before.items() if found.status in ("finished", "stopped")]
-        list(pool.map(lambda name: RunFolder(storage, name).mend(view.say), done))
-    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
-        num_trained = train_missing(job, storage, runs, view, tracking)
-    return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
-
-
-def check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
-    """Loads the runs' data and says what was understood: an error in it shows before anything is started.
-
-    Raises:
-      DataError: the data is missing, damaged or too small.
-      StorageError: the storage of the user's own data can't be read.
-    """
-    sizes: dict[TrainConfig, set[int]] = {}
-    for run in runs:
-        sizes.setdefault(data_settings(run.config), set()).add(run.config.global_batch_size)
-    for config, global_batch_sizes in sizes.items():
-        for line in training_lines(config, load_data(config, job.data_dir, torch.device("cpu")), global_batch_sizes):
-            say_line(line)
-
-
-def train_missing(
-    job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking
-) -> int:
-    """Trains the runs that are not done, writes runs.parquet and returns how many there were.
-
-    Raises:
-      MnistRayError: as the error tree says; runs.parquet is written all the same.
-    """
-    missing = [run for run in runs if view.progress[run.run].status == "unfinished"]
-
-    def stacks_of(at_once: int, gpu_memory: int | None) -> Trials:
-        trials = job.trials(missing, at_once, gpu_memory=gpu_memory)
-        points = tune.grid_search(list(range(len(trials))))
-        return Trials(train_trial, {"trials": trials}, {"trial": points})
-
-    try:
-        if missing:
-            run_tuner(job, storage, stacks_of, Watcher(view, tracking))
-    finally:
-        # Those that were done before too: an earlier command may have tracked nothing.
-        tracking.update(run.run for run in runs)
-        GridFolder(storage, job.name).write_runs(runs, view.progress)
-    check_done(job, view)
-    return len(missing)
-
-
-def check_done(job: TuneJob, view: GridProgress) -> None:
-    """Checks that every run has come to its end.
-
-    Raises:
-      RunFailedError: some haven't.
-    """
-    unfinished = [row for row in view.progress.values() if row.status == "unfinished"]
-    if unfinished:
-        raise RunFailedError(
-            f"grid {job.name!r}: {len(unfinished)} runs are not finished: a worker was lost more than "
-            f"--max-failures {job.max_failures} times; the same command goes on with them"
-        )
 
 
 @dataclass(frozen=True)
@@ -156,6 +54,21 @@ class Trials:
     space: dict[str, Any]
     searcher: Any = None
     num_samples: int = 1
+
+
+def tune_runs(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking) -> None:
+    """Trains runs of a grid to their ends; the view and the trackers are told.
+
+    Raises:
+      MnistRayError: as the error tree says.
+    """
+
+    def stacks_of(at_once: int, gpu_memory: int | None) -> Trials:
+        trials = job.trials(runs, at_once, gpu_memory=gpu_memory)
+        points = tune.grid_search(list(range(len(trials))))
+        return Trials(train_trial, {"trials": trials}, {"trial": points})
+
+    run_tuner(job, storage, stacks_of, Watcher(view, tracking))
 
 
 def run_tuner(
@@ -188,7 +101,7 @@ def run_tuner(
         trials = make_trials(at_once, _smallest_gpu_memory() if use_gpu else None)
         rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
         settings = WorkerSettings(
-            storage.uri, job.data_dir.absolute(), job.workers_per_run, use_gpu, rungs, command_line()
+            replace(job, storage_uri=storage.uri, data_dir=job.data_dir.absolute()), use_gpu, rungs
         )
         trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
         tuner = tune.Tuner(

@@ -5,27 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.errors import ClusterError
 from mnist_ray.training.data import normalize
-
-
-def inference_device(use_gpu: bool | None = None) -> torch.device:
-    """Returns the GPU if there is one, else the CPU with one thread.
-
-    One thread gives the same bits in every process, and is the fastest for networks of this size.
-
-    Args:
-      use_gpu: False for the CPU all the same, True for no CPU.
-
-    Raises:
-      ClusterError: a GPU was asked for and there is none.
-    """
-    if use_gpu and not torch.cuda.is_available():
-        raise ClusterError("use_gpu: this machine has no GPU; leave out --use-gpu")
-    if use_gpu is not False and torch.cuda.is_available():
-        return torch.device("cuda")
-    torch.set_num_threads(1)
-    return torch.device("cpu")
 
 
 def log_probabilities(

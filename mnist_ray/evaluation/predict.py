@@ -21,6 +21,7 @@ from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation.evaluation import load_network
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.evaluation.metrics import Predictions, predictions
+from mnist_ray.models.device import choose_device
 from mnist_ray.results import tables
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
@@ -425,8 +426,7 @@ def answer_image(plan: PredictionPlan, images: Images) -> Answer:
     """
     (span,) = images.spans(1)
     (image,) = span.read(plan.wide_bits)
-    torch.set_num_threads(1)
-    return Predictor(plan, device=torch.device("cpu")).answer(image)
+    return Predictor(plan, device=choose_device(use_gpu=False)).answer(image)
 
 
 def _folder(name: str) -> str:

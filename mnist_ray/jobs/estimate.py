@@ -14,6 +14,7 @@ from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.search import random_samples
+from mnist_ray.models.device import choose_device
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
@@ -69,7 +70,7 @@ def plan_grid(job: TuneJob) -> GridPlan:
       MnistRayError: the grid, its data or its storage are not as they must be.
     """
     samples = job.samples()
-    if job.search and job.search.kind == "optuna":
+    if job.search and job.suggests:
         # What it will suggest nobody knows; random settings take as long.
         samples = GridFolder(open_storage(job.storage_uri), job.name).samples()
         random = [sample for sample in random_samples(job.grid, job.search) if sample not in samples]
@@ -89,10 +90,8 @@ def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) ->
 def _plan(runs: Sequence[GridRun], job: TuneJob) -> GridPlan:
     progress = read_all_progress(open_storage(job.storage_uri), runs)
     missing = [run for run in runs if progress[run.run].status == "unfinished"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     use_gpu = device.type == "cuda"
-    if not use_gpu:
-        torch.set_num_threads(1)
     at_once = job.trials_at_once(torch.cuda.device_count() if use_gpu else os.cpu_count() or 1, use_gpu=use_gpu)
     gpu_memory = torch.cuda.get_device_properties(device).total_memory if use_gpu else None
     estimates = _estimate(job.trials(missing, at_once, gpu_memory=gpu_memory), progress, job.data_dir, device)

@@ -29,7 +29,7 @@ from mnist_ray.evaluation.evaluation import (
     trained_wide_bits,
     write_tables,
 )
-from mnist_ray.evaluation.inference import inference_device
+from mnist_ray.models.device import choose_device
 from mnist_ray.results import tables
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
 from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there
@@ -232,6 +232,6 @@ def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
 
 
 def _in_process(job: EvaluateJob, plan: Plan, shards: ShardStream, pending: PendingFolder) -> Iterator[ShardResult]:
-    evaluator = ShardEvaluator(plan, device=inference_device(job.placement.use_gpu))
+    evaluator = ShardEvaluator(plan, device=choose_device(job.placement.use_gpu))
     for shard in shards:
         yield evaluator.evaluate(shard, pending)

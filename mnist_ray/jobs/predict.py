@@ -12,7 +12,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from mnist_ray.config.placement import ANYWHERE, Placement, on_cluster
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
-from mnist_ray.evaluation.inference import inference_device
 from mnist_ray.evaluation.predict import (
     Committed,
     PredictionPlan,
@@ -22,6 +21,7 @@ from mnist_ray.evaluation.predict import (
     commit,
     gather,
 )
+from mnist_ray.models.device import choose_device
 from mnist_ray.storage.storage import PendingFolder, Storage
 
 
@@ -95,6 +95,6 @@ def _shown(shards: Iterator[ShardPrediction]) -> Iterator[ShardPrediction]:
 
 
 def _in_process(job: PredictJob, spans: Iterable[Span], pending: PendingFolder) -> Iterator[ShardPrediction]:
-    predictor = Predictor(job.plan, device=inference_device(job.placement.use_gpu))
+    predictor = Predictor(job.plan, device=choose_device(job.placement.use_gpu))
     for span in spans:
         yield from predictor.predict_span(span, pending)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from mnist_ray.cluster.trainer import TrainJob, train
+from mnist_ray.cluster.train_job import TrainJob
 from mnist_ray.errors import ConflictError
+from mnist_ray.jobs.train import train
 from mnist_ray.results.reproduction import Reproduction, compare_trainings
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage

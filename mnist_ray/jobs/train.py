@@ -1,0 +1,90 @@
+"""Training one run: in this process, or on Ray's workers where several share it or a cluster has them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.errors import DataError
+from mnist_ray.models.device import choose_device
+from mnist_ray.results.history import EpochResult, best_epoch
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.train_state import TrainState
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.escape import say_line
+from mnist_ray.tracking.epoch_lines import EpochLines
+from mnist_ray.tracking.trackers import Tracking, check_trackers, track
+from mnist_ray.training.data import load_data
+from mnist_ray.training.data_lines import training_lines
+from mnist_ray.training.train_run import train_run
+
+# What trackers group single runs by; those of a grid are grouped by its name.
+EXPERIMENT = "mnist-ray"
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What came of a run.
+
+    Attributes:
+      history: all its epochs.
+      already_done: whether the run was finished before, so that nothing was trained.
+    """
+
+    history: tuple[EpochResult, ...]
+    already_done: bool
+
+    @property
+    def best(self) -> EpochResult:
+        """The epoch whose weights are kept."""
+        return self.history[best_epoch(self.history) - 1]
+
+
+def train(job: TrainJob) -> TrainOutcome:
+    """Trains one run to its end and leaves its folder in the storage.
+
+    Raises:
+      MnistRayError: as the error tree says: data, storage, conflict, cluster, or a run that diverged.
+    """
+    storage = open_storage(job.storage_uri)
+    check_trackers(job.log, storage)
+    storage.check()
+    with track(job.log, storage, experiment=EXPERIMENT) as tracking:
+        return _train_tracked(job, RunFolder(storage, job.run), tracking)
+
+
+def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
+    data = load_data(job.config, job.data_dir, torch.device("cpu"))
+    if len(data.labels) < job.num_workers:
+        raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
+    state: TrainState | None = None
+    if folder.storage.exists(folder.path("config.json")):
+        # A conflict, or a run that is done, is told without starting Ray.
+        folder.claim(job.config, data, resume=job.resume)
+        folder.mend(say_line)
+        if folder.is_finished():
+            tracking.update([job.run])
+            return TrainOutcome(folder.history(), already_done=True)
+        # Read here for several workers too: a worker's report of damage would not reach the terminal.
+        state = folder.latest_state(say_line)
+    lines = EpochLines(job.run, job.config, tracking, num_before=len(state.history) if state else 0)
+
+    def begin() -> None:
+        folder.claim(job.config, data, resume=job.resume)
+        for line in training_lines(job.config, data, [job.config.global_batch_size]):
+            say_line(line)
+
+    if job.needs_ray():
+        from mnist_ray.cluster.trainer import train_on_workers
+
+        # A command that asks for more workers than there are leaves the name free.
+        train_on_workers(job, folder.storage, begin=begin, show=lines.show)
+    else:
+        device = choose_device(job.placement.use_gpu)
+        begin()
+        for reached in train_run(
+            folder, job.config, data.to(device), device=device, state=state, command_line=job.command_line,
+            last_epoch=job.last_epoch,
+        ):  # fmt: skip
+            lines.show(reached.history)
+    return TrainOutcome(folder.history(), already_done=False)

@@ -1,0 +1,119 @@
+"""Training a grid or a search: Ray Tune schedules what is missing; no Ray is started where nothing is."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mnist_ray.cluster.tune_job import REQUESTS_AT_ONCE, TuneJob, read_all_progress
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.errors import ConfigError
+from mnist_ray.grids.grid import GridRun, check_count
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.text.escape import say_line
+from mnist_ray.tracking.grid_progress import GridProgress
+from mnist_ray.tracking.trackers import Tracking, check_trackers, track
+from mnist_ray.training.data import data_settings, load_data
+from mnist_ray.training.data_lines import training_lines
+
+
+@dataclass(frozen=True)
+class TuneOutcome:
+    """A grid whose runs are all done.
+
+    Attributes:
+      uri: of the grid's folder.
+      num_trained: runs that this command trained.
+      rows: the rows of runs.parquet.
+    """
+
+    uri: str
+    num_trained: int
+    rows: list[dict[str, Any]]
+
+
+def tune(job: TuneJob) -> TuneOutcome:
+    """Trains what is missing of a grid, and leaves each run as `train` would.
+
+    With Optuna, settings that were suggested before are finished first, and count.
+
+    Raises:
+      MnistRayError: as the error tree says; runs that were done by then stay done.
+    """
+    storage = open_storage(job.storage_uri)
+    check_trackers(job.log, storage)
+    storage.check()
+    folder = GridFolder(storage, job.name)
+    if job.suggests:
+        _check_optuna(job)
+    samples = folder.samples() if job.suggests else job.samples()
+    runs = job.runs(samples)
+    _check_data(job, runs)
+    folder.claim(job.grid, runs, search=job.search, samples=samples)
+    view = GridProgress(runs, read_all_progress(storage, runs))
+    _mend(storage, view)
+    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
+        num_trained = _train_missing(job, storage, runs, view, tracking)
+        if job.search and samples is not None and len(samples) < job.search.num_samples:
+            from mnist_ray.cluster.optuna import train_suggestions
+
+            num_trained += train_suggestions(job, job.search, storage, samples, view, tracking)
+    return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
+
+
+def _check_optuna(job: TuneJob) -> None:
+    assert job.search
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("search='optuna': needs the package optuna; pip install 'mnist-ray[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_count(job.search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
+
+
+def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
+    """Loads the runs' data and says what was understood: an error in it shows before anything is started.
+
+    Raises:
+      DataError: the data is missing, damaged or too small.
+      StorageError: the storage of the user's own data can't be read.
+    """
+    sizes: dict[TrainConfig, set[int]] = {}
+    for run in runs:
+        sizes.setdefault(data_settings(run.config), set()).add(run.config.global_batch_size)
+    for config, global_batch_sizes in sizes.items():
+        for line in training_lines(config, load_data(config, job.data_dir, torch.device("cpu")), global_batch_sizes):
+            say_line(line)
+
+
+def _mend(storage: Storage, view: GridProgress) -> None:
+    """Mends what a killed writer left short of runs that are done."""
+    done = [row.run for row in view.progress.values() if row.status in ("finished", "stopped")]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        list(pool.map(lambda name: RunFolder(storage, name).mend(view.say), done))
+
+
+def _train_missing(
+    job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking
+) -> int:
+    """Trains the runs that are not done, writes runs.parquet and returns how many there were.
+
+    Raises:
+      MnistRayError: as the error tree says; runs.parquet is written all the same.
+    """
+    missing = [run for run in runs if view.progress[run.run].status == "unfinished"]
+    try:
+        if missing:
+            from mnist_ray.cluster.tuner import tune_runs
+
+            tune_runs(job, storage, missing, view, tracking)
+    finally:
+        # Those that were done before too: an earlier command may have tracked nothing.
+        tracking.update(run.run for run in runs)
+        GridFolder(storage, job.name).write_runs(runs, view.progress)
+    job.check_done(view.progress.values())
+    return len(missing)
