@@ -2,14 +2,11 @@
 
 import json
 import re
-import signal
 import sys
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import yaml
@@ -55,15 +52,16 @@ from mnist_ray.config.settings import (
     read_yaml,
 )
 from mnist_ray.config.variants import VARIANTS, variant_config
-from mnist_ray.errors import MnistRayError
+from mnist_ray.errors import MnistRayError, RunFailedError
+from mnist_ray.interruption import Stop, last_stop, stoppable
 from mnist_ray.text.escape import printable_log
 
-# How long what Ctrl-C has interrupted is left to clean up before another Ctrl-C interrupts that.
-_STOPPING_S = 15.0
+# What the same command does after it was stopped.
+_GOES_ON = {"train": "with --resume goes on", "tune": "goes on", "demo": "goes on"}
 
 
-class _Interrupted(Exception):
-    """Ctrl-C, in a form for which Click prints no empty line."""
+class _Stopped(Exception):
+    """A stop, in a form for which Click prints no empty line."""
 
 
 class _Launcher(click.Group):
@@ -71,7 +69,7 @@ class _Launcher(click.Group):
         try:
             return super().invoke(context)
         except (KeyboardInterrupt, click.Abort):
-            raise _Interrupted from None
+            raise _Stopped from None
 
 
 @click.group(cls=_Launcher, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -388,50 +386,30 @@ def _job_row(job: Any) -> dict[str, Any]:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; every error that a person can cause is one line."""
-    arguments = list(arguments)
-    signal.signal(signal.SIGTERM, lambda _, __: _terminated(arguments))
-    interrupts: list[float] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # A second Ctrl-C would cut off what the first has begun to take down. One that nothing came of may be repeated.
-        if not interrupts or time.monotonic() - interrupts[-1] > _STOPPING_S:
-            interrupts.append(time.monotonic())
-            signal.default_int_handler(number, frame)
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        result = cli.main(arguments, prog_name="mnist-ray", standalone_mode=False)
-    except MnistRayError as error:
-        return say(f"error: {error}", error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return 2
-    except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
-        # Click lists choices below each other.
-        return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
-    except (_Interrupted, click.Abort, KeyboardInterrupt):
-        return say(f"stopped; {_how_to_go_on(arguments)}", 130)
-    except Exception:
-        # What an interrupted import leaves half done can end in any error.
-        if interrupts:
-            return say(f"stopped; {_how_to_go_on(arguments)}", 130)
-        raise
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    with stoppable():
+        try:
+            result = cli.main(list(arguments), prog_name="mnist-ray", standalone_mode=False)
+        except MnistRayError as error:
+            return say(f"error: {error}", error.exit_code)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            return 2
+        except click.ClickException as error:
+            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
+            # Click lists choices below each other.
+            return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
+        except (_Stopped, click.Abort, KeyboardInterrupt):
+            return _say_stop(arguments)
+        except Exception:
+            # What an interrupted import leaves half done can end in any error.
+            if last_stop():
+                return _say_stop(arguments)
+            raise
     return result if isinstance(result, int) else 0
 
 
-def _how_to_go_on(arguments: Sequence[str]) -> str:
-    if arguments[:1] == ["train"]:
-        return "the same command with --resume goes on"
-    if arguments[:1] in (["tune"], ["demo"]):
-        return "the same command goes on"
-    return "the same command starts again"
-
-
-def _terminated(arguments: Sequence[str]) -> NoReturn:
-    say(f"terminated; {_how_to_go_on(arguments)}", 143)
-    raise SystemExit(143)
+def _say_stop(arguments: Sequence[str]) -> int:
+    stop = last_stop() or Stop(130, "stopped")
+    if stop.code == RunFailedError.exit_code:
+        return say(f"error: {stop.reason}", stop.code)
+    return say(f"{stop.reason}; the same command {_GOES_ON.get(arguments[0], 'starts again')}", stop.code)

@@ -18,6 +18,7 @@ from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig, parse_override, parse_value
 from mnist_ray.errors import ConfigError
+from mnist_ray.interruption import Stop
 from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
 from mnist_ray.storage.storage import check_uri, open_storage
 from mnist_ray.text.escape import say_line
@@ -276,7 +277,7 @@ def digest(*parts: str) -> str:
 
 
 def follow_job(client: Any, job_id: str, target: str) -> tuple[int, bool]:
-    """Shows a job's log until it ends; Ctrl-C leaves the job running.
+    """Shows a job's log until it ends; a signal leaves the job running.
 
     Returns:
       The exit code, and whether it is that of the job's end.
@@ -285,8 +286,8 @@ def follow_job(client: Any, job_id: str, target: str) -> tuple[int, bool]:
 
     try:
         return follow(client, job_id, output=sys.stderr), True
-    except KeyboardInterrupt:
-        return say(how_to_stop(job_id, target), 130), False
+    except Stop as stop:
+        return say(how_to_stop(job_id, target), stop.code), False
 
 
 def print_trackers(log: Sequence[str], storage: str) -> None:

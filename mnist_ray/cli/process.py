@@ -47,13 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Ctrl-C once more, just after the command has told that it stopped.
         code = 130
     except SystemExit as error:
-        # SIGTERM, whose handler ends a command wherever it is.
         code = int(error.code or 0)
     except StorageError as error:
         # The line of another error could not be written.
         code = error.exit_code
     if code in (130, 143):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         # A reader that has stopped reading keeps whoever writes to it.
         flush = threading.Thread(target=_flush, args=(code,), daemon=True)
         flush.start()

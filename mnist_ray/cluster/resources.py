@@ -1,6 +1,5 @@
 """The CPUs and GPUs of a cluster: waits for those that a job needs, and gives it up once too many are gone."""
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from mnist_ray.cluster.background import beside
 from mnist_ray.config.placement import Placement, not_shared
-from mnist_ray.errors import ClusterError, StorageError
+from mnist_ray.errors import ClusterError, RunFailedError, StorageError
+from mnist_ray.interruption import give_up
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
 
@@ -116,34 +116,33 @@ def check_storage(needs: Needs, placement: Placement) -> None:
 
 
 @contextmanager
-def watched(needs: Needs, placement: Placement, kind: str, given_up: list[str]) -> Iterator[None]:
+def watched(needs: Needs, placement: Placement, kind: str) -> Iterator[None]:
     """Gives the job up when the cluster has lost too many nodes for longer than the deadline: Ray waits for ever.
 
     Args:
       needs: of the job.
       placement: says how long.
       kind: "CPU" or "GPU", what each worker takes.
-      given_up: gets the reason, before SIGTERM interrupts the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         # Python's signals reach no other thread.
         yield
         return
-    with beside(partial(_watch, needs, placement, kind, given_up)):
+    with beside(partial(_watch, needs, placement, kind)):
         yield
 
 
-def _watch(needs: Needs, placement: Placement, kind: str, given_up: list[str], ended: threading.Event) -> None:
+def _watch(needs: Needs, placement: Placement, kind: str, ended: threading.Event) -> None:
     enough_at = time.monotonic()
     while not ended.wait(_POLL_S):
         there = _there(kind)
         if there >= needs.least:
             enough_at = time.monotonic()
         elif time.monotonic() - enough_at > placement.resource_timeout_s:
-            given_up.append(
+            give_up(
+                RunFailedError.exit_code,
                 f"{needs.what}: needs {needs.least} {kind} and the cluster has {there:g}, since "
                 f"{placement.resource_timeout_s:g} s (--resource-timeout): a node is gone and no other came; the same "
-                "command, train with --resume, goes on once there are enough"
+                "command, train with --resume, goes on once there are enough",
             )
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             return

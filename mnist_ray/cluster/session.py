@@ -5,12 +5,9 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -18,7 +15,8 @@ from ray._private import ray_constants
 import mnist_ray
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
 from mnist_ray.config.placement import Placement, on_cluster
-from mnist_ray.errors import ClusterError, ConfigError, RunFailedError
+from mnist_ray.errors import ClusterError, ConfigError
+from mnist_ray.interruption import deferred
 
 # Ray Train takes what its workers report when it asks whether they are alive: every 2 s, so long would an epoch last.
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -48,7 +46,7 @@ def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
         with _session(needs, placement, private.name) as use_gpu:
             yield use_gpu
     finally:
-        with _signals_deferred():
+        with deferred():
             private.cleanup()
 
 
@@ -74,98 +72,28 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
 
 @contextmanager
 def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]:
-    launchers_sigterm = signal.getsignal(signal.SIGTERM)
-    interrupts: list[int] = []
     for name, value in {**_SETTINGS, **({} if on_cluster() else _LOCAL_SETTINGS)}.items():
         os.environ.setdefault(name, value)
     try:
-        with _interrupts_deferred(interrupts):
-            _connect() if on_cluster() else _start_local(f"{scratch}/ray")
-    except SystemExit:
-        # Ray's own handler of SIGTERM, in force while it starts.
-        if callable(launchers_sigterm):
-            launchers_sigterm(signal.SIGTERM, None)
-        raise
-    try:
-        if interrupts:
-            raise KeyboardInterrupt
-        given_up: list[str] = []
+        try:
+            # A Ray that is interrupted while it starts leaves processes behind.
+            with deferred():
+                _connect() if on_cluster() else _start_local(f"{scratch}/ray")
+        except SystemExit:
+            # Ray's own handler of SIGTERM, in force while it starts.
+            signal.raise_signal(signal.SIGTERM)
+            raise
         # What Ray says of a lost worker goes to stdout, where a command's results belong.
-        with redirect_stdout(sys.stderr), _sigterm_as_interrupt(launchers_sigterm, given_up):
+        with redirect_stdout(sys.stderr):
             use_gpu = await_workers(needs, placement, may_grow=on_cluster())
             check_storage(needs, placement)
-            with watched(needs, placement, "GPU" if use_gpu else "CPU", given_up):
+            with watched(needs, placement, "GPU" if use_gpu else "CPU"):
                 yield use_gpu
     finally:
         # What Ray has left to say comes here: repetitions, and of workers that were stopped in their work on purpose.
-        with _signals_deferred(), redirect_stdout(io.StringIO()):
+        # One that is shut down by halves leaves processes and files behind.
+        with deferred(), redirect_stdout(io.StringIO()):
             ray.shutdown()
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Puts signals off until a block has ended: a Ray that is shut down by halves leaves processes and files behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: dict[int, None] = {}
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [(number, signal.signal(number, lambda which, _: arrived.setdefault(which))) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-    for which in arrived:
-        signal.raise_signal(which)
-
-
-@contextmanager
-def _interrupts_deferred(arrived: list[int]) -> Iterator[None]:
-    """Notes an interrupt instead of raising it: a Ray that is interrupted while it starts leaves processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _sigterm_as_interrupt(launchers: Any, given_up: list[str]) -> Iterator[None]:
-    """Puts the launcher's handler of SIGTERM back, which ray.init replaces by one that aborts the process.
-
-    It raises KeyboardInterrupt inside the block, which calls such as ray.get pass on: of any SystemExit they make
-    SystemExit(1). The block's end raises the launcher's SystemExit.
-
-    Args:
-      launchers: the handler before ray.init, as signal.getsignal returns it.
-      given_up: why the job is given up, when resources.watched sends the signal; raised as RunFailedError at the end.
-    """
-    exits: list[SystemExit] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if given_up:
-            raise KeyboardInterrupt
-        try:
-            launchers(number, frame)
-        except SystemExit as error:
-            exits.append(error)
-            raise KeyboardInterrupt from None
-
-    signal.signal(signal.SIGTERM, interrupt if callable(launchers) else launchers)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if given_up:
-            raise RunFailedError(given_up[0]) from None
-        if exits:
-            raise exits[0] from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, launchers)
 
 
 def _connect() -> None:
