@@ -107,6 +107,15 @@ class Shard:
     images: Tensor
     labels: Tensor
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles arrays, which Ray copies once: a pickled tensor is copied three times on either side."""
+        return _shard_of_arrays, (self.number, self.first, self.images.numpy(), self.labels.numpy())
+
+
+def _shard_of_arrays(number: int, first: int, images: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]") -> Shard:
+    # Copies: torch warns of memory that it must not write to.
+    return Shard(number, first, torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
+
 
 @dataclass(frozen=True)
 class ShardResult:
@@ -312,9 +321,8 @@ def gather(results: Iterable[ShardResult]) -> list[ShardResult]:
 
 
 def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFolder) -> list[StoredFile]:
-    """Stores the tables that are computed from the tallies of all shards."""
-    ordered = sorted(results, key=lambda result: result.number)
-    totals = [sum(rest, start=first) for first, *rest in zip(*(result.tallies for result in ordered), strict=True)]
+    """Stores the tables that are computed from the tallies of all shards, in their order."""
+    totals = [sum(rest, start=first) for first, *rest in zip(*(result.tallies for result in results), strict=True)]
     made = {
         "metrics": [
             _metrics(plan, checkpoint, total) for checkpoint, total in zip(plan.checkpoints, totals, strict=True)
@@ -324,10 +332,10 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
         "learning_curves": [
             {"run": checkpoint.run, **epoch} for checkpoint in plan.checkpoints for epoch in _curve(checkpoint)
         ],
-        "images": _images(plan, gallery(image for result in ordered for image in result.images)),
+        "images": _images(plan, gallery(image for result in results for image in result.images)),
         "lineage": [_lineage(plan, checkpoint) for checkpoint in plan.checkpoints],
     }
-    files = [result.file for result in ordered]
+    files = [result.file for result in results]
     for name, rows in made.items():
         columns = {column: [row[column] for row in rows] for column in rows[0]}
         files.append(pending.write(f"{name}.parquet", tables.to_parquet_bytes(_table(plan, name, columns))))

@@ -324,17 +324,17 @@ def make_plan(
 
 
 def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> list[ShardPrediction]:
-    """Returns the shards in their order.
+    """Returns all shards.
 
     Args:
-      shards: in any order.
+      shards: in their order.
       images: the place that was named, for the message.
       strict: whether an image that can't be read ends it, with the first shard that has one.
 
     Raises:
       DataError: there is such an image, and it must not be.
     """
-    found = []
+    gathered = []
     for shard in shards:
         if strict and shard.errors:
             count = shard.num_images + len(shard.errors)
@@ -342,8 +342,8 @@ def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> l
                 f"images={images}: {len(shard.errors)} of the first {count} images of shard {shard.number} cannot be "
                 f"read, the first is {_error_text(shard.errors[0])}; mend or remove them, or leave out --strict"
             )
-        found.append(shard)
-    return sorted(found, key=lambda shard: shard.number)
+        gathered.append(shard)
+    return gathered
 
 
 def check_name_is_free(storage: Storage, name: str, plan: PredictionPlan) -> None:

@@ -1,9 +1,10 @@
 """The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them in one step."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mnist_ray.config.placement import ANYWHERE, Placement, on_cluster
+from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation.evaluation import (
     Plan,
+    Shard,
     ShardEvaluator,
     ShardResult,
     ShardStream,
@@ -29,6 +31,7 @@ from mnist_ray.evaluation.evaluation import (
     trained_wide_bits,
     write_tables,
 )
+from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
 from mnist_ray.results import tables
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
@@ -190,20 +193,17 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
 def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> tuple[str, bool]:
     """Returns the evaluation's name and whether somebody else had committed it meanwhile."""
     pending = storage.pending_folder(f"evaluations/{plan.stem}")
-    shards, total = ShardStream(examples, plan), num_shards(examples, plan)
+    shards = ShardStream(examples, plan)
     try:
-        if job.num_workers == 1 and not on_cluster():
-            results = gather(_shown(_in_process(job, plan, shards, pending), total))
-        else:
-            # Ray takes a third of a second to import.
-            from mnist_ray.cluster.evaluation_workers import evaluate_on_workers
-            from mnist_ray.cluster.resources import Needs
-            from mnist_ray.cluster.session import ray_session
-
-            needs = Needs(f"evaluation {plan.stem}", storage, job.num_workers)
-            with ray_session(needs, job.placement) as use_gpu:
-                done = evaluate_on_workers(plan, shards, pending, num_workers=job.num_workers, use_gpu=use_gpu)
-                results = gather(_shown(done, total))
+        with results_of_spans(
+            partial(_load, plan, pending),
+            ((shard.number, shard) for shard in shards),
+            what=f"evaluation {plan.stem}",
+            storage=storage,
+            num_workers=job.num_workers,
+            placement=job.placement,
+        ) as done:
+            results = gather(_shown(done, num_shards(examples, plan)))
         _say_conversion(plan, shards.conversion)
         plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)
@@ -231,7 +231,6 @@ def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
         yield from progress.track(results, total=total, description="shards")
 
 
-def _in_process(job: EvaluateJob, plan: Plan, shards: ShardStream, pending: PendingFolder) -> Iterator[ShardResult]:
-    evaluator = ShardEvaluator(plan, device=choose_device(job.placement.use_gpu))
-    for shard in shards:
-        yield evaluator.evaluate(shard, pending)
+def _load(plan: Plan, pending: PendingFolder, use_gpu: bool | None) -> Callable[[Shard], tuple[ShardResult]]:
+    evaluator = ShardEvaluator(plan, device=choose_device(use_gpu))
+    return lambda shard: (evaluator.evaluate(shard, pending),)

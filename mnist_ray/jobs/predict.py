@@ -1,15 +1,15 @@
-"""The prediction job: the user's own images streamed through an actor pool of Ray Data, committed in one step."""
+"""The prediction job: predicts the user's own images span by span, and commits the tables in one step."""
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mnist_ray.config.placement import ANYWHERE, Placement, on_cluster
+from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.evaluation.predict import (
@@ -21,7 +21,7 @@ from mnist_ray.evaluation.predict import (
     commit,
     gather,
 )
-from mnist_ray.models.device import choose_device
+from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.storage.storage import PendingFolder, Storage
 
 
@@ -60,24 +60,16 @@ def predict(job: PredictJob) -> Committed:
     first = list(itertools.islice(spans, 2))
     pending = job.storage.pending_folder(f"predictions/{job.name or 'unnamed'}")
     try:
-        if len(first) == 1 or (job.num_workers == 1 and not on_cluster()):
-            done = _in_process(job, itertools.chain(first, spans), pending)
+        with results_of_spans(
+            partial(_load, job.plan, pending),
+            ((span.first_shard, span) for span in itertools.chain(first, spans)),
+            what=f"images={job.plan.images}",
+            storage=job.storage,
+            num_workers=job.num_workers,
+            placement=job.placement,
+            is_divisible=len(first) > 1,
+        ) as done:
             shards = gather(_shown(done), images=job.plan.images, strict=job.strict)
-        else:
-            # Ray Data takes most of a second to import.
-            from mnist_ray.cluster.prediction_actors import predict_on_actors
-            from mnist_ray.cluster.resources import Needs
-            from mnist_ray.cluster.session import ray_session
-
-            needs = Needs(f"images={job.plan.images}", job.storage, job.num_workers)
-            with (
-                ray_session(needs, job.placement) as use_gpu,
-                # Closed before Ray is stopped, also where gather ends early.
-                closing(
-                    predict_on_actors(job.plan, job.images, pending, num_workers=job.num_workers, use_gpu=use_gpu)
-                ) as done,
-            ):
-                shards = gather(_shown(done), images=job.plan.images, strict=job.strict)
         return commit(job.plan, shards, pending, name=job.name)
     except BaseException:
         pending.abort()
@@ -94,7 +86,8 @@ def _shown(shards: Iterator[ShardPrediction]) -> Iterator[ShardPrediction]:
             yield shard
 
 
-def _in_process(job: PredictJob, spans: Iterable[Span], pending: PendingFolder) -> Iterator[ShardPrediction]:
-    predictor = Predictor(job.plan, device=choose_device(job.placement.use_gpu))
-    for span in spans:
-        yield from predictor.predict_span(span, pending)
+def _load(
+    plan: PredictionPlan, pending: PendingFolder, use_gpu: bool | None
+) -> Callable[[Span], Iterator[ShardPrediction]]:
+    predictor = Predictor(plan, device=choose_device(use_gpu))
+    return lambda span: predictor.predict_span(span, pending)

@@ -1,4 +1,4 @@
-"""50,000 of the user's own images through Ray Data's actors: bytes, memory, and a worker that dies."""
+"""50,000 of the user's own images through Ray's workers: bytes, memory, and a worker that dies."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.support.processes import descendants
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-ACTOR = b"_PredictorActor"
+ACTOR = b"ray::PoolWorker"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.fault]
 
@@ -70,7 +70,7 @@ def predict(folder: Path, count: int, name: str, *more: str, killing: bool = Fal
             # The driver's own: Ray's object store, which it shares, is limited, and how much it touches varies.
             peaks["driver"] = max(peaks["driver"], memory(process.pid, "RssAnon"))
             peaks["actor"] = max(peaks["actor"], *(memory(pid, "VmHWM") for pid in actors), 0)
-            at_work = descendants(process.pid, title=ACTOR + b")).submit")
+            at_work = descendants(process.pid, title=ACTOR + b".work")
             if killing and at_work:
                 os.kill(at_work[0], signal.SIGKILL)
                 killing = False

@@ -107,7 +107,7 @@ def test_a_grid_and_its_evaluation_are_spread_over_nodes_and_lose_one_each(
         evaluate = ["--grid", "g", "--dataset", "digits", "--shard-size", "3", "--no-report", *stored]
         with more_node(head) as lost:
             job = start(head, "evaluate", *evaluate, "--num-workers", "2")
-            await_workers(job, [lasting, lost], b"ray::_evaluate")
+            await_workers(job, [lasting, lost], b"ray::PoolWorker.work")
             end_machine(lost)
             code, _, log = finish(job)
         assert code == 0, log

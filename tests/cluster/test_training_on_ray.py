@@ -224,7 +224,7 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_worker
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.001)
             # Between two shards it has another title.
-            while not (at_work := descendants(process.pid, title=b"ray::_evaluate")):
+            while not (at_work := descendants(process.pid, title=b"ray::PoolWorker.work")):
                 assert process.poll() is None, process.communicate()
             os.kill(at_work[0], signal.SIGKILL)
         output, log = process.communicate(timeout=200)

@@ -97,7 +97,7 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     pending = storage.pending_folder("evaluations/x")
     evaluator = ShardEvaluator(plan, device=CPU)
     results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
-    files = write_tables(plan, list(reversed(results)), pending)
+    files = write_tables(plan, results, pending)
     assert pending.commit(files, manifest(plan, len(examples)))
     (row,) = tables.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
 

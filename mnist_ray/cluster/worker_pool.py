@@ -1,0 +1,178 @@
+"""Numbered spans of work for Ray actors, a bounded number of them at once; their results come in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from mnist_ray.cluster.resources import Needs
+from mnist_ray.cluster.session import ray_session
+from mnist_ray.config.placement import Placement
+from mnist_ray.errors import MnistRayError, RunFailedError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_TRIES = 4
+_LOST = f"its worker died {_TRIES} times; use fewer --num-workers if memory is short"
+_LOST_OVER_IMAGES = f"{_LOST}, or a smaller --shard-size to find the image that ends a process"
+# One that is worked on, and one that waits for it, so that no worker waits for this process.
+_SPANS_PER_WORKER = 2
+# Spans that were taken and whose results were not yet handed on: the others go on while one takes long.
+_WINDOW_PER_WORKER = 8
+
+
+class PoolWorker:
+    """A Ray actor that does the work of spans, one after the other."""
+
+    def load(self, load: Callable[[], Callable[[Any], Iterable[Any]]]) -> list[Any]:
+        """Makes ready what does the work."""
+        self._work = load()
+        return []
+
+    def work(self, item: Any) -> list[Any]:
+        """Returns the results of a span."""
+        return list(self._work(item))
+
+
+@dataclass(eq=False)
+class _Call:
+    """What a worker is asked for: to load, or to do the work of a span.
+
+    Attributes:
+      if_lost: what is said if it loses too many workers.
+      item: of a span, in Ray's object store until the work is done.
+      losses: workers that were lost over it.
+      results: None until it is done.
+    """
+
+    if_lost: str
+    item: Any = None
+    losses: int = 0
+    results: list[Any] | None = None
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor and its calls with the references to their results; it does the first, and loads before all others."""
+
+    actor: Any
+    loading: _Call
+    calls: deque[tuple[Any, _Call]]
+
+    @property
+    def has_room(self) -> bool:
+        return self.loading.results is not None and len(self.calls) < _SPANS_PER_WORKER
+
+
+@contextmanager
+def results_of_workers(
+    load: Callable[[], Callable[[Item], Iterable[Result]]],
+    spans: Iterable[tuple[int, Item]],
+    needs: Needs,
+    placement: Placement,
+) -> Iterator[Iterator[Result]]:
+    """Gives the block the results of spans, in order, from workers on the Ray of ray_session.
+
+    Args:
+      load: called once by each worker; what it returns does the work of an item. Ray pickles it, the items and the
+        results.
+      spans: each with the number of its first shard; taken as the workers get on, a window of them at a time.
+      needs: of the job.
+      placement: on what.
+
+    Raises:
+      MnistRayError: as ray_session, and what load and the work raise on a worker.
+      RunFailedError: too many workers were lost over the same span, or while they loaded.
+    """
+    with ray_session(needs, placement) as use_gpu:
+        pool = _Pool(load, needs, use_gpu=use_gpu)
+        try:
+            yield pool.results(spans)
+        finally:
+            pool.end()
+
+
+class _Pool:
+    def __init__(self, load: Callable[[], Callable[[Any], Iterable[Any]]], needs: Needs, *, use_gpu: bool) -> None:
+        self._needs, self._load = needs, ray.put(load)
+        self._actor = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(PoolWorker)
+        self._workers: list[_Worker] = []
+        # The spans of the window in order, and those among them that no worker has.
+        self._taken: deque[_Call] = deque()
+        self._waiting: deque[_Call] = deque()
+
+    def results(self, spans: Iterable[tuple[int, Any]]) -> Iterator[Any]:
+        """Yields the results of all spans in order."""
+        rest = iter(spans)
+        for span in islice(rest, self._needs.num_workers):
+            self._take(span)
+            self._workers.append(self._start(_Call(f"loading the networks: {_LOST}")))
+        while self._taken:
+            if not self._waiting and len(self._taken) < self._needs.num_workers * _WINDOW_PER_WORKER:
+                for span in islice(rest, 1):
+                    self._take(span)
+            if self._give():
+                continue
+            if (results := self._taken[0].results) is None:
+                self._await_call()
+            else:
+                self._taken.popleft()
+                yield from results
+
+    def end(self) -> None:
+        """Ends the workers, whatever they do."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+
+    def _take(self, span: tuple[int, Any]) -> None:
+        number, item = span
+        call = _Call(f"shard {number}: {_LOST_OVER_IMAGES}", ray.put(item))
+        self._taken.append(call)
+        self._waiting.append(call)
+
+    def _start(self, loading: _Call) -> _Worker:
+        actor = self._actor.remote()
+        return _Worker(actor, loading, deque([(actor.load.remote(self._load), loading)]))
+
+    def _give(self) -> bool:
+        """Gives the first span that waits to the worker with the fewest; tells whether there were both."""
+        workers = sorted((worker for worker in self._workers if worker.has_room), key=lambda worker: len(worker.calls))
+        if not self._waiting or not workers:
+            return False
+        call = self._waiting.popleft()
+        workers[0].calls.append((workers[0].actor.work.remote(call.item), call))
+        return True
+
+    def _await_call(self) -> None:
+        """Waits until any worker has done its first call, or is lost."""
+        workers = {worker.calls[0][0]: worker for worker in self._workers if worker.calls}
+        (done,), _ = ray.wait(list(workers))
+        call = workers[done].calls[0][1]
+        try:
+            call.results, call.item = ray.get(done), None
+            workers[done].calls.popleft()
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, MnistRayError):
+                raise cause from error
+            if not isinstance(cause, RayError):
+                raise
+            call.losses += 1
+            if call.losses == _TRIES:
+                raise RunFailedError(f"{self._needs.what}: {call.if_lost} ({str(error).splitlines()[0]})") from error
+            self._replace(workers[done])
+
+    def _replace(self, worker: _Worker) -> None:
+        """Starts another worker for one that is lost, whose spans wait again."""
+        calls = [call for _, call in worker.calls]
+        self._waiting.extendleft(call for call in reversed(calls) if call is not worker.loading)
+        # Maybe it is only out of reach, and would go on.
+        ray.kill(worker.actor)
+        loading = worker.loading if worker.loading.results is None else _Call(f"loading the networks: {_LOST}")
+        self._workers[self._workers.index(worker)] = self._start(loading)
