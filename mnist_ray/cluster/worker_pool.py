@@ -165,7 +165,8 @@ class _Pool:
                 raise
             call.losses += 1
             if call.losses == _TRIES:
-                raise RunFailedError(f"{self._needs.what}: {call.if_lost} ({str(error).splitlines()[0]})") from error
+                reason = str(error).splitlines()[0]
+                raise RunFailedError(f"{self._needs.what}: {call.if_lost}; Ray says: {reason}") from error
             self._replace(workers[done])
 
     def _replace(self, worker: _Worker) -> None:

@@ -151,7 +151,8 @@ def test_a_span_that_ends_four_workers_ends_the_job_and_is_named(folder: Path) -
         results(folder, partial(die_at_3, 5), 40)
     assert str(error.value) == (
         "the job: shard 30: its worker died 4 times; use fewer --num-workers if memory is short, or a smaller "
-        "--shard-size to find the image that ends a process (The actor died unexpectedly before finishing this task.)"
+        "--shard-size to find the image that ends a process; Ray says: The actor died unexpectedly before finishing "
+        "this task."
     )
     assert (folder / "died").stat().st_size == 4
 
