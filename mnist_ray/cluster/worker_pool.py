@@ -112,7 +112,7 @@ class _Pool:
         rest = iter(spans)
         for span in islice(rest, self._needs.num_workers):
             self._take(span)
-            self._workers.append(self._start(_Call(f"loading the networks: {_LOST}")))
+            self._workers.append(self._start())
         while self._taken:
             if not self._waiting and len(self._taken) < self._needs.num_workers * _WINDOW_PER_WORKER:
                 for span in islice(rest, 1):
@@ -136,17 +136,17 @@ class _Pool:
         self._taken.append(call)
         self._waiting.append(call)
 
-    def _start(self, loading: _Call) -> _Worker:
-        actor = self._actor.remote()
+    def _start(self, losses: int = 0) -> _Worker:
+        actor, loading = self._actor.remote(), _Call(f"loading the networks: {_LOST}", losses=losses)
         return _Worker(actor, loading, deque([(actor.load.remote(self._load), loading)]))
 
     def _give(self) -> bool:
         """Gives the first span that waits to the worker with the fewest; tells whether there were both."""
-        workers = sorted((worker for worker in self._workers if worker.has_room), key=lambda worker: len(worker.calls))
-        if not self._waiting or not workers:
+        with_room = [worker for worker in self._workers if worker.has_room]
+        if not self._waiting or not with_room:
             return False
-        call = self._waiting.popleft()
-        workers[0].calls.append((workers[0].actor.work.remote(call.item), call))
+        worker, call = min(with_room, key=lambda worker: len(worker.calls)), self._waiting.popleft()
+        worker.calls.append((worker.actor.work.remote(call.item), call))
         return True
 
     def _await_call(self) -> None:
@@ -175,5 +175,5 @@ class _Pool:
         self._waiting.extendleft(call for call in reversed(calls) if call is not worker.loading)
         # Maybe it is only out of reach, and would go on.
         ray.kill(worker.actor)
-        loading = worker.loading if worker.loading.results is None else _Call(f"loading the networks: {_LOST}")
-        self._workers[self._workers.index(worker)] = self._start(loading)
+        losses = worker.loading.losses if worker.loading.results is None else 0
+        self._workers[self._workers.index(worker)] = self._start(losses)
