@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from mnist_ray.config.settings import TrainConfig
-from mnist_ray.results.tables import config_columns
+from mnist_ray.results.columns import SETTING_COLUMNS
 from mnist_ray.text.tables import print_table
-
-_SETTINGS = tuple(name for name in config_columns([TrainConfig()]) if name != "seed")
 
 
 def leaderboard(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -27,7 +24,7 @@ def leaderboard(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> li
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(_text([row[name] for name in _SETTINGS]), []).append(row)
+        groups.setdefault(_text([row[name] for name in SETTING_COLUMNS]), []).append(row)
     board = [_summary(group, columns) for group in groups.values()]
     return sorted(board, key=lambda row: _rank(row, columns))
 

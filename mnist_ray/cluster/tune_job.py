@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.config.placement import ANYWHERE, Placement
-from mnist_ray.config.settings import GridConfig
+from mnist_ray.config.settings import STACK_SETTINGS, GridConfig
 from mnist_ray.errors import ConfigError, RunFailedError
 from mnist_ray.grids.asha import Rungs
-from mnist_ray.grids.grid import STACK_FIELDS, GridRun, check_count, expand, stacks
+from mnist_ray.grids.grid import GridRun, check_count, expand, stacks
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
 from mnist_ray.models.memory import bytes_of_run
 from mnist_ray.results.lineage import command_line
@@ -141,7 +141,7 @@ class TuneJob:
 
 def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
     """Returns how many of the runs, whichever, train together in some bytes of GPU memory."""
-    alike = {tuple(getattr(run.config, name) for name in STACK_FIELDS): run.config for run in runs}
+    alike = {tuple(getattr(run.config, name) for name in STACK_SETTINGS): run.config for run in runs}
     largest = max(
         bytes_of_run(config, num_classes=MAX_CLASSES, validation_batch=VALIDATION_BATCH) for config in alike.values()
     )

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from mnist_ray.data.augmentation import AUGMENTATIONS
 from mnist_ray.data.datasets import check_dataset
 from mnist_ray.errors import ConfigError
-from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES
+from mnist_ray.optimizers.optimizers import OptimizerConfig
+from mnist_ray.setting import Setting, one_of, setting_of, settings_where
 from mnist_ray.text.suggestions import did_you_mean
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -25,6 +26,7 @@ MAX_COUNT = 2**31 - 1
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
 Split = Literal["train", "test"]
+_Dataset = Annotated[str, AfterValidator(check_dataset)]
 
 
 class _Config(BaseModel):
@@ -40,85 +42,86 @@ class _Config(BaseModel):
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys and no spaces: equal configs give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return _json(self.model_dump(mode="json"))
 
     def config_hash(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+        """SHA-256, in hexadecimal, of the settings that differ from the defaults, as JSON like the canonical one.
+
+        So a setting that is added leaves every hash as it was. A default must never change: that would give two
+        configs one hash. A better value belongs into a variant.
+        """
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(_json(changed).encode()).hexdigest()
 
 
-class TrainConfig(_Config):
-    """All that a run's result depends on."""
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
-    variant: str = Field("baseline", description="name of the preset that the other settings start from")
-    dataset: str = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random stream of the run")
+
+class _NetworkConfig(_Config):
+    """Which run it is, and its network."""
+
+    variant: Annotated[str, Setting(is_per_run=True, is_listed=True)] = Field(
+        "baseline", description="name of the preset that the other settings start from"
+    )
+    dataset: Annotated[
+        _Dataset,
+        # A row has the evaluated data set as `dataset`.
+        Setting(is_of_data=True, is_listed=True, may_hold_credentials=True, column="train_dataset"),
+    ] = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
+    seed: Annotated[int, Setting(is_per_run=True, is_listed=True)] = Field(
+        0, ge=0, lt=2**63, description="seed of every random stream of the run"
+    )
 
     model: Literal["mlp", "cnn"] = Field("mlp", description="kind of network")
-    hidden_sizes: tuple[int, ...] = Field(
+    hidden_sizes: Annotated[tuple[int, ...], Setting(is_on_page=True)] = Field(
         (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn)"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training")
+    dropout: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
+        0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training"
+    )
     dropout_layers: int = Field(
         2, ge=0, le=MAX_COUNT, description="number of leading hidden layers that dropout follows"
     )
-    batch_norm: bool = Field(False, description="batch normalization after each hidden layer, before ReLU")
-
-    optimizer: str = Field("adam", description="optimizer")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: float = Field(
-        0.0, ge=0, description="lambda: adds lambda*w to the gradient (adamw: shrinks w by learning_rate*lambda*w)"
+    batch_norm: Annotated[bool, Setting(is_on_page=True)] = Field(
+        False, description="batch normalization after each hidden layer, before ReLU"
     )
-    schedule: str = Field("constant", description="learning rate after the warm-up")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction")
-    step_epochs: int = Field(3, ge=1, le=MAX_COUNT, description="epochs between two drops of the step schedule")
-    step_factor: float = Field(0.1, gt=0, le=1, description="factor of each drop of the step schedule")
-    gradient_clip_norm: float | None = Field(None, gt=0, description="largest global norm of a step's gradient")
 
-    epochs: int = Field(5, ge=1, le=MAX_COUNT, description="passes over the training examples")
+
+# The settings keep the order in which options and columns show them: network, optimizer, all others.
+class TrainConfig(OptimizerConfig, _NetworkConfig):
+    """All that a run's result depends on."""
+
     global_batch_size: int = Field(64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over the classes")
-    augmentation: str = Field("none", description="random distortion of the training images")
-    early_stopping_patience: int | None = Field(
+    label_smoothing: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
+        0.0, ge=0, lt=1, description="share of the target spread evenly over the classes"
+    )
+    augmentation: Annotated[str, one_of(AUGMENTATIONS), Setting(is_on_page=True)] = Field(
+        "none", description="random distortion of the training images"
+    )
+    early_stopping_patience: Annotated[int | None, Setting(is_per_run=True)] = Field(
         None, ge=1, le=MAX_COUNT, description="epochs without a lower validation loss after which the run ends"
     )
     precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
 
-    train_limit: int | None = Field(
+    train_limit: Annotated[int | None, Setting(is_of_data=True)] = Field(
         None,
         ge=1,
         le=MAX_COUNT,
         description="use N training examples only: the first of a named set, of one's own data the first of each "
         "class by its share",
     )
-    validation_fraction: float = Field(
+    validation_fraction: Annotated[float, Setting(is_of_data=True)] = Field(
         0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
     )
-    validation_seed: int = Field(0, ge=0, lt=2**63, description="seed of the validation split")
+    validation_seed: Annotated[int, Setting(is_of_data=True)] = Field(
+        0, ge=0, lt=2**63, description="seed of the validation split"
+    )
 
     @field_validator("variant")
     @classmethod
     def _check_variant(cls, value: str) -> str:
         return check_name(value, "variant")
-
-    @field_validator("dataset")
-    @classmethod
-    def _check_dataset(cls, value: str) -> str:
-        return check_dataset(value)
-
-    @field_validator("optimizer", "schedule", "augmentation")
-    @classmethod
-    def _check_choice(cls, value: str, info: ValidationInfo) -> str:
-        registries: dict[str, Mapping[str, object]] = {
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-            "augmentation": AUGMENTATIONS,
-        }
-        choices = registries[str(info.field_name)]
-        if value not in choices:
-            raise ValueError(f"choose one of {', '.join(choices)}{did_you_mean(value, choices)}")
-        return value
 
     @field_validator("hidden_sizes", mode="before")
     @classmethod
@@ -134,13 +137,17 @@ class TrainConfig(_Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not exceed epochs={self.epochs}")
         if self.model == "cnn" and len(self.hidden_sizes) > 4:
             raise ValueError(f"hidden_sizes={self.hidden_sizes}: a cnn halves 28 pixels four times at most")
         if self.batch_norm and self.model == "mlp" and self.global_batch_size == 1:
             raise ValueError("global_batch_size=1: batch norm needs the variance of a batch; use at least 2")
         return self
+
+
+# What all runs of a stack share: shapes, data, steps and what is computed in each.
+STACK_SETTINGS = settings_where(TrainConfig, lambda setting: not setting.is_per_run)
+# What a run's examples depend on.
+DATA_SETTINGS = settings_where(TrainConfig, lambda setting: setting.is_of_data)
 
 
 class Range(_Config):
@@ -192,7 +199,7 @@ def _frozen(value: Any) -> Any:
 class EvaluationConfig(_Config):
     """All that an evaluation depends on besides the checkpoints and the data."""
 
-    dataset: str | None = Field(
+    dataset: Annotated[_Dataset | None, Setting(may_hold_credentials=True)] = Field(
         None, description="data set: a name, idx:FOLDER, folder:URI or parquet:URI; none for the runs' own"
     )
     split: Split = Field("test", description="split of the data set")
@@ -200,11 +207,6 @@ class EvaluationConfig(_Config):
     shard_size: int = Field(10_000, ge=1, le=MAX_COUNT, description="images in one part file")
     num_bins: int = Field(15, ge=1, le=1000, description="bins of the calibration table")
     grid: str | None = Field(None, description="name of the grid that the runs belong to")
-
-    @field_validator("dataset")
-    @classmethod
-    def _check_dataset(cls, value: str | None) -> str | None:
-        return None if value is None else check_dataset(value)
 
 
 def check_name(value: str, setting: str = "name") -> str:
@@ -277,8 +279,9 @@ def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
         return f"{setting}: a value is needed"
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     rule = rule.replace("a valid tuple", "a list of whole numbers")
-    # A data set's URI may hold credentials; its own message shows what can be shown.
-    shown = "" if setting == "dataset" and ":" in str(first["input"]) else f"={_short(first['input'])}"
+    # Credentials stand in URIs; the setting's own message shows what can be shown.
+    is_hidden = setting and setting_of(kind, setting).may_hold_credentials and ":" in str(first["input"])
+    shown = "" if is_hidden else f"={_short(first['input'])}"
     return f"{setting}{shown}: {rule}" if setting else rule
 
 

@@ -20,8 +20,9 @@ from mnist_ray.evaluation.gallery import ShownImage, candidates, gallery
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.evaluation.metrics import Tally, calibration, class_rates, predictions, rates, tally
 from mnist_ray.models.networks import network_of
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
+from mnist_ray.results.columns import SCHEMA_VERSION, config_columns
 from mnist_ray.results.run_folder import Checkpoint
 from mnist_ray.storage.storage import PendingFolder, StoredFile
 
@@ -304,7 +305,7 @@ class ShardEvaluator:
                 "probabilities": shown.probabilities,
             }
             parts.append(_table(plan, "predictions", columns))
-        data = tables.to_parquet_bytes(pa.concat_tables(parts))
+        data = parquet.to_parquet_bytes(pa.concat_tables(parts))
         file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
         tallies = tuple(tally(shown, num_bins=plan.config.num_bins) for shown in found)
         return ShardResult(shard.number, file, tallies, candidates(shard.images, found, first=shard.first))
@@ -338,8 +339,8 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
     files = [result.file for result in results]
     for name, rows in made.items():
         columns = {column: [row[column] for row in rows] for column in rows[0]}
-        files.append(pending.write(f"{name}.parquet", tables.to_parquet_bytes(_table(plan, name, columns))))
-    confusion = tables.pieces_to_parquet_bytes(_confusion(plan, totals))
+        files.append(pending.write(f"{name}.parquet", parquet.to_parquet_bytes(_table(plan, name, columns))))
+    confusion = parquet.pieces_to_parquet_bytes(_confusion(plan, totals))
     files.append(pending.write("confusion.parquet", confusion))
     return files
 
@@ -348,7 +349,7 @@ def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
     """Returns what the committed folder says of itself."""
     return {
         "evaluation": plan.name,
-        "schema_version": tables.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "content_hash": plan.content_hash,
         "config": plan.config.model_dump(mode="json"),
         "data_sha256": plan.data_sha256,
@@ -389,7 +390,7 @@ def _lineage(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
         "run": checkpoint.run,
         "dataset": plan.dataset,
         "split": plan.config.split,
-        "config_hash": document["config_hash"],
+        "config_hash": checkpoint.config.config_hash(),
         "checkpoint_sha256": checkpoint.sha256,
         "train_data_sha256": document["data_sha256"],
         "train_code_version": document["code_version"],
@@ -399,7 +400,7 @@ def _lineage(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]:
-    settings = {name: column[0] for name, column in tables.config_columns([checkpoint.config]).items()}
+    settings = {name: column[0] for name, column in config_columns([checkpoint.config]).items()}
     return {
         **settings,
         **asdict(rates(total)),
@@ -408,7 +409,7 @@ def _metrics(plan: Plan, checkpoint: Checkpoint, total: Tally) -> dict[str, Any]
         "split": plan.config.split,
         "grid": plan.config.grid,
         "epoch": checkpoint.document["epoch"],
-        "config_hash": checkpoint.document["config_hash"],
+        "config_hash": checkpoint.config.config_hash(),
         "checkpoint_sha256": checkpoint.sha256,
         "data_sha256": plan.data_sha256,
         "code_version": plan.code_version,
@@ -436,8 +437,8 @@ def _confusion(plan: Plan, totals: Sequence[Tally]) -> Iterator[pa.Table]:
     # Places in the table of the cells that are not 0, in order.
     filled = np.concatenate([run * num_classes**2 + total.pairs for run, total in enumerate(totals)])
     counts = np.concatenate([total.pair_count for total in totals])
-    for first in range(0, len(totals) * num_classes**2, tables.ROWS_IN_PIECE):
-        cells = np.arange(first, min(first + tables.ROWS_IN_PIECE, len(totals) * num_classes**2))
+    for first in range(0, len(totals) * num_classes**2, parquet.ROWS_IN_PIECE):
+        cells = np.arange(first, min(first + parquet.ROWS_IN_PIECE, len(totals) * num_classes**2))
         run, pair = np.divmod(cells, num_classes**2)
         label, predicted = np.divmod(pair, num_classes)
         some = slice(*np.searchsorted(filled, (first, first + len(cells))))
@@ -469,7 +470,7 @@ def _by_row(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _table(plan: Plan, name: str, columns: dict[str, Any]) -> pa.Table:
-    return tables.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
+    return parquet.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from mnist_ray.evaluation.evaluation import load_network
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.evaluation.metrics import Predictions, predictions
 from mnist_ray.models.device import choose_device
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
@@ -255,8 +255,8 @@ def _text(name: str) -> str:
 
 
 def _parquet(plan: PredictionPlan, name: str, columns: Mapping[str, Any]) -> bytes:
-    table = tables.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
-    return tables.to_parquet_bytes(table)
+    table = parquet.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
+    return parquet.to_parquet_bytes(table)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from mnist_ray.config.settings import (
+    STACK_SETTINGS,
     GridConfig,
     Range,
     TrainConfig,
@@ -51,13 +52,6 @@ GRIDS: dict[str, dict[str, Any]] = {
         "batch_norm": [False, True],
     },
 }
-
-_OWN_SETTINGS = (
-    "variant", "seed", "dropout", "weight_decay", "learning_rate", "label_smoothing", "gradient_clip_norm",
-    "early_stopping_patience", "schedule", "warmup_epochs", "step_epochs", "step_factor",
-)  # fmt: skip
-# What all runs of a stack share: shapes, data, steps and what is computed in each.
-STACK_FIELDS = tuple(name for name in TrainConfig.model_fields if name not in _OWN_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -296,7 +290,7 @@ def stacks(runs: Sequence[GridRun], *, size: int) -> tuple[tuple[GridRun, ...], 
     """
     groups: dict[tuple[object, ...], list[GridRun]] = {}
     for run in runs:
-        groups.setdefault(tuple(getattr(run.config, name) for name in STACK_FIELDS), []).append(run)
+        groups.setdefault(tuple(getattr(run.config, name) for name in STACK_SETTINGS), []).append(run)
     made = []
     for group in groups.values():
         # Runs with the same seed share batches and noise.

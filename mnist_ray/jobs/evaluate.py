@@ -33,7 +33,7 @@ from mnist_ray.evaluation.evaluation import (
 )
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
 from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there
 from mnist_ray.results.grid_folder import GridFolder
@@ -107,7 +107,7 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     if committed is None:
         committed, already_done = _evaluate_and_commit(job, plan, examples, storage)
     folder = f"evaluations/{committed}"
-    metrics = tables.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
+    metrics = parquet.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
     page = _page(storage, committed) if job.report else None
     return EvaluateOutcome(committed, storage.uri_of(folder), already_done, metrics, page)
 

@@ -22,6 +22,7 @@ from mnist_ray.evaluation.predict import (
     gather,
 )
 from mnist_ray.jobs.spans import results_of_spans
+from mnist_ray.models.device import choose_device
 from mnist_ray.storage.storage import PendingFolder, Storage
 
 

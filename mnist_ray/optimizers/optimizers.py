@@ -5,44 +5,43 @@ torch is imported inside the functions: the command line lists these names witho
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mnist_ray.setting import Setting, one_of
 
 if TYPE_CHECKING:
     import torch
 
-    from mnist_ray.config.settings import TrainConfig
+_MAX_COUNT = 2**31 - 1
 
 
-def _adam(groups: list[dict[str, Any]], _: "TrainConfig") -> "torch.optim.Optimizer":
+def _adam(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
     from mnist_ray.optimizers.fused_adam import Adam
 
     return Adam(groups, fused=True)
 
 
-def _adamw(groups: list[dict[str, Any]], _: "TrainConfig") -> "torch.optim.Optimizer":
+def _adamw(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
     from mnist_ray.optimizers.fused_adam import AdamW
 
     return AdamW(groups, fused=True)
 
 
-def _sgd(groups: list[dict[str, Any]], config: "TrainConfig") -> "torch.optim.Optimizer":
+def _sgd(groups: list[dict[str, Any]], config: "OptimizerConfig") -> "torch.optim.Optimizer":
     import torch
 
     return torch.optim.SGD(groups, momentum=config.momentum, fused=True)
 
 
-def _rmsprop(groups: list[dict[str, Any]], _: "TrainConfig") -> "torch.optim.Optimizer":
+def _rmsprop(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
     import torch
 
     return torch.optim.RMSprop(groups)
 
 
-# What the learning rate of a step and the decay depend on.
-_GROUP_SETTINGS = (
-    "learning_rate", "weight_decay", "schedule", "warmup_epochs", "step_epochs", "step_factor", "epochs",
-)  # fmt: skip
-
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], "TrainConfig"], "torch.optim.Optimizer"]] = {
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], "OptimizerConfig"], "torch.optim.Optimizer"]] = {
     "adam": _adam,
     "adamw": _adamw,
     "sgd": _sgd,
@@ -50,12 +49,68 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], "TrainConfig"], "torch.opt
 }
 
 
+def _constant(progress: float, config: "OptimizerConfig") -> float:  # noqa: ARG001 - a schedule's signature
+    return 1.0
+
+
+def _cosine(progress: float, config: "OptimizerConfig") -> float:
+    """Half a cosine from 1 down to 0 over what follows the warm-up (Loshchilov and Hutter 2017)."""
+    share = (progress - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-12)
+    return 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+
+
+def _step(progress: float, config: "OptimizerConfig") -> float:
+    return config.step_factor ** int(progress // config.step_epochs)
+
+
+SCHEDULES: dict[str, Callable[[float, "OptimizerConfig"], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "step": _step,
+}
+
+
+class OptimizerConfig(BaseModel):
+    """The settings that an optimizer and its learning rate depend on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = Field("adam", description="optimizer")
+    learning_rate: Annotated[float, Setting(is_per_run=True)] = Field(1e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
+        0.0, ge=0, description="lambda: adds lambda*w to the gradient (adamw: shrinks w by learning_rate*lambda*w)"
+    )
+    schedule: Annotated[str, one_of(SCHEDULES), Setting(is_per_run=True)] = Field(
+        "constant", description="learning rate after the warm-up"
+    )
+    warmup_epochs: Annotated[float, Setting(is_per_run=True)] = Field(
+        0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction"
+    )
+    step_epochs: Annotated[int, Setting(is_per_run=True)] = Field(
+        3, ge=1, le=_MAX_COUNT, description="epochs between two drops of the step schedule"
+    )
+    step_factor: Annotated[float, Setting(is_per_run=True)] = Field(
+        0.1, gt=0, le=1, description="factor of each drop of the step schedule"
+    )
+    gradient_clip_norm: Annotated[float | None, Setting(is_per_run=True)] = Field(
+        None, gt=0, description="largest global norm of a step's gradient"
+    )
+    epochs: int = Field(5, ge=1, le=_MAX_COUNT, description="passes over the training examples")
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must not exceed epochs={self.epochs}")
+        return self
+
+
 def make_optimizer(
-    name: str, parameters: Sequence["torch.Tensor"], configs: Sequence["TrainConfig"]
+    name: str, parameters: Sequence["torch.Tensor"], configs: Sequence["OptimizerConfig"]
 ) -> "torch.optim.Optimizer":
     """Makes one optimizer for the runs of a stack.
 
-    Runs with the same learning rates and weight decay share a group, and so one call of a fused kernel; each group
+    Runs with the same settings of the optimizer share a group, and so one call of a fused kernel; each group
     holds a config under "config", for `set_learning_rates`.
 
     Args:
@@ -65,7 +120,7 @@ def make_optimizer(
     """
     groups: dict[object, dict[str, Any]] = {}
     for parameter, config in zip(parameters, configs, strict=True):
-        key = tuple(getattr(config, setting) for setting in _GROUP_SETTINGS)
+        key = tuple(getattr(config, setting) for setting in OptimizerConfig.model_fields)
         new = {"params": [], "lr": config.learning_rate, "weight_decay": config.weight_decay, "config": config}
         groups.setdefault(key, new)["params"].append(parameter)
     return OPTIMIZERS[name](list(groups.values()), configs[0])
@@ -77,28 +132,7 @@ def set_learning_rates(optimizer: "torch.optim.Optimizer", step: int, steps_per_
         group["lr"] = learning_rate(step, steps_per_epoch, group["config"])
 
 
-def _constant(progress: float, config: "TrainConfig") -> float:  # noqa: ARG001 - a schedule's signature
-    return 1.0
-
-
-def _cosine(progress: float, config: "TrainConfig") -> float:
-    """Half a cosine from 1 down to 0 over what follows the warm-up (Loshchilov and Hutter 2017)."""
-    share = (progress - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-12)
-    return 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
-
-
-def _step(progress: float, config: "TrainConfig") -> float:
-    return config.step_factor ** int(progress // config.step_epochs)
-
-
-SCHEDULES: dict[str, Callable[[float, "TrainConfig"], float]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "step": _step,
-}
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: "TrainConfig") -> float:
+def learning_rate(step: int, steps_per_epoch: int, config: "OptimizerConfig") -> float:
     """Returns the learning rate of a step: linear warm-up, then the config's schedule.
 
     Args:

@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 from mnist_ray.analysis.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.analysis.selection import Selection, select
-from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
+from mnist_ray.results.columns import SETTING_COLUMNS
 from mnist_ray.results.evaluated_data import trained_elsewhere
 from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
-
-_SETTINGS = tuple(name for name in tables.config_columns([TrainConfig()]) if name != "seed")
 
 # One setting's runs: seed -> row of the metrics table.
 _Runs = Mapping[int, Mapping[str, Any]]
@@ -117,7 +115,7 @@ def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Map
     by_variant: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_variant.setdefault(row["variant"], []).append(row)
-    names = [name for name in _SETTINGS if any(_num_values(name, group) > 1 for group in by_variant.values())]
+    names = [name for name in SETTING_COLUMNS if any(_num_values(name, group) > 1 for group in by_variant.values())]
     # Where six digits don't tell the values apart, all of them do.
     texts = {
         name: setting_text if _num_values(name, rows, setting_text) == _num_values(name, rows) else json.dumps
@@ -240,9 +238,9 @@ def _store(folder: EvaluationFolder, pairs: Sequence[Comparison]) -> str:
     flat = [comparison_row(pair) for pair in pairs]
     columns: dict[str, Any] = {name: [line[name] for line in flat] for name in flat[0]}
     columns |= {"evaluation": folder.name, "dataset": folder.dataset, "split": folder.split}
-    table = tables.make_table("comparisons", columns, code_version=code_version())
+    table = parquet.make_table("comparisons", columns, code_version=code_version())
     path = f"reports/{folder.name}/comparisons.parquet"
-    folder.storage.write_bytes(path, tables.to_parquet_bytes(table))
+    folder.storage.write_bytes(path, parquet.to_parquet_bytes(table))
     return folder.storage.uri_of(path)
 
 

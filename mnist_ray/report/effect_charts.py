@@ -12,6 +12,7 @@ from mnist_ray.analysis.effects import Effect
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
+from mnist_ray.results.columns import column_of
 
 _EFFECT_CAPTIONS = {
     "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
@@ -81,8 +82,7 @@ def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]
 
 
 def _level(row: Mapping[str, Any], axis: str) -> str:
-    # A row's dataset is the one that it is evaluated on.
-    return json.dumps(row["train_dataset" if axis == "dataset" else axis])
+    return json.dumps(row[column_of(axis)])
 
 
 def _level_text(level: str) -> str:

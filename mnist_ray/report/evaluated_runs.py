@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mnist_ray.config.settings import DATA_SETTINGS
+from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
@@ -39,5 +41,4 @@ def _with_curve(row: Mapping[str, Any], kept: Mapping[str, Any], num_epochs: int
 
 def share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Tells whether runs were validated on the same examples, so that one can be chosen among them."""
-    names = ("train_dataset", "validation_fraction", "validation_seed")
-    return len({tuple(row[name] for name in names) for row in rows}) == 1
+    return len({tuple(row[column_of(name)] for name in DATA_SETTINGS) for row in rows}) == 1

@@ -7,8 +7,9 @@ from typing import Any
 from mnist_ray.analysis.effects import Effect, effects, level_text, missing_runs
 from mnist_ray.report.comparison_report import group_settings
 from mnist_ray.report.evaluated_runs import evaluated_runs
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
+from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.text.tables import print_table
@@ -59,7 +60,9 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
         reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"
         return GridReport(evaluation, grid, metrics, [], None, reason)
     # Which runs a scheduler stops depends on the others: what is left of them is no fair comparison.
-    whole = [{**row, "dataset": row["train_dataset"]} for row in metrics if not row["was_stopped"]]
+    whole = [
+        {**row, **{axis: row[column_of(axis)] for axis in settings.axes}} for row in metrics if not row["was_stopped"]
+    ]
     axes = evaluated_levels(settings.axes, whole)
     note = _left_out(metrics, whole, missing_runs(whole, axes))
     found = effects(whole, axes)
@@ -69,8 +72,8 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     named = {"evaluation": evaluation, "grid": grid, "dataset": metrics[0]["dataset"], "split": metrics[0]["split"]}
     columns |= {name: [value] * len(found) for name, value in named.items()}
     path = f"reports/{evaluation}/effects.parquet"
-    table = tables.make_table("effects", columns, code_version=code_version())
-    storage.write_bytes(path, tables.to_parquet_bytes(table))
+    table = parquet.make_table("effects", columns, code_version=code_version())
+    storage.write_bytes(path, parquet.to_parquet_bytes(table))
     return GridReport(evaluation, grid, metrics, found, storage.uri_of(path), note)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.analysis.comparisons import Comparison
 from mnist_ray.analysis.leaderboard import setting_text
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.evaluation.metrics import class_rates
 from mnist_ray.report import glyphs, limits, plots
 from mnist_ray.report.charts import Chart
@@ -24,7 +25,9 @@ from mnist_ray.report.comparison_text import evidence, notes, p_text, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
+from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
 
 # Label of a setting -> seed -> row of the metrics table.
@@ -269,11 +272,10 @@ class View:
         return "" if "baseline" in variants and len(variants) == 1 else ", the first by the values of its settings"
 
     def _varying(self) -> list[str]:
-        """Returns the regularizing settings that differ among the runs, unless the labels name them already."""
-        names = ("hidden_sizes", "dropout", "batch_norm", "weight_decay", "augmentation", "label_smoothing")
+        """Returns the page's settings that differ among the runs, unless the labels name them already."""
         return [
             name
-            for name in names
+            for name in map(column_of, settings_where(TrainConfig, lambda setting: setting.is_on_page))
             if len({json.dumps(row[name]) for row in self.rows}) > 1
             and not any(f"{name}=" in label for label in self.groups)
         ]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mnist_ray.errors import ConfigError
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.storage.storage import MissingError, Storage
@@ -137,12 +137,12 @@ def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Datase
         beside["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
     for table, path in beside.items():
         with contextlib.suppress(MissingError):
-            yield table, tables.read_parquet(storage.read_bytes(path), source=path)
+            yield table, parquet.read_parquet(storage.read_bytes(path), source=path)
 
 
 def _large_tables(folder: EvaluationFolder) -> list[str]:
     num_cells = len(folder.runs) * len(folder.class_names) ** 2
-    return ["predictions", *(["confusion"] if num_cells > tables.ROWS_IN_PIECE else [])]
+    return ["predictions", *(["confusion"] if num_cells > parquet.ROWS_IN_PIECE else [])]
 
 
 def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from mnist_ray.config.settings import check_evaluation_name
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
+from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.storage.storage import Storage, open_storage
 
 _REQUESTS_AT_ONCE = 16
@@ -101,12 +102,12 @@ class EvaluationFolder:
           StorageError: it can't be read.
         """
         for name in self.files()[table]:
-            yield tables.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
+            yield parquet.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
 
     def batches(self, table: str, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields some columns of a table, a part of its rows at a time; see `parts`."""
         for name in self.files()[table]:
-            yield from tables.read_batches(self.storage.read_committed(self.path, name), source=name, columns=columns)
+            yield from parquet.read_batches(self.storage.read_committed(self.path, name), source=name, columns=columns)
 
     def table(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns a table whole; see `parts`."""
@@ -131,10 +132,10 @@ def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
     if manifest is None:
         raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
     version = manifest.get("schema_version")
-    if version != tables.SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise DataError(
             f"evaluation {evaluation!r}: its tables have schema version {version}, this version of mnist-ray reads "
-            f"{tables.SCHEMA_VERSION}: read it with the version that wrote it, or evaluate again"
+            f"{SCHEMA_VERSION}: read it with the version that wrote it, or evaluate again"
         )
     return EvaluationFolder(storage, evaluation, manifest)
 

@@ -15,9 +15,10 @@ from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.grids.asha import Decision
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.search import Search
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
 from mnist_ray.results.code_version import code_version
+from mnist_ray.results.columns import config_columns
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import MissingError, Storage
 
@@ -125,12 +126,12 @@ class GridFolder:
 
     def write_runs(self, runs: Sequence[GridRun], progress: Mapping[str, RunProgress]) -> None:
         """Writes runs.parquet, a row for each run in the grid's order."""
-        table = tables.make_table("runs", self.rows(runs, progress), code_version=code_version())
-        self.storage.write_bytes(self.path("runs.parquet"), tables.to_parquet_bytes(table))
+        table = parquet.make_table("runs", self.rows(runs, progress), code_version=code_version())
+        self.storage.write_bytes(self.path("runs.parquet"), parquet.to_parquet_bytes(table))
 
     def rows(self, runs: Sequence[GridRun], progress: Mapping[str, RunProgress]) -> dict[str, list[Any]]:
         """Returns the columns of runs.parquet."""
-        columns: dict[str, list[Any]] = tables.config_columns([run.config for run in runs])
+        columns: dict[str, list[Any]] = config_columns([run.config for run in runs])
         columns["grid"] = [self.name] * len(runs)
         found = [progress[run.run] for run in runs]
         for name in RunProgress.__dataclass_fields__:
@@ -151,7 +152,7 @@ class GridFolder:
             content = self.storage.read_bytes(self.path("runs.parquet"))
         except MissingError:
             return []
-        rows: list[dict[str, Any]] = tables.read_parquet(content, source=self.path("runs.parquet")).to_pylist()
+        rows: list[dict[str, Any]] = parquet.read_parquet(content, source=self.path("runs.parquet")).to_pylist()
         return rows
 
     def write_decisions(self, decisions: Sequence[Decision]) -> None:

@@ -4,9 +4,11 @@ import json
 from collections import Counter
 from typing import Any
 
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import read_progress
+from mnist_ray.setting import settings_where
 from mnist_ray.storage.storage import MissingError, Storage, open_storage
 
 # What reading one folder raises for a file that is missing, cut short or of another form.
@@ -30,7 +32,7 @@ def _run_row(storage: Storage, run: str) -> dict[str, Any]:
         return {
             "run": run,
             "status": progress.status,
-            **{name: config[name] for name in ("variant", "dataset", "seed")},
+            **{name: config[name] for name in settings_where(TrainConfig, lambda setting: setting.is_listed)},
             "epochs": progress.epochs_done,
             "best_epoch": progress.best_epoch,
             "val_accuracy": progress.best_val_accuracy,

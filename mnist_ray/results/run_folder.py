@@ -35,7 +35,7 @@ from mnist_ray.config.settings import TrainConfig, make_config
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import CheckpointError, ConfigError, ConflictError, DataError, StorageError
 from mnist_ray.results import lineage as provenance
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import CheckpointDocument, RunDocument
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
@@ -120,13 +120,20 @@ class RunFolder:
           ConflictError: it belongs to another config.
           CheckpointError: no such run, or damaged.
         """
-        existing = self.document()
-        if existing["config_hash"] != config.config_hash():
-            wanted = {"config": config.model_dump(mode="json")}
+        # Not their hashes: an older version may have made them by another rule.
+        existing = self._config(self.document(), "config.json")
+        if existing != config:
             raise ConflictError(
-                f"run {self.run!r}: exists with another config ({_first_difference(existing, wanted)}); "
+                f"run {self.run!r}: exists with another config ({_first_difference(existing, config)}); "
                 "choose another --name"
             )
+
+    def _config(self, document: Mapping[str, Any], file: str) -> TrainConfig:
+        """Returns the config in a document; a setting that it lacks is newer than the run, and has its default."""
+        try:
+            return make_config(TrainConfig, document["config"], f"run {self.run!r}: {file}")
+        except ConfigError as error:
+            raise CheckpointError(f"{error} (in this version)") from None
 
     def document(self) -> dict[str, Any]:
         """Returns config.json.
@@ -271,7 +278,7 @@ class RunFolder:
             # The newest checkpoint may be another writer's, whose epochs took other times.
             "metrics": asdict(state.history[document["epoch"] - 1]),
             "history": [asdict(row) for row in state.history],
-            "status": asdict(self._end(make_config(TrainConfig, document["config"]), state.history)),
+            "status": asdict(self._end(self._config(document, f"{folder}/checkpoint.json"), state.history)),
         }
         if self.storage.create_bytes(self.path("best", "checkpoint.json"), with_checksum(document)):
             self.storage.write_bytes(self.path("best", "model.safetensors"), weights)
@@ -333,10 +340,7 @@ class RunFolder:
                 f"run {self.run!r}: not finished, so it has no best checkpoint; train it again with --resume"
             )
         document, weights = self._best_weights()
-        try:
-            config = make_config(TrainConfig, document["config"], f"run {self.run!r}: best/checkpoint.json")
-        except ConfigError as error:
-            raise CheckpointError(f"{error} (in this version)") from None
+        config = self._config(document, "best/checkpoint.json")
         return Checkpoint(self.run, config, self._tensors(weights, "best"), document, self.history())
 
     def _best_weights(self) -> tuple[dict[str, Any], bytes]:
@@ -404,11 +408,13 @@ class RunFolder:
         except MissingError as error:
             raise DamagedCheckpoint(f"{source}: {error}") from None
         document = checked_document(text, source, CheckpointDocument)
-        for key in ("run", "config_hash", "data_sha256"):
-            if document.get(key) != of_run.get(key):
-                raise CheckpointError(
-                    f"run {self.run!r}: {folder}/checkpoint.json belongs to another run than config.json ({key})"
-                )
+        differs = [key for key in ("run", "data_sha256") if document[key] != of_run[key]]
+        if self._config(document, f"{folder}/checkpoint.json") != self._config(of_run, "config.json"):
+            differs.append("config")
+        if differs:
+            raise CheckpointError(
+                f"run {self.run!r}: {folder}/checkpoint.json belongs to another run than config.json ({differs[0]})"
+            )
         return document
 
     def _tensors(self, content: bytes, folder: str) -> dict[str, Tensor]:
@@ -421,16 +427,15 @@ class RunFolder:
     def _write_history(self, history: tuple[EpochResult, ...]) -> None:
         columns = {name: [getattr(row, name) for row in history] for name in EpochResult.__dataclass_fields__}
         columns["run"] = [self.run] * len(history)
-        table = tables.make_table("history", columns, code_version=code_version())
-        self.storage.write_bytes(self.path("history.parquet"), tables.to_parquet_bytes(table))
+        table = parquet.make_table("history", columns, code_version=code_version())
+        self.storage.write_bytes(self.path("history.parquet"), parquet.to_parquet_bytes(table))
 
 
 def _epoch_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}"
 
 
-def _first_difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    for name, value in wanted["config"].items():
-        if existing["config"].get(name) != value:
-            return f"{name}={existing['config'].get(name)!r} there, {value!r} here"
-    return "an older version of mnist-ray"
+def _first_difference(existing: TrainConfig, wanted: TrainConfig) -> str:
+    there, here = existing.model_dump(mode="json"), wanted.model_dump(mode="json")
+    name = next(name for name, value in here.items() if there[name] != value)
+    return f"{name}={there[name]!r} there, {here[name]!r} here"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import CheckpointDocument
 from mnist_ray.results.history import EpochResult, best_epoch
 from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document
@@ -145,7 +145,7 @@ def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
     """
     path = f"runs/{run}/history.parquet"
     try:
-        table = tables.read_parquet(storage.read_bytes(path), source=path)
+        table = parquet.read_parquet(storage.read_bytes(path), source=path)
     except MissingError:
         return ()
     return tuple(EpochResult(**row) for row in table.drop_columns(["run"]).to_pylist())

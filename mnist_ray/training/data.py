@@ -9,15 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.settings import DATA_SETTINGS, TrainConfig
 from mnist_ray.data.datasets import DATASETS, load_examples
 from mnist_ray.data.examples import Examples
 from mnist_ray.data.polarity import bright_ground_share
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.noise.random_streams import permutation, stream_key
-
-_DATA_SETTINGS = ("dataset", "train_limit", "validation_fraction", "validation_seed")
 
 
 def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -132,7 +130,7 @@ def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
 
 def data_settings(config: TrainConfig) -> TrainConfig:
     """Returns a config with the settings that a run's examples depend on, and defaults for all others."""
-    return TrainConfig(**{name: getattr(config, name) for name in _DATA_SETTINGS})
+    return TrainConfig(**{name: getattr(config, name) for name in DATA_SETTINGS})
 
 
 def load_data(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:

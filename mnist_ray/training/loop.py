@@ -88,7 +88,7 @@ class StackTraining:
         """Starts the runs, or goes on with them.
 
         Args:
-          configs: one a run; they agree in all settings of grids.STACK_FIELDS.
+          configs: one a run; they agree in all settings of settings.STACK_SETTINGS.
           data: the examples, the same for all runs and ranks.
           device: where to compute.
           ranks: the processes that share every batch; more than one for a single run only.

@@ -34,7 +34,7 @@ def train_stack(
     stopped a note of that. Runs that were interrupted after different epochs train in a stack for each epoch.
 
     Args:
-      runs: they agree in grids.STACK_FIELDS.
+      runs: they agree in settings.STACK_SETTINGS.
       data: their examples.
       storage: where the runs' folders are.
       device: where to compute.

@@ -6,7 +6,7 @@ from mnist_ray.analysis.leaderboard import leaderboard, print_leaderboard
 from mnist_ray.analysis.leaderboard import test_leaderboard as board_with_test
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
-from mnist_ray.results.tables import config_columns
+from mnist_ray.results.columns import config_columns
 
 
 def row(run: str, accuracy: float | None, *, status: str = "finished", **settings: Any) -> dict[str, Any]:

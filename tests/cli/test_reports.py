@@ -17,7 +17,8 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, expand
 from mnist_ray.report.comparison_report import accuracy_interval, find_setting, group_settings
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
+from mnist_ray.results.columns import config_columns
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
@@ -86,7 +87,7 @@ def test_twins_tie_and_a_broken_setting_is_worse(root: Path, capsys: pytest.Capt
     best = next(row for row in found["settings"] if row["setting"] == GOOD)
     assert found["selection"]["optimism"] == pytest.approx(best["val_accuracy_mean"] - best["accuracy_mean"])
 
-    stored = tables.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes()).to_pylist()
+    stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes()).to_pylist()
     assert [{name: row[name] for name in found["comparisons"][0]} for row in stored] == found["comparisons"]
     assert {(row["evaluation"], row["dataset"], row["split"]) for row in stored} == {(evaluation, "digits", "test")}
 
@@ -129,7 +130,7 @@ def test_a_baseline_restricts_what_is_shown_and_corrected_and_not_what_is_stored
     assert [row["verdict"] for row in found["comparisons"]] == ["worse", "worse", "tie"]
     assert found["comparisons"][0]["p_adjusted"] == pytest.approx(3 * found["comparisons"][0]["p_value"])
     assert found["num_pairs"] == 6
-    stored = tables.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes())
+    stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes())
     assert len(stored) == 6
 
     assert run_command(arguments) == 0
@@ -189,7 +190,7 @@ def test_a_damaged_part_file_ends_with_3(root: Path, capsys: pytest.CaptureFixtu
 
 def test_labels_say_what_varies_within_a_variant() -> None:
     def row(run: str, variant: str, seed: int = 0, **settings: object) -> dict[str, object]:
-        columns = tables.config_columns([variant_config(variant, {"seed": seed, **settings})])
+        columns = config_columns([variant_config(variant, {"seed": seed, **settings})])
         return {"run": run, **{name: values[0] for name, values in columns.items()}}
 
     variants = [row("a", "tuned"), row("b", "baseline"), row("c", "dropout", 1), row("d", "dropout", 2)]

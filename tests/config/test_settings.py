@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from mnist_ray.config.settings import (
 )
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES
+from mnist_ray.setting import settings_where
 
 COUNTS = st.integers(1, 2**31 - 1)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -100,9 +102,73 @@ def test_the_canonical_json_has_sorted_keys_and_no_spaces() -> None:
     )
 
 
+# A stored run lacks the settings that are newer than it, and its hash all that have their default: so no default may
+# ever change. A new setting gets a line in LATER_DEFAULTS, and Setting(is_later=True).
+DEFAULTS = {
+    "variant": "baseline",
+    "dataset": "mnist",
+    "seed": 0,
+    "model": "mlp",
+    "hidden_sizes": (128, 64),
+    "dropout": 0.0,
+    "dropout_layers": 2,
+    "batch_norm": False,
+    "optimizer": "adam",
+    "learning_rate": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "step_epochs": 3,
+    "step_factor": 0.1,
+    "gradient_clip_norm": None,
+    "epochs": 5,
+    "global_batch_size": 64,
+    "label_smoothing": 0.0,
+    "augmentation": "none",
+    "early_stopping_patience": None,
+    "precision": "float32",
+    "train_limit": None,
+    "validation_fraction": 0.1,
+    "validation_seed": 0,
+}
+LATER_DEFAULTS: dict[str, object] = {}
+
+
+def test_no_default_ever_changes() -> None:
+    assert TrainConfig().model_dump() == {**DEFAULTS, **LATER_DEFAULTS}
+    assert list(TrainConfig.model_fields) == [*DEFAULTS, *LATER_DEFAULTS]
+    assert settings_where(TrainConfig, lambda setting: setting.is_later) == tuple(LATER_DEFAULTS)
+
+
 def test_a_config_hash_never_changes_between_versions() -> None:
-    # Runs in storages are recognized by it.
-    assert TrainConfig().config_hash() == "383d08fb5d88f177c375c55c90372a47914c3ee165a3f01fe2f78ec6af4ddb4c"
+    # Runs of grids are recognized by it: {} and {"dropout":0.5,"hidden_sizes":[32,16],"seed":3}.
+    assert TrainConfig().config_hash() == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert TrainConfig(seed=3, hidden_sizes=(32, 16), dropout=0.5).config_hash() == (
+        hashlib.sha256(b'{"dropout":0.5,"hidden_sizes":[32,16],"seed":3}').hexdigest()
+    )
+
+
+class Grown(TrainConfig):
+    """TrainConfig with one more setting."""
+
+    later: float | None = 0.25
+
+
+@settings(deadline=None)
+@given(SETTINGS)
+def test_a_setting_that_is_added_leaves_every_hash_as_it_was(settings: dict[str, object]) -> None:
+    config = make_config(TrainConfig, settings)
+    grown = make_config(Grown, config.model_dump(mode="json"))
+    assert grown.config_hash() == config.config_hash()
+    for changed in (0.5, None):
+        assert grown.model_copy(update={"later": changed}).config_hash() != config.config_hash()
+
+
+def test_a_default_that_is_given_counts_as_the_default() -> None:
+    given = make_config(TrainConfig, {"epochs": "5", "dropout": 0, "hidden_sizes": [128, 64], "train_limit": None})
+    assert given.config_hash() == TrainConfig().config_hash()
+    assert make_config(TrainConfig, {"dropout": -0.0}).config_hash() == TrainConfig().config_hash()
 
 
 def test_every_setting_says_what_it_is() -> None:

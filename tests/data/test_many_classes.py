@@ -25,7 +25,7 @@ from mnist_ray.report import limits, plots
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
 from mnist_ray.report.effect_charts import effect_charts
 from mnist_ray.report.page import report_evaluation
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
@@ -161,7 +161,7 @@ def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> EvaluationFolder:
     """The same evaluation in part files of a hundred images, its confusion table in pieces that end within a class."""
     storage = str(tmp_path_factory.mktemp("pieces"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "ROWS_IN_PIECE", 70_000)
+        patch.setattr(parquet, "ROWS_IN_PIECE", 70_000)
         patch.setattr(evaluation_module, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
         return open_evaluation(storage, evaluate_many(storage))
 
@@ -220,7 +220,7 @@ def test_a_query_answers_the_same_whether_the_confusion_table_is_in_memory(
     capsys: pytest.CaptureFixture[str],
     rows_in_piece: int,
 ) -> None:
-    monkeypatch.setattr(tables, "ROWS_IN_PIECE", rows_in_piece)
+    monkeypatch.setattr(parquet, "ROWS_IN_PIECE", rows_in_piece)
     sql = "SELECT count(*) AS num_rows, sum(count) AS num_examples FROM confusion"
     assert run_command(["query", evaluation, sql, "--storage", storage, "--csv"]) == 0
     # Two runs on 305 x 305 pairs of classes and 355 images.
@@ -234,7 +234,7 @@ def test_a_damaged_confusion_table_that_is_not_in_memory_is_told_of(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(tables, "ROWS_IN_PIECE", 1000)
+    monkeypatch.setattr(parquet, "ROWS_IN_PIECE", 1000)
     shutil.copytree(storage, tmp_path / "copy")
     file = tmp_path / "copy/evaluations" / evaluation / "confusion.parquet"
     data = bytearray(file.read_bytes())

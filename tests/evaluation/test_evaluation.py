@@ -32,7 +32,7 @@ from mnist_ray.evaluation.evaluation import (
 )
 from mnist_ray.evaluation.gallery import gallery
 from mnist_ray.models.networks import make_network
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import prepare_data
@@ -99,7 +99,7 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
     files = write_tables(plan, results, pending)
     assert pending.commit(files, manifest(plan, len(examples)))
-    (row,) = tables.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
+    (row,) = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
 
     network = make_network(checkpoint.config, 10)
     network.load_state_dict(checkpoint.model)

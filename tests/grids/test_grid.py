@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.cli.grids import with_absolute_datasets
-from mnist_ray.config.settings import GridConfig, TrainConfig, make_config
+from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, TrainConfig, make_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import (
     GRIDS,
-    STACK_FIELDS,
     GridRun,
     check_grid_name,
     expand,
@@ -94,7 +93,7 @@ def test_every_run_is_in_one_stack_with_runs_that_share_its_shapes(
     assert sorted(run.run for stack in made for run in stack) == sorted(run.run for run in runs)
     sizes: dict[tuple[object, ...], list[int]] = {}
     for stack in made:
-        (shared,) = {tuple(getattr(run.config, name) for name in STACK_FIELDS) for run in stack}
+        (shared,) = {tuple(getattr(run.config, name) for name in STACK_SETTINGS) for run in stack}
         sizes.setdefault(shared, []).append(len(stack))
     for of_group in sizes.values():
         assert max(of_group) <= size
@@ -122,7 +121,7 @@ def test_equal_seeds_stand_together_in_stacks() -> None:
 
 
 def test_runs_of_a_stack_may_differ_in_these_settings_alone() -> None:
-    assert set(TrainConfig.model_fields) - set(STACK_FIELDS) == {
+    assert set(TrainConfig.model_fields) - set(STACK_SETTINGS) == {
         "variant", "seed", "dropout", "weight_decay", "learning_rate", "label_smoothing", "gradient_clip_norm",
         "early_stopping_patience", "schedule", "warmup_epochs", "step_epochs", "step_factor",
     }  # fmt: skip

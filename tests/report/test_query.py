@@ -28,7 +28,7 @@ from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_pl
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.report import query as querying
 from mnist_ray.report.grid_report import report_grid
-from mnist_ray.results import tables
+from mnist_ray.results import schemas
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import read_progress
@@ -242,7 +242,7 @@ def test_the_documents_table_for_athena_has_the_columns_of_the_schema() -> None:
     (statement,) = re.findall(r"CREATE EXTERNAL TABLE predictions \((.*?)\n\)", DOCUMENT, re.DOTALL)
     found = [tuple(line.strip(" ,").split(" ")) for line in statement.strip().splitlines()]
     kinds = {"int64": "bigint", "bool": "boolean", "float32": "float", "float32[classes]": "array<float>"}
-    columns = tables.PREDICTIONS.columns
+    columns = schemas.PREDICTIONS.columns
     assert found == [(column.name, kinds.get(column.type_name(), "string")) for column in columns]
 
 

@@ -295,6 +295,11 @@ def test_a_network_that_its_weights_do_not_fit_is_refused_before_it_takes_memory
     folder = trained(tmp_path, "a", epochs=1, finished=True)
     config = {**folder.document()["config"], "hidden_sizes": hidden_sizes}
     forge(folder, "best/checkpoint.json", {"config": config})
+    with pytest.raises(
+        CheckpointError, match=r"best/checkpoint\.json belongs to another run than config\.json \(config"
+    ):
+        folder.best()
+    forge(folder, "config.json", {"config": config})
     with pytest.raises(CheckpointError, match="weights of another architecture than its config") as raised:
         load_network(folder.best())
     assert len(str(raised.value)) < 500
@@ -329,3 +334,24 @@ def test_a_status_that_is_no_status_is_a_damaged_run(tmp_path: Path, content: st
     (tmp_path / "runs/a/status.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"run 'a': status.json is damaged"):
         folder.is_marked("diverged")
+
+
+def test_a_run_of_a_version_with_fewer_settings_and_another_hash_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--dataset", "digits", "--epochs", "2", "--hidden-sizes", "8", "--storage", str(tmp_path)]
+    for name in ("a", "b"):
+        assert run_command([*train, "--name", name]) == 0
+    shutil.rmtree(tmp_path / "runs/a/best")
+    shutil.rmtree(tmp_path / "runs/a/checkpoints/epoch-0002")
+    folder = RunFolder(open_storage(str(tmp_path)), "a")
+    older = folder.document()["config"]
+    del older["precision"], older["label_smoothing"]
+    for place in ("config.json", "checkpoints/epoch-0001/checkpoint.json"):
+        forge(folder, place, {"config": older, "config_hash": "of an older rule"})
+    assert run_command([*train, "--name", "a", "--resume", "--precision", "bf16"]) == 6
+    assert "exists with another config (precision='float32' there, 'bf16' here)" in capsys.readouterr().err
+    assert run_command([*train, "--name", "a", "--resume"]) == 0
+    weights = [(tmp_path / "runs" / name / "best/model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    assert folder.best().config == RunFolder(folder.storage, "b").best().config

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.results import tables
+from mnist_ray.results import parquet
+from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
 from mnist_ray.storage.storage import open_storage
 
@@ -18,16 +19,14 @@ def confusion(count: int) -> bytes:
         "run": "a", "dataset": "digits", "split": "test", "label": [0], "label_name": "0", "predicted_label": [0],
         "predicted_label_name": "0", "count": [count],
     }  # fmt: skip
-    return tables.to_parquet_bytes(tables.make_table("confusion", columns, code_version="1"))
+    return parquet.to_parquet_bytes(parquet.make_table("confusion", columns, code_version="1"))
 
 
 def commit(uri: Path, name: str, *, data_sha256: str = "ab", **changes: Any) -> None:
     pending = open_storage(str(uri)).pending_folder(f"evaluations/{name}")
     files = [pending.write(f"confusion-{part:05d}.parquet", confusion(part)) for part in (1, 0, 2)]
     config = {"dataset": "digits", "split": "test", "grid": None}
-    pending.commit(
-        files, {"schema_version": tables.SCHEMA_VERSION, "config": config, "data_sha256": data_sha256, **changes}
-    )
+    pending.commit(files, {"schema_version": SCHEMA_VERSION, "config": config, "data_sha256": data_sha256, **changes})
 
 
 def test_a_table_is_read_from_its_parts_in_order(tmp_path: Path) -> None:

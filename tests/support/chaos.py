@@ -23,7 +23,7 @@ from pathlib import Path
 import boto3
 import duckdb
 
-from mnist_ray.results.tables import read_parquet
+from mnist_ray.results.parquet import read_parquet
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.processes import descendants
 from tests.support.s3_fixtures import running_s3_server

@@ -1,139 +1,22 @@
-"""The Parquet tables, documented column by column; no I/O.
+"""The tables, documented column by column; no I/O.
 
-`python -m mnist_ray.results.tables` prints docs/tables.md.
+`python -m mnist_ray.results.schemas` prints docs/tables.md.
 """
 
-import contextlib
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal, Union, get_args, get_origin
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from mnist_ray.config.settings import TrainConfig
-from mnist_ray.errors import DataError
-
-SCHEMA_VERSION = 2
-# Of a table that is written in pieces.
-ROWS_IN_PIECE = 1 << 20
-
-BOOL, INT64, FLOAT32, FLOAT64, STRING = pa.bool_(), pa.int64(), pa.float32(), pa.float64(), pa.string()
-BINARY = pa.binary()
-NAME = pa.dictionary(pa.int32(), pa.string())
-
-
-def list_of(element: pa.DataType, size: int = -1) -> pa.DataType:
-    """Returns the type of lists of non-null elements, of any length or of a fixed size."""
-    # Parquet calls the child `element`: with Arrow's own name, `item`, a schema does not read back equal.
-    return pa.list_(pa.field("element", element, nullable=False), size)
-
-
-def float32_per_class(num_classes: int) -> pa.DataType:
-    """Returns the type of one float32 a class."""
-    return list_of(FLOAT32, num_classes)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table.
-
-    Attributes:
-      name: its name.
-      type: Arrow type, or a function from the number of classes to it.
-      unit: unit of the values; empty where there is none.
-      description: what a value says.
-      nullable: whether a value may be missing.
-    """
-
-    name: str
-    type: pa.DataType | Callable[[int], pa.DataType]
-    unit: str
-    description: str
-    nullable: bool = False
-
-    def field(self, num_classes: int | None = None) -> pa.Field:
-        """Returns the column as an Arrow field; unit and description are its metadata."""
-        metadata = {"description": self.description, "unit": self.unit}
-        return pa.field(self.name, self._arrow_type(num_classes), self.nullable, metadata)
-
-    def type_name(self) -> str:
-        """Returns the type in words, for the documentation."""
-        return _TYPE_NAMES[self.type]
-
-    def _arrow_type(self, num_classes: int | None) -> pa.DataType:
-        if isinstance(self.type, pa.DataType):
-            return self.type
-        assert num_classes is not None, f"{self.name}: its type needs num_classes"
-        return self.type(num_classes)
-
-
-_TYPE_NAMES = {
-    BOOL: "bool",
-    INT64: "int64",
-    FLOAT32: "float32",
-    FLOAT64: "float64",
-    STRING: "string",
-    BINARY: "binary",
-    NAME: "string (dictionary)",
-    list_of(INT64): "list of int64",
-    float32_per_class: "float32[classes]",
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: its name, what one row is, and its columns in order."""
-
-    name: str
-    row: str
-    columns: tuple[Column, ...]
-
-    def schema(self, *, code_version: str, num_classes: int | None = None) -> pa.Schema:
-        """Returns the Arrow schema, with table name, schema version and code version as metadata.
-
-        Args:
-          code_version: version of the code that makes the rows.
-          num_classes: number of classes; the tables with one value a class need it.
-        """
-        metadata = {"table": self.name, "schema_version": str(SCHEMA_VERSION), "code_version": code_version}
-        return pa.schema([column.field(num_classes) for column in self.columns], metadata)
-
-
-def _setting_type(annotation: Any) -> tuple[pa.DataType, bool]:
-    """Returns the Arrow type of a setting and whether it can be None."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        (given,) = [kind for kind in get_args(annotation) if kind is not types.NoneType]
-        return _setting_type(given)[0], True
-    if get_origin(annotation) is Literal:
-        return STRING, False
-    if get_origin(annotation) is tuple:
-        return list_of(_setting_type(get_args(annotation)[0])[0]), False
-    return {bool: BOOL, int: INT64, float: FLOAT64, str: STRING}[annotation], False
-
-
-# A row has the evaluated data set as `dataset`, so the one that the run was trained on needs a name of its own.
-_RENAMED_SETTINGS = {"dataset": "train_dataset"}
-
-
-def _setting_column(setting: str) -> Column:
-    field = TrainConfig.model_fields[setting]
-    arrow_type, nullable = _setting_type(field.annotation)
-    name = _RENAMED_SETTINGS.get(setting, setting)
-    return Column(name, arrow_type, "", f"setting {setting}: {field.description}", nullable)
-
-
-def config_columns(configs: Sequence[TrainConfig]) -> dict[str, list[Any]]:
-    """Returns the settings of runs as columns: column name -> one value a run."""
-    return {
-        _RENAMED_SETTINGS.get(setting, setting): [getattr(config, setting) for config in configs]
-        for setting in TrainConfig.model_fields
-    }
-
+from mnist_ray.results.columns import (
+    BINARY,
+    BOOL,
+    FLOAT32,
+    FLOAT64,
+    INT64,
+    NAME,
+    SCHEMA_VERSION,
+    STRING,
+    Column,
+    Table,
+    float32_per_class,
+    setting_columns,
+)
 
 _RUN = Column("run", NAME, "", "name of the run")
 _EVALUATION = (
@@ -148,6 +31,9 @@ _LABEL = (
 _PREDICTED_LABEL = (
     Column("predicted_label", INT64, "class", "most probable class, the first of equals"),
     Column("predicted_label_name", NAME, "", "name of the predicted class"),
+)
+_CONFIG_HASH = Column(
+    "config_hash", STRING, "", "SHA-256 of the run's settings that differ from the defaults, as JSON, hexadecimal"
 )
 _ACCURACY = Column("accuracy", FLOAT64, "fraction", "examples whose predicted class is the true one, of all")
 
@@ -173,7 +59,7 @@ METRICS = Table(
     (
         *_EVALUATION,
         Column("grid", NAME, "", "grid that the run belongs to", nullable=True),
-        *(_setting_column(setting) for setting in TrainConfig.model_fields),
+        *setting_columns(),
         Column("num_examples", INT64, "examples", "examples evaluated"),
         _ACCURACY,
         Column("accuracy_low", FLOAT64, "fraction", "lower end of the 95 % Wilson interval of the accuracy"),
@@ -206,7 +92,7 @@ METRICS = Table(
         Column("recall_weighted", FLOAT64, "fraction", "mean of the classes' recall, weighted by support"),
         Column("f1_weighted", FLOAT64, "fraction", "mean of the classes' F1, weighted by support"),
         Column("epoch", INT64, "epochs", "epoch after which the evaluated checkpoint was saved, from 1"),
-        Column("config_hash", STRING, "", "SHA-256 of the run's config as canonical JSON, hexadecimal"),
+        _CONFIG_HASH,
         Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
         Column("data_sha256", STRING, "", "fingerprint of the evaluated data set, hexadecimal"),
         Column("code_version", STRING, "", "version of the code that evaluated the run"),
@@ -299,7 +185,7 @@ LINEAGE = Table(
     "a run, with what its evaluated weights were made by",
     (
         *_EVALUATION,
-        Column("config_hash", STRING, "", "SHA-256 of the run's config as canonical JSON, hexadecimal"),
+        _CONFIG_HASH,
         Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
         Column("train_data_sha256", STRING, "", "fingerprint of the training data set, hexadecimal"),
         Column("train_code_version", STRING, "", "version of the code that trained the run"),
@@ -335,7 +221,7 @@ RUNS = Table(
     (
         _RUN,
         Column("grid", NAME, "", "grid that the run belongs to"),
-        *(_setting_column(setting) for setting in TrainConfig.model_fields),
+        *setting_columns(),
         Column(
             "status",
             NAME,
@@ -515,154 +401,6 @@ TABLES = {
 }
 
 
-def make_table(name: str, columns: Mapping[str, Any], *, code_version: str, num_classes: int | None = None) -> pa.Table:
-    """Makes an Arrow table from columns in any order.
-
-    Args:
-      name: a key of TABLES.
-      columns: column name -> one value a row: a sequence, a 1-d array, or [rows, classes] for one value a class.
-        A single str stands for the same value in every row.
-      code_version: version of the code that makes the rows.
-      num_classes: number of classes; the tables with one value a class need it.
-
-    Raises:
-      ValueError: a column is missing or unknown, or of another length, type or shape than its schema says, or has a
-        null where none is allowed (Arrow's own errors are ValueErrors or TypeErrors).
-    """
-    schema = TABLES[name].schema(code_version=code_version, num_classes=num_classes)
-    if columns.keys() != set(schema.names):
-        missing = sorted(set(schema.names) - columns.keys())
-        unknown = sorted(columns.keys() - set(schema.names))
-        raise ValueError(f"table {name}: needs its columns exactly; missing {missing}, unknown {unknown}")
-    num_rows = max(len(values) for values in columns.values() if not isinstance(values, str))
-    arrays = [_array(columns[field.name], field, num_rows) for field in schema]
-    table = pa.Table.from_arrays(arrays, schema=schema)
-    table.validate()
-    for field, column in zip(schema, table.columns, strict=True):
-        num_nulls = 0 if field.nullable else column.null_count
-        if _is_list(field.type):
-            num_nulls += pc.list_flatten(column).null_count
-        if num_nulls:
-            raise ValueError(f"table {name}, column {field.name}: {num_nulls} nulls, where none is allowed")
-    return table
-
-
-def _array(values: Any, field: pa.Field, num_rows: int) -> pa.Array:
-    if isinstance(values, str):
-        values = pa.repeat(values, num_rows)
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), FLOAT32), type=field.type)
-    if field.type == NAME:
-        return pa.array(values, STRING).dictionary_encode()
-    if field.type == INT64:
-        # Asked for int64, Arrow cuts the fraction off a Python float; it refuses to when it casts an array.
-        values = pa.array(values)
-    return pa.array(values, field.type)
-
-
-def to_parquet_bytes(table: pa.Table) -> bytes:
-    """Writes a table as a Parquet file: zstd, a checksum on every page, equal bytes for equal content.
-
-    Args:
-      table: what `make_table` returned, or a slice or concatenation of such.
-    """
-    return pieces_to_parquet_bytes([table])
-
-
-def pieces_to_parquet_bytes(pieces: Iterable[pa.Table]) -> bytes:
-    """Writes a table that comes in pieces of rows, one or more, of which one is in memory at a time."""
-    remaining = iter(pieces)
-    first = next(remaining)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, first.schema, **_parquet_options(first.schema)) as writer:
-        for piece in chain([first], remaining):
-            writer.write_table(_canonical(piece))
-    return bytes(sink.getvalue())
-
-
-def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    # Floats are written plain. As dictionaries, the probabilities of an MNIST network on its 10,000 test images make a
-    # file of 727 kB instead of 493 kB. BYTE_STREAM_SPLIT would make it 463 kB, but Spark's vectorized reader refused
-    # that encoding for years (SPARK-56894): 6 % are not worth a reader. Every example_index is new, as floats are; so
-    # are path and row.
-    plain_fields = {field.name for field in schema if _is_floating(field.type)} | {"example_index", "path", "row"}
-    return {
-        "compression": "zstd",
-        "use_dictionary": [_leaf_path(field) for field in schema if field.name not in plain_fields],
-        "write_page_checksum": True,
-    }
-
-
-def _canonical(table: pa.Table) -> pa.Table:
-    """Returns the table in one chunk a column, each name once in a dictionary, in order of first appearance."""
-    columns = [
-        column.cast(STRING).combine_chunks().dictionary_encode() if column.type == NAME else column.combine_chunks()
-        for column in table.columns
-    ]
-    return pa.Table.from_arrays(columns, schema=table.schema)
-
-
-def _is_list(arrow_type: pa.DataType) -> bool:
-    return bool(pa.types.is_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type))
-
-
-def _is_floating(arrow_type: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(arrow_type.value_type if _is_list(arrow_type) else arrow_type))
-
-
-def _leaf_path(field: pa.Field) -> str:
-    return f"{field.name}.list.element" if _is_list(field.type) else str(field.name)
-
-
-def read_parquet(
-    data: bytes | pa.NativeFile, *, source: str = "table", columns: Sequence[str] | None = None
-) -> pa.Table:
-    """Reads a Parquet file and verifies the checksum of every page.
-
-    The checksums cover the values. Page headers and the footer have none: whoever must trust those compares the file's
-    SHA-256 with the manifest's.
-
-    Args:
-      data: the file's content, or the open file; what goes wrong in reading that one from its storage is raised as is.
-      source: name of the file, for the message.
-      columns: those that are read, all by default.
-
-    Raises:
-      DataError: no whole Parquet file, a page does not match its checksum, or a table of another schema version.
-    """
-    content = pa.py_buffer(data) if isinstance(data, bytes) else data.read_buffer()
-    with _opened(content, source) as file:
-        # Not pq.read_table: its threads may still hold the bytes when Python ends, which aborts a process that has
-        # loaded Ray.
-        return file.read(columns=columns, use_threads=False)
-
-
-def read_batches(data: bytes, *, source: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Reads a Parquet file as `read_parquet` does, a part of its rows at a time."""
-    with _opened(pa.py_buffer(data), source) as file:
-        yield from file.iter_batches(columns=columns, use_threads=False)
-
-
-@contextlib.contextmanager
-def _opened(content: pa.Buffer, source: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            _check_version(file.schema_arrow, source)
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{source}: not a whole Parquet file ({reason}): copy it again, or make it again") from None
-
-
-def _check_version(schema: pa.Schema, source: str) -> None:
-    version = (schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
-        raise DataError(
-            f"{source}: has schema version {version}, this version of mnist-ray reads {SCHEMA_VERSION}: read it with "
-            "the version that wrote it, or make it again"
-        )
-
-
 def tables_markdown() -> str:
     """Returns the documentation of all tables, in Markdown."""
     return "\n".join([_MARKDOWN_HEAD, *(_table_markdown(table) for table in TABLES.values())])
@@ -670,7 +408,7 @@ def tables_markdown() -> str:
 
 _MARKDOWN_HEAD = f"""# The tables
 
-Made by `python -m mnist_ray.results.tables > docs/tables.md`; do not edit.
+Made by `python -m mnist_ray.results.schemas > docs/tables.md`; do not edit.
 
 Parquet, zstd, schema version {SCHEMA_VERSION}. Rates are fractions, not percent. No column has nulls unless it says so.
 The file's metadata holds `table`, `schema_version` and `code_version`; each column's metadata its `description` and

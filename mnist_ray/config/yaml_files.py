@@ -1,0 +1,102 @@
+"""Settings as a person writes them: YAML 1.2, in a file or as one value on the command line."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import Node
+
+from mnist_ray.config.settings import short
+from mnist_ray.errors import ConfigError
+
+MAX_CONFIG_BYTES = 1 << 20
+
+# What the parser raises besides its own errors, for such scalars as 2026-13-45 or !!bool maybe and for deep nesting.
+_YAML_ERRORS = (YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+
+
+class _NoAliases(Composer):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # A few lines of aliases of aliases unfold to billions of values.
+        if self.parser.check_event(AliasEvent):
+            line = self.parser.peek_event().start_mark.line + 1
+            raise ConfigError(f"line {line}: aliases (*name) are not read here")
+        return super().compose_node(parent, index)
+
+
+class _DistinctKeys(SafeConstructor):
+    def check_mapping_key(self, node: Node, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if key in mapping:
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {short(key)} stands there twice")
+        return True
+
+
+def _load(text: str | bytes) -> Any:
+    parser = YAML(typ="safe", pure=True)
+    parser.Composer, parser.Constructor = _NoAliases, _DistinctKeys
+    return parser.load(text)
+
+
+def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
+    """Reads a YAML config file: one mapping of setting names to values.
+
+    Args:
+      path: the file.
+      option: the option that named it, for messages.
+
+    Raises:
+      ConfigError: no file, not readable, not YAML, over 1 MiB, a key twice, or no mapping.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{option} {str(path)!r}: {error.strerror}") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{option} {str(path)!r}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
+    try:
+        content = _load(text)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {str(path)!r}: {error}") from None
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{option} {str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{option} {str(path)!r}: needs one mapping of setting names to values")
+    return content
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Splits KEY=VALUE; the value is read as YAML, so 1e-3, true, null and [256, 128] mean what they say.
+
+    Raises:
+      ConfigError: no '=' or no key.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {short(text)}: write it as KEY=VALUE")
+    return key.strip(), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """Reads one setting's text as YAML; what is not YAML stays text."""
+    try:
+        return _load(text)
+    except (ConfigError, *_YAML_ERRORS):
+        return text
+
+
+def yaml_text(settings: Mapping[str, Any]) -> str:
+    """Returns settings as YAML, sorted by name, a value a line."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style, writer.width = False, 1 << 30
+    text = io.StringIO()
+    writer.dump(dict(settings), text)
+    return text.getvalue()

@@ -1,0 +1,148 @@
+"""What a column and a table are, and the columns that a run's settings have; no I/O."""
+
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pyarrow as pa
+
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.setting import setting_of
+
+# Grows when a stored table can no longer be read as it was meant: not with a column that older readers leave out and
+# newer ones fill in.
+SCHEMA_VERSION = 2
+
+BOOL, INT64, FLOAT32, FLOAT64, STRING = pa.bool_(), pa.int64(), pa.float32(), pa.float64(), pa.string()
+BINARY = pa.binary()
+NAME = pa.dictionary(pa.int32(), pa.string())
+
+
+def list_of(element: pa.DataType, size: int = -1) -> pa.DataType:
+    """Returns the type of lists of non-null elements, of any length or of a fixed size."""
+    # Parquet calls the child `element`: with Arrow's own name, `item`, a schema does not read back equal.
+    return pa.list_(pa.field("element", element, nullable=False), size)
+
+
+def float32_per_class(num_classes: int) -> pa.DataType:
+    """Returns the type of one float32 a class."""
+    return list_of(FLOAT32, num_classes)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+      name: its name.
+      type: Arrow type, or a function from the number of classes to it.
+      unit: unit of the values; empty where there is none.
+      description: what a value says.
+      nullable: whether a value may be missing.
+      absent: the value in every row of a stored table without the column; None for null, if that is allowed.
+    """
+
+    name: str
+    type: pa.DataType | Callable[[int], pa.DataType]
+    unit: str
+    description: str
+    nullable: bool = False
+    absent: Any = None
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a stored table can't be read without the column."""
+        return not self.nullable and self.absent is None
+
+    def accepts(self, stored: pa.DataType) -> bool:
+        """Tells whether a stored column of some type can be read, with any number of classes."""
+        if isinstance(self.type, pa.DataType):
+            return bool(stored == self.type)
+        return bool(pa.types.is_fixed_size_list(stored) and stored == self.type(stored.list_size))
+
+    def field(self, num_classes: int | None = None) -> pa.Field:
+        """Returns the column as an Arrow field; unit and description are its metadata."""
+        metadata = {"description": self.description, "unit": self.unit}
+        return pa.field(self.name, self._arrow_type(num_classes), self.nullable, metadata)
+
+    def type_name(self) -> str:
+        """Returns the type in words, for the documentation."""
+        return _TYPE_NAMES[self.type]
+
+    def _arrow_type(self, num_classes: int | None) -> pa.DataType:
+        if isinstance(self.type, pa.DataType):
+            return self.type
+        assert num_classes is not None, f"{self.name}: its type needs num_classes"
+        return self.type(num_classes)
+
+
+_TYPE_NAMES = {
+    BOOL: "bool",
+    INT64: "int64",
+    FLOAT32: "float32",
+    FLOAT64: "float64",
+    STRING: "string",
+    BINARY: "binary",
+    NAME: "string (dictionary)",
+    list_of(INT64): "list of int64",
+    float32_per_class: "float32[classes]",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its name, what one row is, and its columns in order."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+
+    def schema(self, *, code_version: str, num_classes: int | None = None) -> pa.Schema:
+        """Returns the Arrow schema, with table name, schema version and code version as metadata.
+
+        Args:
+          code_version: version of the code that makes the rows.
+          num_classes: number of classes; the tables with one value a class need it.
+        """
+        metadata = {"table": self.name, "schema_version": str(SCHEMA_VERSION), "code_version": code_version}
+        return pa.schema([column.field(num_classes) for column in self.columns], metadata)
+
+
+def _setting_type(annotation: Any) -> tuple[pa.DataType, bool]:
+    """Returns the Arrow type of a setting and whether it can be None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (given,) = [kind for kind in get_args(annotation) if kind is not types.NoneType]
+        return _setting_type(given)[0], True
+    if get_origin(annotation) is Literal:
+        return STRING, False
+    if get_origin(annotation) is tuple:
+        return list_of(_setting_type(get_args(annotation)[0])[0]), False
+    return {bool: BOOL, int: INT64, float: FLOAT64, str: STRING}[annotation], False
+
+
+def column_of(setting: str) -> str:
+    """Returns the name of a setting's column."""
+    return setting_of(TrainConfig, setting).column or setting
+
+
+def setting_columns(kind: type[TrainConfig] = TrainConfig) -> tuple[Column, ...]:
+    """Returns the columns of a config's settings, in its order."""
+    return tuple(_setting_column(kind, setting) for setting in kind.model_fields)
+
+
+def _setting_column(kind: type[TrainConfig], setting: str) -> Column:
+    field, facts = kind.model_fields[setting], setting_of(kind, setting)
+    arrow_type, nullable = _setting_type(field.annotation)
+    description = f"setting {setting}: {field.description}"
+    absent = field.default if facts.is_later else None
+    return Column(facts.column or setting, arrow_type, "", description, nullable, absent)
+
+
+def config_columns(configs: Sequence[TrainConfig]) -> dict[str, list[Any]]:
+    """Returns the settings of runs as columns: column name -> one value a run."""
+    return {column_of(name): [getattr(config, name) for config in configs] for name in TrainConfig.model_fields}
+
+
+# The runs that differ in the seed alone are repetitions of one setting.
+SETTING_COLUMNS = tuple(column_of(setting) for setting in TrainConfig.model_fields if setting != "seed")

@@ -1,0 +1,90 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.evaluation import metrics
+from mnist_ray.results import schemas
+from mnist_ray.results.columns import config_columns
+from tests.support.sample_tables import ALL, CONFIGS
+
+
+@pytest.mark.parametrize("name", schemas.TABLES)
+def test_every_column_is_described_once_in_the_schema(name):
+    schema = schemas.TABLES[name].schema(code_version="0.1.0+src.12", num_classes=3)
+    assert len(set(schema.names)) == len(schema.names)
+    assert schema.metadata == {b"table": name.encode(), b"schema_version": b"2", b"code_version": b"0.1.0+src.12"}
+    for field in schema:
+        assert set(field.metadata) == {b"description", b"unit"}
+        assert field.metadata[b"description"]
+
+
+@pytest.mark.parametrize("name", ["predictions", "metrics", "per_class", "confusion", "calibration"])
+def test_every_evaluation_table_begins_with_run_dataset_and_split(name):
+    assert ALL[name].schema.names[:3] == ["run", "dataset", "split"]
+    assert set(ALL[name].schema.types[:3]) == {pa.dictionary(pa.int32(), pa.string())}
+
+
+def test_the_schema_of_predictions():
+    schema = schemas.PREDICTIONS.schema(code_version="1", num_classes=10)
+    assert schema.remove_metadata().equals(
+        pa.schema(
+            [
+                pa.field("run", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+                pa.field("dataset", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+                pa.field("split", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+                pa.field("example_index", pa.int64(), nullable=False),
+                pa.field("label", pa.int64(), nullable=False),
+                pa.field("label_name", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+                pa.field("predicted_label", pa.int64(), nullable=False),
+                pa.field("predicted_label_name", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+                pa.field("correct", pa.bool_(), nullable=False),
+                pa.field("confidence", pa.float32(), nullable=False),
+                pa.field("label_probability", pa.float32(), nullable=False),
+                pa.field("loss", pa.float32(), nullable=False),
+                pa.field(
+                    "probabilities", pa.list_(pa.field("element", pa.float32(), nullable=False), 10), nullable=False
+                ),
+            ]
+        )
+    )
+
+
+def test_every_setting_is_a_column_of_metrics_and_nullable_when_it_can_be_none():
+    schema = schemas.METRICS.schema(code_version="1")
+    renamed = ["train_dataset" if setting == "dataset" else setting for setting in TrainConfig.model_fields]
+    assert [name for name in schema.names if name in renamed] == renamed
+    may_be_none = {"gradient_clip_norm", "early_stopping_patience", "train_limit"}
+    assert {field.name for field in schema if field.nullable} == {"grid"} | may_be_none
+    types = {"variant": "string", "model": "string", "batch_norm": "bool", "dropout": "double", "seed": "int64"}
+    assert {name: str(schema.field(name).type) for name in types} == types
+    assert str(schema.field("hidden_sizes").type) == "list<element: int64 not null>"
+    assert str(schema.field("gradient_clip_norm").type) == "double"
+
+
+def test_config_columns_hold_the_settings_of_each_run():
+    columns = config_columns(CONFIGS)
+    assert columns["hidden_sizes"] == [(128, 64), (256, 128, 64)]
+    assert columns["gradient_clip_norm"] == [None, 1.5]
+    assert columns["train_dataset"] == ["mnist", "mnist"]
+    assert len(columns) == len(TrainConfig.model_fields)
+
+
+def test_the_rates_of_a_run_are_columns_of_metrics():
+    assert {field.name for field in dataclasses.fields(metrics.Rates)} <= set(ALL["metrics"].schema.names)
+
+
+def test_the_documentation_is_the_one_that_the_module_prints():
+    printed = subprocess.run(
+        [sys.executable, "-m", "mnist_ray.results.schemas"],
+        check=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout.decode()
+    assert printed == schemas.tables_markdown()
+    documented = Path(__file__).parents[2].joinpath("docs", "tables.md").read_text()
+    assert documented == printed, "run `python -m mnist_ray.results.schemas > docs/tables.md`"
