@@ -41,7 +41,6 @@ import numpy as np
 import ray
 import ray.train
 import torch
-import yaml
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -51,6 +50,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, random_split
 from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mnist
 
+from mnist_ray.config.yaml_files import yaml_text
 from mnist_ray.data.idx import USUAL_NAMES
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.storage.storage import open_storage
@@ -221,7 +221,7 @@ def our_command(arguments: argparse.Namespace, folder: Path) -> list[str]:
         **axes_of(arguments),
     }
     grid_file = folder / "grid.yaml"
-    grid_file.write_text(yaml.safe_dump(settings))
+    grid_file.write_text(yaml_text(settings))
     options = {
         "--grid": grid_file,
         "--seeds": arguments.seeds,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_ray.config.settings import read_yaml
+from mnist_ray.config.yaml_files import read_yaml
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
 from mnist_ray.grids.grid import expand, read_grid

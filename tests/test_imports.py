@@ -41,7 +41,7 @@ def test_the_core_loads_no_ray() -> None:
 def test_what_reads_a_command_line_and_describes_storages_and_tables_loads_no_torch() -> None:
     rooms = ("mnist_ray.cli", "mnist_ray.config", "mnist_ray.storage", "mnist_ray.submission")
     modules = [name for name in core_modules() if name.startswith(rooms)]
-    assert imported_with("mnist_ray.results.tables", *modules) & {"torch", "ray"} == set()
+    assert imported_with("mnist_ray.results.schemas", *modules) & {"torch", "ray"} == set()
 
 
 def test_the_config_loads_neither_torch_nor_ray_nor_pyarrow_nor_numpy() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-import yaml
 
 from mnist_ray.cli.options import (
     DATASET_HELP,
@@ -30,6 +29,7 @@ from mnist_ray.cli.options import (
 )
 from mnist_ray.config.settings import GridConfig
 from mnist_ray.config.variants import VARIANTS
+from mnist_ray.config.yaml_files import yaml_text
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
 from mnist_ray.grids.search import Search
@@ -158,7 +158,7 @@ def tune(
         replace = {**IN_JOB_YAML, "grid_name": "./job.yaml", "seeds": None, "name": grid_folder_name}
         submit_job(
             target, context, replace, name=grid_folder_name, num_workers=workers_per_run or 1,
-            config_yaml=yaml.safe_dump(written_grid(grid)),
+            config_yaml=yaml_text(written_grid(grid)),
         )  # fmt: skip
         return
     from mnist_ray.cluster.tune_job import TuneJob

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 import mnist_ray
 from mnist_ray.cli import export as cli_export
@@ -48,10 +47,9 @@ from mnist_ray.config.settings import (
     check_name,
     check_setting,
     make_config,
-    parse_value,
-    read_yaml,
 )
 from mnist_ray.config.variants import VARIANTS, variant_config
+from mnist_ray.config.yaml_files import parse_value, read_yaml, yaml_text
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
 from mnist_ray.text.escape import printable_log
@@ -138,7 +136,7 @@ def train(
         return
     target = target_cluster(cluster.address)
     if target:
-        text = yaml.safe_dump(config.model_dump(mode="json"))
+        text = yaml_text(config.model_dump(mode="json"))
         replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
         submit_job(target, context, replace, name=run, num_workers=num_workers, config_yaml=text)
         return

@@ -16,7 +16,8 @@ import click
 
 from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
-from mnist_ray.config.settings import TrainConfig, parse_override, parse_value
+from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.yaml_files import parse_override, parse_value
 from mnist_ray.errors import ConfigError
 from mnist_ray.interruption import Stop
 from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line

@@ -22,7 +22,7 @@ REQUIREMENTS = {
     "scikit-learn": "1.5",
     "scipy": "1.13",
     "safetensors": "0.4.5",
-    "pyyaml": "6",
+    "ruamel.yaml": "0.18",
     "matplotlib": "3.9",
     "jinja2": "3.1",
     "numpy": "1.26",

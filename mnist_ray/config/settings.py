@@ -5,11 +5,9 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from mnist_ray.data.augmentation import AUGMENTATIONS
@@ -21,7 +19,6 @@ from mnist_ray.text.suggestions import did_you_mean
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EVALUATION_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-MAX_CONFIG_BYTES = 1 << 20
 MAX_COUNT = 2**31 - 1
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
@@ -255,18 +252,19 @@ def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str
         raise ConfigError(f"{source}: {_first_error(kind, error)}") from None
 
 
-def check_setting(name: str, value: Any, source: str) -> None:
-    """Refuses a value that TrainConfig's setting of that name can never have.
+def check_setting(name: str, value: Any, source: str) -> Any:
+    """Returns the value that TrainConfig's setting of that name takes from what was given.
 
     Raises:
       ConfigError: the rule that the value breaks, in one line.
     """
     try:
-        TrainConfig.model_validate({name: value})
+        return getattr(TrainConfig.model_validate({name: value}), name)
     except pydantic.ValidationError as error:
         # Without a place it is a rule that joins several settings: the others may satisfy it.
         if error.errors()[0]["loc"]:
             raise ConfigError(f"{source}: {_first_error(TrainConfig, error)}") from None
+        return value
 
 
 def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
@@ -274,115 +272,19 @@ def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
     setting = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         advice = did_you_mean(setting, kind.model_fields) or f"; choose one of {', '.join(kind.model_fields)}"
-        return f"unknown setting {_short(setting)}{advice}"
+        return f"unknown setting {short(setting)}{advice}"
     if first["type"] == "missing":
         return f"{setting}: a value is needed"
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     rule = rule.replace("a valid tuple", "a list of whole numbers")
     # Credentials stand in URIs; the setting's own message shows what can be shown.
     is_hidden = setting and setting_of(kind, setting).may_hold_credentials and ":" in str(first["input"])
-    shown = "" if is_hidden else f"={_short(first['input'])}"
+    shown = "" if is_hidden else f"={short(first['input'])}"
     return f"{setting}{shown}: {rule}" if setting else rule
 
 
-def _short(value: Any) -> str:
-    """repr, cut where it is long."""
+def short(value: Any) -> str:
+    """Returns a value's repr, cut where it is long."""
     limited = reprlib.Repr()
     limited.maxstring = limited.maxother = limited.maxlong = 100
     return limited.repr(value)
-
-
-# What PyYAML raises besides its own errors, for such scalars as 2026-13-45 or !!bool maybe and for deep nesting.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
-
-
-class _ConfigLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing aliases and keys that stand twice; numbers as a person reads them."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        # A few lines of aliases of aliases unfold to billions of values.
-        if self.check_event(yaml.AliasEvent):
-            raise ConfigError(f"line {self.line + 1}: aliases (*name) are not read here")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {_short(key)} stands there twice")
-            seen.add(key if isinstance(key, str) else id(key_node))
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
-        # YAML 1.1 reads 010 as 8 and 1:30 as 90.
-        if ":" in node.value:
-            return node.value
-        try:
-            return int(node.value)
-        except ValueError:
-            return super().construct_yaml_int(node)
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
-        return node.value if ":" in node.value else super().construct_yaml_float(node)
-
-
-_ConfigLoader.add_constructor("tag:yaml.org,2002:int", _ConfigLoader.construct_yaml_int)
-_ConfigLoader.add_constructor("tag:yaml.org,2002:float", _ConfigLoader.construct_yaml_float)
-
-
-def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """Reads a YAML config file: one mapping of setting names to values.
-
-    Args:
-      path: the file.
-      option: the option that named it, for messages.
-
-    Raises:
-      ConfigError: no file, not readable, not YAML, over 1 MiB, a key twice, or no mapping.
-    """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{option} {str(path)!r}: {error.strerror}") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{option} {str(path)!r}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
-    try:
-        content = yaml.load(text, _ConfigLoader)
-    except ConfigError as error:
-        raise ConfigError(f"{option} {str(path)!r}: {error}") from None
-    except _YAML_ERRORS as error:
-        raise ConfigError(f"{option} {str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"{option} {str(path)!r}: needs one mapping of setting names to values")
-    return content
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Splits KEY=VALUE; the value is read as YAML, so 1e-3, true, null and [256, 128] mean what they say.
-
-    Raises:
-      ConfigError: no '=' or no key.
-    """
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {_short(text)}: write it as KEY=VALUE")
-    return key.strip(), parse_value(value)
-
-
-def parse_value(text: str) -> Any:
-    """Reads one setting's text as YAML, 1e-3 as the number that it means; what is not YAML stays text."""
-    try:
-        value = yaml.load(text, _ConfigLoader)
-    except (ConfigError, *_YAML_ERRORS):
-        return text
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text, since it has no point; a person means the number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -10,7 +10,6 @@ from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
-from ruamel.yaml.nodes import Node
 
 from mnist_ray.config.settings import short
 from mnist_ray.errors import ConfigError
@@ -31,7 +30,7 @@ class _NoAliases(Composer):
 
 
 class _DistinctKeys(SafeConstructor):
-    def check_mapping_key(self, node: Node, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+    def check_mapping_key(self, _: Any, key_node: Any, mapping: Any, key: Any, __: Any) -> bool:
         if key in mapping:
             raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {short(key)} stands there twice")
         return True
@@ -96,6 +95,7 @@ def parse_value(text: str) -> Any:
 def yaml_text(settings: Mapping[str, Any]) -> str:
     """Returns settings as YAML, sorted by name, a value a line."""
     writer = YAML(typ="safe", pure=True)
+    # In one line each: what is folded may begin a line, and in a model card a line of backticks ends the block.
     writer.default_flow_style, writer.width = False, 1 << 30
     text = io.StringIO()
     writer.dump(dict(settings), text)

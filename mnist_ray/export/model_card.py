@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from mnist_ray.config.yaml_files import yaml_text
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.lineage import libraries
 from mnist_ray.text.escape import printable
@@ -106,7 +105,7 @@ Metrics on test data are in an evaluation (`mnist-ray evaluate`), not here.
 Its hash is `{document["config_hash"]}`.
 
 ```yaml
-{_yaml(config)}
+{yaml_text(config).rstrip()}
 ```
 
 ## Versions
@@ -207,8 +206,3 @@ def _code_span(value: object) -> str:
 
 def _cell(value: object) -> str:
     return _code_span(value).replace("|", r"\|")
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    # In one line each: what is folded may begin a line, and a line of backticks ends the block.
-    return yaml.safe_dump(dict(config), sort_keys=True, width=float("inf")).rstrip()

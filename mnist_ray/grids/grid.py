@@ -19,10 +19,9 @@ from mnist_ray.config.settings import (
     check_name,
     check_setting,
     make_config,
-    parse_value,
-    read_yaml,
 )
 from mnist_ray.config.variants import variant_config
+from mnist_ray.config.yaml_files import parse_value, read_yaml
 from mnist_ray.errors import ConfigError
 from mnist_ray.text.suggestions import did_you_mean
 
@@ -139,15 +138,16 @@ def _is_axis(name: str, value: Any) -> bool:
 
 def _level(name: str, value: Any, source: str) -> Any:
     annotation = TrainConfig.model_fields[name].annotation
-    # YAML reads 1e-6 as text; in a setting that is text, such as a folder, nothing is to be read.
+    # A number may be quoted; in a setting that is text, such as a folder, nothing is to be read.
     if isinstance(value, str) and annotation is not str:
         value = parse_value(value)
     # A network of one layer as a list too: written as [16, 8], an axis of two would be read back as one network.
     if get_origin(annotation) is tuple and type(value) is int:
         value = (value,)
     # Before any message shows it: a data set's URI may hold credentials.
-    check_setting(name, value, source)
-    return value
+    checked = check_setting(name, value, source)
+    # YAML 1.2 reads yes and no as text.
+    return checked if annotation is bool else value
 
 
 def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_what_a_job_checks_is_what_the_package_requires() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = dict(
-        re.fullmatch(r"([a-z0-9-]+)(?:\[.*\])?>=([\d.]+)", text).groups() for text in project["dependencies"]
+        re.fullmatch(r"([a-z0-9.-]+)(?:\[.*\])?>=([\d.]+)", text).groups() for text in project["dependencies"]
     )
     assert required == job.REQUIREMENTS
     assert project["requires-python"] == ">={}.{}".format(*job.PYTHON)
