@@ -58,7 +58,7 @@ def test_loading_checks_the_name_too(tmp_path):
 
 def test_the_names_are_listed_without_importing_anything_heavy():
     program = (
-        "import sys; from mnist_ray.data import DATASETS, check_dataset; check_dataset('folder:s3://bucket/a');"
+        "import sys; from mnist_ray.data.datasets import DATASETS, check_dataset; check_dataset('folder:s3://bucket/a');"
         "heavy = {'torch', 'torchvision', 'numpy', 'pyarrow', 'PIL', 'sklearn', 'boto3', 'ray'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
