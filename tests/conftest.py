@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.ray_jobs import shared_head  # noqa: F401  (the head of the Ray tests)
 from tests.support.s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
 
 _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
 from mnist_ray.grids.grid import expand, read_grid
 from mnist_ray.models.networks import make_network
+from tests.support.ray_jobs import run_here
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 VARIANTS = ["baseline", "dropout", "dropout_batchnorm"]
@@ -103,8 +104,39 @@ def test_a_ratio_is_taken_round_by_round(timing: ModuleType) -> None:
     assert timing.ratios(rates, "ours", "theirs") == timing.Spread(median=3.0, low=2.0, high=4.0)
 
 
+def test_the_ways_to_train_a_grid_are_compared_round_by_round(
+    monkeypatch: pytest.MonkeyPatch, data_dir: Path, capsys
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import grid
+
+    taken = {"conventional": [60.0, 90.0], "in-memory": [30.0, 24.0], "ours": [6.0, 8.0]}
+    calls = []
+
+    def train_grid(way: str, arguments: Namespace, mnist_folder: str) -> grid.Outcome:
+        assert Path(mnist_folder, "MNIST", "raw").is_dir()
+        calls.append(way)
+        return grid.Outcome(taken[way][calls.count(way) - 1], [0.5, 0.7])
+
+    monkeypatch.setattr(grid, "train_grid", train_grid)
+    monkeypatch.setattr(sys, "argv", ["grid.py", "--rounds", "2", "--data-dir", str(data_dir)])
+    grid.main()
+    output = capsys.readouterr()
+    assert calls == ["conventional", "in-memory", "ours", "in-memory", "ours", "conventional"]
+    hardware, *table = output.out.splitlines()
+    assert hardware.startswith("cpu ")
+    assert [line.split() for line in table] == [
+        ["way", "runs", "val_accuracy", "seconds", "ratio_of_seconds_to_ours"],
+        ["conventional", "2", "0.6", "75.0", "10.62", "(10.00-11.25)"],
+        ["in-memory", "2", "0.6", "27.0", "4.00", "(3.00-5.00)"],
+        ["ours", "2", "0.6", "7.0", "1.00", "(1.00-1.00)"],
+    ]
+    assert "round 2 of 2: conventional: 90.0 s, mean validation accuracy 0.6000" in output.err
+
+
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.series
 def test_a_grid_is_trained_in_every_way_and_timed(run_script, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     # Train starts sooner so.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -122,12 +154,24 @@ def test_a_grid_is_trained_in_every_way_and_timed(run_script, capsys, monkeypatc
     assert output.err.count("round 1 of 1: ") == 3
 
 
-@pytest.mark.slow
-def test_an_evaluation_and_its_report_are_timed_weighed_and_left_behind(run_script, capsys, tmp_path: Path) -> None:
+def test_an_evaluation_and_its_report_are_weighed_and_left_behind(
+    monkeypatch: pytest.MonkeyPatch, data_dir: Path, capsys, tmp_path: Path, timing: ModuleType
+) -> None:
+    import commands
+    import report
+
+    def run_measured(name: str, *arguments: str) -> commands.Command:
+        done = run_here(name, *arguments, "--json")
+        assert done.code == 0, done.log
+        seconds, peak = {"evaluate": (7.0, 300 << 20), "report": (3.0, 200 << 20)}[name]
+        return commands.Command(seconds, seconds, peak, (), json.loads(done.output))
+
     folder = tmp_path / "left"
     folder.mkdir()
-    options = ("--seeds", "1", "--epochs", "1", "--train-limit", "100", "--folder", str(folder), "--json")
-    run_script("report.py", *options, shortest=())
+    monkeypatch.setattr(report, "run_measured", run_measured)
+    options = ["--seeds", "1", "--epochs", "1", "--train-limit", "100", "--folder", str(folder), "--json"]
+    monkeypatch.setattr(sys, "argv", ["report.py", *options, "--data-dir", str(data_dir)])
+    report.main()
     rows = {row["what"]: row["figure"] for row in json.loads(capsys.readouterr().out)["results"]}
     assert (rows["runs"], rows["images"]) == (32, 200)
     (evaluation,) = (folder / "storage" / "evaluations").iterdir()
@@ -137,12 +181,90 @@ def test_an_evaluation_and_its_report_are_timed_weighed_and_left_behind(run_scri
     assert rows["report.html"] == page.stat().st_size / 2**20
     plain, rounded = rows["its probabilities, plain"], rows["its probabilities, float16"]
     assert 1 < rounded < plain < rows["a prediction, all columns"]
+    assert (rows["evaluate"], rows["evaluate, peak"], rows["report"], rows["report, peak"]) == (7, 300, 3, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.series
+def test_the_commands_of_an_evaluation_and_its_report_are_timed(run_script, capsys) -> None:
+    run_script("report.py", "--seeds", "1", "--epochs", "1", "--train-limit", "100", "--json", shortest=())
+    rows = {row["what"]: row["figure"] for row in json.loads(capsys.readouterr().out)["results"]}
     # Libraries alone take more than 50 MiB.
     assert min(rows["evaluate, peak"], rows["report, peak"]) > 50
     assert min(rows["evaluate"], rows["report"]) > 0
 
 
+class FakeLoop:
+    """A process of the bare loop that answers at once: 10 s of CPU for a share of the files."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        assert Path(script).name == "evaluate_scale.py"
+        assert arguments[0] == "--child"
+
+    def ask(self, question: Sequence[str]) -> None:
+        assert all(Path(path).is_file() for path in question)
+
+    def answer(self) -> list[float]:
+        return [1, 10.0]
+
+    def end(self) -> None:
+        """There is nothing to end."""
+
+
+def test_commands_of_few_and_many_images_are_compared_with_the_bare_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys, timing: ModuleType
+) -> None:
+    import commands
+    import evaluate_scale
+
+    def run_measured(name: str, *arguments: str) -> commands.Command | None:
+        if name == "train":
+            return None
+        named = [argument for argument in arguments if argument != "--no-report"]
+        options = dict(zip(named[::2], named[1::2], strict=True))
+        few = "200" in Path((options.get("--dataset") or options["--images"]).partition(":")[2]).parts
+        folder = {"evaluate": "evaluations", "predict": "predictions"}[name]
+        Path(options["--storage"], folder).mkdir(parents=True)
+        seconds = {"evaluate": 20.0, "predict": 40.0}[name]
+        workers = (90 << 20, 70 << 20) if options["--num-workers"] == "2" else ()
+        if few:
+            return commands.Command(8.0, 5.0, 100 << 20, workers, {})
+        return commands.Command(seconds, seconds + 5, 160 << 20, workers, {})
+
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(evaluate_scale, "run_measured", run_measured)
+    monkeypatch.setattr(evaluate_scale, "Child", FakeLoop)
+    monkeypatch.setattr(evaluate_scale, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(sys, "argv", ["evaluate_scale.py", "--images", "200", "2000", "--rounds", "1"])
+    evaluate_scale.main()
+    hardware, *table = capsys.readouterr().out.splitlines()
+    assert hardware.startswith("cpu ")
+    # The bare loop: 2,000 images in 5 s, with 10 s of CPU in each of its processes.
+    assert [line.replace(" more", "+").replace("bare loop", "bare-loop").split() for line in table] == [
+        ["command", "workers", "images", "seconds", "images_per_s", "ratio_to_bare_loop", "ratio_of_cpu", "peak_mib",
+         "worker_peak_mib"],
+        *([name, workers, images, seconds, rate, f"{ratio}", f"({ratio}-{ratio})", f"{cpu}", f"({cpu}-{cpu})", *peaks]
+          for name, workers, images, seconds, rate, ratio, cpu, *peaks in [
+            ("bare-loop", "1", "2,000", "5.0", "400", "1.00", "1.00", "0", "0"),
+            ("evaluate", "1", "200", "8.0", "25", "0.06", "0.20", "100", "0"),
+            ("evaluate", "1", "2,000", "20.0", "100", "0.25", "0.40", "160", "0"),
+            ("evaluate", "1", "1,800+", "12.0", "150", "0.38", "0.45", "60", "0"),
+            ("predict", "1", "200", "8.0", "25", "0.06", "0.20", "100", "0"),
+            ("predict", "1", "2,000", "40.0", "50", "0.12", "0.22", "160", "0"),
+            ("predict", "1", "1,800+", "32.0", "56", "0.14", "0.23", "60", "0"),
+            ("bare-loop", "2", "2,000", "5.0", "400", "1.00", "1.00", "0", "0"),
+            ("evaluate", "2", "200", "8.0", "25", "0.06", "0.40", "100", "90"),
+            ("evaluate", "2", "2,000", "20.0", "100", "0.25", "0.80", "160", "90"),
+            ("evaluate", "2", "1,800+", "12.0", "150", "0.38", "0.90", "60", "0"),
+            ("predict", "2", "200", "8.0", "25", "0.06", "0.40", "100", "90"),
+            ("predict", "2", "2,000", "40.0", "50", "0.12", "0.44", "160", "90"),
+            ("predict", "2", "1,800+", "32.0", "56", "0.14", "0.45", "60", "0"),
+        ]),
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
+@pytest.mark.series
 def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_script, capsys) -> None:
     run_script(
         "evaluate_scale.py", "--images", "200", "2500", "--workers", "1", "--rounds", "1", "--json",
@@ -150,7 +272,7 @@ def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_scri
     )  # fmt: skip
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [(row["command"], row["workers"], row["images"]) for row in rows] == [
-        ("bare loop", "1", "2,500"),
+        ("bare-loop", "1", "2,500"),
         *((name, "1", images) for name in ("evaluate", "predict") for images in ("200", "2,500", "2,300 more")),
     ]
     bare = rows[0]["images_per_s"]
@@ -160,8 +282,6 @@ def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_scri
         assert rate * row["seconds"]["median"] == pytest.approx(count)
         assert bare["low"] * 0.999 <= rate / row["ratio_to_bare_loop"]["median"] <= bare["high"] * 1.001
     assert rows[0]["ratio_to_bare_loop"]["median"] == rows[0]["ratio_of_cpu"]["median"] == 1
-    # What a command needs to start takes more than a few images.
-    assert all(0 < row["ratio_of_cpu"]["median"] < 1 for row in rows[1:] if "more" not in row["images"])
     for few, many, more in (rows[1:4], rows[4:]):
         # Libraries alone take more than 50 MiB.
         assert few["peak_mib"]["median"] > 50
@@ -170,6 +290,7 @@ def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_scri
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.series
 def test_the_workers_of_a_command_are_weighed_too(run_script, capsys) -> None:
     run_script(
         "evaluate_scale.py", "--images", "20000", "30000", "--workers", "2", "--commands", "evaluate", "--rounds", "1",
@@ -195,7 +316,51 @@ def test_the_images_that_are_made_for_the_scale_are_those_of_ten_classes(monkeyp
     assert 0.05 < (images > 0).mean() < 0.3
 
 
+def test_ranks_are_compared_with_one_process_by_what_all_of_them_train(
+    monkeypatch: pytest.MonkeyPatch, data_dir: Path, capsys, timing: ModuleType
+) -> None:
+    import ddp
+
+    seconds = {"single": 2.0, "one rank": 4.0, "strong": 5.0, "weak": 2.5, "independent": 2.0}
+    now, asked = [0.0], []
+
+    class FakeRank:
+        """A process whose epochs take as long as is written above; those of two ranks run at once."""
+
+        def __init__(self, *arguments: str) -> None:
+            self.rank = int(arguments[arguments.index("--child") + 1])
+
+        def ask(self, name: str) -> None:
+            asked.append((name, self.rank))
+            now[0] += seconds[name] if self.rank == 0 else 0
+
+        def answer(self) -> None:
+            """It is done."""
+
+        def end(self) -> None:
+            """There is nothing to end."""
+
+    monkeypatch.setattr(ddp, "Child", FakeRank)
+    monkeypatch.setitem(timing.CLOCKS, "wall", lambda: now[0])
+    options = ["--rounds", "2", "--chunk-seconds", "1", "--data-dir", str(data_dir)]
+    monkeypatch.setattr(sys, "argv", ["ddp.py", *options])
+    ddp.main()
+    _, *table, note = capsys.readouterr().out.splitlines()
+    assert {name for name, rank in asked if rank == 1} == {"strong", "weak", "independent"}
+    # 190 of the 200 images are trained on, one of each class is for validation.
+    assert [line.replace("one rank", "one-rank").split() for line in table] == [
+        ["contender", "processes", "batch_size", "samples_per_s", "steps_per_s", "ratio_to_single"],
+        ["single", "1", "64", "95", "1", "1.00", "(1.00-1.00)"],
+        ["one-rank", "1", "64", "48", "1", "0.50", "(0.50-0.50)"],
+        ["strong", "2", "64", "38", "1", "0.40", "(0.40-0.40)"],
+        ["weak", "2", "128", "76", "1", "0.80", "(0.80-0.80)"],
+        ["independent", "2", "64", "190", "3", "2.00", "(2.00-2.00)"],
+    ]
+    assert note.startswith("DDP does not pay for this network here: 2 ranks train 0.40 times as many samples/s as one ")
+
+
 @pytest.mark.slow
+@pytest.mark.series
 def test_ranks_are_timed_beside_one_process_and_a_sentence_says_what_they_bring(run_script, capsys) -> None:
     run_script("ddp.py", "--json")
     document = json.loads(capsys.readouterr().out)

@@ -41,7 +41,7 @@ def told(head: RayHead, path: str) -> tuple[str, bytes]:
         return path, response.read()
 
 
-@pytest.mark.parametrize("job", [TRAIN, TUNE])
+@pytest.mark.parametrize("job", [TUNE, pytest.param(TRAIN, marks=pytest.mark.series)], ids=["tune", "train"])
 def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(
     head: RayHead, tmp_path: Path, job: list[str]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from mnist_ray.cluster.session import _private_folder
 from mnist_ray.errors import ConfigError
 from tests.support.processes import descendants, listening, title_of
+from tests.support.ray_jobs import run_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,26 +57,23 @@ def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_and_its_folder_
     assert oct((ray_folder / "auth_token").stat().st_mode) == "0o100600"
 
 
-def train_with(ray_tmpdir: str, storage: Path) -> tuple[int, str]:
-    arguments = ["train", "--dataset", "digits", "--num-workers", "2", "--storage", str(storage), "--name", "a"]
-    command = [sys.executable, "-m", "mnist_ray", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_tmpdir}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    return done.returncode, done.stderr
-
-
-def test_a_folder_whose_path_is_too_long_for_rays_sockets_is_refused_before_ray_starts(tmp_path: Path) -> None:
+def test_a_folder_whose_path_is_too_long_for_rays_sockets_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / ("a" * 100)
     folder.mkdir()
-    code, said = train_with(str(folder), tmp_path / "results")
-    assert (code, said.count("\n")) == (2, 1), said
-    assert said.startswith(f"mnist-ray: error: RAY_TMPDIR={folder}: the paths of Ray's sockets there would have ")
-    assert said.endswith("or fewer, such as /tmp\n")
+    train = ["train", "--dataset", "digits", "--num-workers", "2", "--storage", str(tmp_path / "results")]
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    done = run_here(*train, "--name", "a")
+    assert (done.code, done.log.count("\n")) == (2, 1), done.log
+    assert done.log.startswith(f"mnist-ray: error: RAY_TMPDIR={folder}: the paths of Ray's sockets there would have ")
+    assert done.log.endswith("or fewer, such as /tmp\n")
     assert list(folder.iterdir()) == []
-    code, said = train_with(str(tmp_path / "nowhere"), tmp_path / "results")
-    assert code == 2
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "nowhere"))
     where = f"RAY_TMPDIR={tmp_path}/nowhere"
-    assert said == f"mnist-ray: error: {where}: No such file or directory; name a folder that can be written\n"
+    done = run_here(*train, "--name", "a")
+    assert done.code == 2
+    assert done.log == f"mnist-ray: error: {where}: No such file or directory; name a folder that can be written\n"
 
 
 def test_the_longest_path_of_rays_sockets_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Jobs on clusters of several nodes, which get lost: each node a raylet of its own, ended with all its processes."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.grid_runs import train_without_ray, weights
 from tests.support.processes import descendants
 from tests.support.ray_head import RayHead, alive_nodes, end_machine, more_node, ray_head
+from tests.support.ray_jobs import run_job
 from tests.support.s3_fixtures import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -33,19 +35,17 @@ def head(s3_server: S3Server) -> Iterator[RayHead]:
 
 
 @pytest.fixture(scope="module")
+def lasting(head: RayHead) -> Iterator[int]:
+    """A node that is never lost: the cluster has one CPU, and two while a test runs another node."""
+    with more_node(head) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str, torch.Tensor]]:
     storage = tmp_path_factory.mktemp("alone")
     train_without_ray(str(storage), "smoke", seeds="2", epochs=40)
     return weights(storage)
-
-
-def start(head: RayHead, script: str, *arguments: str) -> subprocess.Popen[str]:
-    """Starts a job as the head would."""
-    environment = {**head.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head.gcs_address}
-    command = [sys.executable, f"jobs/{script}.py", *arguments]
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def submit(head: RayHead, *arguments: str) -> subprocess.Popen[str]:
@@ -61,17 +61,9 @@ def finish(job: subprocess.Popen[str]) -> tuple[int, str, str]:
     return job.returncode, output, log
 
 
-def await_file(job: subprocess.Popen[str], storage: Storage, path: str) -> None:
-    while not storage.exists(path):
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.05)
-
-
-def await_workers(job: subprocess.Popen[str], nodes: list[int], title: bytes) -> None:
-    """Waits until each node works on the job."""
-    while not all(descendants(node, title=title) for node in nodes):
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.02)
+def at_work(nodes: list[int], title: bytes) -> bool:
+    """Tells whether each node works on the job."""
+    return all(descendants(node, title=title) for node in nodes)
 
 
 def best_weights(storage: Storage, runs: list[str]) -> dict[str, dict[str, torch.Tensor]]:
@@ -84,40 +76,54 @@ def assert_equal(found: Mapping[str, Mapping[str, torch.Tensor]], expected: Mapp
         assert all(torch.equal(value, expected[run][name]) for name, value in tensors.items()), run
 
 
-def test_a_grid_and_its_evaluation_are_spread_over_nodes_and_lose_one_each(
-    head: RayHead, s3_uri: str, tmp_path: Path, expected: dict[str, Mapping[str, torch.Tensor]]
+def test_a_job_waits_for_the_cpus_that_it_needs(head: RayHead, tmp_path: Path) -> None:
+    # The first test: no other node is there yet.
+    train = ["train", *TRAIN, "--epochs", "1", "--name", "a", "--shared-storage", "--storage", str(tmp_path)]
+    with contextlib.ExitStack() as nodes:
+        comes = (lambda log: "\n" in log, lambda _: nodes.enter_context(more_node(head)))
+        done = run_job(head, *train, steps=[comes])
+    assert done.code == 0, done.log
+    assert done.log.splitlines()[0] == "waiting up to 600 s for 1 CPU: the cluster has 0"
+
+
+def test_a_grid_is_spread_over_nodes_and_loses_one(
+    head: RayHead, lasting: int, s3_uri: str, expected: dict[str, Mapping[str, torch.Tensor]]
 ) -> None:
     storage = open_storage(s3_uri)
-    stored = ["--storage", s3_uri]
-    with more_node(head) as lasting:
-        with more_node(head) as lost:
-            # Through the job API: its driver is in a folder that the nodes, on one machine, replace.
-            job = submit(head, "tune", *GRID, "--stack-size", "2", *stored)
-            await_workers(job, [lasting, lost], b"ray::ImplicitFunc")
-            while not any("epoch-0002" in file.path for file in storage.list_files("runs")):
-                assert job.poll() is None, job.communicate()
-            end_machine(lost)
-            code, _, log = finish(job)
-        assert code == 0, log
-        assert "a worker was lost; its runs go on" in log
-        assert "grid g: 8 runs, 8 trained now" in log
-        assert storage.list_folders("runs") == sorted(expected)
-        assert_equal(best_weights(storage, sorted(expected)), expected)
+    with more_node(head) as lost:
+        # Through the job API: its driver is in a folder that the nodes, on one machine, replace.
+        job = submit(head, "tune", *GRID, "--stack-size", "2", "--storage", s3_uri)
+        while not (
+            at_work([lasting, lost], b"ray::ImplicitFunc")
+            and any("epoch-0002" in file.path for file in storage.list_files("runs"))
+        ):
+            assert job.poll() is None, job.communicate()
+        end_machine(lost)
+        code, _, log = finish(job)
+    assert code == 0, log
+    assert "a worker was lost; its runs go on" in log
+    assert "grid g: 8 runs, 8 trained now" in log
+    assert storage.list_folders("runs") == sorted(expected)
+    assert_equal(best_weights(storage, sorted(expected)), expected)
 
-        evaluate = ["--grid", "g", "--dataset", "digits", "--shard-size", "3", "--no-report", *stored]
-        with more_node(head) as lost:
-            job = start(head, "evaluate", *evaluate, "--num-workers", "2")
-            await_workers(job, [lasting, lost], b"ray::PoolWorker.work")
-            end_machine(lost)
-            code, _, log = finish(job)
-        assert code == 0, log
+
+@pytest.mark.series
+def test_an_evaluation_is_spread_over_nodes_and_loses_one(
+    head: RayHead, lasting: int, s3_uri: str, tmp_path: Path
+) -> None:
+    storage = open_storage(s3_uri)
+    train_without_ray(s3_uri, "smoke", seeds="2", epochs=1)
+    evaluate = ["evaluate", "--grid", "g", "--dataset", "digits", "--shard-size", "3", "--no-report"]
+    with more_node(head) as lost:
+        loss = (lambda _: at_work([lasting, lost], b"ray::PoolWorker.work"), lambda _: end_machine(lost))
+        done = run_job(head, *evaluate, "--storage", s3_uri, "--num-workers", "2", steps=[loss])
+    assert done.code == 0, done.log
     (name,) = storage.list_folders("evaluations")
     # In one process, elsewhere: the same bytes.
-    for run in expected:
-        for file in storage.list_files(f"runs/{run}") + storage.list_files("grids"):
-            (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / file.path).write_bytes(storage.read_bytes(file.path))
-    assert run_command(["evaluate", *evaluate[:-1], str(tmp_path)]) == 0
+    for file in storage.list_files("runs") + storage.list_files("grids"):
+        (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.path).write_bytes(storage.read_bytes(file.path))
+    assert run_command([*evaluate, "--storage", str(tmp_path)]) == 0
     files = json.loads((tmp_path / "evaluations" / name / "_manifest.json").read_text())["files"]
     assert len(files) > 100
     for file in files:
@@ -129,82 +135,86 @@ def test_a_grid_and_its_evaluation_are_spread_over_nodes_and_lose_one_each(
     assert run_command(["query", name, query, "--storage", s3_uri]) == 0
 
 
-def test_a_run_over_two_nodes_that_loses_one_for_good_ends_with_7_and_goes_on_when_another_comes(
-    head: RayHead, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("lasting")
+def test_a_run_that_loses_a_node_for_good_ends_with_7(head: RayHead, tmp_path: Path) -> None:
+    train = ["train", *TRAIN, "--epochs", "500", "--num-workers", "2", "--max-failures", "2", "--name", "a"]
+    train += ["--resource-timeout", "5", "--shared-storage", "--storage", str(tmp_path)]
+    with more_node(head) as lost:
+        checkpoint = tmp_path / "runs/a/checkpoints/epoch-0001/checkpoint.json"
+        done = run_job(head, *train, steps=[(lambda _: checkpoint.exists(), lambda _: end_machine(lost))])
+    assert done.code == 7, done.log
+    assert done.log.splitlines()[-1] == (
+        "mnist-ray: error: run 'a': needs 2 CPU and the cluster has 1, since 5 s (--resource-timeout): a node is "
+        "gone and no other came; the same command, train with --resume, goes on once there are enough"
+    )
+
+
+@pytest.mark.series
+def test_a_run_that_lost_a_node_goes_on_when_another_comes(head: RayHead, lasting: int, tmp_path: Path) -> None:
     shared = ["--shared-storage", "--storage", str(tmp_path)]
     storage = open_storage(str(tmp_path))
-    float64 = [*TRAIN, "--precision", "float64"]
-    assert run_command(["train", *float64, "--name", "alone", "--storage", str(tmp_path)]) == 0
+    float64 = ["train", *TRAIN, "--precision", "float64"]
+    assert run_command([*float64, "--name", "alone", "--storage", str(tmp_path)]) == 0
     train = [*float64, "--num-workers", "2", "--max-failures", "2", "--resource-timeout", "5", *shared]
-    with more_node(head) as lasting:
-        with more_node(head) as lost:
-            whole = finish(start(head, "train", *train, "--name", "whole"))
-            assert whole[0] == 0, whole[2]
-            job = start(head, "train", *train, "--name", "a")
-            await_workers(job, [lasting, lost], b"RayTrainWorker")
-            await_file(job, storage, "runs/a/checkpoints/epoch-0001/checkpoint.json")
-            end_machine(lost)
-            code, _, log = finish(job)
-        assert code == 7, log
-        assert log.splitlines()[-1] == (
-            "mnist-ray: error: run 'a': needs 2 CPU and the cluster has 1, since 5 s (--resource-timeout): a node is "
-            "gone and no other came; the same command, train with --resume, goes on once there are enough"
+    with more_node(head) as lost:
+        whole = run_job(head, *train, "--name", "whole")
+        assert whole.code == 0, whole.log
+        loss = (
+            lambda _: (
+                at_work([lasting, lost], b"RayTrainWorker")
+                and storage.exists("runs/a/checkpoints/epoch-0001/checkpoint.json")
+            ),
+            lambda _: end_machine(lost),
         )
-        with more_node(head):
-            code, _, log = finish(start(head, "train", *train, "--name", "a", "--resume"))
-        assert code == 0, log
-        assert "went on after epoch" in log
+        cut = run_job(head, *train, "--name", "a", steps=[loss])
+    assert cut.code == 7, cut.log
+    with more_node(head):
+        done = run_job(head, *train, "--name", "a", "--resume")
+    assert done.code == 0, done.log
+    assert "went on after epoch" in done.log
     found = best_weights(storage, ["a", "whole", "alone"])
     for name, value in found["a"].items():
         assert torch.equal(value, found["whole"][name])
         torch.testing.assert_close(value, found["alone"][name], rtol=0, atol=1e-9)
 
 
-def test_a_job_waits_for_the_cpus_that_it_needs_and_ends_with_5_if_they_do_not_come(
-    head: RayHead, tmp_path: Path
-) -> None:
-    train = [*TRAIN, "--epochs", "2", "--num-workers", "2", "--name", "a"]
-    train += ["--shared-storage", "--storage", str(tmp_path)]
-    with more_node(head):
-        refused = finish(start(head, "train", *train, "--resource-timeout", "2"))
-        assert refused[0] == 5
-        assert refused[2].splitlines() == [
-            "waiting up to 2 s for 2 CPU: the cluster has 1",
-            "mnist-ray: error: num_workers=2: needs a CPU for each, the cluster has 1; use --num-workers 1 or less",
-        ]
-        # The name is still free.
-        job = start(head, "train", *train)
-        assert job.stderr is not None
-        assert job.stderr.readline() == "waiting up to 600 s for 2 CPU: the cluster has 1\n"
-        with more_node(head):
-            code, _, log = finish(job)
-        assert code == 0, log
+@pytest.mark.usefixtures("lasting")
+def test_a_job_whose_cpus_do_not_come_ends_with_5_and_leaves_the_name_free(head: RayHead, tmp_path: Path) -> None:
+    train = ["train", *TRAIN, "--num-workers", "2", "--name", "a", "--resource-timeout", "2"]
+    refused = run_job(head, *train, "--shared-storage", "--storage", str(tmp_path))
+    assert refused.code == 5
+    assert refused.log.splitlines() == [
+        "waiting up to 2 s for 2 CPU: the cluster has 1",
+        "mnist-ray: error: num_workers=2: needs a CPU for each, the cluster has 1; use --num-workers 1 or less",
+    ]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_named(head: RayHead, tmp_path: Path) -> None:
-    train = [*TRAIN, "--use-gpu", "--resource-timeout", "0", "--shared-storage", "--storage", str(tmp_path)]
-    code, _, log = finish(start(head, "train", *train))
-    assert code == 5
-    assert log == (
+    train = ["train", *TRAIN, "--use-gpu", "--resource-timeout", "0", "--shared-storage", "--storage", str(tmp_path)]
+    done = run_job(head, *train)
+    assert done.code == 5
+    assert done.log == (
         "mnist-ray: error: num_workers=1: needs a GPU for each, the cluster has 0; leave out --use-gpu, or add nodes "
         "with a GPU\n"
     )
 
 
+@pytest.mark.usefixtures("lasting")
 def test_a_local_folder_is_refused_as_the_storage_of_several_nodes(head: RayHead, tmp_path: Path) -> None:
     with more_node(head):
-        for script, arguments in {"tune": GRID, "train": TRAIN}.items():
-            code, _, log = finish(start(head, script, *arguments, "--storage", str(tmp_path)))
-            assert code == 4
+        for command in (["tune", *GRID], ["train", *TRAIN]):
+            done = run_job(head, *command, "--storage", str(tmp_path))
+            assert done.code == 4
             # What was understood of the data is said before.
-            (line,) = [line for line in log.splitlines() if not line.startswith("dataset digits: ")]
+            (line,) = [line for line in done.log.splitlines() if not line.startswith("dataset digits: ")]
             assert line == (
                 f"mnist-ray: error: storage='{tmp_path}': a local folder, and the cluster has 2 nodes, each with disks "
                 "of its own; use s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
             )
 
 
+@pytest.mark.series
 def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
     s3_server: S3Server, s3_uri: str, expected: dict[str, Mapping[str, torch.Tensor]]
 ) -> None:

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.processes import descendants, with_variable, written_so_far
+from tests.support.ray_head import RayHead
+from tests.support.ray_jobs import run_here, run_job
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -29,9 +31,9 @@ def mnist_ray(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mnist_ray", *arguments]
 
 
-def train(storage: Path, name: str, *more: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = mnist_ray("train", *SETTINGS, "--storage", str(storage), "--name", name, *more)
-    return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=200)
+def train_here(storage: Path, name: str, *more: str) -> None:
+    """Trains a run with one worker, in this process."""
+    assert run_here("train", *SETTINGS, "--storage", str(storage), "--name", name, *more).code == 0
 
 
 def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
@@ -39,15 +41,21 @@ def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.fault
-def test_two_ray_workers_give_the_result_of_one_process_and_killing_each_changes_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("killed", "again"),
+    [({1: min}, False), pytest.param({1: min, 3: max}, True, marks=pytest.mark.series)],
+    ids=["one rank", "each rank, and reproduced"],
+)
+def test_two_ray_workers_give_the_result_of_one_process_and_killing_them_changes_no_bit(
+    tmp_path: Path, killed: dict[int, Callable[[list[int]], int]], again: bool
+) -> None:
     float64 = ["--epochs", "6", "--precision", "float64"]
-    assert train(tmp_path, "one", *float64).returncode == 0
+    train_here(tmp_path, "one", *float64)
     # A relative storage means the same place for the workers, which run elsewhere.
     arguments = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "2"]
     arguments += ["--storage", ".", "--name", "two"]
     process = subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    # First one rank, then the other.
-    for epoch, which in ((1, min), (3, max)):
+    for epoch, which in killed.items():
         while not (tmp_path / f"runs/two/checkpoints/epoch-{epoch:04d}/checkpoint.json").exists():
             assert process.poll() is None
             time.sleep(0.01)
@@ -64,16 +72,19 @@ def test_two_ray_workers_give_the_result_of_one_process_and_killing_each_changes
     assert lineage["num_workers"] == 2
     assert lineage["command_line"].startswith("python -m mnist_ray train --dataset digits")
 
-    # Once more with two workers, of which nobody is killed: the same bits.
-    command = mnist_ray("reproduce", "two", "--storage", str(tmp_path), "--json")
-    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["result"] == "equal"
-    assert len(again.stderr.splitlines()) == 8, again.stderr
+    if again:
+        # Once more with two workers, of which nobody is killed: the same bits.
+        command = mnist_ray("reproduce", "two", "--storage", str(tmp_path), "--json")
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["result"] == "equal"
+        assert len(done.stderr.splitlines()) == 8, done.stderr
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.series), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, number: int, code: int) -> None:
     arguments = ["train", *SETTINGS, "--epochs", "500", "--num-workers", "2", "--storage", str(tmp_path), "--name", "a"]
     with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
@@ -91,12 +102,19 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("num_workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("number", "code", "num_workers"),
+    [
+        (signal.SIGTERM, 143, "1"),
+        (signal.SIGINT, 130, "2"),
+        pytest.param(signal.SIGINT, 130, "1", marks=pytest.mark.series),
+        pytest.param(signal.SIGTERM, 143, "2", marks=pytest.mark.series),
+    ],
+)
 def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
     tmp_path: Path, number: int, code: int, num_workers: str
 ) -> None:
-    assert train(tmp_path, "a", "--epochs", "1").returncode == 0
+    train_here(tmp_path, "a", "--epochs", "1")
     arguments = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "1", "--num-workers", num_workers]
     arguments += ["--storage", str(tmp_path)]
     with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
@@ -120,6 +138,7 @@ def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
 
 
 @pytest.mark.fault
+@pytest.mark.series
 def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -141,7 +160,7 @@ def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: 
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("moment", ["start", "training"])
+@pytest.mark.parametrize("moment", ["start", pytest.param("training", marks=pytest.mark.series)])
 def test_ctrl_c_again_and_again_leaves_no_process_and_no_folder_behind(tmp_path: Path, moment: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp") as temporary:
         environment = {**ENVIRONMENT, "TMPDIR": temporary, "RAY_TMPDIR": temporary}
@@ -180,30 +199,36 @@ def a_train_worker_under(driver: int) -> int:
     return descendants(driver, title=b"RayTrainWorker")[0]
 
 
-def test_an_error_that_rank_0_alone_meets_ends_all_workers(tmp_path: Path) -> None:
-    assert train(tmp_path, "a", "--epochs", "2").returncode == 0
+def test_an_error_that_rank_0_alone_meets_ends_all_workers(shared_head: RayHead, tmp_path: Path) -> None:
+    train_here(tmp_path, "a", "--epochs", "2")
     shutil.rmtree(tmp_path / "runs/a/best")
     for weights_file in tmp_path.glob("runs/a/checkpoints/*/model.safetensors"):
         weights_file.write_bytes(b"damaged")
-    damaged = train(tmp_path, "a", "--epochs", "2", "--num-workers", "2", "--resume")
-    assert damaged.returncode == 3, damaged.stderr
-    assert "SHA-256 differs" in damaged.stderr.splitlines()[-1]
+    train = ["train", *SETTINGS, "--num-workers", "2", "--storage", str(tmp_path)]
+    damaged = run_job(shared_head, *train, "--name", "a", "--epochs", "2", "--resume")
+    assert damaged.code == 3, damaged.log
+    assert "SHA-256 differs" in damaged.log.splitlines()[-1]
 
+
+@pytest.mark.series
+def test_a_checkpoint_that_rank_0_alone_cannot_write_ends_all_workers(shared_head: RayHead, tmp_path: Path) -> None:
     blocked = tmp_path / "runs/b/checkpoints/epoch-0002"
     blocked.parent.mkdir(parents=True)
     blocked.write_bytes(b"")
-    unwritable = train(tmp_path, "b", "--epochs", "3", "--num-workers", "2")
-    assert unwritable.returncode == 4, unwritable.stderr
-    assert "can't be written" in unwritable.stderr.splitlines()[-1]
+    train = ["train", *SETTINGS, "--num-workers", "2", "--storage", str(tmp_path)]
+    unwritable = run_job(shared_head, *train, "--name", "b", "--epochs", "3")
+    assert unwritable.code == 4, unwritable.log
+    assert "can't be written" in unwritable.log.splitlines()[-1]
 
 
 def test_more_workers_than_cpus_end_with_5_and_what_there_is_and_leave_the_name_free(tmp_path: Path) -> None:
-    done = train(tmp_path, "a", "--num-workers", "900")
+    command = mnist_ray("train", *SETTINGS, "--storage", str(tmp_path), "--name", "a", "--num-workers", "900")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 5
     assert "num_workers=900" in done.stderr.splitlines()[-1]
     assert f"has {os.cpu_count()}" in done.stderr
     assert not (tmp_path / "runs").exists()
-    assert train(tmp_path, "a", "--epochs", "1").returncode == 0
+    train_here(tmp_path, "a", "--epochs", "1")
 
 
 @pytest.mark.fault
@@ -211,7 +236,7 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_worker
     tmp_path: Path,
 ) -> None:
     for name, rate in {"a": "1e-3", "b": "2e-3"}.items():
-        assert train(tmp_path, name, "--epochs", "1", "--learning-rate", rate).returncode == 0
+        train_here(tmp_path, name, "--epochs", "1", "--learning-rate", rate)
     files = {}
     for workers in ("1", "2"):
         arguments = ["evaluate", "--run", "a", "--run", "b", "--dataset", "digits", "--shard-size", "1", "--no-report"]

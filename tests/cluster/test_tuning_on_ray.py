@@ -15,6 +15,8 @@ import torch
 
 from tests.support.grid_runs import train_without_ray, weights
 from tests.support.processes import descendants, written_so_far
+from tests.support.ray_head import RayHead
+from tests.support.ray_jobs import run_job
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -25,11 +27,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.fault]
 
 def mnist_ray(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mnist_ray", *arguments]
-
-
-def tune(storage: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = mnist_ray("tune", *GRID, "--storage", str(storage), *more)
-    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def start_and_wait_for_an_epoch(storage: Path, *more: str) -> subprocess.Popen[str]:
@@ -80,23 +77,23 @@ def test_a_grid_whose_worker_is_killed_ends_as_if_it_had_not_been(
         assert lineage["command_line"].startswith("python -m mnist_ray tune --grid smoke --seeds 2")
 
 
-def test_the_same_command_goes_on_with_a_grid_that_lost_a_worker_for_good_or_was_stopped(
-    tmp_path: Path, expected: dict[str, Mapping[str, torch.Tensor]]
+def test_the_same_command_goes_on_with_a_grid_that_lost_a_worker_for_good(
+    shared_head: RayHead, tmp_path: Path, expected: dict[str, Mapping[str, torch.Tensor]]
 ) -> None:
     process = start_and_wait_for_an_epoch(tmp_path, "--max-failures", "0")
     os.kill(workers_of(process)[0], signal.SIGKILL)
     _, log = process.communicate(timeout=200)
     assert process.returncode == 7, log
     assert "runs are not finished" in log.splitlines()[-1]
-    done_before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/best/checkpoint.json")}
-    assert 0 < len(done_before) < 8
+    assert list(tmp_path.glob("runs/*/best/checkpoint.json"))
+    goes_on(shared_head, tmp_path, expected)
 
-    process = subprocess.Popen(
-        mnist_ray("tune", *GRID, "--storage", str(tmp_path)), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    while not workers_of(process):
-        assert process.poll() is None
-        time.sleep(0.05)
+
+@pytest.mark.series
+def test_the_same_command_goes_on_with_a_grid_that_was_stopped(
+    shared_head: RayHead, tmp_path: Path, expected: dict[str, Mapping[str, torch.Tensor]]
+) -> None:
+    process = start_and_wait_for_an_epoch(tmp_path)
     workers = workers_of(process)
     process.send_signal(signal.SIGINT)
     _, log = process.communicate(timeout=100)
@@ -104,8 +101,14 @@ def test_the_same_command_goes_on_with_a_grid_that_lost_a_worker_for_good_or_was
     assert "the same command goes on" in log.splitlines()[-1]
     assert "Traceback" not in log
     assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+    goes_on(shared_head, tmp_path, expected)
 
-    done = tune(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same_runs(tmp_path, expected)
+
+def goes_on(head: RayHead, storage: Path, expected: dict[str, Mapping[str, torch.Tensor]]) -> None:
+    """Runs the command once more, and compares with a grid that was never interrupted."""
+    done_before = {path: path.stat().st_mtime_ns for path in storage.glob("runs/*/best/checkpoint.json")}
+    assert len(done_before) < 8
+    done = run_job(head, "tune", *GRID, "--storage", str(storage))
+    assert done.code == 0, done.log
+    assert_same_runs(storage, expected)
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before

@@ -46,15 +46,9 @@ if mode == "exit":
 AWKWARD = ["with space", "quote'\"", "; exit 9", "$(exit 9)", "`exit 9`", "two\nlines", "", "*", "ä", "--x=\\n"]
 
 
-@pytest.fixture(scope="module")
-def open_head() -> Iterator[RayHead]:
-    with ray_head() as head:
-        yield head
-
-
 @pytest.fixture
-def client(open_head: RayHead) -> JobClient:
-    return connect(open_head.address, environ=open_head.environment)
+def client(shared_head: RayHead) -> JobClient:
+    return connect(shared_head.address, environ=shared_head.environment)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +100,7 @@ def test_arguments_arrive_as_they_are_and_nothing_but_the_code_and_the_config_tr
 
 
 def test_a_proxy_of_the_environment_sees_nothing_of_a_job_on_this_machine(
-    client: JobClient, open_head: RayHead, working_dir: Path, monkeypatch: pytest.MonkeyPatch
+    client: JobClient, shared_head: RayHead, working_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as recording:
         recording.setblocking(False)
@@ -114,7 +108,7 @@ def test_a_proxy_of_the_environment_sees_nothing_of_a_job_on_this_machine(
         monkeypatch.setenv("NO_PROXY", "")
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{recording.getsockname()[1]}")
-        again = connect(open_head.address, environ={"RAY_AUTH_TOKEN": "abc"})
+        again = connect(shared_head.address, environ={"RAY_AUTH_TOKEN": "abc"})
         job_id = submit(again, script="echo", arguments=["slow-lines"], working_dir=working_dir)
         exit_code, log = _follow(again, job_id)
         assert (exit_code, _lines(log)) == (0, [f"line {number}" for number in range(30)])

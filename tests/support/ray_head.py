@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-
 from tests.support.processes import descendants
 
 START_TIMEOUT_S = 90
@@ -110,6 +108,8 @@ def end_machine(pid: int) -> None:
 
 
 def _with_autoscaler(config: dict[str, Any], environment: dict[str, str], path: Path, gcs_port: int) -> list[str]:
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
     provider = {**config["provider"], "gcs_address": f"127.0.0.1:{gcs_port}", "head_node_id": FAKE_HEAD_NODE_ID}
     path.write_text(json.dumps({**config, "provider": provider}))
     environment |= {
