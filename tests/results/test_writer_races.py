@@ -112,7 +112,7 @@ def test_a_write_that_arrives_after_all_is_done_is_seen_by_no_reader_and_mended(
 
 @pytest.mark.slow
 @pytest.mark.fault
-@pytest.mark.parametrize("races", [5, pytest.param(45, marks=[pytest.mark.series, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("races", [2, pytest.param(50, marks=[pytest.mark.series, pytest.mark.timeout(900)])])
 def test_of_two_writers_at_once_no_history_is_shorter_than_the_newest_checkpoint(uri: str, races: int) -> None:
     for number in range(races):
         place, errors = f"{uri}/{number}", []

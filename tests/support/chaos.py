@@ -7,6 +7,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 import boto3
 import duckdb
 
+from mnist_ray.cli.main import run_command
 from mnist_ray.results.parquet import read_parquet
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.processes import descendants
@@ -47,6 +49,14 @@ class Counts:
 
 def launcher(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mnist_ray", *arguments]
+
+
+def in_this_process(*arguments: str) -> None:
+    """Runs a command that is to succeed, quietly."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = run_command(arguments)
+    assert code == 0, said.getvalue()
 
 
 def is_whole(storage: Storage, name: str) -> bool:
@@ -97,22 +107,21 @@ def evaluations_under_fire(uri: str, kills: int, seed: int = 0) -> Counts:
     """Kills evaluations while they write, each of an id of its own, then lets some of them end."""
     storage, generator, counts = open_storage(uri), random.Random(seed), Counts()
     for run in RUNS:
-        train = launcher("train", *TINY, "--epochs", "1", "--seed", str(RUNS.index(run)), "--name", run)
-        subprocess.run([*train, "--storage", uri], check=True, capture_output=True)
+        in_this_process(
+            "train", *TINY, "--epochs", "1", "--seed", str(RUNS.index(run)), "--name", run, "--storage", uri
+        )
     with tempfile.TemporaryDirectory() as scratch:
         stop = Path(scratch, "stop")
         command = [sys.executable, __file__, "--read", uri, "--stop", str(stop)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
             try:
                 for number in range(kills):
-                    evaluate = launcher(
-                        "evaluate", "--all-runs", "--dataset", "digits", "--no-report", "--storage", uri
-                    )
+                    evaluate = ["evaluate", "--all-runs", "--dataset", "digits", "--no-report", "--storage", uri]
                     # Another batch size, another evaluation.
                     evaluate += ["--shard-size", "5", "--batch-size", str(1000 + number)]
-                    counts.kills += kill_while_writing(evaluate, storage, generator)
+                    counts.kills += kill_while_writing(launcher(*evaluate), storage, generator)
                     if number % 5 == 0:
-                        subprocess.run(evaluate, check=True, capture_output=True)
+                        in_this_process(*evaluate)
             finally:
                 stop.touch()
             assert reader.stdout is not None

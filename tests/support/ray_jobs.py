@@ -68,13 +68,21 @@ def run_here(*arguments: str, steps: Sequence[Step] = ()) -> Done:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(log), warnings.catch_warnings():
                 # Ray warns of its own deprecated settings when it is imported.
                 warnings.simplefilter("ignore")
-                code = run_command(list(arguments))
+                code = _code_of(arguments)
         finally:
             sys.argv = typed
             ended.set()
     assert "Traceback" not in log.getvalue(), log.getvalue()
     assert taken.result() == len(steps), f"ended with {code} before its time: {log.getvalue()}"
     return Done(code, output.getvalue(), log.getvalue())
+
+
+def _code_of(arguments: Sequence[str]) -> int:
+    try:
+        return run_command(list(arguments))
+    except SystemExit as error:
+        # The exit code of a job that was followed.
+        return int(error.code or 0)
 
 
 def _take(steps: Sequence[Step], log: io.StringIO, ended: threading.Event) -> int:
