@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.ray_head import RayHead
-from tests.support.ray_jobs import launch, run_here
+from tests.support.ray_jobs import launch, run_here, run_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,9 +102,9 @@ def test_a_grid_is_trained_by_a_job_and_a_mistake_is_told_before_it_is_submitted
     assert len(list(tmp_path.glob("tensorboard/g-s0-*/events.out.tfevents.*"))) == 8
     assert len(list(tmp_path.glob("mlflow/artifacts/*/artifacts/best/model.safetensors"))) == 4
     assert len(list(tmp_path.glob("runs/g-s0-*/best/checkpoint.json"))) == 4
-    again = launch(shared_head, *tune)
+    again = run_job(shared_head, *tune)
     assert again.code == 0, again.log
-    assert "all were done already" in again.log
+    assert "all were done already" in again.output
 
     refused = launch(shared_head, *tune, "--dropout", "[0.1, 1.5]")
     assert refused.code == 2
