@@ -14,7 +14,7 @@ import pytest
 
 from mnist_ray.cluster.session import _private_folder
 from mnist_ray.errors import ConfigError
-from tests.support.processes import descendants, listening, title_of
+from tests.support.processes import descendants, listening, title_of, wait_until_gone
 from tests.support.ray_jobs import run_here
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,9 @@ def is_loopback(text: str) -> bool:
     return ((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address).is_loopback
 
 
-def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_and_its_folder_to_one_user(tmp_path: Path) -> None:
+def test_a_local_ray_listens_on_the_loopback_keeps_to_one_user_and_ends_at_a_signal_with_its_workers(
+    tmp_path: Path,
+) -> None:
     ray_folder = tmp_path / ".ray"
     ray_folder.mkdir(mode=0o755)
     hidden = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME")
@@ -45,9 +47,17 @@ def test_a_local_ray_listens_on_the_loopback_and_keeps_its_token_and_its_folder_
         scratch = Path(ray_socket).parents[3]
         mode = scratch.stat().st_mode
         sockets = [(address, title_of(pid)) for address, pid in listening(pids)]
-        process.send_signal(signal.SIGINT)
-        lines.append(process.stderr.read())
-    assert process.returncode == 130, lines
+        workers = descendants(process.pid, title=b"RayTrainWorker")
+        process.send_signal(signal.SIGTERM)
+        lines += process.stderr.read().splitlines()
+    assert process.returncode == 143, lines
+    assert [line for line in lines if "mnist-ray:" in line] == [
+        "mnist-ray: terminated; the same command with --resume goes on"
+    ]
+    assert not any("Traceback" in line for line in lines), lines
+    assert len(workers) == 2
+    # They were told to end; on a busy machine their end may take a moment longer than the command's.
+    wait_until_gone(lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists()])
     assert len([title for address, title in sockets if is_loopback(address)]) >= 10, sockets
     # The port where torch's two workers find each other; torch listens everywhere and can't be told not to.
     exposed = [title for address, title in sockets if not is_loopback(address)]

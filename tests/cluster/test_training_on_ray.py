@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.processes import descendants, with_variable, written_so_far
+from tests.support.processes import descendants, wait_until_gone, with_variable, written_so_far
 from tests.support.ray_head import RayHead
 from tests.support.ray_jobs import run_here, run_job
 
@@ -82,9 +82,8 @@ def test_two_ray_workers_give_the_result_of_one_process_and_killing_them_changes
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.series), (signal.SIGTERM, 143)]
-)
+@pytest.mark.series
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, number: int, code: int) -> None:
     arguments = ["train", *SETTINGS, "--epochs", "500", "--num-workers", "2", "--storage", str(tmp_path), "--name", "a"]
     with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
@@ -185,13 +184,6 @@ def test_ctrl_c_again_and_again_leaves_no_process_and_no_folder_behind(tmp_path:
         assert "Traceback" not in said
         wait_until_gone(lambda: with_variable(f"TMPDIR={temporary}"))
         assert [path.name for path in Path(temporary).iterdir() if path.name.startswith(("ray-", "mnist-ray"))] == []
-
-
-def wait_until_gone(pids: Callable[[], list[int]], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while left := pids():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
 
 
 def a_train_worker_under(driver: int) -> int:

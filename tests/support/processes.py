@@ -3,7 +3,8 @@
 import glob
 import ipaddress
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def with_variable(text: str) -> list[int]:
             if text.encode() in folder.joinpath("environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
     return found
+
+
+def wait_until_gone(pids: Callable[[], list[int]], *, seconds: float = 30) -> None:
+    """Waits until a question for pids is answered with none."""
+    deadline = time.monotonic() + seconds
+    while left := pids():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def written_so_far(folder: Path, pattern: str) -> list[str]:
