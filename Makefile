@@ -9,13 +9,13 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
 
-# Two files at once, those with a Ray first: a Ray's start and end are mostly waiting.
+# Two files at once, in the order of tests/conftest.py; each process has one Ray head for all of its tests.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not series"
 
-# With the series that repeat a race for minutes.
+# With the series: the repetitions and variants of what `make test` does once, and all of test-faults.
 test-all: $(INSTALLED)
 	$(PYTEST)
 

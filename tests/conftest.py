@@ -12,6 +12,12 @@ _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
 _FIRST_FILE = "train-images-idx3-ubyte.gz"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files with a Ray first: they take longest, and of two processes none may wait long for the other."""
+    of_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in of_ray)
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder with the four real MNIST files."""
