@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mnist_ray.data import augmentation
 from mnist_ray.data.augmentation import AUGMENTATIONS, Augmentation, augment
-from mnist_ray.data.datasets import augmentation
 from mnist_ray.noise.random_streams import stream_key, uniform
 from mnist_ray.noise.step_streams import SeededStreams
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mnist_ray.data.datasets import idx, load_examples
+from mnist_ray.data import idx
+from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, read_idx
 from mnist_ray.errors import DataError
 from tests.support.idx_files import idx_bytes, some_images, write_pair

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ray.data.datasets import images as decoding
-from mnist_ray.data.datasets import load_examples, parquet, parquet_pages, stream_examples
+from mnist_ray.data import images as decoding
+from mnist_ray.data import parquet, parquet_pages
+from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.data.parquet_pages import unpacked_sizes
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_ray.data.datasets import DATASETS, load_examples, torchvision_sets
+from mnist_ray.data import torchvision_sets
+from mnist_ray.data.datasets import DATASETS, load_examples
 from mnist_ray.errors import DataError
 from tests.support.idx_files import idx_bytes, some_images, write_pair
 from tests.support.mirror import Mirror, serve

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.data import parquet as parquet_data
 from mnist_ray.data.datasets import load_examples
-from mnist_ray.data.datasets import parquet as parquet_data
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.evaluation.evaluation import load_network
 from mnist_ray.results.run_folder import RunFolder

@@ -21,7 +21,8 @@ from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.tracking.mlflow import make_store
-from mnist_ray.tracking.trackers import METRICS, TRACKERS, SeenRun, Tracking, check_trackers, mlflow_store, track
+from mnist_ray.tracking.seen_run import METRICS
+from mnist_ray.tracking.trackers import TRACKERS, SeenRun, Tracking, check_trackers, mlflow_store, track
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import fit
 from tests.support.tiny_digits import tiny_digits
