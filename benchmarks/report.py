@@ -123,7 +123,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Cell]
         "evaluate", "--grid", GRID_NAME, "--dataset", dataset, "--data-dir", str(arguments.data_dir), "--no-report",
         *common,
     )  # fmt: skip
-    evaluation = open_evaluation(storage, evaluated.said["evaluation"])
+    evaluation = open_evaluation(open_storage(storage), evaluated.said["evaluation"])
     reported = run_measured("report", evaluation.name, *common)
     num_predictions = num_runs * evaluation.num_examples
     stored = [len(evaluation.storage.read_bytes(path)) for path in evaluation.stored_paths("predictions")]

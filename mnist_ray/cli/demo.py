@@ -13,6 +13,7 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import default_data_dir
 from mnist_ray.report.classification import report_of_run
 from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.tables import print_table
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
     _print_before_and_after(outcome, outcomes)
     best = min(outcome.metrics, key=lambda row: outcomes[row["run"]].best.val_loss)["run"]
     print(f"Classification report of {best} (lowest validation loss) on the test split:\n")
-    print(report_of_run(open_evaluation(storage, outcome.name), best))
+    print(report_of_run(open_evaluation(open_storage(storage), outcome.name), best))
     _print_next(outcome, storage)
 
 

@@ -7,6 +7,7 @@ import click
 
 from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.options import as_json_option, storage_option
+from mnist_ray.storage.storage import open_storage
 
 if TYPE_CHECKING:
     from mnist_ray.report.grid_report import GridReport
@@ -25,8 +26,9 @@ def report(evaluation: str, storage: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from mnist_ray.report.page import report_evaluation
+    from mnist_ray.results.evaluation_folder import open_evaluation
 
-    made = report_evaluation(storage, evaluation)
+    made = report_evaluation(open_evaluation(open_storage(storage), evaluation))
     if as_json:
         effects = [asdict(effect) for effect in made.grid.effects]
         facts = {
@@ -77,8 +79,9 @@ def compare(evaluation: str, baseline: str | None, storage: str, as_json: bool) 
 
     from mnist_ray.report.comparison_report import comparison_row, report_comparisons
     from mnist_ray.report.comparison_text import print_comparisons
+    from mnist_ray.results.evaluation_folder import open_evaluation
 
-    found = report_comparisons(storage, evaluation, baseline=baseline)
+    found = report_comparisons(open_evaluation(open_storage(storage), evaluation), baseline=baseline)
     if as_json:
         rows = [comparison_row(pair) for pair in found.comparisons]
         selection = asdict(found.selection) if found.selection else None

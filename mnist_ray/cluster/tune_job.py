@@ -15,6 +15,7 @@ from mnist_ray.grids.grid import GridRun, check_count, expand, stacks
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
 from mnist_ray.models.memory import bytes_of_run
 from mnist_ray.results.lineage import command_line
+from mnist_ray.results.paths import REQUESTS_AT_ONCE
 from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.storage import Storage
 from mnist_ray.training.loop import VALIDATION_BATCH
@@ -26,7 +27,6 @@ MAX_GPU_STACK_SIZE = 160
 _SHARE_OF_GPU_MEMORY = 0.7
 # EMNIST's balanced split has 47, and no data set of ours more; more classes add next to nothing to a run's memory.
 MAX_CLASSES = 47
-REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mnist_ray.evaluation.metrics import Predictions, predictions
 from mnist_ray.models.device import choose_device
 from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
+from mnist_ray.results.paths import prediction_path
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
 from mnist_ray.text.escape import printable
@@ -352,7 +353,7 @@ def check_name_is_free(storage: Storage, name: str, plan: PredictionPlan) -> Non
     Raises:
       ConflictError: it does.
     """
-    manifest = storage.read_manifest(_folder(name))
+    manifest = storage.read_manifest(prediction_path(name))
     if manifest is None:
         return
     for key, wanted in plan.facts().items():
@@ -392,7 +393,7 @@ def commit(
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"
     manifest = {"predictions": chosen, "content_hash": content_hash, **plan.facts(), **vars(totals)}
-    final = replace(pending, path=_folder(chosen))
+    final = replace(pending, path=prediction_path(chosen))
     committed = final.commit(files, manifest)
     first_error = _error_text(errors[0]) if errors else None
     first_unlabelled = next((shard.first_unlabelled for shard in shards if shard.first_unlabelled is not None), None)
@@ -427,10 +428,6 @@ def answer_image(plan: PredictionPlan, images: Images) -> Answer:
     (span,) = images.spans(1)
     (image,) = span.read(plan.wide_bits)
     return Predictor(plan, device=choose_device(use_gpu=False)).answer(image)
-
-
-def _folder(name: str) -> str:
-    return f"predictions/{name}"
 
 
 def _stem(uri: str) -> str:

@@ -35,15 +35,14 @@ from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
 from mnist_ray.results import parquet
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
-from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there
+from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.lineage import command_line, lineage
+from mnist_ray.results.paths import REQUESTS_AT_ONCE, RUNS, evaluation_path, report_path
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.training.data_lines import evaluation_line
-
-_REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     already_done = committed is not None
     if committed is None:
         committed, already_done = _evaluate_and_commit(job, plan, examples, storage)
-    folder = f"evaluations/{committed}"
+    folder = evaluation_path(committed)
     metrics = parquet.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
     page = _page(storage, committed) if job.report else None
     return EvaluateOutcome(committed, storage.uri_of(folder), already_done, metrics, page)
@@ -139,9 +138,9 @@ def _committed_before(plan: Plan, examples: ExampleStream, storage: Storage) -> 
         return None
     data_sha256, conversion = examples.scan()
     name = replace(plan, data_sha256=data_sha256).name
-    if storage.read_manifest(f"evaluations/{name}") is None:
+    if storage.read_manifest(evaluation_path(name)) is None:
         return None
-    storage.complete_commit(f"evaluations/{name}")
+    storage.complete_commit(evaluation_path(name))
     _say_conversion(plan, conversion)
     return name
 
@@ -154,11 +153,12 @@ def _say_conversion(plan: Plan, conversion: str | None) -> None:
 def _page(storage: Storage, evaluation: str) -> str:
     """Returns the page's URI, and writes it if it isn't there."""
     # What draws charts takes a second to import.
-    from mnist_ray.report.page import report_evaluation, report_path
+    from mnist_ray.report.page import PAGE, report_evaluation
 
-    if storage.exists(report_path(evaluation)):
-        return storage.uri_of(report_path(evaluation))
-    return report_evaluation(storage.uri, evaluation).uri
+    page = report_path(evaluation, PAGE)
+    if storage.exists(page):
+        return storage.uri_of(page)
+    return report_evaluation(open_evaluation(storage, evaluation)).uri
 
 
 def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
@@ -167,8 +167,8 @@ def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
     if job.config.grid is not None:
         names, what = GridFolder(storage, job.config.grid).run_names(), f"grid {job.config.grid!r}"
     else:
-        names, what = storage.list_folders("runs"), f"storage={storage.uri!r}"
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        names, what = storage.list_folders(RUNS), f"storage={storage.uri!r}"
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         is_finished = list(pool.map(lambda run: RunFolder(storage, run).is_finished(), names))
     finished = [run for run, done in zip(names, is_finished, strict=True) if done]
     if not finished:
@@ -186,13 +186,13 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
         folder.mend(say_line)
         return checkpoint
 
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(pool.map(read, runs))
 
 
 def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> tuple[str, bool]:
     """Returns the evaluation's name and whether somebody else had committed it meanwhile."""
-    pending = storage.pending_folder(f"evaluations/{plan.stem}")
+    pending = storage.pending_folder(evaluation_path(plan.stem))
     shards = ShardStream(examples, plan)
     try:
         with results_of_spans(
@@ -214,7 +214,7 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
             "earlier_evaluations": evaluations_of_split(storage, document["data_sha256"]),
             "made_by": lineage(command_line=command_line(), num_workers=job.num_workers, gpu=gpu),
         }
-        final = replace(pending, path=f"evaluations/{plan.name}")
+        final = replace(pending, path=evaluation_path(plan.name))
         return plan.name, not final.commit(files, {**document, "volatile": volatile})
     except BaseException:
         pending.abort()

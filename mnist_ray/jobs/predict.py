@@ -23,6 +23,7 @@ from mnist_ray.evaluation.predict import (
 )
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
+from mnist_ray.results.paths import prediction_path
 from mnist_ray.storage.storage import PendingFolder, Storage
 
 
@@ -59,7 +60,7 @@ def predict(job: PredictJob) -> Committed:
     job.storage.check()
     spans = job.images.spans(job.plan.shard_size)
     first = list(itertools.islice(spans, 2))
-    pending = job.storage.pending_folder(f"predictions/{job.name or 'unnamed'}")
+    pending = job.storage.pending_folder(prediction_path(job.name or "unnamed"))
     try:
         with results_of_spans(
             partial(_load, job.plan, pending),

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from mnist_ray.cluster.tune_job import REQUESTS_AT_ONCE, TuneJob, read_all_progress
+from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.paths import REQUESTS_AT_ONCE
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.text.escape import say_line

@@ -21,7 +21,8 @@ from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import SETTING_COLUMNS
 from mnist_ray.results.evaluated_data import trained_elsewhere
-from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.results.evaluation_folder import EvaluationFolder
+from mnist_ray.results.paths import report_path
 
 # One setting's runs: seed -> row of the metrics table.
 _Runs = Mapping[int, Mapping[str, Any]]
@@ -60,22 +61,19 @@ class ComparisonReport:
     uri: str | None
 
 
-def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | None = None) -> ComparisonReport:
+def report_comparisons(folder: EvaluationFolder, *, baseline: str | None = None) -> ComparisonReport:
     """Compares every pair of settings of an evaluation and stores that as reports/<evaluation>/comparisons.parquet.
 
     Args:
-      storage_uri: the storage.
-      evaluation: name of the evaluation.
+      folder: of the evaluation.
       baseline: a setting's label, or its variant: only the pairs with it are returned, and Holm's correction is over
         these; stored are all pairs, corrected over all.
 
     Raises:
-      CheckpointError: no such evaluation.
       ConfigError: no such baseline.
       DataError: the evaluation is damaged.
       StorageError: the storage can't be read or written.
     """
-    folder = open_evaluation(storage_uri, evaluation)
     rows = evaluated_runs(folder)
     groups = group_settings(rows)
     against = None if baseline is None else find_setting(groups, baseline)
@@ -89,7 +87,7 @@ def report_comparisons(storage_uri: str, evaluation: str, *, baseline: str | Non
     num_repeated = len(rows) - sum(map(len, groups.values()))
     selection = select(groups) if len(groups) > 1 and share_validation(rows) else None
     return ComparisonReport(
-        evaluation=evaluation,
+        evaluation=folder.name,
         num_examples=folder.num_examples,
         settings=settings,
         comparisons=shown,
@@ -239,7 +237,7 @@ def _store(folder: EvaluationFolder, pairs: Sequence[Comparison]) -> str:
     columns: dict[str, Any] = {name: [line[name] for line in flat] for name in flat[0]}
     columns |= {"evaluation": folder.name, "dataset": folder.dataset, "split": folder.split}
     table = parquet.make_table("comparisons", columns, code_version=code_version())
-    path = f"reports/{folder.name}/comparisons.parquet"
+    path = report_path(folder.name, "comparisons.parquet")
     folder.storage.write_bytes(path, parquet.to_parquet_bytes(table))
     return folder.storage.uri_of(path)
 

@@ -10,8 +10,9 @@ from mnist_ray.report.evaluated_runs import evaluated_runs
 from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import column_of
-from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.paths import report_path
 from mnist_ray.text.tables import print_table
 
 _SHOWN_INTERACTIONS = 10
@@ -38,15 +39,14 @@ class GridReport:
     note: str | None = None
 
 
-def report_grid(storage_uri: str, evaluation: str) -> GridReport:
+def report_grid(folder: EvaluationFolder) -> GridReport:
     """Computes the effects of an evaluation's grid and stores them as reports/<evaluation>/effects.parquet.
 
     Raises:
-      CheckpointError: no such evaluation, or its grid is damaged.
+      CheckpointError: its grid is damaged.
       StorageError: the storage can't be read or written.
     """
-    folder = open_evaluation(storage_uri, evaluation)
-    storage, grid, metrics = folder.storage, folder.grid, evaluated_runs(folder)
+    evaluation, storage, grid, metrics = folder.name, folder.storage, folder.grid, evaluated_runs(folder)
     if grid is None:
         why = "effects: the evaluation is not of a grid; they need mnist-ray evaluate --grid NAME"
         return GridReport(evaluation, None, metrics, [], None, why)
@@ -71,7 +71,7 @@ def report_grid(storage_uri: str, evaluation: str) -> GridReport:
     columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in asdict(found[0])}
     named = {"evaluation": evaluation, "grid": grid, "dataset": metrics[0]["dataset"], "split": metrics[0]["split"]}
     columns |= {name: [value] * len(found) for name, value in named.items()}
-    path = f"reports/{evaluation}/effects.parquet"
+    path = report_path(evaluation, "effects.parquet")
     table = parquet.make_table("effects", columns, code_version=code_version())
     storage.write_bytes(path, parquet.to_parquet_bytes(table))
     return GridReport(evaluation, grid, metrics, found, storage.uri_of(path), note)

@@ -26,17 +26,14 @@ from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
 from mnist_ray.report.pictures import read_pictures
 from mnist_ray.results.columns import column_of
-from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.results.evaluation_folder import EvaluationFolder
+from mnist_ray.results.paths import report_path
 from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
 
 # Label of a setting -> seed -> row of the metrics table.
+PAGE = "report.html"
 _Groups = dict[str, dict[int, Mapping[str, Any]]]
-
-
-def report_path(evaluation: str) -> str:
-    """Returns where the page of an evaluation is, relative to the storage."""
-    return f"reports/{evaluation}/report.html"
 
 
 @dataclass(frozen=True)
@@ -52,28 +49,27 @@ class Report:
     uri: str
 
 
-def report_evaluation(storage_uri: str, evaluation: str) -> Report:
+def report_evaluation(folder: EvaluationFolder) -> Report:
     """Writes reports/<evaluation>/: report.html, plots/, comparisons.parquet, and effects.parquet for a grid.
 
     Raises:
-      CheckpointError: no such evaluation, or its grid is gone.
+      CheckpointError: its grid is damaged.
       DataError: the evaluation is damaged.
       StorageError: the storage can't be read or written.
     """
-    folder = open_evaluation(storage_uri, evaluation)
-    grid = report_grid(storage_uri, evaluation)
-    view = View(folder, report_comparisons(storage_uri, evaluation), grid)
+    grid = report_grid(folder)
+    view = View(folder, report_comparisons(folder), grid)
     page = view.render().encode()
     if (line := glyphs.note(folder.class_names)) is not None:
         say_line(line)
     # Those of an earlier report may have other names.
-    folder.storage.delete_folder(f"reports/{evaluation}/plots")
+    folder.storage.delete_folder(report_path(folder.name, "plots"))
     for chart in view.charts:
         for suffix, content in ((".svg", chart.svg), (".png", chart.png)):
-            folder.storage.write_bytes(f"reports/{evaluation}/plots/{chart.name}{suffix}", content)
+            folder.storage.write_bytes(report_path(folder.name, "plots", f"{chart.name}{suffix}"), content)
     # Last: a page that is there has its plots.
-    folder.storage.write_bytes(report_path(evaluation), page)
-    return Report(grid, folder.storage.uri_of(report_path(evaluation)))
+    folder.storage.write_bytes(report_path(folder.name, PAGE), page)
+    return Report(grid, folder.storage.uri_of(report_path(folder.name, PAGE)))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ import pyarrow.dataset as ds
 
 from mnist_ray.errors import ConfigError
 from mnist_ray.results import parquet
-from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
+from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.paths import REQUESTS_AT_ONCE, report_path
 from mnist_ray.storage.storage import MissingError, Storage
 
 _ROWS_AT_ONCE = 10_000
-_REQUESTS_AT_ONCE = 16
 # How long a statement is asked to end.
 _INTERRUPTS_S = 0.5
 # Beside the evaluation, and replaced whole whenever `mnist-ray report` makes them again.
@@ -43,25 +43,22 @@ class Answer:
 
 
 @contextlib.contextmanager
-def query(storage_uri: str, evaluation: str, sql: str) -> Iterator[Answer]:
+def query(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
     """Runs a statement on a committed evaluation's tables; it can't reach any other file, to read or to write.
 
-    The views are the evaluation's tables; effects and
-    comparisons if they were reported; runs if the evaluation is of a grid.
+    The views are the evaluation's tables; effects and comparisons if they were reported; runs if the evaluation is of a
+    grid.
 
     Args:
-      storage_uri: where the evaluation is.
-      evaluation: its name.
+      folder: of the evaluation.
       sql: DuckDB's SQL.
 
     Raises:
       ConfigError: DuckDB is not installed, or refuses the statement.
-      CheckpointError: no such evaluation.
       DataError: a file isn't what was committed.
       StorageError: the storage can't be read.
     """
     duckdb = _duckdb()
-    folder = open_evaluation(storage_uri, evaluation)
     # Nothing is spilled to the disk: a statement that needs more memory than there is ends with a message.
     with contextlib.closing(_Connection(duckdb.connect(":memory:", config={"temp_directory": ""}))) as connection:
         with _errors(folder):
@@ -132,7 +129,7 @@ def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Datase
             yield table, _dataset(storage, folder.stored_paths(table))
         else:
             yield table, folder.table(table)
-    beside = {name: f"reports/{folder.name}/{name}.parquet" for name in _REPORT_TABLES}
+    beside = {name: report_path(folder.name, f"{name}.parquet") for name in _REPORT_TABLES}
     if folder.grid is not None:
         beside["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
     for table, path in beside.items():
@@ -151,7 +148,7 @@ def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
     if storage.is_local:
         # By path, not open: there may be more parts than a process may hold open.
         return ds.dataset([storage.uri_of(path) for path in paths], format=file_format)
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         fragments = [file_format.make_fragment(file) for file in pool.map(storage.open_input, paths)]
     return ds.FileSystemDataset(fragments, fragments[0].physical_schema, file_format)
 

@@ -15,9 +15,9 @@ from mnist_ray.config.settings import check_evaluation_name
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results import parquet
 from mnist_ray.results.columns import SCHEMA_VERSION
-from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.results.paths import EVALUATIONS, REQUESTS_AT_ONCE, evaluation_path
+from mnist_ray.storage.storage import Storage
 
-_REQUESTS_AT_ONCE = 16
 _PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
 
 
@@ -38,7 +38,7 @@ class EvaluationFolder:
     @property
     def path(self) -> str:
         """The folder, relative to the storage."""
-        return f"evaluations/{self.name}"
+        return evaluation_path(self.name)
 
     @property
     def uri(self) -> str:
@@ -118,7 +118,7 @@ class EvaluationFolder:
         return list(self.table(table).to_pylist())
 
 
-def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
+def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:
     """Opens a committed evaluation.
 
     Raises:
@@ -127,8 +127,7 @@ def open_evaluation(storage_uri: str, evaluation: str) -> EvaluationFolder:
       DataError: it is damaged, or its tables have another schema version.
       StorageError: the storage can't be read.
     """
-    storage = open_storage(storage_uri)
-    manifest = storage.read_manifest(f"evaluations/{check_evaluation_name(evaluation)}")
+    manifest = storage.read_manifest(evaluation_path(check_evaluation_name(evaluation)))
     if manifest is None:
         raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
     version = manifest.get("schema_version")
@@ -153,8 +152,8 @@ def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
     Raises:
       StorageError: the storage can't be read.
     """
-    names = sorted(storage.list_folders("evaluations"))
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+    names = sorted(storage.list_folders(EVALUATIONS))
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         has_read = list(pool.map(lambda name: _has_read(storage, name, data_sha256), names))
     return [name for name, found in zip(names, has_read, strict=True) if found]
 
@@ -171,24 +170,24 @@ def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], cod
     Raises:
       StorageError: the storage can't be read.
     """
-    names = [name for name in storage.list_folders("evaluations") if name.rpartition("-")[0] == stem]
+    names = [name for name in storage.list_folders(EVALUATIONS) if name.rpartition("-")[0] == stem]
 
     def is_of_runs(name: str) -> bool:
         try:
-            manifest = storage.read_manifest(f"evaluations/{name}")
+            manifest = storage.read_manifest(evaluation_path(name))
         except DataError:
             # It may be: to read the images once too often is the smaller mistake.
             return True
         found = manifest or {}
         return (found.get("runs"), found.get("code_version")) == (runs, code_version)
 
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return any(pool.map(is_of_runs, names))
 
 
 def _has_read(storage: Storage, evaluation: str, data_sha256: str) -> bool:
     try:
-        manifest = storage.read_manifest(f"evaluations/{evaluation}")
+        manifest = storage.read_manifest(evaluation_path(evaluation))
     except DataError:
         # It may have: a look too many in the list is the smaller mistake.
         return True

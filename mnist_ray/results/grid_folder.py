@@ -19,6 +19,7 @@ from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import config_columns
+from mnist_ray.results.paths import grid_path, run_path
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import MissingError, Storage
 
@@ -32,7 +33,7 @@ class GridFolder:
 
     def path(self, *parts: str) -> str:
         """Returns a path in the grid's folder, relative to the storage."""
-        return "/".join(("grids", self.name, *parts))
+        return grid_path(self.name, *parts)
 
     def document(self) -> dict[str, Any] | None:
         """Returns grid.json, None if there is no such grid.
@@ -137,7 +138,7 @@ class GridFolder:
         for name in RunProgress.__dataclass_fields__:
             columns[name] = [getattr(row, name) for row in found]
         columns["checkpoint"] = [
-            f"runs/{row.run}/best" if row.status in ("finished", "stopped") else None for row in found
+            run_path(row.run, "best") if row.status in ("finished", "stopped") else None for row in found
         ]
         return columns
 

@@ -7,6 +7,7 @@ from typing import Any
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.paths import EVALUATIONS, GRIDS, RUNS, evaluation_path, run_path
 from mnist_ray.results.run_progress import read_progress
 from mnist_ray.setting import settings_where
 from mnist_ray.storage.storage import MissingError, Storage, open_storage
@@ -22,12 +23,12 @@ def list_runs(storage_uri: str) -> list[dict[str, Any]]:
       StorageError: the storage can't be read.
     """
     storage = open_storage(storage_uri)
-    return [_run_row(storage, run) for run in storage.list_folders("runs")]
+    return [_run_row(storage, run) for run in storage.list_folders(RUNS)]
 
 
 def _run_row(storage: Storage, run: str) -> dict[str, Any]:
     try:
-        config = json.loads(storage.read_bytes(f"runs/{run}/config.json"))["config"]
+        config = json.loads(storage.read_bytes(run_path(run, "config.json")))["config"]
         progress = read_progress(storage, run)
         return {
             "run": run,
@@ -49,13 +50,13 @@ def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
       StorageError: the storage can't be read.
     """
     storage = open_storage(storage_uri)
-    rows = [_evaluation_row(storage, name) for name in storage.list_folders("evaluations")]
+    rows = [_evaluation_row(storage, name) for name in storage.list_folders(EVALUATIONS)]
     return [row for row in rows if row]
 
 
 def _evaluation_row(storage: Storage, name: str) -> dict[str, Any] | None:
     try:
-        manifest = storage.read_manifest(f"evaluations/{name}")
+        manifest = storage.read_manifest(evaluation_path(name))
         return manifest and {
             "evaluation": name,
             "status": "committed",
@@ -63,7 +64,7 @@ def _evaluation_row(storage: Storage, name: str) -> dict[str, Any] | None:
             "split": manifest["config"]["split"],
             "runs": len(manifest["runs"]),
             "examples": manifest["num_examples"],
-            "uri": storage.uri_of(f"evaluations/{name}"),
+            "uri": storage.uri_of(evaluation_path(name)),
         }
     except _DAMAGED:
         return {"evaluation": name, "status": "damaged"}
@@ -77,7 +78,7 @@ def list_grids(storage_uri: str) -> list[dict[str, Any]]:
     """
     storage = open_storage(storage_uri)
     rows = []
-    for name in storage.list_folders("grids"):
+    for name in storage.list_folders(GRIDS):
         folder = GridFolder(storage, name)
         document = folder.document()
         if document is None:

@@ -39,6 +39,7 @@ from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import CheckpointDocument, RunDocument
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
+from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document, json_bytes, with_checksum
 from mnist_ray.results.run_progress import RunStatus, read_history, read_history_table, read_note, read_status
 from mnist_ray.results.train_state import TrainState
@@ -81,7 +82,7 @@ class RunFolder:
 
     def path(self, *parts: str) -> str:
         """Returns a path in the run's folder, relative to the storage."""
-        return "/".join(("runs", self.run, *parts))
+        return run_path(self.run, *parts)
 
     def claim(self, config: TrainConfig, data: TrainingData, *, resume: bool) -> None:
         """Takes the run's name for a config and data, or makes sure that it was taken for the same.

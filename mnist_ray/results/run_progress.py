@@ -9,6 +9,7 @@ from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import CheckpointDocument
 from mnist_ray.results.history import EpochResult, best_epoch
+from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document
 from mnist_ray.storage.storage import MissingError, Storage
 
@@ -81,7 +82,7 @@ def read_note(storage: Storage, run: str) -> RunStatus | None:
       CheckpointError: it is damaged.
     """
     try:
-        document = json.loads(storage.read_bytes(f"runs/{run}/status.json"))
+        document = json.loads(storage.read_bytes(run_path(run, "status.json")))
         return RunStatus(document["status"], document["reason"])
     except MissingError:
         return None
@@ -143,7 +144,7 @@ def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
     Raises:
       DataError: it is damaged.
     """
-    path = f"runs/{run}/history.parquet"
+    path = run_path(run, "history.parquet")
     try:
         table = parquet.read_parquet(storage.read_bytes(path), source=path)
     except MissingError:
@@ -153,7 +154,7 @@ def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
 
 def _newest_history(storage: Storage, run: str, *, more_than: int) -> tuple[EpochResult, ...]:
     """Returns the history of the newest checkpoint after some epoch, none if there is none such."""
-    names = storage.list_folders(f"runs/{run}/checkpoints")
+    names = storage.list_folders(run_path(run, "checkpoints"))
     for name in sorted((name for name in names if name > f"epoch-{more_than:04d}"), reverse=True):
         document = _checkpoint_document(storage, run, f"checkpoints/{name}")
         if document:
@@ -167,7 +168,7 @@ def _final_document(storage: Storage, run: str) -> dict[str, Any] | None:
 
 
 def _checkpoint_document(storage: Storage, run: str, folder: str) -> dict[str, Any] | None:
-    source = f"runs/{run}/{folder}/checkpoint.json"
+    source = run_path(run, folder, "checkpoint.json")
     try:
         document = checked_document(storage.read_bytes(source), source, CheckpointDocument)
     except MissingError:

@@ -75,12 +75,12 @@ def evaluation(storage: str) -> str:
 
 @pytest.fixture(scope="module")
 def predictions(storage: str, evaluation: str) -> pd.DataFrame:
-    return open_evaluation(storage, evaluation).table("predictions").to_pandas()
+    return open_evaluation(open_storage(storage), evaluation).table("predictions").to_pandas()
 
 
 @pytest.fixture(scope="module")
 def page(storage: str, evaluation: str) -> str:
-    return Path(report_evaluation(storage, evaluation).uri).read_text()
+    return Path(report_evaluation(open_evaluation(open_storage(storage), evaluation)).uri).read_text()
 
 
 def section(page: str, name: str) -> str:
@@ -148,7 +148,7 @@ def test_the_classes_shown_have_the_lowest_f1(page: str, predictions: pd.DataFra
 def test_the_confusions_of_settings_are_those_of_their_runs(
     storage: str, evaluation: str, predictions: pd.DataFrame
 ) -> None:
-    found = confusions(open_evaluation(storage, evaluation), [["run-1"], []])
+    found = confusions(open_evaluation(open_storage(storage), evaluation), [["run-1"], []])
     of_run = predictions[predictions.run == "run-1"]
     expected = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
     np.add.at(expected, (of_run.label, of_run.predicted_label), 1)
@@ -163,13 +163,13 @@ def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> EvaluationFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "ROWS_IN_PIECE", 70_000)
         patch.setattr(evaluation_module, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
-        return open_evaluation(storage, evaluate_many(storage))
+        return open_evaluation(open_storage(storage), evaluate_many(storage))
 
 
 def test_the_confusion_table_is_that_of_the_predictions_in_any_pieces(
     storage: str, evaluation: str, predictions: pd.DataFrame, in_pieces: EvaluationFolder
 ) -> None:
-    whole = open_evaluation(storage, evaluation).table("confusion").to_pandas()
+    whole = open_evaluation(open_storage(storage), evaluation).table("confusion").to_pandas()
     assert len(whole) == 2 * len(NAMES) ** 2
     expected = predictions.groupby(["run", "label", "predicted_label"], observed=True).size()
     filled = whole[whole["count"] > 0].set_index(["run", "label", "predicted_label"])["count"]

@@ -46,7 +46,7 @@ def evaluate_grid_g(storage: Path) -> str:
 
 
 def page_of(storage: Path, evaluation: str) -> str:
-    return Path(report_evaluation(str(storage), evaluation).uri).read_text()
+    return Path(report_evaluation(open_evaluation(open_storage(str(storage)), evaluation)).uri).read_text()
 
 
 def test_an_evaluation_keeps_its_report_when_its_grid_grows(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_runs_that_a_scheduler_stopped_are_said_and_are_in_no_heat_map(tmp_path:
 
     train_without_ray(str(tmp_path), "smoke", seeds="1", epochs=2, goes_on=goes_on)
     evaluation = evaluate_grid_g(tmp_path)
-    runs = evaluated_runs(open_evaluation(str(tmp_path), evaluation))
+    runs = evaluated_runs(open_evaluation(open_storage(str(tmp_path)), evaluation))
     assert [row["run"] for row in runs if row["was_stopped"]] == stopped
     page = page_of(tmp_path, evaluation)
     said = "Stopped early by the grid's scheduler: 1 of 4 runs, in 1 settings."
@@ -92,7 +92,7 @@ def test_runs_that_a_scheduler_stopped_are_said_and_are_in_no_heat_map(tmp_path:
 def test_a_run_that_its_own_patience_ended_was_not_stopped(tmp_path: Path) -> None:
     train(tmp_path, "a", epochs=40, learning_rate=0.05, early_stopping_patience=1)
     assert len(RunFolder(open_storage(str(tmp_path)), "a").history()) < 40
-    (row,) = evaluated_runs(open_evaluation(str(tmp_path), evaluate_runs(str(tmp_path), ["a"])))
+    (row,) = evaluated_runs(open_evaluation(open_storage(str(tmp_path)), evaluate_runs(str(tmp_path), ["a"])))
     assert not row["was_stopped"]
 
 
@@ -150,7 +150,7 @@ def test_the_effects_are_those_of_the_levels_that_were_evaluated(tmp_path: Path)
     train_without_ray(str(tmp_path), "smoke", seeds="2", epochs=1)
     evaluation = evaluate_grid_g(tmp_path)
     train_without_ray(str(tmp_path), "smoke", seeds="2", epochs=1, dropout=[0.1, 0, 0.3])
-    report_evaluation(str(tmp_path), evaluation)
+    report_evaluation(open_evaluation(open_storage(str(tmp_path)), evaluation))
     found = duckdb.sql(
         f"SELECT axis, level, reference_level FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
         "WHERE metric = 'accuracy' AND kind = 'main' ORDER BY ALL"

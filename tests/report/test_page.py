@@ -47,7 +47,7 @@ def evaluation(storage: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(storage: str, evaluation: str) -> str:
-    return Path(report_evaluation(storage, evaluation).uri).read_text()
+    return Path(report_evaluation(open_evaluation(open_storage(storage), evaluation)).uri).read_text()
 
 
 class Elements(HTMLParser):
@@ -66,7 +66,7 @@ class Elements(HTMLParser):
 
 
 def test_the_page_says_what_the_tables_say(storage: str, evaluation: str, page: str) -> None:
-    folder = open_evaluation(storage, evaluation)
+    folder = open_evaluation(open_storage(storage), evaluation)
     metrics = {row["run"]: row for row in folder.rows("metrics")}
     curves = {(row["run"], row["epoch"]): row for row in folder.rows("learning_curves")}
     settings: dict[tuple[Any, ...], list[str]] = {}
@@ -118,7 +118,7 @@ def test_the_same_tables_give_the_same_bytes(storage: str, evaluation: str, page
     folder = Path(storage) / "reports" / evaluation
     before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert len(before) == 3 + 2 * page.count('role="img"')
-    report_evaluation(storage, evaluation)
+    report_evaluation(open_evaluation(open_storage(storage), evaluation))
     assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
@@ -129,7 +129,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     overrides = {"dropout": 0.2, "batch_norm": True, "epochs": 1}
     evaluation = evaluate_grid(storage, overrides, seeds="1", class_names=MANY_CLASSES)
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        page = Path(report_evaluation(storage, evaluation).uri)
+        page = Path(report_evaluation(open_evaluation(open_storage(storage), evaluation)).uri)
     return page, said.getvalue()
 
 
@@ -165,7 +165,7 @@ def test_a_matrix_of_many_classes_is_wide_and_the_others_are_not(many_classes: P
 
 
 def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str, evaluation: str, page: str) -> None:
-    folder = open_evaluation(storage, evaluation)
+    folder = open_evaluation(open_storage(storage), evaluation)
     hardest = [row for row in folder.rows("images") if row["reason"] == "hardest"]
     shown = page.partition('<section id="hardest">')[2].partition("</section>")[0]
     expected = [row["example_index"] for row in hardest if row["num_runs_wrong"] > 8]
@@ -180,8 +180,9 @@ def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str
 
 
 def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(storage: str, evaluation: str) -> None:
-    found = report_comparisons(storage, evaluation)
-    view = View(open_evaluation(storage, evaluation), found, report_grid(storage, evaluation))
+    found = report_comparisons(open_evaluation(open_storage(storage), evaluation))
+    folder = open_evaluation(open_storage(storage), evaluation)
+    view = View(folder, found, report_grid(folder))
     chosen = view.chosen.label
     pairs = [pair for pair in found.comparisons if chosen in (pair.first, pair.second)]
     assert len(pairs) == 7
@@ -193,8 +194,9 @@ def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(st
 
 
 def test_one_run_of_no_grid_has_a_page(storage: str, evaluation: str) -> None:
-    run = open_evaluation(storage, evaluation).runs[0]
-    page = Path(report_evaluation(storage, evaluate_runs(storage, [run])).uri).read_text()
+    run = open_evaluation(open_storage(storage), evaluation).runs[0]
+    folder = open_evaluation(open_storage(storage), evaluate_runs(storage, [run]))
+    page = Path(report_evaluation(folder).uri).read_text()
     assert "has the best validation accuracy" not in page
     assert "One seed." in page
     assert 'id="pairs"' not in page
@@ -215,12 +217,12 @@ def test_a_report_is_made_from_s3(storage: str, evaluation: str, page: str, s3_u
     for path in ("grids", "runs"):
         for entry in source.list_files(path):
             target.write_bytes(entry.path, source.read_bytes(entry.path))
-    folder = open_evaluation(storage, evaluation)
+    folder = open_evaluation(open_storage(storage), evaluation)
     pending = target.pending_folder(folder.path)
     names = [name for names in folder.files().values() for name in names]
     files = [pending.write(name, source.read_committed(folder.path, name)) for name in names]
     pending.commit(files, {name: value for name, value in folder.manifest.items() if name != "files"})
-    made = report_evaluation(s3_uri, evaluation)
+    made = report_evaluation(open_evaluation(open_storage(s3_uri), evaluation))
     assert made.uri == f"{s3_uri}/reports/{evaluation}/report.html"
     assert target.read_bytes(f"reports/{evaluation}/report.html").decode() == page
 

@@ -29,6 +29,7 @@ from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.report import query as querying
 from mnist_ray.report.grid_report import report_grid
 from mnist_ray.results import schemas
+from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import read_progress
@@ -54,7 +55,7 @@ class Evaluated:
     name: str
 
     def query(self, sql: str) -> pd.DataFrame:
-        with querying.query(self.storage, self.name, sql) as answer:
+        with querying.query(open_evaluation(open_storage(self.storage), self.name), sql) as answer:
             return pd.DataFrame(list(answer.rows), columns=list(answer.columns))
 
     def table(self, name: str) -> pd.DataFrame:
@@ -262,7 +263,7 @@ def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, t
 def test_effects_comparisons_and_runs_are_there_if_they_were_made(evaluated: Evaluated) -> None:
     before = set(evaluated.query("SHOW TABLES")["name"])
     assert before == TABLES | {"runs"}
-    report = report_grid(evaluated.storage, evaluated.name)
+    report = report_grid(open_evaluation(open_storage(evaluated.storage), evaluated.name))
     folder = Path(evaluated.storage) / "reports" / evaluated.name
     try:
         assert evaluated.query("SELECT count(*) FROM effects").iloc[0, 0] == len(report.effects) > 0

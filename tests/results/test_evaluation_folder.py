@@ -31,7 +31,7 @@ def commit(uri: Path, name: str, *, data_sha256: str = "ab", **changes: Any) -> 
 
 def test_a_table_is_read_from_its_parts_in_order(tmp_path: Path) -> None:
     commit(tmp_path, "e")
-    folder = open_evaluation(str(tmp_path), "e")
+    folder = open_evaluation(open_storage(str(tmp_path)), "e")
     assert folder.files() == {"confusion": [f"confusion-0000{part}.parquet" for part in range(3)]}
     assert [row["count"] for row in folder.rows("confusion")] == [0, 1, 2]
     assert (folder.dataset, folder.split, folder.grid, folder.earlier_evaluations) == ("digits", "test", None, [])

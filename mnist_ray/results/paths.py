@@ -1,0 +1,37 @@
+"""Where each kind of result lies in a storage, relative to it.
+
+<storage>/runs/<run>/            see RunFolder
+          grids/<grid>/          see GridFolder
+          evaluations/<name>/    see EvaluationFolder
+          reports/<evaluation>/  report.html, plots/, comparisons.parquet, effects.parquet
+          predictions/<name>/    the parts, _manifest.json, _SUCCESS
+"""
+
+RUNS, GRIDS, EVALUATIONS, REPORTS, PREDICTIONS = "runs", "grids", "evaluations", "reports", "predictions"
+# Folders and files of a storage that one process reads at once: more are no faster, on a disk or on S3.
+REQUESTS_AT_ONCE = 16
+
+
+def run_path(run: str, *parts: str) -> str:
+    """Returns a path in a run's folder."""
+    return "/".join((RUNS, run, *parts))
+
+
+def grid_path(grid: str, *parts: str) -> str:
+    """Returns a path in a grid's folder."""
+    return "/".join((GRIDS, grid, *parts))
+
+
+def evaluation_path(evaluation: str, *parts: str) -> str:
+    """Returns a path in an evaluation's folder."""
+    return "/".join((EVALUATIONS, evaluation, *parts))
+
+
+def report_path(evaluation: str, *parts: str) -> str:
+    """Returns a path in the folder of an evaluation's report."""
+    return "/".join((REPORTS, evaluation, *parts))
+
+
+def prediction_path(name: str, *parts: str) -> str:
+    """Returns a path in the folder of a prediction of images."""
+    return "/".join((PREDICTIONS, name, *parts))
