@@ -1,0 +1,96 @@
+"""The command that evaluates runs."""
+
+import json
+from collections.abc import Sequence
+
+import click
+
+from mnist_ray.cli import grids as cli_grids
+from mnist_ray.cli.options import (
+    ClusterOptions,
+    absolute_dataset,
+    as_json_option,
+    cluster_options,
+    data_dir_option,
+    data_folder,
+    num_workers_option,
+    storage_option,
+    submit_job,
+    target_cluster,
+)
+from mnist_ray.config.settings import EvaluationConfig, check_name, make_config
+from mnist_ray.config.yaml_files import parse_value
+
+
+@click.command()
+@click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be given many times.")
+@click.option("--grid", "grid_name", metavar="NAME", help="Every run of a grid that has a checkpoint.")
+@click.option(
+    "--all-runs", is_flag=True, help="Every finished run trained on the data set, or if none was, with its classes."
+)
+@click.option("--dataset", metavar="NAME", help="Data set, as for train.  [default: the one the runs were trained on]")
+@click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
+@click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
+@click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
+@click.option("--no-report", is_flag=True, help="Leave out the page; `mnist-ray report` writes it at any time.")
+@storage_option
+@data_dir_option
+@num_workers_option
+@cluster_options
+@as_json_option
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    /,
+    runs: Sequence[str],
+    grid_name: str | None,
+    all_runs: bool,
+    dataset: str | None,
+    split: str,
+    batch_size: str | None,
+    shard_size: str | None,
+    no_report: bool,
+    storage: str,
+    data_dir: str | None,
+    num_workers: int,
+    cluster: ClusterOptions,
+    as_json: bool,
+) -> None:
+    """Evaluates runs on a data set in one pass over its images, commits the tables in one step, writes a report."""
+    sizes = {"batch_size": batch_size, "shard_size": shard_size}
+    chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
+    names = [check_name(run, "run") for run in runs]
+    if [bool(names), bool(grid_name), all_runs].count(True) != 1:
+        raise click.UsageError("give one of --run NAME (once or more), --grid NAME and --all-runs")
+    if grid_name:
+        chosen["grid"] = check_name(grid_name, "grid")
+    if dataset is not None:
+        chosen["dataset"] = absolute_dataset(dataset)
+    config = make_config(EvaluationConfig, {"split": split, **chosen}, "evaluate")
+    target = target_cluster(cluster.address)
+    if target:
+        name = grid_name or (names[0] if names else "all-runs")
+        submit_job(target, context, {"dataset": config.dataset}, name=name, num_workers=num_workers, is_unique=False)
+        return
+    from mnist_ray.jobs.evaluate import EvaluateJob
+    from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
+
+    job = EvaluateJob(
+        config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report,
+        placement=cluster.placement,
+    )  # fmt: skip
+    outcome = evaluate_runs(job)
+    if as_json:
+        click.echo(json.dumps({"evaluation": outcome.name, "uri": outcome.uri, "already_done": outcome.already_done,
+                               "report": outcome.report, "metrics": outcome.metrics}))  # fmt: skip
+        return
+    if grid_name:
+        cli_grids.print_test_leaderboard(outcome.metrics, storage, grid_name)
+    else:
+        from mnist_ray.cli.metrics import print_metrics
+
+        print_metrics(outcome.metrics)
+    done = "was there already, nothing to do" if outcome.already_done else "committed"
+    click.echo(f"evaluation {outcome.name} {done}: {outcome.uri}")
+    if outcome.report:
+        click.echo(f"report: {outcome.report}")

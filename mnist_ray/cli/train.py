@@ -1,0 +1,132 @@
+"""The command that trains one run."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mnist_ray.cli import grids as cli_grids
+from mnist_ray.cli.options import (
+    DATASET_HELP,
+    IN_JOB_YAML,
+    ClusterOptions,
+    absolute_dataset,
+    as_json_option,
+    cluster_options,
+    config_options,
+    data_dir_option,
+    data_folder,
+    log_option,
+    num_workers_option,
+    parse_settings,
+    print_trackers,
+    say_next,
+    storage_option,
+    submit_job,
+    target_cluster,
+)
+from mnist_ray.config.settings import TrainConfig, check_name, check_setting
+from mnist_ray.config.variants import VARIANTS, variant_config
+from mnist_ray.config.yaml_files import read_yaml, yaml_text
+
+
+@click.command()
+@click.option("--variant", default=None, metavar="NAME", help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]")
+@click.option(
+    "--dataset",
+    default=None,
+    metavar="NAME",
+    help=f"{DATASET_HELP}  [default: mnist]",
+)
+@click.option("--name", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
+@storage_option
+@data_dir_option
+@num_workers_option
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted; starts it if there is none.")
+@click.option(
+    "--max-failures", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a worker died."
+)
+@click.option(
+    "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
+@log_option
+@config_options(without=("variant", "dataset"))
+@cluster_options
+@as_json_option
+@click.pass_context
+def train(
+    context: click.Context,
+    /,
+    variant: str | None,
+    dataset: str | None,
+    name: str | None,
+    storage: str,
+    data_dir: str | None,
+    num_workers: int,
+    resume: bool,
+    max_failures: int,
+    config_file: str | None,
+    overrides: Sequence[str],
+    log: tuple[str, ...],
+    cluster: ClusterOptions,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Trains one run and leaves its folder, with the best checkpoint, in the storage."""
+    chosen = {**settings, "dataset": dataset, "variant": variant}
+    config = _train_config(config_file, overrides, chosen)
+    run = check_name(default_run_name(config) if name is None else name)
+    if context.obj.get("plan"):
+        from mnist_ray.jobs.estimate import plan_run
+
+        cli_grids.print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
+        return
+    target = target_cluster(cluster.address)
+    if target:
+        text = yaml_text(config.model_dump(mode="json"))
+        replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
+        submit_job(target, context, replace, name=run, num_workers=num_workers, config_yaml=text)
+        return
+    from mnist_ray.cluster.train_job import TrainJob
+    from mnist_ray.jobs.train import train as train_run
+
+    job = TrainJob(
+        config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log,
+        placement=cluster.placement,
+    )  # fmt: skip
+    outcome = train_run(job)
+    best = outcome.best
+    if as_json:
+        click.echo(json.dumps({"run": run, "epochs": len(outcome.history), "best_epoch": best.epoch,
+                               "val_loss": best.val_loss, "val_accuracy": best.val_accuracy,
+                               "already_done": outcome.already_done}))  # fmt: skip
+        return
+    done = "was finished already" if outcome.already_done else "is finished"
+    click.echo(
+        f"{run} {done}: best of {len(outcome.history)} epochs is {best.epoch}, validation accuracy "
+        f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
+    )
+    say_next("evaluate", "--run", run, "--storage", storage, data_dir=data_dir)
+    print_trackers(log, storage)
+
+
+def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
+    settings = {} if config_file is None else read_yaml(Path(config_file))
+    for name, value in settings.items():
+        if name != "variant":
+            # Here the file is known; what joins several settings is checked with the options.
+            check_setting(name, value, f"--config {config_file!r}")
+    settings.update(parse_settings(overrides, options))
+    if isinstance(settings.get("dataset"), str):
+        settings["dataset"] = absolute_dataset(settings["dataset"])
+    return variant_config(settings.pop("variant", "baseline"), settings)
+
+
+def default_run_name(config: TrainConfig) -> str:
+    """Returns the name of a run that was given none, such as dropout-mnist-s0."""
+    dataset = re.sub("[^A-Za-z0-9._-]", "-", config.dataset)
+    return f"{config.variant}-{dataset[:30]}-s{config.seed}"[:64]
