@@ -25,6 +25,8 @@ _LOST_OVER_IMAGES = f"{_LOST}, or a smaller --shard-size to find the image that 
 _SPANS_PER_WORKER = 2
 # Spans that were taken and whose results were not yet handed on: the others go on while one takes long.
 _WINDOW_PER_WORKER = 8
+# ray job stop kills after 3 s what has not ended by then.
+_GRACE_S = 1.0
 
 
 class PoolWorker:
@@ -126,7 +128,10 @@ class _Pool:
                 yield from results
 
     def end(self) -> None:
-        """Ends the workers, whatever they do."""
+        """Ends the workers: what they have of spans gets a moment, as a write that is cut off leaves a file behind."""
+        loaded = [worker for worker in self._workers if worker.loading.results is not None]
+        if under_way := [ref for worker in loaded for ref, _ in worker.calls]:
+            ray.wait(under_way, num_returns=len(under_way), timeout=_GRACE_S)
         for worker in self._workers:
             ray.kill(worker.actor)
 
