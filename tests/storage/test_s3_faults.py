@@ -28,18 +28,18 @@ def nothing(*_: object) -> None:
 
 
 UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_URL"
-# One bucket for each network; all are asked at once, as most of the time is spent in pauses.
-NETWORKS: dict[str, Choice] = {
-    "sound": nothing,
-    **{f"failing-{seed}": drawn(FAILURES, seed=seed) for seed in range(3)},
-    "losing": drawn(("lost",), seed=0, share=0.4),
-    **{f"flipping-{seed}": drawn(FLIPS, seed=seed) for seed in range(2)},
-    "hanging": after(0, "hang"),
-    "ending": after(10, "reset"),
-}
-# Those through which a job must come; for flips an error is an answer too.
-PASSABLE = [name for name in NETWORKS if name.startswith(("failing", "losing"))]
-FLIPPING = [name for name in NETWORKS if name.startswith("flipping")]
+
+
+def networks(num_seeds: int) -> dict[str, Choice]:
+    """Returns what each network does, by name; all are asked at once, as most of the time is spent in pauses."""
+    return {
+        "sound": nothing,
+        **{f"failing-{seed}": drawn(FAILURES, seed=seed) for seed in range(num_seeds)},
+        "losing": drawn(("lost",), seed=0, share=0.4),
+        **{f"flipping-{seed}": drawn(FLIPS, seed=seed) for seed in range(num_seeds)},
+        "hanging": after(0, "hang"),
+        "ending": after(10, "reset"),
+    }
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,21 @@ def network(s3_server: S3Server) -> Iterator[Network]:
         yield Network(proxy, s3_server, choices)
 
 
-@pytest.fixture(scope="module")
-def outcomes(network: Network) -> dict[str, str | MnistRayError]:
-    """Bucket -> name of the evaluation of a grid that was trained and evaluated in it, or the error that came of it."""
-    uris = {name: network.bucket(name, choice) for name, choice in NETWORKS.items()}
+Outcomes = dict[str, str | MnistRayError]
+
+
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.series)], ids=["one seed", "three seeds"])
+def outcomes(network: Network, request: pytest.FixtureRequest) -> Outcomes:
+    """Network -> name of the evaluation of a grid that was trained and evaluated through it, or the error."""
+    chosen = networks(request.param)
+    uris = [network.bucket(f"{name}-of-{request.param}", choice) for name, choice in chosen.items()]
     with ThreadPoolExecutor(len(uris)) as pool:
-        return dict(zip(uris, pool.map(train_and_evaluate, uris.values()), strict=True))
+        return dict(zip(uris, pool.map(train_and_evaluate, uris), strict=True))
+
+
+def of_kind(outcomes: Outcomes, *kinds: str) -> list[str]:
+    """Returns the storages behind the networks of some kinds."""
+    return [uri for uri in outcomes if uri.removeprefix("s3://").startswith(kinds)]
 
 
 def train_and_evaluate(uri: str) -> str | MnistRayError:
@@ -110,46 +119,44 @@ def weights(storage: Storage) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("behind")
-def test_results_through_a_failing_network_are_those_through_a_sound_one(
-    outcomes: dict[str, str | MnistRayError], network: Network
-) -> None:
-    sound = open_storage("s3://sound/x")
-    expected = committed(sound.uri)
-    assert list(expected) == [outcomes["sound"]]
-    assert len(weights(sound)) == 2
-    for name in PASSABLE:
-        storage = open_storage(f"s3://{name}/x")
-        assert outcomes[name] == outcomes["sound"], name
-        assert committed(storage.uri) == expected, name
-        assert weights(storage) == weights(sound), name
-        assert storage.list_files(".staging") == [], name
+def test_results_through_a_failing_network_are_those_through_a_sound_one(outcomes: Outcomes, network: Network) -> None:
+    (sound,) = of_kind(outcomes, "sound")
+    expected = committed(sound)
+    assert list(expected) == [outcomes[sound]]
+    assert len(weights(open_storage(sound))) == 2
+    for uri in of_kind(outcomes, "failing", "losing"):
+        storage = open_storage(uri)
+        assert outcomes[uri] == outcomes[sound], uri
+        assert committed(uri) == expected, uri
+        assert weights(storage) == weights(open_storage(sound)), uri
+        assert storage.list_files(".staging") == [], uri
     assert {kind for kind in FAILURES if network.proxy.done[kind] > 10} == set(FAILURES)
 
 
 @pytest.mark.usefixtures("behind")
-def test_flipped_bits_give_the_same_results_or_an_error(
-    outcomes: dict[str, str | MnistRayError], network: Network
-) -> None:
-    expected = committed("s3://sound/x")
-    for name in FLIPPING:
-        outcome, found = outcomes[name], committed(f"s3://{name}/x")
+def test_flipped_bits_give_the_same_results_or_an_error(outcomes: Outcomes, network: Network) -> None:
+    (sound,) = of_kind(outcomes, "sound")
+    expected = committed(sound)
+    for uri in of_kind(outcomes, "flipping"):
+        outcome, found = outcomes[uri], committed(uri)
         if isinstance(outcome, MnistRayError):
-            assert outcome.exit_code in (3, 4), name
-        assert found in (expected, {}) if isinstance(outcome, MnistRayError) else found == expected, name
+            assert outcome.exit_code in (3, 4), uri
+        assert found in (expected, {}) if isinstance(outcome, MnistRayError) else found == expected, uri
     assert min(network.proxy.done[kind] for kind in FLIPS) > 0
 
 
-@pytest.mark.parametrize("name", ["hanging", "ending"])
+@pytest.mark.parametrize("kind", ["hanging", "ending"])
 @pytest.mark.usefixtures("behind")
 def test_a_network_that_hangs_or_ends_is_an_error_in_one_line_and_leaves_no_evaluation(
-    name: str, outcomes: dict[str, str | MnistRayError]
+    kind: str, outcomes: Outcomes
 ) -> None:
-    error = outcomes[name]
+    (uri,) = of_kind(outcomes, kind)
+    error = outcomes[uri]
     assert isinstance(error, StorageError)
-    assert str(error).startswith(f"storage='s3://{name}/x")
+    assert str(error).startswith(f"storage='{uri}")
     assert str(error).endswith(UNREACHABLE)
     assert "\n" not in str(error)
-    assert committed(f"s3://{name}/x") == {}
+    assert committed(uri) == {}
 
 
 def test_a_run_of_the_command_line_comes_through_a_failing_network(
