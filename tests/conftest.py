@@ -2,11 +2,16 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.support.ray_jobs import shared_head  # noqa: F401  (the head of the Ray tests)
 from tests.support.s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
+
+# How long an example takes, to run or to be made, is no property of the code: on a busy machine it is anything.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
 _FIRST_FILE = "train-images-idx3-ubyte.gz"

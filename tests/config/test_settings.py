@@ -3,7 +3,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.config.settings import (
@@ -54,7 +54,6 @@ def message(settings: dict[str, object], kind: type[TrainConfig | EvaluationConf
     return str(caught.value)
 
 
-@settings(deadline=None)
 @given(SETTINGS)
 def test_a_config_is_the_same_after_a_round_trip_through_json_or_yaml(settings: dict[str, object]) -> None:
     config = make_config(TrainConfig, settings)
@@ -69,7 +68,6 @@ def test_a_config_is_the_same_after_a_round_trip_through_json_or_yaml(settings: 
         assert again.config_hash() == config.config_hash()
 
 
-@settings(deadline=None)
 @given(SETTINGS, SETTINGS)
 def test_hashes_are_equal_just_where_configs_are(first: dict[str, object], second: dict[str, object]) -> None:
     configs = make_config(TrainConfig, first), make_config(TrainConfig, second)
@@ -135,7 +133,6 @@ class Grown(TrainConfig):
     later: float | None = 0.25
 
 
-@settings(deadline=None)
 @given(SETTINGS)
 def test_a_setting_that_is_added_leaves_every_hash_as_it_was(settings: dict[str, object]) -> None:
     config = make_config(TrainConfig, settings)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.config.settings import TrainConfig, make_config
@@ -88,7 +88,6 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         assert str(caught.value) == f"--config {str(path)!r}: {reason}"
 
 
-@settings(deadline=None)
 @given(st.text() | st.text(alphabet="{}[]:,&*!<>|-?'\"# \nab01.~e", max_size=60))
 def test_any_text_is_a_mapping_or_a_config_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -140,13 +139,11 @@ def test_an_override_without_key_or_equals_sign_is_refused(text: str) -> None:
     assert str(caught.value) == f"--set {text!r}: write it as KEY=VALUE"
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_some_value(text: str) -> None:
     parse_value(text)
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_number_reads_back_as_itself(number: float) -> None:
     assert parse_value(repr(number)) == number

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -112,7 +112,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read_idx(tmp_path / "gone", LABELS_MAGIC)
 
 
-@settings(deadline=None)
 @given(data=st.data(), packed=st.booleans())
 def test_a_mutated_file_gives_a_data_error_or_an_array_of_the_announced_shape(tmp_path_factory, data, packed):
     content = idx_bytes(IMAGES)

@@ -6,7 +6,7 @@ import operator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
@@ -230,7 +230,6 @@ def partitions(draw):
 
 
 @given(partitions())
-@settings(deadline=None)
 def test_the_tallies_of_any_parts_add_up_to_the_tally_of_the_whole(partition):
     log_probabilities, labels, edges = partition
     whole = metrics.tally(metrics.predictions(log_probabilities, labels))

@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -26,7 +26,6 @@ def test_rows_and_columns_count_through_one_stream() -> None:
     assert torch.equal(random_words([1234567], torch.arange(3), 4).flatten(), whole)
 
 
-@settings(deadline=None)
 @given(st.lists(KEYS, min_size=1, max_size=3), st.lists(st.integers(0, 2**40), max_size=5), st.integers(1, 9))
 def test_numpy_and_torch_give_the_same_bits(keys: list[int], rows: list[int], columns: int) -> None:
     row_numbers = torch.tensor(rows, dtype=torch.int64)
@@ -36,7 +35,6 @@ def test_numpy_and_torch_give_the_same_bits(keys: list[int], rows: list[int], co
     assert torch.equal(on_cpu, on_device)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 9))
 def test_the_rows_of_a_rank_are_the_rows_of_the_whole_batch(num_rows: int, world_size: int, columns: int) -> None:
     rows = torch.arange(num_rows)
@@ -54,7 +52,6 @@ def test_each_key_gives_what_it_gives_alone() -> None:
         assert torch.equal(together[index], draws16([key], rows, 10)[0])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3),
     st.integers(0, 10_000),
@@ -69,7 +66,6 @@ def test_draws_made_for_several_steps_at_once_are_those_of_each_step(
     assert torch.equal(draws16_for_step(seeds, "dropout1", step, row_numbers, columns), expected)
 
 
-@settings(deadline=None)
 @given(KEYS, st.integers(0, 300))
 def test_a_permutation_has_each_number_once(key: int, length: int) -> None:
     assert sorted(permutation(key, length).tolist()) == list(range(length))

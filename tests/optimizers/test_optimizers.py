@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.config.settings import TrainConfig
@@ -50,7 +50,6 @@ def test_a_run_may_warm_up_to_its_very_end() -> None:
     assert [learning_rate(step, 2, config) for step in range(2)] == pytest.approx([0.05, 0.1])
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 20), st.integers(1, 50), st.floats(0, 1), st.floats(1e-6, 10))
 def test_a_learning_rate_is_positive_and_never_above_its_peak(
     name: str, epochs: int, steps_per_epoch: int, warmup_share: float, peak: float

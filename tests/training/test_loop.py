@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -334,7 +334,6 @@ def test_early_stopping_ends_a_training_that_overfits() -> None:
     assert len(history) == best_epoch(history) + 2
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=60),
     st.floats(0.01, 0.99),

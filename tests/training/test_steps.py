@@ -100,7 +100,7 @@ def test_a_run_has_the_same_bits_after_every_epoch_alone_and_in_a_stack(network:
 
 
 @given(order=st.permutations(range(len(OWN))), size=st.integers(1, len(OWN)))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_size_and_order_of_a_stack_change_no_run(order: list[int], size: int) -> None:
     configs = [config.model_copy(update={"epochs": 1}) for config in configs_of("mlp")]
     chosen = [configs[index] for index in order[:size]]
