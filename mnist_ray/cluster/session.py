@@ -10,9 +10,9 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants
 
 import mnist_ray
+from mnist_ray.cluster.ray_private import on_loopback, session_folder
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
 from mnist_ray.config.placement import Placement, on_cluster
 from mnist_ray.errors import ClusterError, ConfigError
@@ -117,12 +117,12 @@ def _start_local(scratch: str) -> None:
     group = os.getpgrp()
     token = Path.home() / ".ray" / "auth_token"
     _make_private_folder(token.parent)
-    with _on_loopback():
+    with on_loopback():
         # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
         ray.init(
             address="local",
             include_dashboard=False,
-            _temp_dir=scratch,
+            **session_folder(scratch),
             # Its helpers' logs would bury the epochs' lines; what matters of them comes back as an exception.
             log_to_driver=False,
             logging_level="ERROR",
@@ -134,21 +134,6 @@ def _start_local(scratch: str) -> None:
     if token.is_file():
         # Ray writes its token readable for everybody.
         token.chmod(0o600)
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Has a Ray that is started inside the block listen on this machine's loopback alone.
-
-    Ray does so by itself on macOS and Windows, by this switch. _node_ip_address is of no use: Ray replaces 127.0.0.1
-    there by the machine's address in its network, where anybody could knock.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _make_private_folder(folder: Path) -> None:

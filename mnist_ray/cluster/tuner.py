@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mnist_ray.cluster.ray_private import ON_HEAD_NODE
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
@@ -174,5 +175,5 @@ def _gpu_memory() -> int:
 def _resources(job: TuneJob, *, use_gpu: bool) -> dict[str, float]:
     if job.workers_per_run:
         # The trial itself only waits for its workers; with the CPU that Tune would give it, two CPUs are too few.
-        return {"CPU": 0, "node:__internal_head__": 0.001}
+        return dict(ON_HEAD_NODE)
     return {"CPU": 1, "GPU": job.gpus_per_stack} if use_gpu else {"CPU": 1}

@@ -1,18 +1,14 @@
 """Matrix products of a stack: the same bits for a run, whatever the number of runs."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mnist_ray import torch_private
+
 # On a CPU, torch's matrix product is MKL's, which keeps to 256-bit vectors on processors that aren't Intel's. oneDNN,
-# which torch carries too, takes 512 bits where there are any: twice as fast for the larger products of our networks
-# (AMD EPYC with AVX-512, benchmarks/stack.py); its calls cost more, so small products stay with MKL. Which of the two
-# depends on the shapes of one run alone.
-_ONEDNN: Callable[..., Any] | None = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+# takes 512 bits where there are any; its calls cost more, so small products stay with MKL. Which of the two depends on
+# the processor and the shapes of one run alone.
+_ONEDNN = torch_private.linear_pointwise
 _ONEDNN_MULTIPLICATIONS = 1 << 20
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from mnist_ray.torch_private import add_one, fused_adam_, fused_adamw_, make_state, unprofiled
+
 
 class _FusedStep:
     """The step of torch.optim.Adam(fused=True), the kernels called directly."""
@@ -26,10 +28,10 @@ class _FusedStep:
         for group in self.param_groups:
             if group["params"][0] not in self.state:
                 # torch's own code makes the state.
-                self._init_group(group, [], [], [], [], [], [])
+                make_state(self, group)
             states = [self.state[parameter] for parameter in group["params"]]
             steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
+            add_one(steps)
             beta1, beta2 = group["betas"]
             self._kernel(
                 group["params"],
@@ -49,17 +51,16 @@ class _FusedStep:
                 found_inf=None,
             )
 
-    # torch would wrap the step in a profiler's range, which takes a third of the kernel's time.
-    step.hooked = True  # type: ignore[attr-defined]
+    unprofiled(step)
 
 
 class Adam(_FusedStep, torch.optim.Adam):  # type: ignore[misc]
     """torch.optim.Adam(fused=True)."""
 
-    _kernel = staticmethod(torch._fused_adam_)
+    _kernel = staticmethod(fused_adam_)
 
 
 class AdamW(_FusedStep, torch.optim.AdamW):  # type: ignore[misc]
     """torch.optim.AdamW(fused=True)."""
 
-    _kernel = staticmethod(torch._fused_adamw_)
+    _kernel = staticmethod(fused_adamw_)
