@@ -3,7 +3,6 @@
 A Tally holds all that the rates need, so a split can be evaluated in any number of pieces. All rates are fractions.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUM_BINS = 15
-NORMAL_QUANTILE_975 = 1.959963984540054
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,15 +256,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
     Reference: Wilson 1927, 'Probable inference, the law of succession, and statistical inference'.
     """
-    z = NORMAL_QUANTILE_975
-    share = successes / trials
-    center = share + z**2 / (2 * trials)
-    half_width = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    scale = 1 + z**2 / trials
-    # The formula gives exactly 0 and 1 at the ends; floating point would miss them by a rounding.
-    low = 0.0 if successes == 0 else (center - half_width) / scale
-    high = 1.0 if successes == trials else (center + half_width) / scale
-    return low, high
+    # Imported here: it takes long, and workers don't need it.
+    from scipy import stats
+
+    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, eq=False)
