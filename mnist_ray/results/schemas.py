@@ -414,6 +414,10 @@ Parquet, zstd, schema version {SCHEMA_VERSION}. Rates are fractions, not percent
 The file's metadata holds `table`, `schema_version` and `code_version`; each column's metadata its `description` and
 `unit`; a setting is described as in the config, its unit included. A string (dictionary) reads as text everywhere, and
 as a categorical in pandas and Polars.
+
+A version that adds a column keeps the schema version. mnist-ray reads the column as null from a file without it, a
+setting's column as the setting's default, and leaves out columns that it doesn't know. It refuses a file with another
+schema version, without a column that it needs, or with another type.
 """
 
 
