@@ -20,7 +20,8 @@ def storage() -> None:
 def storage_check(uri: str, as_json: bool) -> None:
     """Proves that objects at URI, a folder or s3://bucket/prefix, can be written, read, listed and deleted.
 
-    And that a name can be taken only once, which keeps two commits apart. Every job does the same before its work.
+    And that a name can be taken only once, which keeps two commits apart, and that an S3 refuses what is damaged on its
+    way. Every job does the same before its work.
     What is shown of the credentials is where they come from.
     """
     opened = open_storage(uri)

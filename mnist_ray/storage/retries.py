@@ -20,7 +20,7 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 20.0
 _STATUS_OF_A_BAD_MOMENT = {429, 500, 502, 503, 504}
 # Answers with status 400 to content that was damaged, or cut off, on its way.
-_DAMAGED_ON_ITS_WAY = {
+DAMAGED_ON_ITS_WAY = {
     "BadDigest",
     "IncompleteBody",
     "RequestTimeout",
@@ -29,13 +29,16 @@ _DAMAGED_ON_ITS_WAY = {
 }
 
 
-def make_client(session: Any, *, attempts: int = ATTEMPTS, read_timeout_s: float = READ_TIMEOUT_S) -> Any:
+def make_client(
+    session: Any, *, attempts: int = ATTEMPTS, read_timeout_s: float = READ_TIMEOUT_S, repeats_damaged: bool = True
+) -> Any:
     """Returns an S3 client; all its settings but the patience come from AWS's standard places.
 
     Args:
       session: boto3's.
       attempts: how often a request is sent at most; one that nobody answers at most TIMEOUT_ATTEMPTS times.
       read_timeout_s: seconds without a byte of an answer.
+      repeats_damaged: whether a request is sent again that the server found damaged.
 
     Raises:
       StorageError: the endpoint is no URL.
@@ -57,7 +60,8 @@ def make_client(session: Any, *, attempts: int = ATTEMPTS, read_timeout_s: float
         raise StorageError(f"AWS_ENDPOINT_URL: {' '.join(str(error).split())}; write http(s)://host:port") from None
 
     def pause(*, attempts: int, response: Any, caught_exception: Exception | None, **_: Any) -> float | None:
-        return pause_s(attempts) if attempts < most and _is_passing(response, caught_exception, attempts) else None
+        is_passing = _is_passing(response, caught_exception, attempts) or (repeats_damaged and _is_damaged(response))
+        return pause_s(attempts) if attempts < most and is_passing else None
 
     most = attempts
     # The event that boto3's own repetitions hang on: a number is the seconds to wait, None the end.
@@ -84,5 +88,8 @@ def _is_passing(response: Any, error: Exception | None, attempts: int) -> bool:
         if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
             return attempts < TIMEOUT_ATTEMPTS
         return isinstance(error, ConnectionError | HTTPClientError)
-    http, parsed = response
-    return http.status_code in _STATUS_OF_A_BAD_MOMENT or parsed.get("Error", {}).get("Code") in _DAMAGED_ON_ITS_WAY
+    return response[0].status_code in _STATUS_OF_A_BAD_MOMENT
+
+
+def _is_damaged(response: Any) -> bool:
+    return response is not None and response[1].get("Error", {}).get("Code") in DAMAGED_ON_ITS_WAY

@@ -188,6 +188,12 @@ class Storage:
                 folder, "no conditional writes (If-None-Match is ignored), so two commits could overwrite each other"
             )
         yield Proof("conditional write", "a second object of its name was refused")
+        if isinstance(self._backend, S3Backend):
+            with storage_errors(self.uri, "written"):
+                refuses_damage = self._backend.refuses_damage(f"{folder}/damaged")
+            if not refuses_damage:
+                raise self._disproved(folder, "keeps what was damaged on its way, without a look at its checksum")
+            yield Proof("checksum", "what is damaged on its way is refused")
         if self.read_bytes(path) != content:
             raise self._disproved(folder, "gives back other content than was written")
         yield Proof("read", "it has the content that was written")

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,7 +161,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 @given(st.dictionaries(st.text("abcdef_", min_size=1, max_size=8), VALUES, max_size=4))
 def test_what_is_written_as_yaml_is_read_back(settings: dict[str, object]) -> None:
     text = yaml_text(settings)

@@ -2,30 +2,34 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.errors import StorageError
+from mnist_ray.storage.s3 import S3Backend
 from mnist_ray.storage.storage import open_storage
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.s3_fixtures import S3Server
-from tests.support.scripted_s3 import Answer, refusal, scripted_server, storage_at
+from tests.support.scripted_s3 import Answer, always, refusal, scripted_server, storage_at
 
-PROOFS = """\
+FOLDER_PROOFS = """\
 ok   write              an object of 31 bytes was created
 ok   conditional write  a second object of its name was refused
 ok   read               it has the content that was written
 ok   list               it is listed with its size
 ok   delete             it is gone
 """
+PROOFS = FOLDER_PROOFS.replace("ok   read", "ok   checksum           what is damaged on its way is refused\nok   read")
 OVERWRITES = "no conditional writes (If-None-Match is ignored), so two commits could overwrite each other"
 
 
 def test_a_folder_is_proven_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["storage", "check", f"{tmp_path}/new"]) == 0
-    assert capsys.readouterr().out == f"storage {tmp_path}/new: kind local folder\n{PROOFS}"
+    assert capsys.readouterr().out == f"storage {tmp_path}/new: kind local folder\n{FOLDER_PROOFS}"
     assert [path.name for path in tmp_path.rglob("*")] == ["new", ".staging"]
 
 
@@ -111,7 +115,7 @@ def test_a_server_that_ignores_the_condition_is_found_out_by_each_job(
     def answer(method: str, path: str, times: int) -> Answer:
         return (404, b"") if method == "HEAD" and path != "/bucket" else (200, b"")
 
-    with scripted_server(answer, tags=True) as (endpoint, asked):
+    with scripted_server(answer) as (endpoint, asked):
         storage = storage_at(endpoint, monkeypatch)
         with pytest.raises(StorageError, match=r"conditional writes \(If-None-Match is ignored\)"):
             storage.check()
@@ -120,6 +124,47 @@ def test_a_server_that_ignores_the_condition_is_found_out_by_each_job(
     error = f"mnist-ray: error: storage='s3://bucket/prefix': {OVERWRITES}; use another storage\n"
     assert capsys.readouterr().err == error * 2
     assert len(asked) == 3 * 4
+
+
+@pytest.mark.s3
+def test_a_server_that_keeps_what_was_damaged_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(method: str, path: str, times: int) -> Answer:
+        if method == "HEAD" and path != "/bucket":
+            return 404, b""
+        return refusal(412, "PreconditionFailed") if path.endswith("/object") and times else (200, b"")
+
+    with scripted_server(answer, creator="another") as (endpoint, asked):
+        storage = storage_at(endpoint, monkeypatch)
+        assert run_command(["storage", "check", storage.uri]) == 4
+    assert capsys.readouterr().err == (
+        "mnist-ray: error: storage='s3://bucket/prefix': keeps what was damaged on its way, without a look at its "
+        "checksum; use another storage\n"
+    )
+    assert [line for line in asked if line.endswith("/damaged")] == [asked[-2]]
+
+
+@pytest.mark.s3
+def test_a_bad_moment_and_a_damaged_proof_are_no_refusal_of_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {0: refusal(503, "SlowDown"), 1: refusal(400, "XAmzContentSHA256Mismatch")}
+    with scripted_server(lambda _method, _path, times: answers.get(times, (200, b""))) as (endpoint, asked):
+        backend = S3Backend("s3://bucket/prefix")
+        storage_at(endpoint, monkeypatch)
+        backend.client  # noqa: B018
+        assert backend.refuses_damage("damaged")
+    assert asked.count("PUT /bucket/prefix/damaged") == 2
+    with scripted_server(always(refusal(403, "AccessDenied"))) as (endpoint, _):
+        storage_at(endpoint, monkeypatch)
+        with pytest.raises(ClientError, match="AccessDenied"):
+            S3Backend("s3://bucket/prefix").refuses_damage("damaged")
+
+
+def test_what_is_damaged_under_tls_is_tlss_to_refuse() -> None:
+    backend = S3Backend("s3://bucket/prefix")
+    # Nobody is there who could be asked.
+    backend.client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="https://nobody.invalid"))
+    assert backend.refuses_damage("damaged")
 
 
 @pytest.mark.s3

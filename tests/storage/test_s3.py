@@ -3,7 +3,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +13,11 @@ import pyarrow.parquet
 import pytest
 
 from mnist_ray.errors import StorageError
-from mnist_ray.storage.storage import MULTIPART_BYTES, FileEntry, MissingError, Storage, open_storage, storage_errors
+from mnist_ray.storage import retries
+from mnist_ray.storage.storage import MULTIPART_BYTES, FileEntry, MissingError, open_storage, storage_errors
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.s3_fixtures import S3Server
-from tests.support.scripted_s3 import Answer, Answers, always, refusal, scripted_server, storage_at
+from tests.support.scripted_s3 import Answer, always, refusal, scripted_server, storage_at
 
 pytestmark = pytest.mark.s3
 
@@ -116,6 +116,7 @@ def multipart_uploads(s3_uri: str) -> list[str]:
 
 KILLED_UPLOAD = """
 import os, signal, sys
+from mnist_ray.storage import retries
 from mnist_ray.storage.storage import MULTIPART_BYTES, open_storage
 
 storage = open_storage(sys.argv[1])
@@ -314,7 +315,7 @@ def test_a_server_that_is_out_of_service_for_a_while_is_waited_for(monkeypatch: 
     def answer(method: str, path: str, times: int) -> Answer:
         return refusal(503, "SlowDown") if method == "PUT" and times < 3 else (200, b"")
 
-    with scripted_server(answer, tags=True) as (endpoint, asked):
+    with scripted_server(answer) as (endpoint, asked):
         storage_at(endpoint, monkeypatch).write_bytes("x", b"x")
     assert asked.count("PUT /bucket/prefix/x") == 4
 
@@ -398,44 +399,26 @@ def test_a_copy_that_fails_after_its_answer_has_begun_is_made_again(monkeypatch:
         is_copy = method == "PUT" and "evaluations/e1/a-" in path
         return (200, refusal(500, "InternalError")[1]) if is_copy and times < 2 else (200, b"<CopyObjectResult/>")
 
-    with scripted_server(answer, tags=True) as (endpoint, asked):
+    with scripted_server(answer) as (endpoint, asked):
         pending = storage_at(endpoint, monkeypatch).pending_folder("evaluations/e1")
         assert pending.commit([pending.write("a.parquet", b"abc")], {})
     assert asked.count("PUT /bucket/prefix/evaluations/e1/a-ba7816bf8f01.parquet") == 3
 
 
-def gives_back(content: bytes) -> Answers:
-    return lambda method, *_: (200, content if method == "GET" else b"")
-
-
-@pytest.mark.parametrize("write", [Storage.write_bytes, Storage.create_bytes])
-def test_what_arrives_damaged_is_written_again(
-    write: Callable[[Storage, str, bytes], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The server's tag is that of the content the third time.
-    with scripted_server(gives_back(b"other"), tags=lambda times: times > 2) as (endpoint, asked):
-        write(storage_at(endpoint, monkeypatch), "x", b"mine")
-    assert asked.count("PUT /bucket/prefix/x") == 3
-
-
-def test_a_server_with_tags_of_its_own_is_believed_by_what_it_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    with scripted_server(gives_back(b"mine")) as (endpoint, asked):
-        storage_at(endpoint, monkeypatch).write_bytes("x", b"mine")
-    assert asked.count("PUT /bucket/prefix/x") == 1
-
-
 def test_what_always_arrives_damaged_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with scripted_server(gives_back(b"other")) as (endpoint, _):
+    monkeypatch.setattr(retries, "pause_s", lambda _: 0.0)
+    with scripted_server(always(refusal(400, "BadDigest"))) as (endpoint, asked):
         storage = storage_at(endpoint, monkeypatch)
         with pytest.raises(StorageError, match=r"/prefix/x': can't be written: what arrives is not what was sent;"):
             storage.write_bytes("x", b"mine")
+    assert asked.count("PUT /bucket/prefix/x") == retries.ATTEMPTS
 
 
 def test_an_upload_that_the_server_finds_damaged_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(method: str, path: str, times: int) -> Answer:
         return refusal(400, "BadDigest") if method == "PUT" and times < 2 else (200, b"")
 
-    with scripted_server(answer, tags=True) as (endpoint, asked):
+    with scripted_server(answer) as (endpoint, asked):
         storage_at(endpoint, monkeypatch).write_bytes("x", b"mine")
     assert asked.count("PUT /bucket/prefix/x") == 3
 

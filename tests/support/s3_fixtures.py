@@ -54,9 +54,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @contextlib.contextmanager
 def running_s3_server(log: Path) -> Iterator[S3Server]:
     """Runs a server until the block ends."""
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    command = [sys.executable, "-m", "tests.support.checking_moto", "-H", "127.0.0.1", "-p", "0"]
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=Path(__file__).parents[2])
     try:
         yield S3Server(_await_endpoint(process, log))
     finally:

@@ -1,6 +1,5 @@
 """An HTTP server that answers as told, for what no real S3 server can be made to do."""
 
-import hashlib
 import re
 import threading
 import urllib.parse
@@ -37,7 +36,6 @@ def scripted_server(
     answers: Answers,
     *,
     breaks_off: int = 0,
-    tags: Callable[[int], bool] | bool = False,
     creator: str | None = None,
 ) -> Iterator[tuple[str, list[Request]]]:
     """Gives an HTTP server's address and its log; answers(method, path, how often asked before) is what it says.
@@ -45,7 +43,6 @@ def scripted_server(
     Args:
       answers: the status and body of each answer.
       breaks_off: number of GET answers of which only the first half arrives.
-      tags: whether an answer to a PUT has its content's tag, by how often it came.
       creator: the metadata `creator` of every object; by default what the last PUT gave.
     """
     asked: list[Request] = []
@@ -55,7 +52,7 @@ def scripted_server(
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             request = f"{self.command} {urllib.parse.urlsplit(self.path).path}"
             asked.append(Request(request))
             signed = re.search(r"Credential=(\w+)", self.headers.get("Authorization", ""))
@@ -65,8 +62,6 @@ def scripted_server(
             status, body = answers(self.command, self.path, times - 1)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
-            if tags is True or (tags and tags(times)):
-                self.send_header("ETag", f'"{hashlib.md5(sent).hexdigest()}"')
             if self.command != "PUT" and (found := creator or (given[-1] if given else None)):
                 self.send_header("x-amz-meta-creator", found)
             self.end_headers()
