@@ -85,7 +85,7 @@ def ray_head(
 @contextlib.contextmanager
 def more_node(head: RayHead, num_cpus: int = 1) -> Iterator[int]:
     """Runs another node of a head's cluster until the block ends; yields its pid, see RayHead."""
-    before = len(alive_nodes(head.address))
+    before = _alive_ids(head)
     log = head.folder / f"node-{secrets.token_hex(4)}.log"
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.gcs_address}", "--block"),
@@ -93,11 +93,18 @@ def more_node(head: RayHead, num_cpus: int = 1) -> Iterator[int]:
     ]
     with _running(command, head.environment, log) as node:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while len(alive_nodes(head.address)) == before:
+        # Another one that has just ended may still be counted, and leave meanwhile.
+        while not (started := _alive_ids(head) - before):
             if node.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the node did not start:\n{log.read_text(errors='replace')}")
             time.sleep(0.1)
         yield node.pid
+    while started & _alive_ids(head):
+        time.sleep(0.1)
+
+
+def _alive_ids(head: RayHead) -> set[object]:
+    return {node["node_id"] for node in alive_nodes(head.address)}
 
 
 def end_machine(pid: int) -> None:
