@@ -202,16 +202,15 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_named(head: RayHead, tmp_path:
 
 @pytest.mark.usefixtures("lasting")
 def test_a_local_folder_is_refused_as_the_storage_of_several_nodes(head: RayHead, tmp_path: Path) -> None:
-    with more_node(head):
-        for command in (["tune", *GRID], ["train", *TRAIN]):
-            done = run_job(head, *command, "--storage", str(tmp_path))
-            assert done.code == 4
-            # What was understood of the data is said before.
-            (line,) = [line for line in done.log.splitlines() if not line.startswith("dataset digits: ")]
-            assert line == (
-                f"mnist-ray: error: storage='{tmp_path}': a local folder, and the cluster has 2 nodes, each with disks "
-                "of its own; use s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
-            )
+    for command in (["tune", *GRID], ["train", *TRAIN]):
+        done = run_job(head, *command, "--storage", str(tmp_path))
+        assert done.code == 4
+        # What was understood of the data is said before.
+        (line,) = [line for line in done.log.splitlines() if not line.startswith("dataset digits: ")]
+        assert line == (
+            f"mnist-ray: error: storage='{tmp_path}': a local folder, and the cluster has 2 nodes, each with disks "
+            "of its own; use s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
+        )
 
 
 @pytest.mark.series
