@@ -50,15 +50,19 @@ def test_the_config_loads_neither_torch_nor_ray_nor_pyarrow_nor_numpy() -> None:
     assert imported & {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "sklearn", "boto3"} == set()
 
 
-def test_one_worker_on_this_machine_evaluates_and_predicts_without_ray(tmp_path: Path) -> None:
+def test_one_worker_here_and_a_grid_without_missing_runs_need_no_ray(
+    tmp_path: Path,
+) -> None:
     train_without_ray(str(tmp_path), "smoke", seeds="1", epochs=1)
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):
         Image.new("L", (28, 28), number).save(images / f"{number}.png")
     commands = [
+        ["train", "--dataset", "digits", "--epochs", "1", "--hidden-sizes", "8", "--storage", str(tmp_path)],
+        ["tune", "--grid", "smoke", "--name", "g", "--seeds", "1", "--epochs", "1", "--storage", str(tmp_path)],
         ["evaluate", "--grid", "g", "--dataset", "digits", "--storage", str(tmp_path)],
-        ["predict", "--run", next(tmp_path.glob("runs/*")).name, "--images", str(images), "--shard-size", "2",
+        ["predict", "--run", next(tmp_path.glob("runs/g-*")).name, "--images", str(images), "--shard-size", "2",
          "--storage", str(tmp_path)],
     ]  # fmt: skip
     code = (

@@ -18,8 +18,8 @@ import pytest
 
 from mnist_ray.cli import process
 from mnist_ray.cli.main import cli, run_command
-from mnist_ray.cli.train import default_run_name
 from mnist_ray.cli.options import data_folder
+from mnist_ray.cli.train import default_run_name
 from mnist_ray.config.settings import TrainConfig, check_name
 
 ROOT = Path(__file__).parents[2]
