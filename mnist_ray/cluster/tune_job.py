@@ -15,8 +15,8 @@ from mnist_ray.grids.grid import GridRun, check_count, expand, stacks
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
 from mnist_ray.models.memory import bytes_of_run
 from mnist_ray.results.lineage import command_line
-from mnist_ray.results.paths import REQUESTS_AT_ONCE
 from mnist_ray.results.run_progress import RunProgress, read_progress
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
 from mnist_ray.training.loop import VALIDATION_BATCH
 

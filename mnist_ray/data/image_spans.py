@@ -25,8 +25,9 @@ from mnist_ray.data.parquet import (
     rows_per_batch,
     whole_images,
 )
-from mnist_ray.data.sources import FILES_AHEAD, FILES_AT_ONCE
+from mnist_ray.data.sources import FILES_AHEAD
 from mnist_ray.errors import DataError, StorageError
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import FileEntry, MissingError, Storage, storage_errors
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _contents(storage: Storage, entries: Sequence[FileEntry]) -> Iterator[tuple[
     """Yields the content of each file in order, several read at once, a limited number of bytes ahead."""
     waiting: deque[tuple[FileEntry, Future[bytes | UnreadableImageError]]] = deque()
     held = 0
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for entry in entries:
             while waiting and (len(waiting) == FILES_AHEAD or held + entry.size > BYTES_AHEAD):
                 first, reading = waiting.popleft()

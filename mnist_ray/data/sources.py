@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_ray.errors import DataError, StorageError
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import is_path
 from mnist_ray.text.escape import printable
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 # What file managers and archivers leave beside images; the storage leaves out names that begin with '.'.
 JUNK_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
-FILES_AT_ONCE = 16
 FILES_AHEAD = 64
 MAX_NAMES_SAID = 3
 _PLURALS = {
@@ -150,7 +150,7 @@ def _is_junk(path: str) -> bool:
 
 def read_files(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yields path and content of each file in order, several read at once, at most FILES_AHEAD in memory."""
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for start in range(0, len(paths), FILES_AHEAD):
             ahead = paths[start : start + FILES_AHEAD]
             yield from zip(ahead, pool.map(storage.read_bytes, ahead), strict=True)

@@ -38,8 +38,9 @@ from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, 
 from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.lineage import command_line, lineage
-from mnist_ray.results.paths import REQUESTS_AT_ONCE, RUNS, evaluation_path, report_path
+from mnist_ray.results.paths import RUNS, evaluation_path, report_path
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import PendingFolder, Storage, open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.training.data_lines import evaluation_line

@@ -12,8 +12,8 @@ from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.paths import REQUESTS_AT_ONCE
 from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.grid_progress import GridProgress

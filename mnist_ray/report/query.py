@@ -19,7 +19,8 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.results import parquet
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.paths import REQUESTS_AT_ONCE, report_path
+from mnist_ray.results.paths import report_path
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import MissingError, Storage
 
 _ROWS_AT_ONCE = 10_000

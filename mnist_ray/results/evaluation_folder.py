@@ -15,7 +15,8 @@ from mnist_ray.config.settings import check_evaluation_name
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results import parquet
 from mnist_ray.results.columns import SCHEMA_VERSION
-from mnist_ray.results.paths import EVALUATIONS, REQUESTS_AT_ONCE, evaluation_path
+from mnist_ray.results.paths import EVALUATIONS, evaluation_path
+from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
 
 _PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")

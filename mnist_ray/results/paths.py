@@ -8,8 +8,6 @@
 """
 
 RUNS, GRIDS, EVALUATIONS, REPORTS, PREDICTIONS = "runs", "grids", "evaluations", "reports", "predictions"
-# Folders and files of a storage that one process reads at once: more are no faster, on a disk or on S3.
-REQUESTS_AT_ONCE = 16
 
 
 def run_path(run: str, *parts: str) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Files of a storage that one process reads or writes at once.
+REQUESTS_AT_ONCE = 16
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 STAGING = ".staging"

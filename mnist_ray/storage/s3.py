@@ -13,7 +13,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.storage import retries as s3_requests
-from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
+from mnist_ray.storage.manifest import (
+    MANIFEST,
+    REQUESTS_AT_ONCE,
+    STAGING,
+    SUCCESS,
+    FileEntry,
+    LeftOut,
+    StoredFile,
+    files_of,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -309,7 +318,7 @@ class S3Backend:
             source = {"Bucket": self.bucket, "Key": self.key(f"{staging}/{file.stored_name}")}
             self.client.copy_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"), CopySource=source)
 
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             list(pool.map(copy, files))
         if not self.create(f"{path}/{MANIFEST}", manifest):
             self._delete_unkept(path, files)
