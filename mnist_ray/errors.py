@@ -1,4 +1,4 @@
-"""Every error that a person can cause, each with the exit code that a script sees.
+"""Every error that a user can cause, each with the exit code that a script sees.
 
 0 done; 1 a bug (the traceback is kept); 2 usage or config; 3 data or checkpoint; 4 storage;
 5 cluster or token; 6 conflict; 7 the run failed; 130/143 signals.
@@ -42,12 +42,12 @@ class ClusterError(MnistRayError):
 
 
 class ConflictError(MnistRayError):
-    """The name exists already with another config or content."""
+    """The name already exists with another config or content."""
 
     exit_code = 6
 
 
 class RunFailedError(MnistRayError):
-    """A run ended without a result, for example with a loss that is not a number."""
+    """A run ended without a result, for example because its loss became NaN."""
 
     exit_code = 7

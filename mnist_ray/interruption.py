@@ -1,7 +1,6 @@
-"""How a command is stopped from outside: by Ctrl-C, by SIGTERM, or because its job is given up.
+"""Stops a command from outside: on Ctrl-C, on SIGTERM, or when its job is given up.
 
-Each raises one Stop in the main thread. Ray replaces it on its way by a plain KeyboardInterrupt, so the last one is
-kept.
+Each raises a Stop in the main thread. Ray may replace it with a plain KeyboardInterrupt, so the last Stop is kept.
 """
 
 import signal
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# How long a stopped command is left to clean up before the same signal may interrupt that.
+# Time for a stopped command to clean up before the same signal may interrupt it again.
 _STOPPING_S = 15.0
 
 
@@ -20,7 +19,7 @@ class Stop(KeyboardInterrupt):
 
     Attributes:
       code: exit code of the process.
-      reason: what a person reads.
+      reason: message for the user.
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -32,10 +31,10 @@ _SIGNALS = {signal.SIGINT: (130, "stopped"), signal.SIGTERM: (143, "terminated")
 
 
 class _Stops:
-    """The stops of this process: signals are the process's own, so there is one of these.
+    """The stops of this process; a singleton, because signal handlers are process-wide.
 
     Attributes:
-      last: the one raised last since a command began; None before.
+      last: the last Stop raised since the command began, or None.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class _Stops:
         self._raised_at: dict[int, float] = {}
 
     def begin(self) -> None:
-        """Forgets the stops of the command before."""
+        """Forgets the stops of the previous command."""
         self.last = self._given_up = None
         self._raised_at.clear()
 
@@ -54,10 +53,10 @@ class _Stops:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raises the stop of a signal; Python calls this in the main thread."""
+        """Raises the Stop for a signal; Python calls this in the main thread."""
         del frame
         now = time.monotonic()
-        # A second one would cut off what the first has begun to take down. One that nothing came of may be repeated.
+        # A second signal would interrupt the cleanup; if the first had no effect, the user can repeat it later.
         if now - self._raised_at.get(number, -_STOPPING_S) >= _STOPPING_S:
             self._raised_at[number] = now
             self.last, self._given_up = self._given_up or Stop(*_SIGNALS[signal.Signals(number)]), None
@@ -69,13 +68,13 @@ give_up = _stops.give_up
 
 
 def last_stop() -> Stop | None:
-    """Returns what stopped the command that runs; None if nothing has."""
+    """Returns the Stop that ended the current command, or None."""
     return _stops.last
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Has signals stop the block; a process that was started with Ctrl-C ignored goes on ignoring it."""
+    """Lets signals stop the block; a process started with SIGINT ignored keeps ignoring it."""
     _stops.begin()
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -90,9 +89,9 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Puts signals off until the block has ended; in the main thread alone, where they arrive.
+    """Defers signals until the block ends; only in the main thread, where Python delivers them.
 
-    A handler that the block sets, as ray.init does, is taken back with its end.
+    Handlers that the block installs, as ray.init does, are removed at its end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

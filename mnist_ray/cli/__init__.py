@@ -1,1 +1,1 @@
-"""The command line: options to a job, and what a person reads of it."""
+"""The command line: turns options into a job and prints its outcome."""

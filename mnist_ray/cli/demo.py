@@ -25,7 +25,7 @@ DATASET = "digits"
 
 
 def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
-    """Trains the three variants with some seeds, evaluates them and prints what came out."""
+    """Trains the three variants with several seeds, evaluates them and prints the results."""
     from mnist_ray.jobs.evaluate import EvaluateJob, evaluate
     from mnist_ray.jobs.train import TrainOutcome, train
 
@@ -96,11 +96,11 @@ def _print_next(outcome: "EvaluateOutcome", storage: str) -> None:
 
 
 def next_commands(evaluation_uri: str, storage: str) -> list[str]:
-    """Returns what to type after the demo: the same on MNIST, a grid, a query.
+    """Returns commands to try after the demo: the same on MNIST, a grid, a query.
 
     Args:
       evaluation_uri: folder of the demo's evaluation.
-      storage: where the demo's runs are.
+      storage: URI of the storage with the demo's runs.
     """
     where = f"--storage {shlex.quote(storage)}"
     code = (

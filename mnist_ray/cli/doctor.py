@@ -1,4 +1,4 @@
-"""What works on this machine, and what to do about the rest."""
+"""Checks what works on this machine and says how to fix the rest."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from mnist_ray.text.escape import printable
 
 
 def examine(storage: str, data_dir: Path, address: str | None) -> int:
-    """Prints one line a part and returns the exit code of the first that doesn't work, 0 if all do."""
+    """Prints one line per check and returns the exit code of the first that fails, or 0."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: f"{platform.python_version()}, {os.cpu_count()} CPUs"),
         ("torch", _torch),
@@ -35,7 +35,7 @@ def _report(name: str, check: Callable[[], str]) -> int:
     except MnistRayError as error:
         text, code = str(error), error.exit_code
     except ImportError as error:
-        # A package that is missing is for the person to install: no bug.
+        # A missing package is the user's to install, not a bug.
         text, code = str(error), ConfigError.exit_code
     click.echo(f"{'FAIL' if code else 'ok  '} {name:8} {printable(text)}")
     return code

@@ -23,16 +23,16 @@ from mnist_ray.config.yaml_files import parse_value
 
 
 @click.command()
-@click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be given many times.")
+@click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be repeated.")
 @click.option("--grid", "grid_name", metavar="NAME", help="Every run of a grid that has a checkpoint.")
 @click.option(
-    "--all-runs", is_flag=True, help="Every finished run trained on the data set, or if none was, with its classes."
+    "--all-runs", is_flag=True, help="Every finished run trained on the data set; if there are none, with its classes."
 )
 @click.option("--dataset", metavar="NAME", help="Data set, as for train.  [default: the one the runs were trained on]")
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
 @click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
-@click.option("--no-report", is_flag=True, help="Leave out the page; `mnist-ray report` writes it at any time.")
+@click.option("--no-report", is_flag=True, help="Don't write the page; `mnist-ray report` can write it later.")
 @storage_option
 @data_dir_option
 @num_workers_option
@@ -56,7 +56,7 @@ def evaluate(
     cluster: ClusterOptions,
     as_json: bool,
 ) -> None:
-    """Evaluates runs on a data set in one pass over its images, commits the tables in one step, writes a report."""
+    """Evaluates runs in one pass over a data set's images, commits the tables atomically and writes a report."""
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
     names = [check_name(run, "run") for run in runs]

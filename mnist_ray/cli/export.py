@@ -25,7 +25,7 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 @storage_option
 @as_json_option
 def export(run: str, format_name: str, output: str | None, force: bool, storage: str, as_json: bool) -> None:
-    """Writes a run's best network for other programs, and a model card beside it."""
+    """Writes a run's best network for other programs, with a model card next to it."""
     from mnist_ray.export.formats import export_run
 
     exported = export_run(storage, check_name(run, "run"), format_name=format_name, output=output, force=force)

@@ -41,17 +41,17 @@ from mnist_ray.grids.search import Search
     "grid_name",
     required=True,
     metavar="NAME|FILE",
-    help=f"{', '.join(GRIDS)}, or a YAML file: settings as for train, a list of values is an axis.",
+    help=f"{', '.join(GRIDS)}, or a YAML file with settings as for train; a list of values is an axis.",
 )
 @click.option("--seeds", metavar="N|LIST", help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1]")
 @click.option("--name", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
 @storage_option
 @data_dir_option
 @click.option(
-    "--num-workers", type=click.IntRange(min=1), help="Stacks that train at once.  [default: one a CPU or GPU]"
+    "--num-workers", type=click.IntRange(min=1), help="Stacks that train at once.  [default: one per CPU or GPU]"
 )
 @click.option(
-    "--stack-size", type=click.IntRange(min=1), help="Most runs in a stack.  [default: 4 on a CPU, 160 on a GPU]"
+    "--stack-size", type=click.IntRange(min=1), help="Maximum runs in a stack.  [default: 4 on a CPU, 160 on a GPU]"
 )
 @click.option(
     "--gpus-per-stack",
@@ -63,7 +63,7 @@ from mnist_ray.grids.search import Search
 @click.option(
     "--workers-per-run",
     type=click.IntRange(min=1),
-    help="Train no stacks but each run by itself, every batch shared by so many workers; the numbers are the same.",
+    help="Train each run by itself instead of in stacks, each batch split among N workers; the results are the same.",
 )
 @click.option(
     "--scheduler",
@@ -73,10 +73,10 @@ from mnist_ray.grids.search import Search
     help="asha ends runs that aren't among the best by validation loss after 1, 3, 9, ... epochs.",
 )
 @click.option(
-    "--asha-epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs before the first end."
+    "--asha-epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs before the first decision."
 )
 @click.option(
-    "--asha-factor", type=click.IntRange(min=2), default=3, show_default=True, help="One in how many goes on."
+    "--asha-factor", type=click.IntRange(min=2), default=3, show_default=True, help="One run in this many continues."
 )
 @click.option(
     "--search",
@@ -92,7 +92,7 @@ from mnist_ray.grids.search import Search
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="Restarts of a stack whose worker died.",
+    help="Restarts of a stack whose workers die.",
 )
 @click.option(
     "--max-runs", type=click.IntRange(min=1), default=1000, show_default=True, help="Refuse a grid with more runs."
@@ -133,9 +133,9 @@ def tune(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Trains a grid: every combination of its axes with every seed; what is finished already is kept.
+    """Trains a grid: every combination of its axes with every seed; finished runs are kept.
 
-    The same command goes on with what is missing. Further levels or seeds extend a grid of the same name.
+    The same command resumes with the missing runs. More levels or seeds extend a grid of the same name.
     """
     grid = read_grid(
         with_absolute_datasets(grid_settings(grid_name)),
@@ -190,7 +190,7 @@ def tune(
 
 
 def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a grid's settings, data sets of one's own with absolute paths: see absolute_dataset."""
+    """Returns a grid's settings with absolute paths for the user's own data sets; see absolute_dataset."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -201,14 +201,14 @@ def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_grid_name(grid_name: str, grid: GridConfig) -> str:
-    """Returns the name of a grid that was given none, such as regularization-digits."""
+    """Returns the default name of a grid, such as regularization-digits."""
     dataset = str(grid.fixed.get("dataset", "mnist"))
     text = f"{Path(grid_name).stem}-{dataset}"
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)[:32]
 
 
 def shown_settings(grid: GridConfig) -> tuple[str, ...]:
-    """Returns the settings that tell the runs of a grid apart."""
+    """Returns the settings that distinguish the runs of a grid."""
     return (*grid.axes, *grid.ranges) or ("variant",)
 
 
@@ -230,7 +230,7 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
 
 
 def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:
-    """Prints a grid's settings, ranked on validation data, with their test accuracies."""
+    """Prints a grid's settings, ranked by validation results, with their test accuracies."""
     from mnist_ray.analysis.leaderboard import print_leaderboard, test_leaderboard
     from mnist_ray.cli.metrics import metrics_title
     from mnist_ray.results.grid_folder import GridFolder
@@ -265,49 +265,47 @@ def grid_words(grid: GridConfig) -> str:
     return " x ".join(axes) or "one setting"
 
 
-# What follows train or tune is theirs, --help too.
+# Arguments after train or tune, --help included, belong to that command.
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", type=click.Choice(["train", "tune"]), metavar="train|tune")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def plan(context: click.Context, command: str, arguments: tuple[str, ...]) -> None:
-    """Says what a train or tune command line would run: runs, stacks, resources, time; trains nothing.
+    """Shows what a train or tune command would run: runs, stacks, resources, time; trains nothing.
 
     The time is estimated from a probe of a few steps on this machine.
     """
     assert context.parent is not None
     group = context.parent.command
     assert isinstance(group, click.Group)
-    found = group.get_command(context, command)
-    assert found is not None
-    with found.make_context(
+    planned = group.get_command(context, command)
+    assert planned is not None
+    with planned.make_context(
         command, list(arguments), parent=context.parent, obj={**context.obj, "plan": True}
     ) as inner:
-        found.invoke(inner)
+        planned.invoke(inner)
 
 
-def print_plan(found: Any, name: str, *, as_json: bool) -> None:
-    """Prints a planning.GridPlan."""
+def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
+    """Prints a jobs.estimate.GridPlan."""
     from mnist_ray.text.tables import print_table
     from mnist_ray.tracking.grid_progress import duration
 
-    rows = [_stack_row(stack) for stack in found.stacks]
+    rows = [_stack_row(stack) for stack in plan.stacks]
     if as_json:
-        facts = {"runs": found.num_runs, "done": found.num_done, "stacks": len(rows), "at_once": found.at_once}
-        device = {"device": found.device, "seconds": found.seconds}
+        facts = {"runs": plan.num_runs, "done": plan.num_done, "stacks": len(rows), "at_once": plan.at_once}
+        device = {"device": plan.device, "seconds": plan.seconds}
         click.echo(json.dumps({"name": name, **facts, **device, "trains": rows}))
         return
     if alike := Counter(tuple(row.values())[1:] for row in rows):
         print_table(["stacks", *list(rows[0])[1:]], [[str(n), *map(_shown, cells)] for cells, n in alike.items()])
-    runs = "1 run" if found.num_runs == 1 else f"{found.num_runs} runs"
+    runs = "1 run" if plan.num_runs == 1 else f"{plan.num_runs} runs"
     stacks = "1 stack" if len(rows) == 1 else f"{len(rows)} stacks"
     click.echo(
-        f"{name}: {runs}, {found.num_done} done already; {stacks} to train, {found.at_once} at once, on {found.device}"
+        f"{name}: {runs}, {plan.num_done} done already; {stacks} to train, {plan.at_once} at once, on {plan.device}"
     )
     if rows:
-        click.echo(
-            f"about {duration(found.seconds)} of training, judged by a probe of a few steps; Ray's start adds to it"
-        )
+        click.echo(f"about {duration(plan.seconds)} of training, estimated by a probe of a few steps, plus Ray's start")
 
 
 def _stack_row(stack: Any) -> dict[str, Any]:

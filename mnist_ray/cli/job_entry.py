@@ -1,6 +1,6 @@
-"""What jobs/*.py do first, on a cluster's node: make sure that it has what mnist-ray needs, then run the command.
+"""Common entry point of jobs/*.py on a cluster: checks that the node has what mnist-ray needs, then runs the command.
 
-Imports nothing but the standard library before that, and is written for Pythons too old for the rest.
+Until the check it imports only the standard library and runs on Pythons that are too old for the rest.
 """
 
 import os
@@ -10,7 +10,7 @@ from mnist_ray.config.requirements import JOB_VARIABLE, missing_requirements
 
 
 def main(command: str) -> None:
-    """Runs a command of the launcher with this process's arguments, as a job on a cluster, and ends the process."""
+    """Runs a launcher command as a cluster job with this process's arguments, then exits."""
     missing = missing_requirements()
     if missing:
         print("mnist-ray: error: " + missing, file=sys.stderr)

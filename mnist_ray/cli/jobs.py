@@ -1,4 +1,4 @@
-"""The commands for the jobs of a cluster."""
+"""The commands for a cluster's jobs."""
 
 import sys
 from datetime import datetime
@@ -17,19 +17,19 @@ from mnist_ray.text.escape import printable_log
 
 @click.group()
 def jobs() -> None:
-    """Lists, follows and stops the jobs of a cluster."""
+    """Lists, follows and stops a cluster's jobs."""
 
 
 @jobs.command("list")
 @address_option
 @as_json_option
 def jobs_list(address: str | None, as_json: bool) -> None:
-    """Lists the cluster's jobs, the newest first."""
+    """Lists the cluster's jobs, newest first."""
     from mnist_ray.submission import job_api
     from mnist_ray.text.tables import print_rows
 
-    found = job_api.jobs_list(job_api.connect(needed_cluster(address)))
-    print_rows([_job_row(job) for job in found], as_json=as_json, empty="no jobs")
+    listed = job_api.jobs_list(job_api.connect(needed_cluster(address)))
+    print_rows([_job_row(job) for job in listed], as_json=as_json, empty="no jobs")
 
 
 @jobs.command("status")
@@ -47,7 +47,7 @@ def jobs_status(job_id: str, address: str | None, as_json: bool) -> None:
 
 @jobs.command("logs")
 @click.argument("job_id")
-@click.option("--follow", is_flag=True, help="Go on until the job ends, and exit with its code.")
+@click.option("--follow", is_flag=True, help="Follow the log until the job ends, and exit with its code.")
 @address_option
 @click.pass_context
 def jobs_logs(context: click.Context, job_id: str, follow: bool, address: str | None) -> None:

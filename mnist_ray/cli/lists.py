@@ -1,18 +1,15 @@
-"""The commands that list what a storage holds: runs and evaluations."""
+"""The commands that list a storage's contents: runs and evaluations."""
 
 import click
 
-from mnist_ray.cli.options import (
-    as_json_option,
-    storage_option,
-)
+from mnist_ray.cli.options import as_json_option, storage_option
 
 
 @click.command()
 @storage_option
 @as_json_option
 def runs(storage: str, as_json: bool) -> None:
-    """Lists the runs of a storage."""
+    """Lists the runs in a storage."""
     from mnist_ray.results.listing import list_runs
     from mnist_ray.text.tables import print_rows
 
@@ -23,7 +20,7 @@ def runs(storage: str, as_json: bool) -> None:
 @storage_option
 @as_json_option
 def evaluations(storage: str, as_json: bool) -> None:
-    """Lists the committed evaluations of a storage."""
+    """Lists the committed evaluations in a storage."""
     from mnist_ray.results.listing import list_evaluations
     from mnist_ray.text.tables import print_rows
 

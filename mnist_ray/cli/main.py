@@ -28,12 +28,12 @@ from mnist_ray.cli.options import (
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
 
-# What the same command does after it was stopped.
+# What the same command does when it is run again after a stop.
 _GOES_ON = {"train": "with --resume goes on", "tune": "goes on", "demo": "goes on"}
 
 
 class _Stopped(Exception):
-    """A stop, in a form for which Click prints no empty line."""
+    """A stop for which Click doesn't print an empty line."""
 
 
 class _Launcher(click.Group):
@@ -48,7 +48,7 @@ class _Launcher(click.Group):
 @click.version_option(mnist_ray.__version__, prog_name="mnist-ray")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Trains regularized variants of an image classifier on Ray, evaluates them, and leaves Parquet tables.
+    """Trains regularized variants of an image classifier on Ray, evaluates them, and writes Parquet tables.
 
     Start with `mnist-ray demo`. Exit codes: 0 done, 1 a bug, 2 usage or config, 3 data or checkpoint, 4 storage,
     5 cluster or token, 6 conflict, 7 the run failed, 130/143 stopped by a signal.
@@ -73,9 +73,9 @@ def demo(storage: str, epochs: int, seeds: int) -> None:
 @address_option
 @click.pass_context
 def doctor(context: click.Context, storage: str, data_dir: str | None, address: str | None) -> None:
-    """Says what works here (Python, torch, GPU, Ray, data, storage, cluster) and what to do about the rest.
+    """Checks what works here (Python, torch, GPU, Ray, data, storage, cluster) and says how to fix the rest.
 
-    Ends with the exit code of the first part that does not work.
+    Exits with the code of the first check that fails.
     """
     from mnist_ray.cli.doctor import examine
 
@@ -103,7 +103,7 @@ for _command in (
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code; every error that a person can cause is one line."""
+    """Runs one command line and returns its exit code; prints every error that a user can cause as one line."""
     with stoppable():
         try:
             result = cli.main(list(arguments), prog_name="mnist-ray", standalone_mode=False)
@@ -114,12 +114,12 @@ def run_command(arguments: Sequence[str]) -> int:
             return 2
         except click.ClickException as error:
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
-            # Click lists choices below each other.
+            # Click prints choices on several lines.
             return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
         except (_Stopped, click.Abort, KeyboardInterrupt):
             return _say_stop(arguments)
         except Exception:
-            # What an interrupted import leaves half done can end in any error.
+            # An interrupted import can cause any error later.
             if last_stop():
                 return _say_stop(arguments)
             raise

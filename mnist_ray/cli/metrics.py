@@ -8,7 +8,7 @@ from mnist_ray.text.tables import print_table
 
 
 def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
-    """Prints accuracy with its interval, log loss and calibration error of each run."""
+    """Prints each run's accuracy with its interval, log loss, calibration error and F1."""
     rows = [
         [
             row["run"],
@@ -26,7 +26,7 @@ def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
 
 
 def metrics_title(metrics: Sequence[dict[str, Any]]) -> str:
-    """Returns what the rows of a metrics table were measured on."""
+    """Returns a title that names the data on which the metrics were measured."""
     first = metrics[0]
     elsewhere = trained_elsewhere([row["train_dataset"] for row in metrics], first["dataset"])
     measured = f"Evaluated on {first['num_examples']:,} {first['split']} examples of {first['dataset']}"

@@ -1,4 +1,4 @@
-"""What the commands of the launcher share: options, and the way to a cluster."""
+"""Options that the launcher's commands share, and the submission of jobs."""
 
 import functools
 import hashlib
@@ -29,12 +29,12 @@ DATASET_HELP = (
     "folder:URI, parquet:URI."
 )
 
-# One slash is enough: check_uri then tells of the second.
+# One slash is enough: check_uri reports a missing second one.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
-# Of a command that submits a job: what concerns the launcher alone.
+# Options that only the launcher uses; a submitted job doesn't get them.
 _STAY_HERE = {"address", "no_wait", "pip", "as_json"}
-# Of train and tune: what the shipped job.yaml holds.
+# Parameters of train and tune that the shipped job.yaml replaces.
 IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -42,7 +42,7 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """What cluster_options gives a command.
+    """Values of the options that cluster_options adds.
 
     Attributes:
       address: the option as given; see target_cluster.
@@ -54,7 +54,7 @@ class ClusterOptions:
 
 
 def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that say where a job runs; the command takes them as one argument, cluster."""
+    """Adds the options for where a job runs; the command gets them as one argument, cluster."""
 
     @functools.wraps(command)
     def with_cluster(
@@ -70,17 +70,17 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
         placement = Placement(use_gpu, resource_timeout, shared_storage)
         command(*arguments, cluster=ClusterOptions(address, placement), **named)
 
-    found: Callable[..., None] = with_cluster
+    decorated: Callable[..., None] = with_cluster
     for option in reversed(_cluster_options):
-        found = option(found)
-    return found
+        decorated = option(decorated)
+    return decorated
 
 
 def config_options(*, without: Collection[str]) -> Callable[[_Command], _Command]:
     """Adds one option for every setting of TrainConfig; values stay text until the config checks them.
 
     Args:
-      without: settings that the command offers in its own way.
+      without: settings for which the command defines its own options.
     """
 
     def add(command: _Command) -> _Command:
@@ -100,7 +100,7 @@ def config_options(*, without: Collection[str]) -> Callable[[_Command], _Command
 
 
 def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that --set and the options of config_options give; an option wins over --set."""
+    """Returns the settings from --set and the options of config_options; an option overrides --set."""
     settings = dict(parse_override(text) for text in overrides)
     for name, value in options.items():
         if value is not None:
@@ -128,24 +128,24 @@ storage_option = click.option(
 data_dir_option = click.option(
     "--data-dir",
     metavar="FOLDER",
-    help="Where data sets lie or are downloaded to.  [default: $MNIST_RAY_DATA, or the user's cache folder]",
+    help="Folder of the data sets; downloads go there too.  [default: $MNIST_RAY_DATA, or the user's cache folder]",
 )
 address_option = click.option(
     "--address",
     metavar="URL",
     help="Submit to the Ray cluster with this job API, such as http://127.0.0.1:8265.  "
-    "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS; without, this machine]",
+    "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, or else this machine]",
 )
 _cluster_options = (
     address_option,
     click.option("--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log."),
     click.option(
-        "--pip", is_flag=True, help="With --address: have the cluster install what mnist-ray needs, for this job."
+        "--pip", is_flag=True, help="With --address: install mnist-ray's dependencies on the cluster for this job."
     ),
     click.option(
         "--use-gpu/--no-use-gpu",
         default=None,
-        help="A GPU for each worker, or none.  [default: where there are enough]",
+        help="Use a GPU for each worker, or none.  [default: GPUs if there are enough]",
     ),
     click.option(
         "--resource-timeout",
@@ -153,7 +153,7 @@ _cluster_options = (
         default=Placement.resource_timeout_s,
         show_default=True,
         metavar="SECONDS",
-        help="How long a job on a cluster waits for CPUs or GPUs that aren't there yet, or no longer.",
+        help="How long a job on a cluster waits for CPUs or GPUs that are not there yet or were lost.",
     ),
     click.option(
         "--shared-storage",
@@ -167,7 +167,7 @@ log_option = click.option(
     "log",
     multiple=True,
     type=click.Choice(["tensorboard", "mlflow"]),
-    help="Write the runs to a tracker too; may be given for each. tensorboard: into STORAGE/tensorboard; mlflow: to "
+    help="Also log the runs to a tracker; may be repeated. tensorboard: into STORAGE/tensorboard; mlflow: to "
     "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
 )
 num_workers_option = click.option(
@@ -176,20 +176,20 @@ num_workers_option = click.option(
 
 
 def absolute_dataset(dataset: str) -> str:
-    """Makes the path of a data set of one's own absolute: Ray's workers run in other folders."""
+    """Makes the path of the user's own data set absolute: Ray's workers run in other folders."""
     kind, _, place = dataset.partition(":")
     return dataset if not place or _SCHEME.match(place) else f"{kind}:{_expanded(place).absolute()}"
 
 
 def target_cluster(option: str | None) -> str | None:
-    """Returns the job API to submit to, or None to work here: a job on a cluster never submits another."""
+    """Returns the job API to submit to, or None to run here; a job on a cluster never submits another."""
     from mnist_ray.submission.address import resolve_address
 
     return None if JOB_VARIABLE in os.environ else resolve_address(option, os.environ)
 
 
 def needed_cluster(option: str | None) -> str:
-    """Returns the job API of a command that makes no sense without a cluster."""
+    """Returns the job API for a command that needs a cluster."""
     target = target_cluster(option)
     if target is None:
         raise click.UsageError("--address: which cluster? Give --address URL or set RAY_API_SERVER_ADDRESS")
@@ -197,11 +197,11 @@ def needed_cluster(option: str | None) -> str:
 
 
 def forwarded(context: click.Context, replace: Mapping[str, Any]) -> list[str]:
-    """Returns the arguments that have a job do what this command was asked, defaults included.
+    """Returns the arguments, defaults included, with which a job does what this command was asked to do.
 
     Args:
-      context: of the command that runs here; options that say how a job is submitted are left out.
-      replace: values by the name of their parameter, where the job needs others; None leaves one out.
+      context: of the command that runs here; options about the submission itself are left out.
+      replace: parameter name -> the job's own value; None leaves the option out.
     """
     values = {**context.params, **replace}
     options = [option for option in context.command.params if isinstance(option, click.Option)]
@@ -209,7 +209,7 @@ def forwarded(context: click.Context, replace: Mapping[str, Any]) -> list[str]:
 
 
 def _typed(option: click.Option, value: Any) -> list[str]:
-    """Returns an option as a person would type it."""
+    """Returns an option as typed on a command line."""
     if value is None:
         return []
     if option.is_flag:
@@ -227,17 +227,17 @@ def submit_job(
     is_unique: bool = True,
     config_yaml: str | None = None,
 ) -> None:
-    """Submits the command that runs here as a job, prints its id and follows it unless told not to wait.
+    """Submits the command that runs here as a job, prints its id and, unless --no-wait is given, follows it.
 
-    The same job again, while it runs, is the one that runs: it is followed, and nothing is submitted.
+    If the same job is already running, follows it and submits nothing.
 
     Args:
       target: the job API.
       context: of the command; jobs/ has a script of its name.
       replace: see `forwarded`; the storage is replaced here.
-      name: of what the job makes; with the storage it makes the job's id.
-      num_workers: what must fit into the cluster at once.
-      is_unique: whether one job of that name runs at a time; else a hash of all that was asked is a part of the id.
+      name: of the job's result; with the storage it makes the job's id.
+      num_workers: workers that must fit into the cluster at once.
+      is_unique: whether only one job of that name may run at a time; if not, the id includes a hash of the request.
       config_yaml: text to ship as job.yaml.
     """
     from mnist_ray.submission import job_api
@@ -273,7 +273,7 @@ def submit_job(
 
 
 def digest(*parts: str) -> str:
-    """Returns the SHA-256 of some texts, in hexadecimal."""
+    """Returns the hexadecimal SHA-256 of several texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -281,7 +281,7 @@ def follow_job(client: Any, job_id: str, target: str) -> tuple[int, bool]:
     """Shows a job's log until it ends; a signal leaves the job running.
 
     Returns:
-      The exit code, and whether it is that of the job's end.
+      The exit code, and whether the job has ended with it.
     """
     from mnist_ray.submission.follow import follow, how_to_stop
 
@@ -292,7 +292,7 @@ def follow_job(client: Any, job_id: str, target: str) -> tuple[int, bool]:
 
 
 def print_trackers(log: Sequence[str], storage: str) -> None:
-    """Prints how to look at what trackers were given."""
+    """Prints how to view the trackers' logs."""
     if log:
         from mnist_ray.tracking.trackers import how_to_look
 
@@ -301,10 +301,10 @@ def print_trackers(log: Sequence[str], storage: str) -> None:
 
 
 def remote_storage(storage: str) -> str:
-    """Returns the normal form of a storage for a job elsewhere, where a relative path would mean another folder.
+    """Returns a storage's normalized URI for a job elsewhere, where a relative path would mean another folder.
 
     Raises:
-      ConfigError: the URI breaks a rule, which must show before the cluster does: everybody there can read it.
+      ConfigError: the URI breaks a rule; checked before submission, because everyone on the cluster can read it.
     """
     uri = check_uri(storage)
     if "://" not in storage and not Path(storage).is_absolute():
@@ -326,17 +326,17 @@ def data_folder(option: str | None) -> Path:
 
 
 def say_next(*parts: str, data_dir: str | None) -> None:
-    """Prints a command of the launcher that can be typed next."""
-    of_data = ["--data-dir", data_dir] if data_dir else []
-    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *of_data])}")
+    """Prints the launcher command to type next."""
+    data_option = ["--data-dir", data_dir] if data_dir else []
+    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *data_option])}")
 
 
 def _expanded(path: str) -> Path:
-    # A shell leaves the '~' of --data-dir=~/x and folder:~/x as it is; Path.expanduser raises for an unknown user.
+    # A shell doesn't expand the '~' in --data-dir=~/x or folder:~/x; Path.expanduser raises for an unknown user.
     return Path(os.path.expanduser(path))
 
 
 def say(message: str, code: int) -> int:
-    """Says a line and returns the exit code."""
+    """Prints a line on stderr and returns the exit code."""
     say_line(f"mnist-ray: {message}")
     return code

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from mnist_ray.data.polarity import Polarity
     from mnist_ray.evaluation.predict import Answer, Committed, PredictionPlan
 
-# Of a single image; where there are more, the most probable ones.
+# Limit of classes printed for a single image, most probable first.
 _SHOWN_CLASSES = 50
 _OLD_POLARITIES = {"dark-ink": "dark-on-bright", "bright-ink": "bright-on-dark"}
 
 
 class _PolarityChoice(click.Choice[str]):
-    """A choice that knows the names of before."""
+    """A choice that recognizes renamed values."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """See click.Choice."""
@@ -49,12 +49,12 @@ class _PolarityChoice(click.Choice[str]):
     type=_PolarityChoice(POLARITIES),
     default="auto",
     show_default=True,
-    help="What the images are: like the training images, dark on a bright ground (pen on paper), bright on a dark one "
-    "(MNIST), or judged one by one. Those with the other ground than the training images' are inverted; auto inverts "
-    "none if the training images have both grounds.",
+    help="How the images look: like the training images, dark on bright (pen on paper), bright on dark (MNIST), or "
+    "auto: detected for each image. Images of the opposite polarity to the training images are inverted; auto inverts "
+    "none if the training images have both polarities.",
 )
-@click.option("--strict", is_flag=True, help="End with exit code 3 at an image that can't be read; store nothing.")
-@click.option("--name", metavar="NAME", help="Name of the predictions.  [default: made from run, images and content]")
+@click.option("--strict", is_flag=True, help="Exit with code 3 at an image that can't be read; store nothing.")
+@click.option("--name", metavar="NAME", help="Name of the predictions.  [default: from the run, images and content]")
 @click.option(
     "--shard-size", type=click.IntRange(min=1), default=4096, show_default=True, help="Images in one part file."
 )
@@ -83,11 +83,10 @@ def predict(
     cluster: ClusterOptions,
     as_json: bool,
 ) -> None:
-    """Predicts your own images: Parquet tables for many, digit and probabilities for a single one.
+    """Classifies your own images: writes Parquet tables for many, prints class and probabilities for a single one.
 
-    Images of any size and colours become 28x28 grey. Those that can't be read are counted, listed in errors.parquet and
-    left out. The tables are stored in predictions/ of the storage, whole or not at all; the same images again
-    change nothing.
+    Images of any size and colours become 28x28 grey. Unreadable images are counted, listed in errors.parquet and
+    skipped. The tables are committed atomically to predictions/ in the storage; repeating the command changes nothing.
     """
     if run is None or images is None:
         raise click.UsageError("give --run NAME and --images URI")
@@ -103,28 +102,28 @@ def predict(
     from mnist_ray.evaluation.predict import answer_image, make_plan
     from mnist_ray.storage.storage import open_storage
 
-    opened, found = open_storage(storage), find_images(images)
-    plan = make_plan(opened, run, found, polarity=polarity, shard_size=shard_size)
+    opened, source = open_storage(storage), find_images(images)
+    plan = make_plan(opened, run, source, polarity=polarity, shard_size=shard_size)
     share = plan.checkpoint.document.get("bright_ground_share")
     if (reason := never_inverted_reason(polarity, share, run)) is not None:
         _note(f"{reason}; --polarity as-trained says that they are like the training images")
-    if found.kind == "image":
+    if source.kind == "image":
         if name is not None:
-            raise click.UsageError(f"--name {name!r}: leave it out; what a single image is gets printed, not stored")
-        _print_answer(plan, found.paths[0], answer_image(plan, found), as_json=as_json)
+            raise click.UsageError(f"--name {name!r}: leave it out; a single image's class is printed, not stored")
+        _print_answer(plan, source.paths[0], answer_image(plan, source), as_json=as_json)
         return
     from mnist_ray.jobs.predict import PredictJob
     from mnist_ray.jobs.predict import predict as predict_images
 
-    job = PredictJob(plan, found, opened, name, num_workers, strict, cluster.placement)
-    left_out = found.left_out()
+    job = PredictJob(plan, source, opened, name, num_workers, strict, cluster.placement)
+    left_out = source.left_out()
     if left_out.counts:
-        _note(f"left out are {', '.join(left_out.clauses())}")
+        _note(f"skipping {', '.join(left_out.clauses())}")
     _print_committed(plan, predict_images(job), num_left_out=left_out.counts.total(), as_json=as_json)
 
 
 def _remote_images(images: str) -> str:
-    """Checks a place for a job elsewhere, where a relative path would mean another folder."""
+    """Checks the URI of images for a job elsewhere, where a relative path would mean another folder."""
     from mnist_ray.data.unlabelled import split_kind
 
     _, uri = split_kind(images)
@@ -148,7 +147,7 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
     click.echo(f"{printable(path)}: {label}, probability {probability:.4f}{notes}")
     probabilities = list(answer.probabilities.items())
     if len(probabilities) > _SHOWN_CLASSES:
-        probabilities = sorted(probabilities, key=lambda found: -found[1])[:_SHOWN_CLASSES]
+        probabilities = sorted(probabilities, key=lambda pair: -pair[1])[:_SHOWN_CLASSES]
     print_table(["class", "probability"], [[name, cell(value)] for name, value in probabilities])
     if len(probabilities) < len(answer.probabilities):
         click.echo(f"the first {len(probabilities)} of {len(answer.probabilities):,} classes; --json prints all")

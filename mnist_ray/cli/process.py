@@ -1,4 +1,4 @@
-"""The launcher's process: its standard streams, its end, its exit code."""
+"""The launcher's process: standard streams, shutdown and exit code."""
 
 import io
 import os
@@ -11,63 +11,63 @@ from typing import Any, NoReturn, TextIO
 from mnist_ray.errors import StorageError
 
 _STDOUT, _STDERR = 1, 2
-# How long what was printed before a signal may take.
+# Time limit for flushing stdout after a signal.
 _FLUSH_S = 0.5
 
 
 class _Stream(io.FileIO):
-    """A standard stream; a full disk under it is an error with one line and an exit code, as of a storage."""
+    """A standard stream that reports a full disk as a StorageError: one line and an exit code."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            # A reader that has seen enough, such as head.
+            # The reader has closed the pipe, as head does.
             raise
         except OSError as error:
             if self.fileno() == _STDERR:
-                # Where its line would go to.
+                # The error's own line would fail in the same way.
                 _to_nowhere(_STDERR)
             name = "standard error" if self.fileno() == _STDERR else "standard output"
             raise StorageError(f"{name}: {error.strerror}; what was printed is not complete") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line, by default the process's own, and exits with its code."""
+    """Runs a command line, by default this process's arguments, and exits with its code."""
     try:
         from mnist_ray.cli.main import run_command
     except KeyboardInterrupt:
-        # Ctrl-C before the command has begun: what it imports takes a moment.
+        # Ctrl-C during the imports, before the command begins.
         print("mnist-ray: stopped", file=sys.stderr)
         sys.exit(130)
     sys.stdout, sys.stderr = _stream(_STDOUT, sys.stdout), _stream(_STDERR, sys.stderr)
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        # Ctrl-C once more, just after the command has told that it stopped.
+        # A second Ctrl-C, just after the command has reported the first.
         code = 130
     except SystemExit as error:
         code = int(error.code or 0)
     except StorageError as error:
-        # The line of another error could not be written.
+        # Printing another error failed.
         code = error.exit_code
     if code in (130, 143):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        # A reader that has stopped reading keeps whoever writes to it.
+        # Flushing blocks if the reader of a pipe has stopped reading.
         flush = threading.Thread(target=_flush, args=(code,), daemon=True)
         flush.start()
         flush.join(_FLUSH_S)
         sys.stderr.flush()
-        # What a signal has cut off in Ray's and torch's native code must not be taken down in order: that can crash.
+        # An orderly exit can crash in native code of Ray or torch that the signal has interrupted.
         os._exit(code)
     sys.exit(_flush(code))
 
 
 def _stream(number: int, given: TextIO | None) -> TextIO:
-    """Returns a standard stream with the encoding and buffering that Python has chosen for it."""
+    """Returns a standard stream with Python's choice of encoding and buffering."""
     if given is None:
-        # Closed by whoever started the process: no file that is opened later may get its number.
+        # The parent process has closed it: no file opened later may get its descriptor.
         _to_nowhere(number)
         return open(number, "w", encoding="utf-8", closefd=False)
     return io.TextIOWrapper(
@@ -86,11 +86,11 @@ def _to_nowhere(number: int) -> None:
 
 
 def _flush(code: int) -> int:
-    """Writes what is still buffered, and returns the exit code: another one if a command that succeeded can't."""
+    """Flushes stdout and returns the exit code; a failed flush turns 0 into an error code."""
     try:
         sys.stdout.flush()
     except (BrokenPipeError, StorageError) as error:
-        # What stays in the buffer goes nowhere: the interpreter would try it again at its end, and complain.
+        # Discard the buffer: otherwise the interpreter retries at exit and prints an error.
         _to_nowhere(_STDOUT)
         if code == 0 and isinstance(error, StorageError):
             print(f"mnist-ray: error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.text.escape import printable
 
 _SHOWN_ROWS = 100
-# Of a list in a table; --csv and --json print all.
+# Limit of a list's elements in a printed table; --csv and --json print all.
 _SHOWN_ELEMENTS = 50
 
 
@@ -26,7 +26,7 @@ _SHOWN_ELEMENTS = 50
 @click.argument("sql")
 @storage_option
 @as_json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line; here as in JSON, bytes are base64.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line; as in JSON, bytes are base64.")
 def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """Runs SQL on the tables of an evaluation, such as 'SELECT run, accuracy FROM metrics'.
 
@@ -53,17 +53,17 @@ def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) 
 def _print_table(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
     from mnist_ray.text.tables import print_table
 
-    shown = list(islice(rows, _SHOWN_ROWS))
-    print_table(columns, [[_cell(value) for value in row] for row in shown])
+    first = list(islice(rows, _SHOWN_ROWS))
+    print_table(columns, [[_cell(value) for value in row] for row in first])
     if next(rows, None) is not None:
-        click.echo(f"the first {len(shown)} rows; --csv or --json print all")
+        click.echo(f"the first {len(first)} rows; --csv or --json print all")
 
 
 def _print_json(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
-    """Prints a list of objects, one a line, as they come."""
+    """Streams a JSON list of objects, one per line."""
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise ConfigError(f"SQL: the column {twice[0]!r} stands twice, which JSON can't have; name it with AS")
+        raise ConfigError(f"SQL: the column {twice[0]!r} occurs twice, which JSON doesn't allow; rename it with AS")
     before = "["
     for row in rows:
         click.echo(f"{before}\n{json.dumps(dict(zip(columns, map(_plain, row), strict=True)))}", nl=False)
@@ -72,17 +72,17 @@ def _print_json(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None
 
 
 def _print_csv(columns: Sequence[str], rows: Iterator[tuple[Any, ...]]) -> None:
-    # A file gets the values as they are, a terminal what it can't obey.
-    shown = printable if sys.stdout.isatty() else str
+    # Files get the raw values; for a terminal, control characters are escaped.
+    as_text = printable if sys.stdout.isatty() else str
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(map(shown, columns))
+    writer.writerow(map(as_text, columns))
     for row in rows:
         values = (json.dumps(value) if isinstance(value, list | dict) else value for value in map(_plain, row))
-        writer.writerow(shown(value) if isinstance(value, str) else value for value in values)
+        writer.writerow(as_text(value) if isinstance(value, str) else value for value in values)
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON has it: a number that is none is null; bytes are base64; dates and the like are text."""
+    """Converts a value for JSON: NaN and infinity become null, bytes base64, dates and other types text."""
     if isinstance(value, list | tuple):
         return [_plain(element) for element in value]
     if isinstance(value, dict):
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
-        # 1.5 is a decimal in SQL; only what no float holds must be text.
+        # SQL literals such as 1.5 are decimals; only values without an exact float become text.
         return float(value) if Decimal(repr(float(value))) == value else str(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()

@@ -1,4 +1,4 @@
-"""The commands that say what an evaluation means: report and compare."""
+"""The commands that interpret an evaluation: report and compare."""
 
 import json
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @storage_option
 @as_json_option
 def report(evaluation: str, storage: str, as_json: bool) -> None:
-    """Prints what an evaluation says and writes it as a page, report.html, with its charts beside it.
+    """Prints the results of an evaluation and writes them as a page, report.html, with its charts.
 
-    Of a grid it also says what each setting changes, and stores that as effects.parquet. EVALUATION is a name that
+    For a grid it also shows the effect of each setting, stored as effects.parquet. EVALUATION is a name that
     `mnist-ray evaluations` lists.
     """
     from dataclasses import asdict
@@ -44,20 +44,20 @@ def report(evaluation: str, storage: str, as_json: bool) -> None:
     click.echo(f"report: {made.uri}")
 
 
-def _print_grid_report(found: "GridReport", storage: str) -> None:
+def _print_grid_report(report: "GridReport", storage: str) -> None:
     from mnist_ray.cli.metrics import print_metrics
     from mnist_ray.report.grid_report import print_effects
 
-    if found.grid is None:
-        print_metrics(found.metrics)
+    if report.grid is None:
+        print_metrics(report.metrics)
     else:
-        print_test_leaderboard(found.metrics, storage, found.grid)
-    if found.effects:
-        print_effects(found.effects)
-    if found.note:
-        click.echo(found.note)
-    if found.effects:
-        click.echo(f"all effects: {found.uri}")
+        print_test_leaderboard(report.metrics, storage, report.grid)
+    if report.effects:
+        print_effects(report.effects)
+    if report.note:
+        click.echo(report.note)
+    if report.effects:
+        click.echo(f"all effects: {report.uri}")
 
 
 @click.command()
@@ -65,13 +65,13 @@ def _print_grid_report(found: "GridReport", storage: str) -> None:
 @click.option(
     "--baseline",
     metavar="NAME",
-    help="Show only the pairs with this setting, with p values corrected over these: a variant, or a setting as the "
-    "table of settings has it.",
+    help="Compare only with this setting (p-values are corrected over these pairs): a variant, or a setting as "
+    "printed in the table of settings.",
 )
 @storage_option
 @as_json_option
 def compare(evaluation: str, baseline: str | None, storage: str, as_json: bool) -> None:
-    """Says which settings of an evaluation are better, worse or tie, pair by pair; stores comparisons.parquet.
+    """Shows which settings of an evaluation are better, worse or tied, pair by pair; stores comparisons.parquet.
 
     EVALUATION is a name that `mnist-ray evaluations` lists.
     """
@@ -81,13 +81,13 @@ def compare(evaluation: str, baseline: str | None, storage: str, as_json: bool) 
     from mnist_ray.report.comparison_text import print_comparisons
     from mnist_ray.results.evaluation_folder import open_evaluation
 
-    found = report_comparisons(open_evaluation(open_storage(storage), evaluation), baseline=baseline)
+    made = report_comparisons(open_evaluation(open_storage(storage), evaluation), baseline=baseline)
     if as_json:
-        rows = [comparison_row(pair) for pair in found.comparisons]
-        selection = asdict(found.selection) if found.selection else None
-        facts = {"evaluation": evaluation, "uri": found.uri, "num_pairs": found.num_pairs, "unpaired": found.unpaired}
-        click.echo(json.dumps({**facts, "settings": found.settings, "comparisons": rows, "selection": selection}))
+        rows = [comparison_row(pair) for pair in made.comparisons]
+        selection = asdict(made.selection) if made.selection else None
+        facts = {"evaluation": evaluation, "uri": made.uri, "num_pairs": made.num_pairs, "unpaired": made.unpaired}
+        click.echo(json.dumps({**facts, "settings": made.settings, "comparisons": rows, "selection": selection}))
         return
-    print_comparisons(found)
-    if found.uri:
-        click.echo(f"all pairs: {found.uri}")
+    print_comparisons(made)
+    if made.uri:
+        click.echo(f"all pairs: {made.uri}")

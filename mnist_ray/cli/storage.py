@@ -1,4 +1,4 @@
-"""The commands for a storage itself: storage check."""
+"""The command group for a storage itself: storage check."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from mnist_ray.storage.storage import open_storage
 
 @click.group()
 def storage() -> None:
-    """Says what a storage can do."""
+    """Checks a storage."""
 
 
 @storage.command("check")
@@ -20,9 +20,8 @@ def storage() -> None:
 def storage_check(uri: str, as_json: bool) -> None:
     """Proves that objects at URI, a folder or s3://bucket/prefix, can be written, read, listed and deleted.
 
-    And that a name can be taken only once, which keeps two commits apart, and that an S3 refuses what is damaged on its
-    way. Every job does the same before its work.
-    What is shown of the credentials is where they come from.
+    Also proves that a name can be created only once, which keeps two commits apart, and that S3 refuses objects damaged
+    in transit. Every job runs the same checks first. Shows where credentials come from, never the credentials.
     """
     opened = open_storage(uri)
     if as_json:

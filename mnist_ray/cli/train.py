@@ -45,14 +45,14 @@ from mnist_ray.config.yaml_files import read_yaml, yaml_text
 @storage_option
 @data_dir_option
 @num_workers_option
-@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted; starts it if there is none.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted run, or start it if it doesn't exist.")
 @click.option(
-    "--max-failures", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a worker died."
+    "--max-failures", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a worker dies."
 )
 @click.option(
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting by its name in the config.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting by its name in the config.")
 @log_option
 @config_options(without=("variant", "dataset"))
 @cluster_options
@@ -76,7 +76,7 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Trains one run and leaves its folder, with the best checkpoint, in the storage."""
+    """Trains one run and writes its folder, with the best checkpoint, to the storage."""
     chosen = {**settings, "dataset": dataset, "variant": variant}
     config = _train_config(config_file, overrides, chosen)
     run = check_name(default_run_name(config) if name is None else name)
@@ -118,7 +118,7 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
     settings = {} if config_file is None else read_yaml(Path(config_file))
     for name, value in settings.items():
         if name != "variant":
-            # Here the file is known; what joins several settings is checked with the options.
+            # Checked here to name the file; rules across settings are checked together with the options.
             check_setting(name, value, f"--config {config_file!r}")
     settings.update(parse_settings(overrides, options))
     if isinstance(settings.get("dataset"), str):
@@ -127,6 +127,6 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
 
 
 def default_run_name(config: TrainConfig) -> str:
-    """Returns the name of a run that was given none, such as dropout-mnist-s0."""
+    """Returns the default name of a run, such as dropout-mnist-s0."""
     dataset = re.sub("[^A-Za-z0-9._-]", "-", config.dataset)
     return f"{config.variant}-{dataset[:30]}-s{config.seed}"[:64]

@@ -1,1 +1,1 @@
-"""What a command does, with or without Ray."""
+"""The work behind the commands, with or without Ray."""

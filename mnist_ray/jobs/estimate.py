@@ -1,4 +1,4 @@
-"""What a command would train, and how long it would take, judged by a probe of a few steps; no Ray here."""
+"""Plans what a command would train and estimates its time by a probe of a few steps, without Ray."""
 
 import heapq
 import os
@@ -30,9 +30,9 @@ class StackEstimate:
     """One stack of a plan.
 
     Attributes:
-      runs: what trains together.
-      samples_per_s: examples a second of all its runs together, as measured here.
-      seconds: for all epochs of all runs.
+      runs: the runs that train together.
+      samples_per_s: examples per second, summed over its runs, as measured here.
+      seconds: time for all epochs of all runs.
     """
 
     runs: tuple[GridRun, ...]
@@ -42,15 +42,15 @@ class StackEstimate:
 
 @dataclass(frozen=True)
 class GridPlan:
-    """What training a grid would take on this machine.
+    """An estimate of training a grid on this machine.
 
     Attributes:
-      num_runs: runs of the grid.
-      num_done: runs that are done already.
+      num_runs: runs in the grid.
+      num_done: runs that are already done.
       at_once: stacks, or runs, that train at once.
       device: "cpu" or "cuda".
-      stacks: what would be trained, in order.
-      seconds: of training, from the first step to the last.
+      stacks: the stacks to train, in order.
+      seconds: training time from the first step to the last.
     """
 
     num_runs: int
@@ -62,16 +62,16 @@ class GridPlan:
 
 
 def plan_grid(job: TuneJob) -> GridPlan:
-    """Says what a grid would train here, and how long it would take, judged by a probe; trains nothing.
+    """Plans what a grid would train here and estimates the time by a probe; trains nothing.
 
-    With workers_per_run the probe is one worker's: what sharing a batch costs or gains depends on the network.
+    With workers_per_run the probe uses one worker: the cost or gain of sharing a batch depends on the network.
 
     Raises:
-      MnistRayError: the grid, its data or its storage are not as they must be.
+      MnistRayError: the grid, its data or its storage is invalid.
     """
     samples = job.samples()
     if job.search and job.suggests:
-        # What it will suggest nobody knows; random settings take as long.
+        # Optuna's suggestions are unknown until then; random settings take about as long.
         samples = GridFolder(open_storage(job.storage_uri), job.name).samples()
         random = [sample for sample in random_samples(job.grid, job.search) if sample not in samples]
         samples += random[: max(job.search.num_samples - len(samples), 0)]
@@ -79,7 +79,7 @@ def plan_grid(job: TuneJob) -> GridPlan:
 
 
 def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:
-    """Says how long a single run would take here; see plan_grid."""
+    """Estimates the time of a single run here; see plan_grid."""
     grid = GridConfig(axes={}, ranges={}, fixed={}, seeds=(config.seed,))
     folder = RunFolder(open_storage(storage_uri), run)
     if folder.storage.exists(folder.path("config.json")):
@@ -103,7 +103,7 @@ def _plan(runs: Sequence[GridRun], job: TuneJob) -> GridPlan:
 def _estimate(
     trials: Sequence[tuple[GridRun, ...]], progress: dict[str, RunProgress], data_dir: Path, device: torch.device
 ) -> list[StackEstimate]:
-    """Estimates each stack; those that differ in nothing that costs time share one probe."""
+    """Estimates each stack; stacks with the same cost key share a probe."""
     rates: dict[object, float] = {}
     estimates = []
     for runs in trials:
@@ -117,7 +117,7 @@ def _estimate(
 
 
 def _cost_key(runs: Sequence[GridRun]) -> tuple[object, ...]:
-    """Returns what the time of a step depends on."""
+    """Returns all settings that the time of a step depends on."""
     first = runs[0].config
     return (
         len(runs), len({run.config.seed for run in runs}), any(run.config.dropout for run in runs), first.model,
@@ -127,10 +127,10 @@ def _cost_key(runs: Sequence[GridRun]) -> tuple[object, ...]:
 
 
 def probe(runs: Sequence[GridRun], data: TrainingData, device: torch.device) -> float:
-    """Trains a stack for some steps on the first examples and returns the examples a second of all runs together."""
+    """Trains a stack for some steps on the first examples and returns examples per second, summed over its runs."""
     configs = [run.config.model_copy(update={"epochs": 2, "warmup_epochs": 0.0}) for run in runs]
     count = min(_PROBE_STEPS * configs[0].global_batch_size, len(data.labels))
-    # Validation takes its share of an epoch: the probe's validation set is in proportion.
+    # Validation is part of an epoch's time, so the probe's validation set is in proportion.
     validation = max(round(count * len(data.validation_labels) / len(data.labels)), 1)
     few = replace(
         data,
@@ -140,7 +140,7 @@ def probe(runs: Sequence[GridRun], data: TrainingData, device: torch.device) -> 
         validation_labels=data.validation_labels[:validation],
     )
     training = StackTraining(configs, few, device=device)
-    # The first epoch warms up, and records the step on a GPU.
+    # The first epoch warms up and, on a GPU, records the step as a CUDA graph.
     training.train_epoch()
     started = time.perf_counter()
     num_trained = len(training.train_epoch()) if training.active else 0
@@ -148,7 +148,7 @@ def probe(runs: Sequence[GridRun], data: TrainingData, device: torch.device) -> 
 
 
 def makespan(seconds: Sequence[float], num_workers: int) -> float:
-    """Returns when the last of some jobs ends, each started in order on the worker that is free first."""
+    """Returns when the last job ends if each starts, in order, on the worker that is free first."""
     free = [0.0] * num_workers
     for taken in seconds:
         heapq.heapreplace(free, free[0] + taken)

@@ -1,4 +1,4 @@
-"""The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them in one step."""
+"""The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them atomically."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,17 +48,17 @@ from mnist_ray.training.data_lines import evaluation_line
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """An evaluation and where it is done.
+    """An evaluation and where to run it.
 
     Attributes:
-      config: data set (none for the runs' own), split and sizes.
-      runs: names of the runs; empty for those of the config's grid, or without one for every finished run that was
-        trained on the data set, or, if none was, that has its classes.
-      storage_uri: where runs are read and the evaluation is written.
+      config: data set (None for the one the runs were trained on), split and sizes.
+      runs: names of the runs; if empty, the runs of the config's grid, or, without a grid, every finished run that was
+        trained on the data set; if there are none, every finished run with its classes.
+      storage_uri: URI of the storage with the runs; the evaluation is written there too.
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.
-      report: whether the page is written too.
-      placement: on which machines.
+      report: whether to write the page too.
+      placement: where the workers run.
     """
 
     config: EvaluationConfig
@@ -75,11 +75,11 @@ class EvaluateOutcome:
     """A committed evaluation.
 
     Attributes:
-      name: of its folder in evaluations/.
-      uri: of the folder.
-      already_done: whether it was there before, so that nothing was computed.
+      name: name of its folder in evaluations/.
+      uri: URI of the folder.
+      already_done: whether it existed already, so that nothing was computed.
       metrics: the rows of its metrics table.
-      report: URI of its page, None if none was asked for.
+      report: URI of its page, or None if no page was requested.
     """
 
     name: str
@@ -90,13 +90,13 @@ class EvaluateOutcome:
 
 
 def evaluate(job: EvaluateJob) -> EvaluateOutcome:
-    """Evaluates runs on a split, each example exactly once; the same evaluation again is a no-op.
+    """Evaluates runs on a split, each example exactly once; idempotent.
 
-    One worker on this machine evaluates in this very process; more, or a job on a cluster, are Ray workers.
+    A single worker on this machine is this process; several workers, or a job on a cluster, run on Ray.
 
     Raises:
       ConfigError: no data set is chosen, and the runs were trained on several.
-      CheckpointError: a run is missing, not finished or damaged, or has other classes than the data.
+      CheckpointError: a run is missing, unfinished or damaged, or its classes differ from the data's.
       DataError, StorageError: the data or the storage can't be read.
     """
     storage = open_storage(job.storage_uri)
@@ -113,7 +113,7 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
 
 
 def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, ExampleStream]:
-    """Returns what is evaluated, and says what was understood of it."""
+    """Returns the plan and its examples, and prints a summary of the data."""
     checkpoints = _best_checkpoints(storage, _runs(storage, job))
     dataset = job.config.dataset or common_dataset(checkpoints)
     config = job.config.model_copy(update={"dataset": dataset})
@@ -130,10 +130,10 @@ def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, ExampleStream]:
 
 
 def _committed_before(plan: Plan, examples: ExampleStream, storage: Storage) -> str | None:
-    """Returns the name of this very evaluation if it is in the storage.
+    """Returns the name of this evaluation if it is already committed.
 
-    To tell whether it is, all images must be read. They are only where the same runs were evaluated in the same way:
-    else they are read once, while they are evaluated.
+    Finding out requires a pass over all images, so it is made only if the same runs were evaluated in the same way;
+    otherwise the images are read once, during the evaluation.
     """
     if not is_likely_there(storage, plan.stem, runs=plan.runs, code_version=plan.code_version):
         return None
@@ -152,8 +152,8 @@ def _say_conversion(plan: Plan, conversion: str | None) -> None:
 
 
 def _page(storage: Storage, evaluation: str) -> str:
-    """Returns the page's URI, and writes it if it isn't there."""
-    # What draws charts takes a second to import.
+    """Returns the page's URI; writes the page if it doesn't exist."""
+    # The plotting libraries take a second to import.
     from mnist_ray.report.page import PAGE, report_evaluation
 
     page = report_path(evaluation, PAGE)
@@ -183,7 +183,7 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
     def read(run: str) -> Checkpoint:
         folder = RunFolder(storage, run)
         checkpoint = folder.best()
-        # Whoever opens the tables of an evaluation opens the runs' histories beside them.
+        # The evaluation's tables are read together with the runs' histories.
         folder.mend(say_line)
         return checkpoint
 
@@ -192,7 +192,7 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
 
 
 def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> tuple[str, bool]:
-    """Returns the evaluation's name and whether somebody else had committed it meanwhile."""
+    """Returns the evaluation's name and whether another process committed it first."""
     pending = storage.pending_folder(evaluation_path(plan.stem))
     shards = ShardStream(examples, plan)
     try:
@@ -204,12 +204,12 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
             num_workers=job.num_workers,
             placement=job.placement,
         ) as done:
-            results = gather(_shown(done, num_shards(examples, plan)))
+            results = gather(_with_progress(done, num_shards(examples, plan)))
         _say_conversion(plan, shards.conversion)
         plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)
         document = manifest(plan, len(examples))
-        # Neither who evaluates nor what was read before is a part of the evaluation's content.
+        # Facts about this execution and earlier evaluations are not part of the evaluation's content.
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         volatile = {
             "earlier_evaluations": evaluations_of_split(storage, document["data_sha256"]),
@@ -222,8 +222,8 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
         raise
 
 
-def _shown(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
-    """Passes results on and shows on a terminal how many there are; one shard is over before a person looks."""
+def _with_progress(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
+    """Yields the results and shows a progress bar on a terminal; a single shard is too quick for a bar."""
     console = Console(file=sys.stderr)
     if not console.is_terminal or total < 2:
         yield from results

@@ -1,4 +1,4 @@
-"""The prediction job: predicts the user's own images span by span, and commits the tables in one step."""
+"""The prediction job: classifies the user's own images span by span and commits the tables atomically."""
 
 import itertools
 import sys
@@ -29,16 +29,16 @@ from mnist_ray.storage.storage import PendingFolder, Storage
 
 @dataclass(frozen=True)
 class PredictJob:
-    """A prediction and where it is done.
+    """A prediction and where to run it.
 
     Attributes:
       plan: run, polarity and sizes.
-      images: what is predicted.
+      images: the images to classify.
       storage: where the prediction is written.
-      name: of its folder; None for one made from the content.
+      name: name of its folder; None to derive it from the content.
       num_workers: processes that share the images.
-      strict: whether an image that can't be read ends the job.
-      placement: on which machines.
+      strict: whether an unreadable image ends the job.
+      placement: where the workers run.
     """
 
     plan: PredictionPlan
@@ -51,9 +51,9 @@ class PredictJob:
 
 
 def predict(job: PredictJob) -> Committed:
-    """Predicts the images and commits the tables; the same images give the same bytes with any number of workers.
+    """Classifies the images and commits the tables; the same images give the same bytes with any number of workers.
 
-    One worker on this machine, and images of a single span, are predicted in this very process; more are actors.
+    A single worker on this machine, or a single span of images, runs in this process; otherwise workers are Ray actors.
     """
     if job.name is not None:
         check_name_is_free(job.storage, job.name, job.plan)
@@ -71,20 +71,20 @@ def predict(job: PredictJob) -> Committed:
             placement=job.placement,
             is_divisible=len(first) > 1,
         ) as done:
-            shards = gather(_shown(done), images=job.plan.images, strict=job.strict)
+            shards = gather(_with_progress(done), images=job.plan.images, strict=job.strict)
         return commit(job.plan, shards, pending, name=job.name)
     except BaseException:
         pending.abort()
         raise
 
 
-def _shown(shards: Iterator[ShardPrediction]) -> Iterator[ShardPrediction]:
-    """Passes shards on and shows on a terminal how many images they had; how many there will be nobody knows."""
+def _with_progress(shards: Iterator[ShardPrediction]) -> Iterator[ShardPrediction]:
+    """Yields the shards and counts their images on a terminal; the total is unknown."""
     columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} images"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as shown:
-        task = shown.add_task("images", total=None)
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("images", total=None)
         for shard in shards:
-            shown.advance(task, shard.num_images + len(shard.errors))
+            bar.advance(task, shard.num_images + len(shard.errors))
             yield shard
 
 

@@ -1,4 +1,4 @@
-"""Training a run again in a place of its own, to see whether it comes out equal."""
+"""Trains a run again in a temporary storage and compares the results."""
 
 import tempfile
 from pathlib import Path
@@ -15,17 +15,17 @@ from mnist_ray.training.data import load_data
 
 
 def reproduce(run: str, storage_uri: str, data_dir: Path, *, num_workers: int | None = None) -> Reproduction:
-    """Trains a run again, into a folder that is removed after, and compares; of the storage it only reads.
+    """Trains a run again into a temporary folder and compares both; only reads the storage.
 
     Args:
       run: name of a run that has a best checkpoint.
-      storage_uri: where it is.
+      storage_uri: URI of the run's storage.
       data_dir: folder of the data sets.
-      num_workers: processes that share every batch; None for as many as the run had.
+      num_workers: processes that share every batch; None for the run's own number.
 
     Raises:
-      CheckpointError: no such run, not finished, or damaged.
-      ConflictError: the data set is not the one that it was trained on.
+      CheckpointError: the run is missing, unfinished or damaged.
+      ConflictError: the data set differs from the one that the run was trained on.
       MnistRayError: as train.
     """
     original = RunFolder(open_storage(storage_uri), run)
@@ -39,7 +39,7 @@ def reproduce(run: str, storage_uri: str, data_dir: Path, *, num_workers: int | 
         )
     workers = num_workers or int(then.document["lineage"]["num_workers"])
     with tempfile.TemporaryDirectory(prefix="mnist-ray-reproduce-") as scratch:
-        # A run that was stopped before its end has fewer epochs than its config.
+        # A run that ended early has fewer epochs than its config.
         train(TrainJob(then.config, run, scratch, data_dir, workers, last_epoch=len(then.history)))
         again = RunFolder(open_storage(scratch), run)
         return compare_trainings(then, again.best(), num_validation=len(data.validation_labels))

@@ -1,4 +1,4 @@
-"""Work on numbered spans: in this process, or by workers on Ray."""
+"""Processes numbered spans in this process or on Ray workers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,19 +24,19 @@ def results_of_spans(
     placement: Placement,
     is_divisible: bool = True,
 ) -> Iterator[Iterator[Result]]:
-    """Gives the block the results of spans, in order, as they are done.
+    """Yields an iterator over the spans' results, in order, as they become ready.
 
-    One worker on this machine is this very process; more, or a job on a cluster, are Ray workers.
+    A single worker on this machine is this process; several workers, or a job on a cluster, run on Ray.
 
     Args:
-      load: loads what does the work of an item, once in each process; told whether it uses a GPU, None for: if there
-        is one.
-      spans: number of the first shard, and item, of each.
+      load: called once in each process; returns the function that processes an item. Its argument says whether to use
+        a GPU; None means if there is one.
+      spans: the number of each span's first shard, and its item.
       what: the job, for messages.
       storage: where the workers write.
       num_workers: processes that share the spans.
-      placement: on which machines.
-      is_divisible: whether there is work for more than one.
+      placement: where the workers run.
+      is_divisible: whether there is work for more than one worker.
     """
     if not is_divisible or (num_workers == 1 and not on_cluster()):
         work = load(placement.use_gpu)

@@ -1,4 +1,4 @@
-"""Training one run: in this process, or on Ray's workers where several share it or a cluster has them."""
+"""Trains one run in this process, or on Ray workers if several share it or the job runs on a cluster."""
 
 from dataclasses import dataclass
 
@@ -18,17 +18,17 @@ from mnist_ray.training.data import load_data
 from mnist_ray.training.data_lines import training_lines
 from mnist_ray.training.train_run import train_run
 
-# What trackers group single runs by; those of a grid are grouped by its name.
+# Trackers group single runs under this name, and a grid's runs under the grid's.
 EXPERIMENT = "mnist-ray"
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
       history: all its epochs.
-      already_done: whether the run was finished before, so that nothing was trained.
+      already_done: whether the run was already finished, so that nothing was trained.
     """
 
     history: tuple[EpochResult, ...]
@@ -41,10 +41,10 @@ class TrainOutcome:
 
 
 def train(job: TrainJob) -> TrainOutcome:
-    """Trains one run to its end and leaves its folder in the storage.
+    """Trains one run to its end and writes its folder to the storage.
 
     Raises:
-      MnistRayError: as the error tree says: data, storage, conflict, cluster, or a run that diverged.
+      MnistRayError: data, storage, conflict or cluster errors (see mnist_ray.errors), or the run diverged.
     """
     storage = open_storage(job.storage_uri)
     check_trackers(job.log, storage)
@@ -59,13 +59,13 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
     state: TrainState | None = None
     if folder.storage.exists(folder.path("config.json")):
-        # A conflict, or a run that is done, is told without starting Ray.
+        # Report a conflict or a finished run without starting Ray.
         folder.claim(job.config, data, resume=job.resume)
         folder.mend(say_line)
         if folder.is_finished():
             tracking.update([job.run])
             return TrainOutcome(folder.history(), already_done=True)
-        # Read here for several workers too: a worker's report of damage would not reach the terminal.
+        # Check here even for several workers: a worker's report of damage would not reach the terminal.
         state = folder.latest_state(say_line)
     lines = EpochLines(job.run, job.config, tracking, num_before=len(state.history) if state else 0)
 
@@ -77,7 +77,7 @@ def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> Trai
     if job.needs_ray():
         from mnist_ray.cluster.trainer import train_on_workers
 
-        # A command that asks for more workers than there are leaves the name free.
+        # begin is called once the workers fit, so a request for too many leaves the name free.
         train_on_workers(job, folder.storage, begin=begin, show=lines.show)
     else:
         device = choose_device(job.placement.use_gpu)

@@ -1,4 +1,4 @@
-"""Training a grid or a search: Ray Tune schedules what is missing; no Ray is started where nothing is."""
+"""Trains a grid or a search: Ray Tune schedules the missing runs; if none is missing, Ray isn't started."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ class TuneOutcome:
     """A grid whose runs are all done.
 
     Attributes:
-      uri: of the grid's folder.
+      uri: URI of the grid's folder.
       num_trained: runs that this command trained.
       rows: the rows of runs.parquet.
     """
@@ -38,12 +38,12 @@ class TuneOutcome:
 
 
 def tune(job: TuneJob) -> TuneOutcome:
-    """Trains what is missing of a grid, and leaves each run as `train` would.
+    """Trains a grid's missing runs; each result is the same as from `train`.
 
-    With Optuna, settings that were suggested before are finished first, and count.
+    With Optuna, earlier suggestions are finished first and count towards the number of samples.
 
     Raises:
-      MnistRayError: as the error tree says; runs that were done by then stay done.
+      MnistRayError: see mnist_ray.errors; finished runs are kept.
     """
     storage = open_storage(job.storage_uri)
     check_trackers(job.log, storage)
@@ -77,7 +77,7 @@ def _check_optuna(job: TuneJob) -> None:
 
 
 def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
-    """Loads the runs' data and says what was understood: an error in it shows before anything is started.
+    """Loads the runs' data and prints a summary, so that data errors show before anything starts.
 
     Raises:
       DataError: the data is missing, damaged or too small.
@@ -92,7 +92,7 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
 
 
 def _mend(storage: Storage, view: GridProgress) -> None:
-    """Mends what a killed writer left short of runs that are done."""
+    """Repairs finished runs whose tables a killed writer left incomplete."""
     done = [row.run for row in view.progress.values() if row.status in ("finished", "stopped")]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         list(pool.map(lambda name: RunFolder(storage, name).mend(view.say), done))
@@ -101,10 +101,10 @@ def _mend(storage: Storage, view: GridProgress) -> None:
 def _train_missing(
     job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking
 ) -> int:
-    """Trains the runs that are not done, writes runs.parquet and returns how many there were.
+    """Trains the unfinished runs, writes runs.parquet and returns the number of runs trained.
 
     Raises:
-      MnistRayError: as the error tree says; runs.parquet is written all the same.
+      MnistRayError: see mnist_ray.errors; runs.parquet is written even then.
     """
     missing = [run for run in runs if view.progress[run.run].status == "unfinished"]
     try:
@@ -113,7 +113,7 @@ def _train_missing(
 
             tune_runs(job, storage, missing, view, tracking)
     finally:
-        # Those that were done before too: an earlier command may have tracked nothing.
+        # Include runs finished earlier: that command may not have used a tracker.
         tracking.update(run.run for run in runs)
         GridFolder(storage, job.name).write_runs(runs, view.progress)
     job.check_done(view.progress.values())

@@ -1,1 +1,1 @@
-"""Commands that run on somebody's cluster."""
+"""Submits commands to an existing cluster."""

@@ -1,4 +1,4 @@
-"""Where a Ray cluster's job API is and which token opens it, found without importing ray."""
+"""Finds the address and the token of a Ray cluster's job API without importing ray."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _HOW_TO_WRITE_IT = "write it as http://HOST:PORT, the dashboard of the cluster's
 
 @dataclass(frozen=True)
 class Token:
-    """A token of Ray's token authentication and the setting that it came from."""
+    """A token for Ray's token authentication and the setting it came from."""
 
     value: str = field(repr=False)
     source: str
@@ -28,15 +28,15 @@ def resolve_address(option: str | None, environ: Mapping[str, str]) -> str | Non
     """Returns the URL of the job API that a command talks to.
 
     Args:
-      option: the value of --address; it wins over the environment.
+      option: the value of --address; it overrides the environment.
       environ: the environment, read for RAY_API_SERVER_ADDRESS and then RAY_ADDRESS.
 
     Returns:
-      http://HOST:PORT or https://HOST:PORT, perhaps with a path, without a slash at its end; None for this machine
-      without a cluster: no address is given, or it is 'local'.
+      http://HOST:PORT or https://HOST:PORT, perhaps with a path, without a trailing slash; None to run on this machine
+      without a cluster, if no address is given or it is 'local'.
 
     Raises:
-      ConfigError: the address is not one of a job API, or it carries credentials.
+      ConfigError: the address is not a job API's, or it carries credentials.
     """
     if option is not None:
         return _normalize(option, "--address")
@@ -47,9 +47,9 @@ def resolve_address(option: str | None, environ: Mapping[str, str]) -> str | Non
 
 
 def variable_of(address: str, environ: Mapping[str, str]) -> str | None:
-    """Returns the variable that an address comes from, None if it comes from none.
+    """Returns the variable that holds an address, or None.
 
-    An option that repeats what the variable says is not told apart: either is to blame for the same address.
+    An option that repeats the variable's value can't be distinguished; the address is the same.
     """
     variable = next((name for name in ADDRESS_VARIABLES if environ.get(name)), None)
     return variable if variable and _normalize(environ[variable], variable) == address else None
@@ -60,13 +60,13 @@ def _normalize(text: str, setting: str) -> str | None:
         return None
     if text == "auto":
         return _LOCAL_DASHBOARD
-    # Checked first: urlsplit drops line breaks silently.
+    # Check first: urlsplit silently drops line breaks.
     if not re.fullmatch(r"[!-~]+", text):
         raise ConfigError(f"{setting}={text!r}: an address has no spaces or control characters; {_HOW_TO_WRITE_IT}")
     if "@" in text:
         raise ConfigError(
             f"{setting}: an address holds no user name or password (not shown here); "
-            "remove what stands before '@' and give a token as RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            "remove the part before '@' and give a token as RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         )
     return _check_url(text if "://" in text else f"http://{text}", text, setting)
 
@@ -95,16 +95,16 @@ def _host(parts: SplitResult) -> str:
 
 
 def read_token(environ: Mapping[str, str] = os.environ, *, address: str = _LOCAL_DASHBOARD) -> Token | None:
-    """Returns the token for a job API, or None where there is none.
+    """Returns the token for a job API, or None.
 
     Args:
       environ: read for RAY_AUTH_TOKEN, then RAY_AUTH_TOKEN_PATH (a file), then HOME/.ray/auth_token.
-        RAY_AUTH_MODE=disabled means none; without a mode a token that is there is used.
-      address: URL of the job API. Elsewhere than on this machine the file in HOME, which any local Ray makes by itself,
-        is nobody's business: it is used with RAY_AUTH_MODE=token only, as by Ray's own client.
+        RAY_AUTH_MODE=disabled means no token; without a mode, any token found is used.
+      address: URL of the job API. The file in HOME, which every local Ray creates, is sent to other machines only with
+        RAY_AUTH_MODE=token, as Ray's own client does.
 
     Raises:
-      ClusterError: the named file can't be read, what is there is no token, or RAY_AUTH_MODE=token finds none.
+      ClusterError: the named file can't be read, its content is not a token, or RAY_AUTH_MODE=token finds none.
     """
     if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
@@ -132,7 +132,7 @@ def _read_file(path: Path, setting: str) -> str:
 
 
 def _check_token(text: str, source: str) -> Token:
-    # A line break inside would end the HTTP header that carries the token.
+    # A line break would end the HTTP header that carries the token.
     if not re.fullmatch(r"[!-~]+", text.strip()):
         raise ClusterError(f"{source}: not a token; a token is one word of ASCII characters")
     return Token(value=text.strip(), source=source)

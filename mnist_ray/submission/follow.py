@@ -1,4 +1,4 @@
-"""Follow a job of a cluster: its log as it grows, then its exit code."""
+"""Follows a cluster job: its log as it grows, then its exit code."""
 
 import asyncio
 import contextlib
@@ -22,25 +22,25 @@ from mnist_ray.submission.job_api import (
 )
 from mnist_ray.text.escape import printable_log, say_line
 
-# How long a cluster may stay out of reach before following its job is given up.
+# How long a cluster may be unreachable before following its job is abandoned.
 RECONNECT_S = 60.0
-# Ray's dashboard answers no websocket pings, so a connection that died silently shows by nothing but its silence.
+# Ray's dashboard answers no websocket pings, so silence is the only sign of a dead connection.
 SILENCE_S = 60.0
-# As of a process that SIGTERM ended, which is what stopping a job sends.
+# 128 + SIGTERM, the signal that stops a job.
 EXIT_STOPPED = 143
 
 
 def follow(client: JobClient, job_id: str, *, output: TextIO) -> int:
-    """Writes a job's log as it grows, until the job has ended, and returns the job's own exit code.
+    """Writes a job's log as it grows, until the job ends, and returns the job's exit code.
 
-    A lost connection is taken up again where it broke off; the job never notices. Ctrl-C ends the following alone.
+    Resumes the log after a lost connection; the job is not affected. Ctrl-C stops the following, not the job.
 
     Returns:
-      The exit code of the job's process, 128 + n when signal n ended it; 143 when somebody stopped the job.
+      The exit code of the job's process, 128 + n if signal n ended it; 143 if the job was stopped.
 
     Raises:
-      ClusterError: the cluster was out of reach for a minute, or the job failed before its process started.
-      ConfigError: the cluster knows no such job.
+      ClusterError: the cluster was unreachable for a minute, or the job failed before its process started.
+      ConfigError: the cluster doesn't know the job.
     """
     job = job_status(client, job_id)
     writer = _LogWriter(output)
@@ -61,7 +61,7 @@ def follow(client: JobClient, job_id: str, *, output: TextIO) -> int:
 
 
 class _LogWriter:
-    """Writes a log that is sent from its beginning again after each loss, each character once."""
+    """Writes each character of a log once, although every reconnection sends the log from its beginning."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
@@ -89,7 +89,7 @@ async def _tail_log(client: JobClient, job_id: str, writer: _LogWriter) -> None:
 async def _log_parts(client: JobClient, job_id: str) -> AsyncGenerator[str, None]:
     url = f"{client.address}{job_path(job_id)}/logs/tail"
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
-    # What breaks the connection is not told apart here: the caller asks for the job's state next, and that says.
+    # Any failure just ends the log: the caller asks for the job's state next and sees what is wrong.
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
         async with (
             aiohttp.ClientSession(headers=client.headers, timeout=timeout) as session,
@@ -118,7 +118,7 @@ def _exit_code(job: Job) -> int:
 
 
 def how_to_stop(job_id: str, address: str) -> str:
-    """Returns the two commands for a job that goes on without its launcher."""
+    """Returns the commands to view and stop a job that continues without its launcher."""
     job = shlex.quote(job_id)
     return (
         f"see its log with 'mnist-ray jobs logs {job} --address {address}', "

@@ -1,4 +1,4 @@
-"""Ray's job API over HTTP: reach a cluster's dashboard, list its jobs, read their state and logs, stop them."""
+"""Ray's job API over HTTP: connects to a cluster's dashboard, lists jobs, reads their state and logs, stops them."""
 
 import asyncio
 import io
@@ -18,10 +18,10 @@ from mnist_ray.storage.proxies import is_loopback, proxy_of, shown
 from mnist_ray.submission.address import WHERE_TOKENS_ARE, Token, read_token, variable_of
 from mnist_ray.text.escape import say_line
 
-# aiohttp rounds up to the next second: given up within 15 s.
+# aiohttp rounds up to the next second, so the timeout is at most 15 s.
 CONNECT_TIMEOUT_S = 14.0
 REQUEST_TIMEOUT_S = 60.0
-# How long a head that has just started is waited for, and from when on that is said.
+# How long to wait for a head that has just started, and when to tell the user about it.
 STARTING_S = 30.0
 SAID_AFTER_S = 2.0
 _PAUSE_S = 0.5
@@ -31,12 +31,12 @@ _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True)
 class JobClient:
-    """A cluster's job API that has answered, and the token that it accepts.
+    """A client of a cluster's job API.
 
     Args:
-      address: URL without a slash at its end.
+      address: URL without a trailing slash.
       token: the token sent with each request, or None.
-      ray_version: of the cluster.
+      ray_version: the cluster's Ray version.
     """
 
     address: str
@@ -49,10 +49,10 @@ class JobClient:
         return {"Authorization": f"Bearer {self.token.value}"} if self.token else {}
 
     def proxy(self) -> str | None:
-        """Returns the HTTP proxy of every request, None for none.
+        """Returns the HTTP proxy for every request, or None.
 
         Raises:
-          ClusterError: it would see the token, or is no HTTP proxy.
+          ClusterError: the proxy would see the token, or is not an HTTP proxy.
         """
         proxy, parts = proxy_of(self.address), urlsplit(self.address)
         if proxy and self.token and parts.scheme == "http":
@@ -65,12 +65,12 @@ class JobClient:
 
 @dataclass(frozen=True)
 class Job:
-    """What a cluster knows about a job; its environment is left out on purpose.
+    """A cluster's record of a job; the job's environment is omitted on purpose.
 
     Args:
       status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-      message: Ray's own words, perhaps many lines.
-      exit_code: of the job's process; None before its end, and when it was stopped or never started.
+      message: Ray's message, possibly many lines.
+      exit_code: exit code of the job's process; None before its end and if it was stopped or never started.
       start_time_s: seconds since 1970, as is end_time_s.
     """
 
@@ -86,32 +86,32 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the status is a last one."""
+        """Whether the status is final."""
         return self.status in _TERMINAL
 
 
 class Unreachable(ClusterError):
-    """No HTTP answer: the one error that trying again may cure."""
+    """No HTTP answer; a retry may help."""
 
 
 class NotReady(ClusterError):
-    """A head that has just started has no agent yet that takes requests about jobs."""
+    """A head that has just started has no agent for jobs yet."""
 
 
-# In Ray's answers of HTTP 500 to a submission, and to other requests that need the agent.
+# Parts of Ray's HTTP 500 answers to a submission, and to other requests that need the agent.
 _NOT_READY = ("No available agent to submit job", "Failed to get head node agent")
 
 
 def is_not_ready(text: str) -> bool:
-    """Tells whether an answer is one of a head that has just started."""
+    """Tells whether an answer comes from a head that has just started."""
     return any(each in text for each in _NOT_READY)
 
 
 def while_starting(ask: Callable[[], _Answer]) -> _Answer:
-    """Returns an answer, asked for again while the head has just started, for 30 s.
+    """Returns an answer; retries for up to 30 s while the head is starting.
 
     Raises:
-      ClusterError: it is still not ready then.
+      ClusterError: the head is still not ready then.
     """
     begun, said = time.monotonic(), False
     while True:
@@ -132,14 +132,14 @@ def while_starting(ask: Callable[[], _Answer]) -> _Answer:
 def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClient:
     """Returns a client of a cluster's job API once the cluster has answered.
 
+    Without a token, no request goes to another machine unless RAY_AUTH_MODE=disabled; a proxy never sees the token.
+
     Args:
-      address: what resolve_address returned. Ray's own variables for an address are not read.
-      environ: where the token is looked for.
+      address: the result of resolve_address. Ray's own address variables are not read.
+      environ: where to look for the token.
 
     Raises:
-      ClusterError: no answer within 15 s, no token or a wrong one, or something else than Ray answers. Another machine
-        is sent nothing at all without a token, unless RAY_AUTH_MODE=disabled says so. A proxy is sent no token that it
-        could read.
+      ClusterError: no answer within 15 s, a missing or wrong token, or a server that is not a Ray dashboard.
     """
     client = JobClient(address, read_token(environ, address=address))
     if client.token is None and not is_loopback(address):
@@ -167,19 +167,19 @@ def _via(proxy: str | None) -> str:
 
 
 def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:
-    """Refuses another machine's job API without a token, unless the person has said that there is none."""
+    """Refuses another machine's job API without a token unless RAY_AUTH_MODE=disabled."""
     if environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         raise ClusterError(
-            f"{address}: another machine, and no token was found for it; give this cluster's in RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled goes there without)"
+            f"{address}: another machine, and no token was found for it; give this cluster's token in RAY_AUTH_TOKEN "
+            "or RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled connects without a token)"
         )
     say_line(
-        f"warning: {address}: RAY_AUTH_MODE=disabled: whoever reaches this address can run any code on the cluster"
+        f"warning: {address}: RAY_AUTH_MODE=disabled: anyone who reaches this address can run any code on the cluster"
     )
 
 
 def jobs_list(client: JobClient) -> list[Job]:
-    """Returns all submitted jobs that the cluster remembers, the newest first."""
+    """Returns all submitted jobs that the cluster remembers, newest first."""
     with as_ray_answers(client):
         jobs = [_job(entry) for entry in get_json(client, "/api/jobs/") if entry["type"] == "SUBMISSION"]
     return sorted(jobs, key=lambda job: (job.start_time_s or 0, job.job_id), reverse=True)
@@ -189,7 +189,7 @@ def job_status(client: JobClient, job_id: str) -> Job:
     """Returns a job's state.
 
     Raises:
-      ConfigError: the cluster knows no such job.
+      ConfigError: the cluster doesn't know the job.
       ClusterError: the cluster does not answer.
     """
     with as_ray_answers(client):
@@ -197,10 +197,10 @@ def job_status(client: JobClient, job_id: str) -> Job:
 
 
 def job_logs(client: JobClient, job_id: str) -> str:
-    """Returns all that a job has written up to now.
+    """Returns a job's log so far.
 
     Raises:
-      ConfigError: the cluster knows no such job.
+      ConfigError: the cluster doesn't know the job.
       ClusterError: the cluster does not answer, or can't read the log.
     """
     with as_ray_answers(client):
@@ -208,17 +208,17 @@ def job_logs(client: JobClient, job_id: str) -> str:
 
 
 def job_stop(client: JobClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
-    """Stops a job and waits until it has ended; a job that has ended already stays as it is.
+    """Stops a job and waits until it has ended; does nothing if it has already ended.
 
     Raises:
-      ConfigError: the cluster knows no such job.
+      ConfigError: the cluster doesn't know the job.
       ClusterError: the cluster does not answer, or the job has not ended after timeout_s seconds.
     """
     deadline = time.monotonic() + timeout_s
     while not (job := job_status(client, job_id)).has_ended:
         if time.monotonic() > deadline:
             raise ClusterError(f"job {job_id!r}: asked to stop and still {job.status} after {timeout_s:g} s")
-        # Asked again each time: a job that is still starting has no process yet that could be told.
+        # Repeat the request: a job that is still starting has no process to signal yet.
         get_json(client, f"{job_path(job_id)}/stop", job_id=job_id, method="POST")
         time.sleep(0.5)
     return job
@@ -231,16 +231,16 @@ def job_path(job_id: str) -> str:
 
 @contextmanager
 def as_ray_answers(client: JobClient) -> Iterator[None]:
-    """Turns what reading an answer of another form raises into one line.
+    """Turns errors from reading a malformed answer into a ClusterError of one line.
 
     Raises:
-      ClusterError: the answer is JSON and not Ray's.
+      ClusterError: the answer is JSON but not in Ray's format.
     """
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ClusterError(
-            f"{client.address}: answered in another form than a Ray dashboard ({type(error).__name__}: {error}); check "
+            f"{client.address}: the answer is not in a Ray dashboard's format ({type(error).__name__}: {error}); check "
             "the address, and Ray's version there"
         ) from error
 
@@ -264,11 +264,11 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
     """Sends a request to the job API and returns its answer's JSON.
 
     Args:
-      path: from the first slash on.
-      job_id: the job that the path is about, for the message where the cluster knows no such job.
+      path: path of the URL, with its first slash.
+      job_id: the job in the path, for the message if the cluster doesn't know it.
 
     Raises:
-      ConfigError: the cluster knows no such job.
+      ConfigError: the cluster doesn't know the job.
       ClusterError: no answer, a refused token or an HTTP error.
     """
 
@@ -289,7 +289,7 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
     try:
         return json.loads(text)
     except ValueError:
-        raise ClusterError(f"{client.address}{path}: answered something else than JSON: {last_line(text)}") from None
+        raise ClusterError(f"{client.address}{path}: the answer is not JSON: {last_line(text)}") from None
 
 
 def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
@@ -318,13 +318,13 @@ def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> 
 
 
 def _reason(error: Exception) -> str:
-    # The number says what the text of a failed connection leaves out, such as 'Connection refused'.
+    # aiohttp's text omits the reason of a failed connection, such as 'Connection refused'; errno has it.
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"it answers HTTP {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
-        return "what answers there does not speak HTTP; the dashboard's port is usually 8265"
+        return "the server there does not speak HTTP; the dashboard's port is usually 8265"
     return last_line(str(error))
 
 
@@ -332,7 +332,7 @@ def _token_message(client: JobClient, status: int) -> str:
     fault = f"wrong token in {client.token.source}" if client.token else "a token is needed and none was found"
     condition = "" if is_loopback(client.address) else ", which only RAY_AUTH_MODE=token sends to another machine"
     answered = f"{client.address}: HTTP {status}{_via(client.proxy())}"
-    return f"{answered}: {fault}; give this cluster's in {WHERE_TOKENS_ARE}{condition}"
+    return f"{answered}: {fault}; give this cluster's token in {WHERE_TOKENS_ARE}{condition}"
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -344,6 +344,6 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def last_line(text: str) -> str:
-    """Returns the last line that says something: in a traceback, the exception."""
+    """Returns the last line that isn't blank or dots; in a traceback, the exception."""
     lines = [line.strip() for line in io.StringIO(text) if line.strip(" .\r\n")]
     return lines[-1][:300] if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""Submit a job to a cluster: ship the code and nothing else, check the resources, hand it to Ray's job API."""
+"""Submits a job to a cluster: ships only the code, checks the resources, passes the job to Ray's job API."""
 
 import contextlib
 import itertools
@@ -41,7 +41,7 @@ CONSTRAINTS = "constraints.txt"
 
 _PACKAGE = Path(mnist_ray.__file__).parent
 _ENVIRONMENT = threading.Lock()
-# Not secret, and needed by the job. Whatever stands here can be read by everybody who can reach the dashboard.
+# Needed by the job and not secret: everyone who reaches the dashboard can read these.
 _PASSED_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_REGION",
@@ -56,13 +56,13 @@ _PASSED_VARIABLES = (
 def stage_working_dir(
     config_yaml: str | None = None, *, pip: bool = False, package: Path = _PACKAGE, jobs: Path | None = None
 ) -> Iterator[Path]:
-    """Yields a temporary folder with all that a job needs and nothing else: two folders' code, and the page's template.
+    """Yields a temporary folder with only the files that a job needs: two folders' code and the page's template.
 
     Args:
       config_yaml: text to ship as job.yaml.
-      pip: whether to ship constraints.txt, the versions that pip is to install.
-      package: the folder that is shipped as mnist_ray/.
-      jobs: the folder that is shipped as jobs/; by default the package's _jobs (a wheel) or the one beside it.
+      pip: whether to ship constraints.txt with the versions for pip to install.
+      package: the folder shipped as mnist_ray/.
+      jobs: the folder shipped as jobs/; by default the package's _jobs (wheel) or the one next to it (checkout).
 
     Raises:
       FileNotFoundError: one of the two folders holds no *.py file.
@@ -83,17 +83,17 @@ def stage_working_dir(
 
 
 def _installed_or_beside(package: Path, name: str) -> Path:
-    """Returns what a wheel has in the package, and a checkout beside it."""
+    """Returns a path that is inside the package in a wheel and next to it in a checkout."""
     installed = package / f"_{name}"
     return installed if installed.exists() else package.parent / name
 
 
 def _copy_code(source: Path, target: Path) -> int:
     size = 0
-    # The page of a report is a template, and an evaluation writes that page.
+    # An evaluation writes its report, which needs the page's template.
     for path in sorted([*source.rglob("*.py"), *source.rglob("templates/*.html")]):
         relative = path.relative_to(source)
-        # A link could lead to anything, and a hidden folder may be an environment.
+        # A link could point anywhere, and a hidden folder may be a virtual environment.
         if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
         copy = target / relative
@@ -107,11 +107,11 @@ def _copy_code(source: Path, target: Path) -> int:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job of a cluster.
+    """A job on a cluster.
 
     Attributes:
       job_id: its id.
-      is_new: whether it was submitted now; else the same job was running already.
+      is_new: whether it was submitted now; if not, the same job was already running.
     """
 
     job_id: str
@@ -137,22 +137,22 @@ def submit(
     Args:
       client: of the cluster.
       script: name of a script in jobs/, without .py.
-      arguments: its command line; each arrives as it is, whatever characters it holds.
-      working_dir: what stage_working_dir yields.
-      name: the job's id, with a number behind it if jobs of that id have ended before.
-      metadata: text to store with the job; asked, a hash of all that it was asked, tells it from another of the same
-        name. Like the arguments, everybody who reaches the dashboard can read it.
-      resources: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
-      local_storage: a folder that all nodes must see; None if there is none.
-      variables: what else the job finds in its environment; not secret either.
-      pip: whether the cluster installs what the job needs, in the versions of constraints.txt.
-      environ: source of the few variables that the job gets: no keys, no tokens.
+      arguments: its command line; each argument arrives unchanged, whatever characters it holds.
+      working_dir: the folder from stage_working_dir.
+      name: the job's id, with a numeric suffix if earlier jobs have used it.
+      metadata: text to store with the job; its key asked, a hash of the whole request, distinguishes jobs of the same
+        name. Like the arguments, it is readable by everyone who reaches the dashboard.
+      resources: total resources of the job's workers, such as {"CPU": 2, "GPU": 1}.
+      local_storage: a folder that all nodes must share, or None.
+      variables: further environment variables for the job; not secret either.
+      pip: whether the cluster installs the job's dependencies in the versions of constraints.txt.
+      environ: source of the few variables passed to the job: no keys, no tokens.
 
     Raises:
-      ClusterError: the cluster lacks the resources, has another Ray, or refuses the job.
+      ClusterError: the cluster lacks the resources, has another Ray version, or refuses the job.
       ConfigError: AWS_ENDPOINT_URL or MLFLOW_TRACKING_URI carries credentials.
       ConflictError: another job of that name is running.
-      StorageError: several nodes would each see a folder of their own.
+      StorageError: the folder is local and the cluster has several nodes.
     """
     entrypoint = shlex.join(["python", f"jobs/{script}.py", *arguments])
     runtime_env: dict[str, Any] = {
@@ -169,13 +169,13 @@ def submit(
         job_id, runs = _free_id(client, name, metadata)
         if runs:
             return Submitted(job_id, is_new=False)
-        # Not taken a moment ago: if it is now, somebody submits the same at the same time.
+        # False if a concurrent submission has taken the id since the check.
         if while_starting(lambda: _submit(client, entrypoint, job_id, runtime_env, metadata)):  # noqa: B023
             return Submitted(job_id, is_new=True)
 
 
 def _free_id(client: JobClient, name: str, metadata: Mapping[str, str]) -> tuple[str, bool]:
-    """Returns the id of the running job that is the same, and True; or an id that is free, and False."""
+    """Returns the id of the same job if it is running, and True; otherwise a free id, and False."""
     taken = {job.job_id: job for job in jobs_list(client) if re.fullmatch(rf"{re.escape(name)}(\.\d+)?", job.job_id)}
     for job in taken.values():
         if job.has_ended:
@@ -197,7 +197,7 @@ def _submit(
     runtime_env: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> bool:
-    """Submits a job; False if the cluster has one of that id.
+    """Submits a job; returns False if the cluster already has a job with that id.
 
     Raises:
       NotReady: the head has just started.
@@ -217,16 +217,16 @@ def _submit(
 
 
 def _pip_packages() -> list[str]:
-    # Ray fills in where it has unpacked the working folder. Ray itself is there: pip must not replace it.
+    # Ray substitutes the path of the unpacked working folder. pip must not replace Ray itself.
     constraints = f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{CONSTRAINTS}"
     return [constraints, *(f"{package}>={least}" for package, least in REQUIREMENTS.items() if package != "ray")]
 
 
 def check_version(client: JobClient) -> None:
-    """Checks that a cluster's Ray is the one that this mnist-ray runs with.
+    """Checks that a cluster's Ray version matches the local one.
 
     Raises:
-      ClusterError: it is another minor version.
+      ClusterError: the minor versions differ.
     """
     here = version("ray")
     if client.ray_version.split(".")[:2] != here.split(".")[:2]:
@@ -240,7 +240,7 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that a job gets from the launcher's environment.
 
     Raises:
-      ConfigError: a URL among them carries credentials, which the cluster would show to everybody.
+      ConfigError: a URL among them carries credentials, which the cluster would show to everyone.
     """
     for name, where in (("AWS_ENDPOINT_URL", "S3"), ("MLFLOW_TRACKING_URI", "MLflow")):
         if "@" in urlsplit(environ.get(name, "")).netloc:
@@ -249,13 +249,13 @@ def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
                 f"give the cluster's nodes their own {where} credentials"
             )
     passed = {name: environ[name] for name in _PASSED_VARIABLES if environ.get(name)}
-    # Ray reads a job's log as strict UTF-8: one other byte, and the whole log is withheld.
+    # Ray decodes a job's log as strict UTF-8: one invalid byte would make the whole log unreadable.
     return {**passed, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 @contextlib.contextmanager
 def _api_server(address: str) -> Iterator[None]:
-    # Ray lets its variables override the address that it is given; and they are the whole process's.
+    # Ray's environment variables override its address argument, and they are process-wide: hence the lock.
     with _ENVIRONMENT:
         keep_off_proxies(address)
         before = os.environ.get("RAY_API_SERVER_ADDRESS")
@@ -270,13 +270,12 @@ def _api_server(address: str) -> Iterator[None]:
 
 
 def check_resources(client: JobClient, needed: Mapping[str, float]) -> None:
-    """Checks that a cluster's nodes hold what a job takes, busy or not.
+    """Checks that a cluster's nodes, busy or not, have the resources for a job.
 
-    A cluster that may grow, or that doesn't say whether it may, is never refused: a line on stderr tells what is
-    missing now.
+    Never refuses a cluster that may grow or doesn't say whether it may: a line on stderr says what is missing.
 
     Args:
-      needed: what the job's workers take together, such as {"CPU": 2, "GPU": 1}.
+      needed: total resources of the job's workers, such as {"CPU": 2, "GPU": 1}.
 
     Raises:
       ClusterError: the cluster can't grow and lacks something.
@@ -286,7 +285,7 @@ def check_resources(client: JobClient, needed: Mapping[str, float]) -> None:
         may_grow = _may_grow(client)
         if may_grow is False:
             raise ClusterError(f"{client.address}: {missing}; ask for less or add nodes")
-        # A head that has just started reports its nodes and its autoscaler after some seconds.
+        # A new head takes some seconds to report its nodes and its autoscaler.
         if may_grow or time.monotonic() > deadline:
             say_line(
                 f"note: {client.address}: {missing}; the job waits until the cluster has grown (--resource-timeout)"
@@ -310,15 +309,15 @@ def _nodes(client: JobClient) -> list[dict[str, float]]:
 
 
 def _may_grow(client: JobClient) -> bool | None:
-    """Tells whether an autoscaler may add nodes; None while the head has not said so."""
+    """Tells whether an autoscaler may add nodes; None if the head hasn't reported it yet."""
     with as_ray_answers(client):
         cluster = get_json(client, "/api/cluster_status")["data"]["clusterStatus"]
     if cluster is None:
-        # Autoscaler v2 reports elsewhere, and a head without any reports nothing: the two look alike.
+        # Autoscaler v2 reports elsewhere; a head without an autoscaler looks the same.
         return True
     report = cluster.get("autoscalerReport")
     if report is None:
         return None
-    # A cluster that only watches its nodes invents a type for each, named after the node.
+    # A read-only autoscaler invents a type for each node, named after it.
     types = report.get("nodeTypeMapping") or {}
     return not types or any(kind != f"node_{node_id}" for node_id, kind in types.items())

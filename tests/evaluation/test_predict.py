@@ -185,7 +185,7 @@ def test_what_cannot_be_read_is_counted_listed_and_left_out(
     assert predict(storage, folder) == 0
     shown = capsys.readouterr()
     assert shown.err == (
-        "images: left out are 1 FIFO (bad/pipe.png), 1 link that leads nowhere (bad/dangling.png)\n"
+        "images: skipping 1 FIFO (bad/pipe.png), 1 link that leads nowhere (bad/dangling.png)\n"
         "images: 7 of 9 images cannot be read, the first is bad/cut.png (image file is truncated); all are in "
         "errors.parquet\n"
     )

@@ -68,7 +68,7 @@ def test_plan_prints_what_a_command_would_do(tmp_path: Path, capsys: pytest.Capt
     assert run_command(["plan", "tune", "--grid", "smoke", "--seeds", "2", *storage]) == 0
     shown = capsys.readouterr().out
     assert "smoke-digits: 8 runs, 0 done already" in shown
-    assert "judged by a probe" in shown
+    assert "estimated by a probe" in shown
     assert run_command(["plan", "train", "--dataset", "digits", *storage]) == 0
     assert "baseline-digits-s0: 1 run, 0 done already; 1 stack to train" in capsys.readouterr().out
     assert run_command(["plan", "tune", "--grid", "smoke", "--epochs", "0", *storage]) == 2

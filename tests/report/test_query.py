@@ -343,7 +343,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         ("SELECT 'a'::INT", [], "SQL: Conversion Error:"),
         ("", [], "SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'"),
         ("SELECT 1", ["--json", "--csv"], "--json and --csv don't go together"),
-        ("SELECT 1 AS a, 2 AS a", ["--json"], "SQL: the column 'a' stands twice"),
+        ("SELECT 1 AS a, 2 AS a", ["--json"], "SQL: the column 'a' occurs twice"),
     ],
 )
 def test_a_mistake_in_the_sql_is_one_line_and_ends_with_2(

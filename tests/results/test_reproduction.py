@@ -66,7 +66,7 @@ def test_other_weights_without_a_reason_end_with_7(tmp_path: Path, capsys: pytes
     assert run_command(reproduce) == 7
     output = capsys.readouterr()
     assert "a: not equal (3 epochs, best 3; again 3 epochs, best 3)" in output.out
-    assert "largest of an epoch's validation loss: 0\n" in output.out
+    assert "largest difference of an epoch's validation loss: 0\n" in output.out
     assert "error: run 'a': did not come out equal, though nothing has changed" in output.err
 
 

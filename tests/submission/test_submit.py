@@ -285,7 +285,7 @@ def test_something_that_does_not_speak_http_is_not_a_dashboard(no_token: dict[st
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
-        with pytest.raises(ClusterError, match="no Ray dashboard reached: what answers there does not speak HTTP"):
+        with pytest.raises(ClusterError, match="no Ray dashboard reached: the server there does not speak HTTP"):
             connect(f"http://127.0.0.1:{listener.getsockname()[1]}", environ=no_token)
         thread.join()
 
@@ -310,8 +310,8 @@ def test_another_machine_is_sent_nothing_without_a_token(
         connect(address, environ=no_token)
     assert caught.value.exit_code == 5
     assert str(caught.value) == (
-        f"{address}: another machine, and no token was found for it; give this cluster's in RAY_AUTH_TOKEN or "
-        "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled goes there without)"
+        f"{address}: another machine, and no token was found for it; give this cluster's token in RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled connects without a token)"
     )
 
 
@@ -329,7 +329,7 @@ def test_another_machine_without_tokens_is_warned_of_where_the_person_says_so(
     assert sent == [("/api/version", {})]
     assert capsys.readouterr().err == (
         "warning: http://192.0.2.254:8265: RAY_AUTH_MODE=disabled: "
-        "whoever reaches this address can run any code on the cluster\n"
+        "anyone who reaches this address can run any code on the cluster\n"
     )
 
 

@@ -256,13 +256,13 @@ def test_a_cluster_with_tokens_takes_its_own_and_no_other(
             connect(head.address, environ={"HOME": str(tmp_path)})
         assert str(missing.value) == (
             f"{head.address}: HTTP 401: a token is needed and none was found; "
-            "give this cluster's in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+            "give this cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         )
         with pytest.raises(ClusterError) as wrong:
             connect(head.address, environ={"RAY_AUTH_TOKEN": "wrong-token"})
         assert str(wrong.value) == (
             f"{head.address}: HTTP 403: wrong token in RAY_AUTH_TOKEN; "
-            "give this cluster's in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+            "give this cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         )
         (tmp_path / "token").write_text("right-token-of-this-test\n")
         client = connect(head.address, environ={"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
