@@ -1,4 +1,4 @@
-"""Work in a thread beside a block of code."""
+"""Runs work in a background thread."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Runs work in a thread while the block runs, tells it by the event that the block has ended, and waits for it."""
+    """Runs work in a thread while the block runs, sets its event when the block ends, and joins the thread."""
     ended = threading.Event()
     thread = threading.Thread(target=work, args=(ended,), daemon=True)
     thread.start()

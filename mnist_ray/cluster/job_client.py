@@ -1,4 +1,4 @@
-"""Ray's own client of its job API: it uploads the code, which the plain HTTP requests of submission/ don't."""
+"""Submits jobs with Ray's own client, which uploads the code; submission/ uses plain HTTP for all other requests."""
 
 import logging
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def send_job(
     """
     try:
         client = JobSubmissionClient(address, headers=dict(headers))
-        # The client announces its upload at INFO.
+        # The client logs its upload at INFO.
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         client.submit_job(
             entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env), metadata=dict(metadata)

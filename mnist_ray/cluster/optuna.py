@@ -1,4 +1,4 @@
-"""The tuning job with Optuna: Ray Tune asks for settings one by one; a trial is one of them with all its seeds."""
+"""The tuning job with Optuna: Ray Tune asks for one setting at a time; a trial trains a setting with all its seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,21 @@ def train_suggestions(
     view: GridProgress,
     tracking: Tracking,
 ) -> int:
-    """Trains settings that Optuna suggests, each judged by the mean over its seeds of the lowest validation loss.
+    """Trains settings that Optuna suggests; the objective is the lowest validation loss, averaged over the seeds.
 
     Args:
       job: the search.
       search: its kind and size.
-      storage: where its folder is.
-      samples: the settings so far; each suggestion is added.
-      view: told how far the runs are.
-      tracking: told of the runs.
+      storage: the storage with its folder.
+      samples: the settings so far; each suggestion is appended.
+      view: gets the runs' progress.
+      tracking: gets the runs.
 
     Returns:
       The number of runs that were trained.
 
     Raises:
-      MnistRayError: as the error tree says; runs that were done by then stay done.
+      MnistRayError: see mnist_ray.errors; finished runs are kept.
     """
     num_before = len(samples)
     losses = [_objective([view.progress[run.run] for run in job.runs([sample])]) for sample in samples]
@@ -59,12 +59,12 @@ def train_suggestions(
         tracking.update(run.run for run in runs)
         folder.write_runs(runs, read_all_progress(storage, runs))
     job.check_done(view.progress.values())
-    # It may have suggested the same settings again.
+    # Count new samples: Optuna may have suggested the same settings again.
     return (len(samples) - num_before) * len(job.grid.seeds)
 
 
 class _Suggestions(Watcher):
-    """Takes up each suggested setting, in the view and in grid.json."""
+    """Adds each suggested setting to the view and to grid.json."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class _Suggestions(Watcher):
         self._job, self._folder, self._search, self._samples = job, folder, search, samples
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Takes up a suggestion; Tune calls this, also when a trial is started again."""
+        """Adds a suggestion; Tune calls this for every start of a trial, including restarts."""
         del iteration, trials
         sample = _sample(trial.config, self._job.grid)
         if sample in self._samples:
@@ -94,39 +94,39 @@ def _searcher(grid: GridConfig, search: Search, samples: Sequence[Mapping[str, A
     from ray.tune.search.optuna import OptunaSearch
 
     space: dict[str, Any] = {
-        # Indices: a level may be a list, which Optuna doesn't take.
+        # Indices: a level may be a list, which Optuna doesn't accept.
         name: optuna.distributions.CategoricalDistribution(list(range(len(levels))))
         for name, levels in grid.axes.items()
     }
-    space |= {name: _distribution(found) for name, found in grid.ranges.items()}
+    space |= {name: _distribution(limits) for name, limits in grid.ranges.items()}
     points = [
         {name: list(grid.axes[name]).index(value) if name in grid.axes else value for name, value in sample.items()}
         for sample in samples
     ]
     known = {"points_to_evaluate": points, "evaluated_rewards": list(losses)} if points else {}
-    # With the seed of the beginning it would suggest the beginning again.
+    # With the original seed a resumed search would repeat its first suggestions.
     seed = (search.seed + 1_000_003 * len(samples)) % 2**32
     return OptunaSearch(space, metric=OBJECTIVE, mode="min", seed=seed, **known)
 
 
-def _distribution(found: Range) -> Any:
+def _distribution(limits: Range) -> Any:
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    if found.kind == "randint":
-        return IntDistribution(int(found.low), int(found.high))
-    return FloatDistribution(found.low, found.high, log=found.kind == "loguniform")
+    if limits.kind == "randint":
+        return IntDistribution(int(limits.low), int(limits.high))
+    return FloatDistribution(limits.low, limits.high, log=limits.kind == "loguniform")
 
 
 def _sample(chosen: Mapping[str, Any], grid: GridConfig) -> dict[str, Any]:
     return {name: grid.axes[name][value] if name in grid.axes else value for name, value in chosen.items()}
 
 
-def _objective(found: Sequence[RunProgress]) -> float:
-    """Returns the mean of the lowest validation losses; infinity if a run diverged, whatever the other seeds did."""
-    losses = [row.best_val_loss for row in found if row.best_val_loss is not None and row.status != "diverged"]
-    return fmean(losses) if losses and len(losses) == len(found) else math.inf
+def _objective(progress: Sequence[RunProgress]) -> float:
+    """Returns the mean of the runs' lowest validation losses; infinity if any run diverged."""
+    losses = [row.best_val_loss for row in progress if row.best_val_loss is not None and row.status != "diverged"]
+    return fmean(losses) if losses and len(losses) == len(progress) else math.inf
 
 
 def _train_suggestion(chosen: dict[str, Any], *, settings: WorkerSettings) -> None:
     job = settings.job
-    train_runs(job.runs([_sample(chosen, job.grid)]), settings, lambda found: {OBJECTIVE: _objective(found)})
+    train_runs(job.runs([_sample(chosen, job.grid)]), settings, lambda progress: {OBJECTIVE: _objective(progress)})

@@ -1,4 +1,4 @@
-"""The CPUs and GPUs of a cluster: waits for those that a job needs, and gives it up once too many are gone."""
+"""A cluster's CPUs and GPUs: waits until a job's workers fit, and gives the job up after losing too many."""
 
 import threading
 import time
@@ -22,14 +22,14 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job can't do without.
+    """A job's requirements.
 
     Attributes:
       what: the job, for messages, such as "run 'a'".
       storage: where its workers read and write.
-      num_workers: workers that must fit at its start, each on one CPU or one GPU.
-      least: workers that must fit for it to go on.
-      option: the option that asked for the workers.
+      num_workers: workers that must fit at the start, each on one CPU or one GPU.
+      least: workers that must fit for the job to continue.
+      option: the command-line option that sets the number of workers.
     """
 
     what: str
@@ -43,15 +43,15 @@ def await_workers(needs: Needs, placement: Placement, *, may_grow: bool) -> bool
     """Waits until a job's workers fit.
 
     Args:
-      needs: of the job.
-      placement: on what, and for how long.
+      needs: the job's requirements.
+      placement: CPUs or GPUs, and the timeout.
       may_grow: whether to wait at all.
 
     Returns:
-      Whether the workers get a GPU each.
+      Whether each worker gets a GPU.
 
     Raises:
-      ClusterError: they don't fit in time.
+      ClusterError: the workers don't fit in time.
     """
     kind = _fitting_kind(needs, placement)
     if kind is None and may_grow and placement.resource_timeout_s:
@@ -72,7 +72,7 @@ def await_workers(needs: Needs, placement: Placement, *, may_grow: bool) -> bool
 
 @contextmanager
 def _demand(count: int, kind: str) -> Iterator[None]:
-    """Shows the autoscaler, if there is one, what is missing; Ray's request_resources would replace a person's own."""
+    """Signals the demand to an autoscaler; Ray's request_resources would overwrite the user's own request."""
     group = placement_group([{kind: 1}] * count)
     try:
         yield
@@ -105,10 +105,10 @@ def _lack(needs: Needs, placement: Placement, *, where: str) -> str:
 
 
 def check_storage(needs: Needs, placement: Placement) -> None:
-    """Makes sure that all nodes see the same storage.
+    """Checks that all nodes see the same storage.
 
     Raises:
-      StorageError: it is a folder of one machine, and the cluster has several.
+      StorageError: the storage is a local folder, and the cluster has several nodes.
     """
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     if needs.storage.is_local and num_nodes > 1 and not placement.shared_storage:
@@ -117,15 +117,15 @@ def check_storage(needs: Needs, placement: Placement) -> None:
 
 @contextmanager
 def watched(needs: Needs, placement: Placement, kind: str) -> Iterator[None]:
-    """Gives the job up when the cluster has lost too many nodes for longer than the deadline: Ray waits for ever.
+    """Gives the job up if the cluster lacks too many nodes for longer than the timeout; Ray itself waits for ever.
 
     Args:
-      needs: of the job.
-      placement: says how long.
-      kind: "CPU" or "GPU", what each worker takes.
+      needs: the job's requirements.
+      placement: sets the timeout.
+      kind: "CPU" or "GPU", whichever a worker takes.
     """
     if threading.current_thread() is not threading.main_thread():
-        # Python's signals reach no other thread.
+        # give_up works by a signal, which reaches only the main thread.
         yield
         return
     with beside(partial(_watch, needs, placement, kind)):

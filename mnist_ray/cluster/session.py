@@ -1,4 +1,4 @@
-"""A Ray to work on: the cluster whose job this is, or one of our own on this machine."""
+"""Provides a Ray session: the cluster that runs this job, or a single-node Ray on this machine."""
 
 import io
 import os
@@ -18,28 +18,28 @@ from mnist_ray.config.placement import Placement, on_cluster
 from mnist_ray.errors import ClusterError, ConfigError
 from mnist_ray.interruption import deferred
 
-# Ray Train takes what its workers report when it asks whether they are alive: every 2 s, so long would an epoch last.
+# Ray Train fetches reports with its health checks: at the default of 2 s every epoch would take at least as long.
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-# The watcher for nodes that are taken away costs a process and is of no use on this machine. What the object store no
-# longer needs it gives back once a second: at full speed it would hold 100 MiB of images by then.
+# The preemption watcher costs a process and does nothing on a single machine. By default the object store frees objects
+# once a second; at full speed 100 MiB of images accumulate in that time.
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_free_objects_period_milliseconds": "50"}
 
-# What Ray calls the folder of a session, with the time in it; the process's id follows.
+# The pattern of Ray's session folder; the process id follows.
 _SESSION = "session_2026-01-01_00-00-00_000000"
 
 
 @contextmanager
 def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
-    """Connects to the job's cluster, or starts a single-node Ray and stops it after.
+    """Connects to the job's cluster, or starts a single-node Ray and stops it afterwards.
 
     Yields:
-      Whether the workers get a GPU each.
+      Whether each worker gets a GPU.
 
     Raises:
       ConfigError: RAY_TMPDIR can't be written, or its path is too long.
-      ClusterError: the cluster can't be reached, or lacks CPUs or GPUs after the deadline.
-      RunFailedError: it has lost too many of them for longer than the deadline.
-      StorageError: the storage is a folder of one machine, and the cluster has several.
+      ClusterError: the cluster can't be reached, or lacks CPUs or GPUs after the timeout.
+      RunFailedError: the cluster lost too many of them for longer than the timeout.
+      StorageError: the storage is a local folder, and the cluster has several nodes.
     """
     private = _private_folder()
     try:
@@ -51,8 +51,8 @@ def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
 
 
 def _private_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Makes the folder of a Ray of our own: Ray lets every user of this machine write its sockets and logs."""
-    # In /tmp and with a short name: Linux allows the path of a socket 107 bytes, macOS 103.
+    """Makes a private folder for a local Ray, which makes its sockets and logs writable by every user."""
+    # In /tmp and with a short name: a socket's path is limited to 107 bytes on Linux and 103 on macOS.
     parent = os.environ.get("RAY_TMPDIR") or "/tmp"
     try:
         private = tempfile.TemporaryDirectory(prefix="ray-", dir=parent, ignore_cleanup_errors=True)
@@ -76,30 +76,30 @@ def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]
         os.environ.setdefault(name, value)
     try:
         try:
-            # A Ray that is interrupted while it starts leaves processes behind.
+            # Interrupting Ray during its start would leave processes behind.
             with deferred():
                 _connect() if on_cluster() else _start_local(f"{scratch}/ray")
         except SystemExit:
-            # Ray's own handler of SIGTERM, in force while it starts.
+            # Raised by Ray's own SIGTERM handler, which is active during its start.
             signal.raise_signal(signal.SIGTERM)
             raise
-        # What Ray says of a lost worker goes to stdout, where a command's results belong.
+        # Ray prints messages about lost workers on stdout, which is reserved for a command's results.
         with redirect_stdout(sys.stderr):
             use_gpu = await_workers(needs, placement, may_grow=on_cluster())
             check_storage(needs, placement)
             with watched(needs, placement, "GPU" if use_gpu else "CPU"):
                 yield use_gpu
     finally:
-        # What Ray has left to say comes here: repetitions, and of workers that were stopped in their work on purpose.
-        # One that is shut down by halves leaves processes and files behind.
+        # Discard Ray's last output: repetitions, and messages about workers stopped on purpose. Defer signals: an
+        # interrupted shutdown leaves processes and files behind.
         with deferred(), redirect_stdout(io.StringIO()):
             ray.shutdown()
 
 
 def _connect() -> None:
     address = os.environ["RAY_ADDRESS"]
-    # A job's own folder goes when another node of the same machine gets the job's files, to the same place; libraries
-    # that ask where they are would fail then.
+    # The job's working folder vanishes when another node on the same machine unpacks the job's files to the same place;
+    # libraries that call getcwd would then fail.
     os.chdir("/")
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -112,33 +112,33 @@ def _start_local(scratch: str) -> None:
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
-        # Otherwise gloo listens where the machine's name leads, which may be a network's address.
+        # Otherwise gloo listens on the address of the host name, which may be a network's.
         environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     group = os.getpgrp()
     token = Path.home() / ".ray" / "auth_token"
     _make_private_folder(token.parent)
     with on_loopback():
-        # "local": without it ray.init attaches to any Ray that it finds on this machine, somebody else's too.
+        # Without "local" ray.init attaches to any Ray that it finds on this machine, even another user's.
         ray.init(
             address="local",
             include_dashboard=False,
             **session_folder(scratch),
-            # Its helpers' logs would bury the epochs' lines; what matters of them comes back as an exception.
+            # Ray's logs would bury the progress lines; errors that matter come back as exceptions.
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": environment},
         )
     if os.getpgrp() != group:
-        # ray.init leaves it for a group of its own, where a terminal's Ctrl-C doesn't reach what make or a script runs.
+        # ray.init moves the process to its own group, where Ctrl-C doesn't reach a command run by make or a script.
         os.setpgid(0, group)
     if token.is_file():
-        # Ray writes its token readable for everybody.
+        # Ray writes its token readable by everyone.
         token.chmod(0o600)
 
 
 def _make_private_folder(folder: Path) -> None:
-    """Makes a folder that nobody else can look into, before Ray writes its token there for everybody to read."""
-    # Without a home that can be written there is no token either, or Ray says why not.
+    """Makes a folder with mode 0700, before Ray writes its token there readable by everyone."""
+    # If the home folder isn't writable, there is no token either, or Ray reports the error.
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)

@@ -1,4 +1,4 @@
-"""A run to be trained; no Ray here."""
+"""Describes a run to train; doesn't use Ray."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,20 +10,20 @@ from mnist_ray.results.lineage import command_line
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A run and where and how it is done; nothing here but the config changes the result.
+    """A run, and where and how to train it; only the config affects the result.
 
     Attributes:
-      config: all that the result depends on.
+      config: all settings that affect the result.
       run: name of the run.
-      storage_uri: where the run's folder goes.
+      storage_uri: URI of the storage for the run's folder.
       data_dir: folder of the data sets.
       num_workers: processes that share every batch.
-      resume: go on with a run that was interrupted.
-      max_failures: how often the workers are started again after one died.
-      command_line: the one that asked for the run, for its lineage.
-      log: trackers that the run is written to.
-      last_epoch: ends the run after this epoch, as one that was stopped; None for the config's own end.
-      placement: on which machines.
+      resume: whether to resume an interrupted run.
+      max_failures: how often the workers are restarted after one dies.
+      command_line: the command line that started the run, for its lineage.
+      log: trackers for the run.
+      last_epoch: ends the run early after this epoch; None to train as the config says.
+      placement: where the workers run.
     """
 
     config: TrainConfig
@@ -39,5 +39,5 @@ class TrainJob:
     placement: Placement = ANYWHERE
 
     def needs_ray(self) -> bool:
-        """Tells whether there is something to distribute, or a worker to start again when it dies."""
+        """Tells whether the run is distributed or a dead worker must be restarted."""
         return self.num_workers > 1 or self.max_failures > 0 or on_cluster()

@@ -1,4 +1,4 @@
-"""Training on Ray: TorchTrainer around the core's loop, every worker a rank that shares each batch."""
+"""Trains on Ray: a TorchTrainer runs the training loop; every worker is a rank with a share of each batch."""
 
 import logging
 import tempfile
@@ -32,25 +32,25 @@ from mnist_ray.training.distributed import from_rank_0, shared_errors
 from mnist_ray.training.train_run import train_run
 
 _History = tuple[EpochResult, ...]
-# How long the last lines may take to arrive when a command is interrupted.
+# Time limit for the last progress lines to arrive when a command ends.
 _LAST_LINES_S = 2.0
 
 
 def train_on_workers(
     job: TrainJob, storage: Storage, *, begin: Callable[[], None], show: Callable[[_History], None]
 ) -> None:
-    """Trains a run on the workers of the job's cluster, or of a Ray of our own.
+    """Trains a run on the workers of the job's cluster, or of a local Ray.
 
     Args:
       job: the run.
-      storage: where its folder goes.
-      begin: called once the workers are there; claims the run.
+      storage: the storage for its folder.
+      begin: called once the workers fit; claims the run.
       show: called in a thread with the run's history after each epoch.
 
     Raises:
-      MnistRayError: as the error tree says.
+      MnistRayError: see mnist_ray.errors.
     """
-    # Train announces every report at INFO; the epochs' lines say more.
+    # Train logs every report at INFO; our progress lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     needs = Needs(f"run {job.run!r}", storage, job.num_workers, least=job.num_workers)
     with ray_session(needs, job.placement) as use_gpu:
@@ -61,13 +61,13 @@ def train_on_workers(
 
 @contextmanager
 def _histories(show: Callable[[_History], None]) -> Iterator[Queue]:
-    """Yields the queue by which rank 0 sends the run's history; a thread shows what arrives."""
-    # On this node: a worker's node may be lost.
+    """Yields a queue for the histories that rank 0 sends; a thread passes them to show."""
+    # Keep the queue on this node: a worker's node may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def listen() -> None:
-        # A Ray that has failed ends the run by what its workers raise; there is only nothing more to show.
+        # If Ray fails, the workers' error ends the run; here there is just nothing more to show.
         with suppress(RayError):
             while (history := queue.get()) is not None:
                 show(history)
@@ -83,20 +83,20 @@ def _histories(show: Callable[[_History], None]) -> Iterator[Queue]:
 
 
 def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scratch: Path | None = None) -> None:
-    """Trains a run that was claimed, on Ray Train's workers.
+    """Trains a claimed run on Ray Train's workers.
 
     Args:
       job: the run.
       use_gpu: whether each worker gets a GPU.
-      histories: takes the run's history after each epoch.
-      scratch: an existing folder for Ray's own bookkeeping; the system's folder of temporary files by default.
+      histories: gets the run's history after each epoch.
+      scratch: an existing folder for Ray's bookkeeping; by default the system's folder for temporary files.
 
     Raises:
-      MnistRayError: as the error tree says.
+      MnistRayError: see mnist_ray.errors.
     """
-    # Ray's workers run in folders of their own: a relative path would mean another place there.
+    # Ray's workers run in other folders, where a relative path would mean another place.
     job = replace(job, storage_uri=open_storage(job.storage_uri).uri, data_dir=job.data_dir.absolute())
-    # Ray keeps its own bookkeeping in a folder of its own: checkpoints are ours, in the storage.
+    # Only for Ray's bookkeeping: train_run writes the checkpoints to the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
         trainer = _Trainer(
             train_worker,
@@ -114,7 +114,7 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Leaves Ctrl-C to the launcher: Train's own handler loses one that comes before the workers are there."""
+    """Leaves Ctrl-C to the launcher: Train's own handler ignores one that comes before the workers start."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
@@ -139,13 +139,13 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
 
 
 def train_worker(given: dict[str, Any]) -> MnistRayError | None:
-    """Trains as one rank of a run; goes on from the newest checkpoint if there is one.
+    """Trains as one rank of a run, from the newest checkpoint if there is one.
 
     Args:
       given: job, the run, and histories, the queue for its history.
 
     Returns:
-      None, or an error that trying again would not mend; a raised one Ray would retry.
+      None, or a permanent error; Ray would retry a raised one.
     """
     try:
         _train_rank(**given)

@@ -1,4 +1,4 @@
-"""What Ray Tune's workers do, and what they tell the driver."""
+"""The work of Ray Tune's trials and their reports to the driver."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,27 +28,27 @@ from mnist_ray.training.train_stack import train_stack
 
 @dataclass
 class Failure:
-    """What ends a grid, told by a worker.
+    """A failure that ends a grid, reported by a worker.
 
     Attributes:
-      error: an error that trying again would not mend; None until there is one.
+      error: a permanent error, or None.
     """
 
     error: Exception | None = None
 
 
 class Watcher(tune.Callback):  # type: ignore[misc]
-    """Passes the workers' reports on to the view and to the trackers."""
+    """Passes the workers' reports to the view and the trackers."""
 
     def __init__(self, view: GridProgress, tracking: Tracking) -> None:
         self.view, self.tracking, self.failure = view, tracking, Failure()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its callbacks to a file that nobody reads here, and a view can't be written.
+        # Tune pickles its callbacks to a file that is never read here, and a view can't be pickled.
         return {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """Takes a report; Tune calls this."""
+        """Handles a report; called by Tune."""
         del iteration, trials, trial
         for note in result.get("notes", ()):
             self.view.say(note)
@@ -59,20 +59,20 @@ class Watcher(tune.Callback):  # type: ignore[misc]
             self.failure.error = result["failure"]
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Tells that a trial is started again; Tune calls this."""
+        """Reports that a trial is restarted; called by Tune."""
         del iteration, trials
         if not self._is_bug(trial):
             self.view.say("a worker was lost; its runs go on from their last epochs")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """Tells that a trial is given up; Tune calls this."""
+        """Reports that a trial is given up; called by Tune."""
         del iteration, trials
         if not self._is_bug(trial):
             self.view.say("a worker was lost and is not started again; the others go on")
 
     def _is_bug(self, trial: Any) -> bool:
-        """Tells whether a trial failed by an exception in its code; then it is the grid's failure."""
-        # get_pickled_error() looks where the file comes later.
+        """Tells whether an exception in a trial's code is the failure, which then ends the grid."""
+        # get_pickled_error() looks for the file where Tune moves it only later.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
         if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RunFailedError):
             self.failure.error = error
@@ -86,17 +86,17 @@ class StopAtFailure(tune.Stopper):  # type: ignore[misc]
     failure: Failure
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Tells whether one trial ends; Tune asks after each report."""
+        """Tells whether to end one trial; Tune asks after each report."""
         del trial_id, result
         return False
 
     def stop_all(self) -> bool:
-        """Tells whether all end; Tune asks after each report."""
+        """Tells whether to end all trials; Tune asks after each report."""
         return self.failure.error is not None
 
 
 class RungKeeper:
-    """The rungs of a grid in one actor: runs arrive from all workers."""
+    """Actor with a grid's rungs, shared by all workers."""
 
     def __init__(self, rungs: Rungs) -> None:
         self._rungs = rungs
@@ -111,9 +111,9 @@ class RungKeeper:
 
 
 def start_rungs(rungs: Rungs, progress: Iterable[RunProgress], storage: Storage) -> Any:
-    """Starts the actor; runs of an earlier command have arrived where their histories say."""
-    for found in progress:
-        history = RunFolder(storage, found.run).history() if found.epochs_done else ()
+    """Starts the actor, with the rungs that runs reached in earlier commands, read from their histories."""
+    for run in progress:
+        history = RunFolder(storage, run.run).history() if run.epochs_done else ()
         for row in history:
             if rungs.is_rung(row.epoch):
                 rungs.remember(row.epoch, [min(before.val_loss for before in history[: row.epoch])])
@@ -122,11 +122,11 @@ def start_rungs(rungs: Rungs, progress: Iterable[RunProgress], storage: Storage)
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What all trials of a grid share.
+    """Settings that all trials of a grid share.
 
     Attributes:
-      job: the grid, its paths absolute: workers run in folders of their own.
-      use_gpu: whether these workers get a GPU each.
+      job: the grid, with absolute paths, because workers run in other folders.
+      use_gpu: whether each worker gets a GPU.
       rungs: the actor that ends runs early, or None.
     """
 
@@ -136,7 +136,7 @@ class WorkerSettings:
 
 
 def train_trial(chosen: dict[str, int], *, trials: Sequence[Sequence[GridRun]], settings: WorkerSettings) -> None:
-    """Trains the runs of one of some trials."""
+    """Trains the runs of the chosen trial."""
     train_runs(trials[chosen["trial"]], settings)
 
 
@@ -145,14 +145,14 @@ def train_runs(
     settings: WorkerSettings,
     judge: Callable[[Sequence[RunProgress]], dict[str, float]] = lambda _: {},
 ) -> None:
-    """Trains runs and reports how far they are.
+    """Trains runs and reports their progress.
 
-    An error that trying again would not mend is reported; a raised one, of a lost worker, Tune retries.
+    Permanent errors are reported; Tune retries a raised error, such as a lost worker's.
 
     Args:
-      runs: those of one stack, or a single one.
-      settings: how.
-      judge: what else is reported of them.
+      runs: the runs of one stack, or a single run.
+      settings: the grid's settings.
+      judge: returns further metrics to report.
     """
     storage = open_storage(settings.job.storage_uri)
     try:
@@ -163,14 +163,14 @@ def train_runs(
             for progress in _train_stack(runs, storage, settings, notes):
                 tune.report({"progress": [row.as_dict() for row in progress], "notes": notes.copy(), **judge(progress)})
                 notes.clear()
-        found = [read_progress(storage, run.run) for run in runs]
+        final = [read_progress(storage, run.run) for run in runs]
     except RunFailedError:
-        # Of workers that share a run one was lost: as if it were the trial's own.
+        # One of the workers that share a run was lost; treat it as the loss of the trial's own worker.
         raise
     except MnistRayError as error:
         tune.report({"failure": error, **judge([])})
     else:
-        tune.report({"progress": [row.as_dict() for row in found], **judge(found)})
+        tune.report({"progress": [row.as_dict() for row in final], **judge(final)})
 
 
 def _train_stack(
@@ -190,7 +190,7 @@ def _train_stack(
 
 
 def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
-    """Returns what decides after each epoch whether a run goes on."""
+    """Returns a function that decides after each epoch whether a run continues."""
 
     def goes_on(progress: RunProgress) -> bool:
         return bool(ray.get(rungs.judge.remote(progress.run, progress.epochs_done, progress.best_val_loss)))
@@ -199,14 +199,14 @@ def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
 
 
 def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) -> None:
-    """Trains one run as a TorchTrainer of its own; one that diverges leaves its note and ends the trial only."""
+    """Trains one run with its own TorchTrainer; divergence is recorded in the run's folder and ends only the trial."""
     folder, grid = RunFolder(storage, run.run), settings.job
     folder.claim(run.config, load_data(run.config, grid.data_dir, torch.device("cpu")), resume=True)
     job = TrainJob(
         run.config, run.run, grid.storage_uri, grid.data_dir, grid.workers_per_run, command_line=grid.command_line
     )
     try:
-        # In the trial's own folder, which goes with this Ray: a trial that is killed can't clean up.
+        # In the trial's folder, which is removed with this Ray: a killed trial can't clean up.
         fit_run(job, use_gpu=settings.use_gpu, scratch=Path.cwd())
     except MnistRayError:
         if folder.status().status != "diverged":

@@ -1,4 +1,4 @@
-"""A grid to be trained, and how its runs are divided among stacks; no Ray here."""
+"""Describes a grid to train and divides its runs into stacks; doesn't use Ray."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,38 +20,38 @@ from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
 from mnist_ray.training.loop import VALIDATION_BATCH
 
-# Measured with benchmarks/stack.py: more runs no longer fit into a core's cache together.
+# Measured with benchmarks/stack.py: larger stacks no longer fit into a core's cache.
 CPU_STACK_SIZE = 4
 MAX_GPU_STACK_SIZE = 160
-# The rest is for the data, CUDA itself and what its allocator leaves unused.
+# The rest is for the data, CUDA itself and the allocator's fragmentation.
 _SHARE_OF_GPU_MEMORY = 0.7
-# EMNIST's balanced split has 47, and no data set of ours more; more classes add next to nothing to a run's memory.
+# EMNIST's balanced split has the most classes of our data sets; more would add next to nothing to a run's memory.
 MAX_CLASSES = 47
 
 
 @dataclass(frozen=True)
 class TuneJob:
-    """A grid and where and how it is trained; only the grid changes the results.
+    """A grid, and where and how to train it; only the grid affects the results.
 
     Attributes:
       grid: axes, fixed settings and seeds.
       name: name of the grid.
-      storage_uri: where its folder and those of its runs go.
+      storage_uri: URI of the storage for its folder and its runs' folders.
       data_dir: folder of the data sets.
-      num_workers: stacks, or runs, that train at once; None for as many as the resources allow.
-      stack_size: most runs in a stack; None for the measured default.
-      gpus_per_stack: share of a GPU that a stack takes, where there are GPUs.
-      workers_per_run: 0 to train stacks; else each run by itself, on so many workers.
+      num_workers: stacks, or runs, that train at once; None for all that the resources allow.
+      stack_size: maximum runs in a stack; None for the measured default.
+      gpus_per_stack: share of a GPU that a stack takes, if there are GPUs.
+      workers_per_run: 0 to train stacks; otherwise the number of workers that train each run by itself.
       asha: rungs that end runs early, or None.
-      max_failures: how often a stack is started again after its worker died.
-      max_runs: most runs that the grid may have.
-      search: how settings are chosen, instead of every combination; None for a grid.
-      log: trackers that the runs are written to.
-      placement: on which machines.
-      command_line: the one that asked for the grid, for the runs' lineage.
+      max_failures: how often a stack is restarted after its worker dies.
+      max_runs: maximum runs in the grid.
+      search: how to choose settings, instead of every combination; None for a grid.
+      log: trackers for the runs.
+      placement: where the workers run.
+      command_line: the command line that started the grid, for the runs' lineage.
 
     Raises:
-      ConfigError: two of them don't go together.
+      ConfigError: two of the options exclude each other.
     """
 
     grid: GridConfig
@@ -80,17 +80,17 @@ class TuneJob:
 
     @property
     def suggests(self) -> bool:
-        """Whether settings are chosen one after the other, by what became of those before."""
+        """Whether settings are chosen one at a time, based on earlier results."""
         return self.search is not None and self.search.kind == "optuna"
 
     def samples(self) -> list[dict[str, Any]] | None:
-        """Returns the settings of a random search, None for a grid; those of optuna show as it goes."""
+        """Returns the settings of a random search, None for a grid, or none yet for Optuna."""
         if self.search is None:
             return None
         return [] if self.suggests else random_samples(self.grid, self.search)
 
     def runs(self, samples: Sequence[dict[str, Any]] | None) -> tuple[GridRun, ...]:
-        """Returns the runs of some samples, or of the grid.
+        """Returns the runs of the samples, or of the grid if samples is None.
 
         Raises:
           ConfigError: more runs than max_runs, or an invalid setting.
@@ -101,7 +101,7 @@ class TuneJob:
         return runs_of_samples(samples, self.grid, name=self.name)
 
     def trials_at_once(self, available: float, *, use_gpu: bool) -> int:
-        """Returns how many trials run at once, on so many CPUs or GPUs; 0 where not even one fits."""
+        """Returns how many trials run at once on the available CPUs or GPUs; 0 if none fits."""
         if self.workers_per_run:
             fit = int(available) // self.workers_per_run
         else:
@@ -113,7 +113,7 @@ class TuneJob:
     ) -> list[tuple[GridRun, ...]]:
         """Returns the runs of each trial: a stack, or a single run if workers share runs.
 
-        Stacks are as large as given, or as measured to be best but so small that every worker gets one.
+        Without a given size, stacks have the best measured size, or less so that every worker gets one.
 
         Args:
           runs: all runs.
@@ -126,10 +126,10 @@ class TuneJob:
         return list(stacks(runs, size=self.stack_size or min(best, math.ceil(len(runs) / max(at_once, 1)))))
 
     def check_done(self, progress: Iterable[RunProgress]) -> None:
-        """Checks that every run has come to its end.
+        """Checks that no run is unfinished.
 
         Raises:
-          RunFailedError: some haven't.
+          RunFailedError: some are.
         """
         num_unfinished = sum(row.status == "unfinished" for row in progress)
         if num_unfinished:
@@ -140,7 +140,7 @@ class TuneJob:
 
 
 def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
-    """Returns how many of the runs, whichever, train together in some bytes of GPU memory."""
+    """Returns how many of the runs, in any combination, fit together into memory bytes of a GPU."""
     alike = {tuple(getattr(run.config, name) for name in STACK_SETTINGS): run.config for run in runs}
     largest = max(
         bytes_of_run(config, num_classes=MAX_CLASSES, validation_batch=VALIDATION_BATCH) for config in alike.values()
@@ -149,7 +149,7 @@ def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
 
 
 def read_all_progress(storage: Storage, runs: Sequence[GridRun]) -> dict[str, RunProgress]:
-    """Returns how far each run is, as the storage tells."""
+    """Returns each run's progress, read from the storage."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        found = pool.map(lambda run: read_progress(storage, run.run), runs)
-        return {row.run: row for row in found}
+        rows = pool.map(lambda run: read_progress(storage, run.run), runs)
+        return {row.run: row for row in rows}

@@ -1,4 +1,4 @@
-"""The tuning job: Ray Tune schedules stacks of runs; a trial is a stack, its worker goes from stack to stack."""
+"""The tuning job: Ray Tune schedules stacks of runs; each trial is a stack, and workers are reused across trials."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from mnist_ray.storage.storage import Storage
 from mnist_ray.tracking.grid_progress import GridProgress
 from mnist_ray.tracking.trackers import Tracking
 
-# Tune's own files are of no use here: the runs' folders are what a grid goes on from.
+# Tune's own files are not needed: a grid resumes from its runs' folders.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -40,13 +40,13 @@ _TUNE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Trials:
-    """What Tune calls, and with what.
+    """The function that Tune calls, and its arguments.
 
     Attributes:
       trainable: called with a point of the space, the parameters and settings=WorkerSettings.
-      parameters: what all calls share.
-      space: Tune's space of points.
-      searcher: what chooses points, for num_samples of them; None for every point of the space.
+      parameters: arguments that all calls share.
+      space: Tune's search space.
+      searcher: chooses num_samples points; None for every point of the space.
       num_samples: points that the searcher chooses.
     """
 
@@ -58,10 +58,10 @@ class Trials:
 
 
 def tune_runs(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking) -> None:
-    """Trains runs of a grid to their ends; the view and the trackers are told.
+    """Trains runs of a grid to their ends and reports to the view and the trackers.
 
     Raises:
-      MnistRayError: as the error tree says.
+      MnistRayError: see mnist_ray.errors.
     """
 
     def stacks_of(at_once: int, gpu_memory: int | None) -> Trials:
@@ -75,19 +75,19 @@ def tune_runs(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: Gri
 def run_tuner(
     job: TuneJob, storage: Storage, make_trials: Callable[[int, int | None], Trials], watcher: Watcher
 ) -> None:
-    """Runs trials on a Ray cluster, or on a Ray of our own.
+    """Runs trials on a Ray cluster, or on a local Ray.
 
     Args:
-      job: the grid and how it is trained.
-      storage: where its folder is.
-      make_trials: called with the number of trials that run at once, and the bytes of the smallest GPU that they get,
-        None if they get none.
-      watcher: takes the workers' reports.
+      job: the grid and how to train it.
+      storage: the storage with its folder.
+      make_trials: called with the number of trials that run at once and the bytes of the smallest GPU, or None if they
+        run on CPUs.
+      watcher: handles the workers' reports.
 
     Raises:
-      MnistRayError: as the error tree says.
+      MnistRayError: see mnist_ray.errors.
     """
-    # The view tells of lost workers, and an error that a worker reports is raised.
+    # The view reports lost workers, and errors that workers report are raised below.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -137,9 +137,9 @@ def run_tuner(
 
 @contextmanager
 def _keys_kept_from_ray() -> Iterator[None]:
-    """Has Tune leave this process's AWS keys out of its actors' runtime environments, which Ray writes to its logs.
+    """Keeps this process's AWS keys out of the runtime environments of Tune's actors, which Ray writes to its logs.
 
-    They aren't needed there: a local Ray's workers inherit this environment, a cluster's nodes have keys of their own.
+    A local Ray's workers inherit this process's environment; a cluster's nodes have their own keys.
     """
     copied = class_cache.ENV_VARS_TO_PROPAGATE
     keys = {name for name in copied if name.startswith("AWS_")}
@@ -154,14 +154,14 @@ def _keep_decisions(rungs: Any, folder: GridFolder, watcher: Watcher) -> None:
     try:
         decisions = ray.get(rungs.decisions.remote())
     except RayError as error:
-        # What ended Ray is the error to tell; the runs' histories hold all that a restart needs.
+        # The error that ended Ray is raised elsewhere; a restart only needs the runs' histories.
         watcher.view.say(f"asha.json: lacks the decisions of this command ({type(error).__name__})")
     else:
         folder.write_decisions(decisions)
 
 
 def _smallest_gpu_memory() -> int:
-    """Returns the bytes of the smallest GPU of the cluster's nodes."""
+    """Returns the memory, in bytes, of the cluster's smallest GPU."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     on_node = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     tasks = [ray.remote(num_gpus=1, scheduling_strategy=place)(_gpu_memory).remote() for place in on_node]
@@ -174,6 +174,6 @@ def _gpu_memory() -> int:
 
 def _resources(job: TuneJob, *, use_gpu: bool) -> dict[str, float]:
     if job.workers_per_run:
-        # The trial itself only waits for its workers; with the CPU that Tune would give it, two CPUs are too few.
+        # The trial only waits for its workers; Tune's default of one CPU for it would leave a worker without one.
         return dict(ON_HEAD_NODE)
     return {"CPU": 1, "GPU": job.gpus_per_stack} if use_gpu else {"CPU": 1}

@@ -1,4 +1,4 @@
-"""Numbered spans of work for Ray actors, a bounded number of them at once; their results come in order."""
+"""Processes numbered spans on Ray actors, a bounded window at a time; results come in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,19 +21,19 @@ Result = TypeVar("Result")
 _TRIES = 4
 _LOST = f"its worker died {_TRIES} times; use fewer --num-workers if memory is short"
 _LOST_OVER_IMAGES = f"{_LOST}, or a smaller --shard-size to find the image that ends a process"
-# One that is worked on, and one that waits for it, so that no worker waits for this process.
+# One span in progress and one queued, so that no worker waits for this process.
 _SPANS_PER_WORKER = 2
-# Spans that were taken and whose results were not yet handed on: the others go on while one takes long.
+# Spans in flight, per worker: the other workers continue while one span is slow.
 _WINDOW_PER_WORKER = 8
-# ray job stop kills after 3 s what has not ended by then.
+# ray job stop kills the job after 3 s.
 _GRACE_S = 1.0
 
 
 class PoolWorker:
-    """A Ray actor that does the work of spans, one after the other."""
+    """A Ray actor that processes spans, one after the other."""
 
     def load(self, load: Callable[[], Callable[[Any], Iterable[Any]]]) -> list[Any]:
-        """Makes ready what does the work."""
+        """Loads the function that processes spans."""
         self._work = load()
         return []
 
@@ -44,13 +44,13 @@ class PoolWorker:
 
 @dataclass(eq=False)
 class _Call:
-    """What a worker is asked for: to load, or to do the work of a span.
+    """A call to a worker: to load, or to process a span.
 
     Attributes:
-      if_lost: what is said if it loses too many workers.
-      item: of a span, in Ray's object store until the work is done.
-      losses: workers that were lost over it.
-      results: None until it is done.
+      if_lost: message if the call loses too many workers.
+      item: the span's item, in Ray's object store until the call is done.
+      losses: workers lost during the call.
+      results: None until the call is done.
     """
 
     if_lost: str
@@ -61,7 +61,7 @@ class _Call:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and its calls with the references to their results; it does the first, and loads before all others."""
+    """An actor and its queue of calls, each with the reference to its result; loading comes first."""
 
     actor: Any
     loading: _Call
@@ -79,18 +79,18 @@ def results_of_workers(
     needs: Needs,
     placement: Placement,
 ) -> Iterator[Iterator[Result]]:
-    """Gives the block the results of spans, in order, from workers on the Ray of ray_session.
+    """Yields an iterator over the spans' results, in order, computed by workers in a ray_session.
 
     Args:
-      load: called once by each worker; what it returns does the work of an item. Ray pickles it, the items and the
-        results.
-      spans: each with the number of its first shard; taken as the workers get on, a window of them at a time.
-      needs: of the job.
-      placement: on what.
+      load: called once by each worker; returns the function that processes an item. Ray pickles load, the items and
+        the results.
+      spans: the number of each span's first shard, and its item; consumed lazily, a window at a time.
+      needs: the job's requirements.
+      placement: where the workers run.
 
     Raises:
-      MnistRayError: as ray_session, and what load and the work raise on a worker.
-      RunFailedError: too many workers were lost over the same span, or while they loaded.
+      MnistRayError: as ray_session, or raised on a worker.
+      RunFailedError: too many workers were lost during the same span, or while loading.
     """
     with ray_session(needs, placement) as use_gpu:
         pool = _Pool(load, needs, use_gpu=use_gpu)
@@ -105,7 +105,7 @@ class _Pool:
         self._needs, self._load = needs, ray.put(load)
         self._actor = ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(PoolWorker)
         self._workers: list[_Worker] = []
-        # The spans of the window in order, and those among them that no worker has.
+        # The spans of the window in order, and the subset not assigned to a worker.
         self._taken: deque[_Call] = deque()
         self._waiting: deque[_Call] = deque()
 
@@ -128,7 +128,7 @@ class _Pool:
                 yield from results
 
     def end(self) -> None:
-        """Ends the workers: what they have of spans gets a moment, as a write that is cut off leaves a file behind."""
+        """Ends the workers after a short grace period, because an interrupted write leaves a file behind."""
         loaded = [worker for worker in self._workers if worker.loading.results is not None]
         if under_way := [ref for worker in loaded for ref, _ in worker.calls]:
             ray.wait(under_way, num_returns=len(under_way), timeout=_GRACE_S)
@@ -146,7 +146,7 @@ class _Pool:
         return _Worker(actor, loading, deque([(actor.load.remote(self._load), loading)]))
 
     def _give(self) -> bool:
-        """Gives the first span that waits to the worker with the fewest; tells whether there were both."""
+        """Assigns the first waiting span to the least busy worker; returns False if there is no span or no room."""
         with_room = [worker for worker in self._workers if worker.has_room]
         if not self._waiting or not with_room:
             return False
@@ -155,7 +155,7 @@ class _Pool:
         return True
 
     def _await_call(self) -> None:
-        """Waits until any worker has done its first call, or is lost."""
+        """Waits until any worker has finished its first call or is lost."""
         workers = {worker.calls[0][0]: worker for worker in self._workers if worker.calls}
         (done,), _ = ray.wait(list(workers))
         call = workers[done].calls[0][1]
@@ -175,10 +175,10 @@ class _Pool:
             self._replace(workers[done])
 
     def _replace(self, worker: _Worker) -> None:
-        """Starts another worker for one that is lost, whose spans wait again."""
+        """Replaces a lost worker and queues its spans again."""
         calls = [call for _, call in worker.calls]
         self._waiting.extendleft(call for call in reversed(calls) if call is not worker.loading)
-        # Maybe it is only out of reach, and would go on.
+        # The worker may only be unreachable and still running.
         ray.kill(worker.actor)
         losses = worker.loading.losses if worker.loading.results is None else 0
         self._workers[self._workers.index(worker)] = self._start(losses)
