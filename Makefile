@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11+ and nothing else: .venv is made by whichever comes first.
+# `make demo` and `make test` need only Python 3.11+: the first target that runs creates .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,17 +9,17 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/mnist-ray demo --storage results
 
-# Two files at once, in the order of tests/conftest.py; each process has one Ray head for all of its tests.
+# Two test files at once, in the order of tests/conftest.py; each process uses one Ray head for all its tests.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not series"
 
-# With the series: the repetitions and variants of what `make test` does once, and all of test-faults.
+# Includes the series (repetitions and variants of tests that `make test` runs once) and all of test-faults.
 test-all: $(INSTALLED)
 	$(PYTEST)
 
-# Kills, lost nodes, failing networks, full disks and damaged checkpoints alone.
+# Only kills, lost nodes, failing networks, full disks and damaged checkpoints.
 test-faults: $(INSTALLED)
 	$(PYTEST) -m fault --durations 20
 
@@ -49,15 +49,15 @@ bench: $(INSTALLED)
 screenshots: $(INSTALLED)
 	$(BIN)/python docs/screenshots.py
 
-# 50 kills on a disk and 50 on an S3 server, a reader looping; some minutes.
+# 50 kills on a disk and 50 on an S3 server while a reader loops; takes some minutes.
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.support.chaos --kills 50
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The stamp is written last: an interrupted installation is started again, a finished one is kept
-# until pyproject.toml or constraints.txt change.
+# The stamp is written last: an interrupted installation restarts; a finished one is kept until pyproject.toml or
+# constraints.txt changes.
 $(INSTALLED): pyproject.toml constraints.txt
 	rm -rf $(VENV)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mnist-ray needs Python 3.11 or newer, this is " + sys.version.split()[0])'

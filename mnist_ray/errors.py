@@ -48,6 +48,6 @@ class ConflictError(MnistRayError):
 
 
 class RunFailedError(MnistRayError):
-    """A run ended without a result, for example because its loss became NaN."""
+    """A run ended without a result, for example because its loss is not finite."""
 
     exit_code = 7

@@ -47,9 +47,9 @@ def test_gpus_that_spot_does_not_give_come_on_demand_and_go_when_they_are_let_go
     said = [line for line in done.stderr.splitlines() if line.startswith("request_gpus: ")]
     assert said[:2] == [
         "request_gpus: 0 of 2 GPUs after 0.0 minutes",
-        "request_gpus: asks for 2 on-demand nodes in place of spot nodes",
+        "request_gpus: requesting 2 on-demand nodes in place of spot nodes",
     ]
-    assert said[-1] == "request_gpus: 2 GPUs are there"
+    assert said[-1] == "request_gpus: 2 GPUs are ready"
     assert len(alive_nodes(head.address)) == 3
 
     assert request_gpus(head, "0").returncode == 0
@@ -64,7 +64,7 @@ def test_gpus_that_spot_does_not_give_come_on_demand_and_go_when_they_are_let_go
 def test_gpus_that_do_not_come_are_not_asked_for_any_longer(head: RayHead) -> None:
     done = request_gpus(head, "1", "--timeout-minutes", "0.05")
     assert done.returncode == 5
-    assert "error: num_gpus=1: 0 came in 0.05 minutes and are let go again" in done.stderr
+    assert "error: num_gpus=1: got 0 in 0.05 minutes and released them" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["", "http://127.0.0.1:8265"])
@@ -74,6 +74,6 @@ def test_outside_a_cluster_one_line_says_how_it_is_submitted(address: str) -> No
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 5
     assert done.stderr == (
-        "request_gpus: error: no job of a cluster; "
+        "request_gpus: error: not a cluster job; "
         "submit it: ray job submit --working-dir deploy -- python request_gpus.py 4\n"
     )
