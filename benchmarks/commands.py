@@ -1,4 +1,4 @@
-"""Commands of the launcher as a person calls them, each a process of its own: their seconds and their memory."""
+"""Measures time and memory of launcher commands, each in its own process."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Peaks and CPU times never fall, so what a look may miss is what a process takes in its very last moment.
+# Peaks and CPU times never fall, so sampling can only miss the last moments of a process.
 LOOK_EVERY_S = 0.1
-# The launcher, and then what Linux knows of its process.
+# Runs the launcher, then saves the kernel's status of its process.
 MEASURED = """
 import pathlib, sys
 from mnist_ray.cli.main import run_command
@@ -27,14 +27,14 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Command:
-    """What a command of the launcher took.
+    """The cost and output of a launcher command.
 
     Attributes:
       seconds: wall time of its process.
-      cpu_seconds: CPU time of its process and of all that it started, Ray's own processes too.
-      peak_bytes: its resident memory at its highest.
-      worker_peaks: the same of each of its Ray workers that did something, the largest first.
-      said: what it printed with --json.
+      cpu_seconds: CPU time of its process and all descendants, including Ray's own processes.
+      peak_bytes: peak resident memory of its process.
+      worker_peaks: peak resident memory of each Ray worker that did any work, largest first.
+      said: its JSON output.
     """
 
     seconds: float
@@ -45,12 +45,12 @@ class Command:
 
 
 def run_measured(*arguments: str) -> Command:
-    """Runs the launcher with --json in a process of its own."""
+    """Runs the launcher with --json in its own process."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "stderr"), "w+") as errors:
         status = Path(folder, "status")
         command = [sys.executable, "-c", MEASURED, str(status), *arguments, "--json"]
         started = time.perf_counter()
-        # Ray writes a token into the home folder, which others need not read.
+        # umask: Ray writes a token into the home folder.
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True, umask=0o077
         )
@@ -62,8 +62,8 @@ def run_measured(*arguments: str) -> Command:
             raise SystemExit(f"{errors.read()[-3000:]}\nmnist-ray {arguments[0]}: exit code {process.returncode}")
         peak = _peak_bytes(status.read_text())
     cpu_seconds = sum(watch.cpu_seconds.values())
-    shown = f"{seconds:.1f} s, {cpu_seconds:.1f} s of CPU, at most {peak / 2**20:,.0f} MiB"
-    print(f"{arguments[0]}: {shown}", file=sys.stderr)
+    cost = f"{seconds:.1f} s, {cpu_seconds:.1f} s of CPU, at most {peak / 2**20:,.0f} MiB"
+    print(f"{arguments[0]}: {cost}", file=sys.stderr)
     return Command(seconds, cpu_seconds, peak, tuple(sorted(watch.peaks.values(), reverse=True)), json.loads(said))
 
 
@@ -74,7 +74,7 @@ def environment() -> dict[str, str]:
 
 
 class Child:
-    """A process of a benchmark's own that answers lines, so that it is there and warm before anything is timed."""
+    """A benchmark's child process that answers JSON lines; started and warmed up before the timing."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         """Starts `python SCRIPT ARGUMENTS`, with a GPU if there is one."""
@@ -84,7 +84,7 @@ class Child:
         )  # fmt: skip
 
     def ask(self, question: Any) -> None:
-        """Sends a JSON value and doesn't wait."""
+        """Sends a JSON value without waiting."""
         assert self._process.stdin
         print(json.dumps(question), file=self._process.stdin, flush=True)
 
@@ -92,7 +92,7 @@ class Child:
         """Waits for a JSON value.
 
         Raises:
-          SystemExit: the process ended; what it had to say is on stderr.
+          SystemExit: the process ended; its error is on stderr.
         """
         assert self._process.stdout
         line = self._process.stdout.readline()
@@ -101,17 +101,17 @@ class Child:
         return json.loads(line)
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process."""
         self._process.kill()
         self._process.communicate()
 
 
 class _Watch:
-    """Looks again and again at a process and at those below it.
+    """Samples a process and its descendants.
 
     Attributes:
       cpu_seconds: CPU time by process.
-      peaks: resident memory at its highest, in bytes, by process, of Ray workers alone.
+      peaks: peak resident memory of Ray workers in bytes, by process.
     """
 
     def __init__(self, root: int) -> None:
@@ -133,11 +133,11 @@ class _Watch:
         while not self._ended.wait(LOOK_EVERY_S):
             parents, cpu_seconds = _processes()
             for pid in parents:
-                # Those of a Ray that ends lose their parents first.
+                # Keep known processes: while Ray shuts down, its processes lose their parents.
                 if pid not in self.cpu_seconds and self._root not in (pid, *_ancestors(pid, parents)):
                     continue
                 self.cpu_seconds[pid] = cpu_seconds[pid]
-                # A worker that waits for its next task has lost its name for the while.
+                # Keep known workers: an idle worker loses its task's name.
                 if pid in self.peaks or _is_worker(pid):
                     self.peaks[pid] = max(self.peaks.get(pid, 0), _peak_bytes(_text(pid, "status")))
 
@@ -146,7 +146,7 @@ def _processes() -> tuple[dict[int, int], dict[int, float]]:
     """Returns the parent and the CPU time in seconds of each process."""
     parents, cpu_seconds = {}, {}
     for entry in Path("/proc").iterdir():
-        # The name in brackets may hold anything, spaces too.
+        # The name in brackets may contain anything, even spaces.
         if entry.name.isdigit() and (stat := _text(int(entry.name), "stat")):
             facts = stat.rpartition(")")[2].split()
             parents[int(entry.name)] = int(facts[1])
@@ -155,20 +155,20 @@ def _processes() -> tuple[dict[int, int], dict[int, float]]:
 
 
 def _ancestors(pid: int, parents: Mapping[int, int]) -> list[int]:
-    found: list[int] = []
-    while (pid := parents.get(pid, 0)) and pid not in found:
-        found.append(pid)
-    return found
+    ancestors: list[int] = []
+    while (pid := parents.get(pid, 0)) and pid not in ancestors:
+        ancestors.append(pid)
+    return ancestors
 
 
 def _is_worker(pid: int) -> bool:
-    """Tells whether a process is a Ray worker in its work: Ray names one after what it does."""
+    """Tells whether a process is a busy Ray worker: Ray names its workers after their tasks."""
     name = _text(pid, "cmdline")
     return name.startswith("ray::") and not name.startswith("ray::IDLE")
 
 
 def _text(pid: int, name: str) -> str:
-    """Returns a file of /proc; of a process that is gone, nothing."""
+    """Returns a process's file in /proc, or an empty text if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:

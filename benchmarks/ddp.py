@@ -1,18 +1,18 @@
-"""Training throughput of one run on several ranks: what DDP costs and what it brings for a network of this size.
+"""Training throughput of one run on several ranks: the cost and benefit of DDP for a network of this size.
 
-Every contender trains `dropout_batchnorm` on MNIST with mnist-ray's own steps, whole epochs as a job runs them, one
-thread a process, each rank a process of its own:
+Every contender trains `dropout_batchnorm` on MNIST with mnist-ray's own steps, in whole epochs as in a job, with one
+thread per process and one process per rank:
 
   single       one process, no process group
   one rank     one process that calls all collectives (the sum of the gradients, batch norm's statistics and their
-               gradient) in a group of its own, where there is nobody to wait for; a job with one worker calls none
+               gradient) in a group of its own, without other ranks to wait for; a job with one worker calls none
   strong       N ranks that share each batch of 64
   weak         N ranks with 64 rows of each batch of N x 64
-  independent  N runs with seeds of their own, no process group
+  independent  N runs with different seeds, no process group
 
-The ratio is samples/s of all processes together to those of `single`, in the same round; N is what N processes could
-give at best. The processes are there and warm before anything is timed, and wait in between. With `--backend nccl`
-each rank has a GPU; `single` and `independent` then run recorded CUDA graphs, as jobs do, and ranks that talk can't.
+The ratio compares samples/s, summed over all processes, with `single` in the same round; its upper limit is N. The
+processes are started and warmed up before the timing, and are idle between turns. With `--backend nccl` each rank has a
+GPU; `single` and `independent` then run recorded CUDA graphs, as jobs do; the contenders with collectives can't.
 
 `python benchmarks/ddp.py` prints the table on stdout and its progress on stderr.
 """
@@ -46,10 +46,10 @@ CONTENDERS = (SINGLE, ONE_RANK, STRONG, WEAK, INDEPENDENT)
 
 @dataclass(frozen=True)
 class TalkingRanks(Ranks):
-    """Ranks that call the collectives also where each is the only one of its group.
+    """Ranks that call the collectives even in a group of one.
 
     Attributes:
-      group: the process group; None for that of all processes.
+      group: the process group; None for the group of all processes.
     """
 
     group: Any = field(default=None, compare=False)
@@ -65,15 +65,15 @@ class TalkingRanks(Ranks):
 
 
 def batch_size(name: str, num_ranks: int) -> int:
-    """Returns the rows of a contender's global batch."""
+    """Returns the size of a contender's global batch."""
     return BATCH_SIZE * (num_ranks if name == WEAK else 1)
 
 
-# What a rank's process runs.
+# Code of a rank's process.
 
 
 def train_as_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
-    """Reads names of contenders from stdin, trains an epoch of each and answers its number of this rank's samples."""
+    """Reads contenders' names from stdin, trains an epoch of each and answers with the name."""
     device = torch.device("cuda", rank) if arguments.backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -91,7 +91,7 @@ def train_as_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
 
 
 def training_of(name: str, rank: int, alone: Any, device: torch.device, arguments: argparse.Namespace) -> StackTraining:
-    """Returns the training that a rank takes part in."""
+    """Returns a rank's training for a contender."""
     ranks = {
         ONE_RANK: TalkingRanks(group=alone),
         STRONG: TalkingRanks(rank, arguments.ranks),
@@ -106,17 +106,17 @@ def training_of(name: str, rank: int, alone: Any, device: torch.device, argument
     }
     config = variant_config(VARIANT, settings)
     examples, _ = load_mnist(arguments.data_dir)
-    # A recorded step has no place for collectives, of one rank neither.
+    # A recorded step can't call collectives, not even in a group of one.
     tabled = False if name == ONE_RANK else None
     data = prepare_data(config, examples, device=device)
     return StackTraining([config], data, device=device, ranks=ranks, tabled=tabled)
 
 
-# What asks them in turn.
+# Code of the parent process, which asks the ranks in turn.
 
 
 def epoch_of(name: str, children: Sequence[Child], num_examples: int) -> Callable[[], int]:
-    """Returns a function that has a contender train an epoch and returns the samples of all its processes."""
+    """Returns a function that trains an epoch of a contender and returns the samples of all its processes."""
     taking_part = children[:1] if name in (SINGLE, ONE_RANK) else children
     samples = num_examples * (len(children) if name == INDEPENDENT else 1)
 
@@ -164,9 +164,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Cell]]:
 
 
 def verdict(rows: Sequence[dict[str, Cell]], num_ranks: int) -> str:
-    """Says in a sentence whether DDP pays for this network."""
-    found = {str(row["contender"]): row["ratio_to_single"] for row in rows}
-    strong, weak, independent = (found[name] for name in (STRONG, WEAK, INDEPENDENT))
+    """Returns a sentence that says whether DDP pays off for this network."""
+    by_name = {str(row["contender"]): row["ratio_to_single"] for row in rows}
+    strong, weak, independent = (by_name[name] for name in (STRONG, WEAK, INDEPENDENT))
     assert isinstance(strong, Spread)
     assert isinstance(weak, Spread)
     assert isinstance(independent, Spread)
@@ -175,7 +175,7 @@ def verdict(rows: Sequence[dict[str, Cell]], num_ranks: int) -> str:
     return (
         f"DDP {pays} for this network here: {num_ranks} ranks train {strong.median:.2f} times as many samples/s as one "
         f"process with the same batches, {weak.median:.2f} times with batches {num_ranks} times as large; {num_ranks} "
-        f"independent runs train {independent.median:.2f} times as many. It is there for larger networks and batches."
+        f"independent runs train {independent.median:.2f} times as many. DDP is meant for larger networks and batches."
     )
 
 
@@ -185,12 +185,12 @@ def main() -> None:
     add_data_option(parser)
     add_timing_options(parser)
     parser.add_argument("--ranks", type=int, default=2, help="N (%(default)s)")
-    parser.add_argument("--backend", choices=["gloo", "nccl"], default="gloo", help="nccl: a GPU a rank (%(default)s)")
-    parser.add_argument("--examples", type=int, default=12_800, help="training examples of an epoch (%(default)s)")
+    parser.add_argument("--backend", choices=["gloo", "nccl"], default="gloo", help="nccl: GPU per rank (%(default)s)")
+    parser.add_argument("--examples", type=int, default=12_800, help="training examples per epoch (%(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.clock != "wall":
-        parser.error("--clock: the work is that of other processes; wall is the only clock here")
+        parser.error("--clock: other processes do the work, so wall is the only clock here")
     if arguments.backend == "nccl" and torch.cuda.device_count() < arguments.ranks:
         parser.error(f"--ranks {arguments.ranks}: nccl needs a GPU for each, there are {torch.cuda.device_count()}")
     torch.set_num_threads(arguments.threads)

@@ -1,20 +1,20 @@
-"""Evaluation and prediction of a million images from Parquet, beside the bare loop over the same files.
+"""Evaluation and prediction of a million images from Parquet, compared with a bare loop over the same files.
 
-The images are synthetic: ten blurred figures, moved, with noise on their ink, 28x28 pixels as lists of 784 uint8 with a
-label, 50,000 in a file, as pyarrow writes them by default. One run of the variant, trained for a moment on 2,000 of
-them, is evaluated on them (`mnist-ray evaluate --no-report`) and predicts them (`mnist-ray predict`), by one process
-(--num-workers 1, no Ray) and by two Ray workers, each a command as a person would call it, timed from the start of its
-process to its exit: imports, Ray's start and end, the fingerprint of the data, and the tables written are all in it.
+The images are synthetic: ten blurred figures, shifted, with noise on the ink, 28x28 pixels as lists of 784 uint8 with a
+label, 50,000 per file, as pyarrow writes them by default. One run of the variant, trained briefly on 2,000 of them, is
+evaluated on them (`mnist-ray evaluate --no-report`) and predicts them (`mnist-ray predict`), with one process
+(--num-workers 1, no Ray) and with two Ray workers. Each command is timed from the start of its process to its exit,
+including imports, Ray's start and end, the fingerprint of the data, and writing the tables.
 
-  bare loop  the file's pixels as pyarrow decodes them, a tensor of them, normalized, through the same network, softmax,
-             1,000 images at a time, nothing kept and nothing written; as many processes as the command has workers, a
-             share of the files each. Only the loop is timed: the processes are started and warm before.
+  bare loop  decodes the file's pixels with pyarrow into a tensor, normalizes it and applies the same network and
+             softmax, 1,000 images at a time; keeps and writes nothing. It has as many processes as the command has
+             workers, each with a share of the files. They are started and warmed up before; only the loop is timed.
 
-Each command runs with fewer and with many images. What the many took longer is the third line: it has the rate without
-what a command costs once (its start, that of Ray), and how much the memory grew. Ratios are images/s to the bare loop
-with as many processes, measured right before, and the same of the CPU time that an image takes, of all processes of the
-command, which a busy machine stretches less. The peaks are resident memory at its highest (Linux tells it), MiB, of
-the launcher's process and of the largest of its Ray workers, 0 without any.
+Each command runs with few and with many images. The third line is the difference: the rate without one-time costs (the
+start of the command and of Ray), and the growth of memory. The ratios compare images/s with the bare loop on as many
+processes, measured right before, and CPU time per image, over all processes of the command; a busy machine distorts CPU
+time less. The peaks are peak resident memory in MiB (Linux only) of the launcher's process and of its largest Ray
+worker, 0 without workers.
 
 `python benchmarks/evaluate_scale.py` prints the table on stdout and its progress on stderr, and takes many minutes.
 """
@@ -83,7 +83,7 @@ def write_files(folder: Path, count: int, *, seed: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What something took, or took longer than something else: seconds and bytes."""
+    """A cost, or a difference of costs, in seconds and bytes."""
 
     seconds: float
     cpu_seconds: float
@@ -103,7 +103,7 @@ class Figures:
         )
 
 
-# What a process of the bare loop runs.
+# Code of the bare loop's processes.
 
 
 def bare_batches(paths: Sequence[str]) -> Iterator[Tensor]:
@@ -111,12 +111,12 @@ def bare_batches(paths: Sequence[str]) -> Iterator[Tensor]:
     for path in paths:
         for batch in pq.ParquetFile(path).iter_batches(BATCH_SIZE, columns=["image"], use_threads=False):
             pixels = batch.column(0).flatten().to_numpy()
-            # A copy, as torch refuses memory that it must not write to.
+            # Copy: torch doesn't accept read-only memory.
             yield torch.from_numpy(pixels.copy()).view(-1, 1, 28, 28)
 
 
 def run_bare_loop(storage_uri: str) -> None:
-    """Reads lists of files from stdin, loops over them and answers how many images they had and its CPU time."""
+    """Reads lists of files from stdin, loops over them and answers with the number of images and the CPU time."""
     torch.set_num_threads(1)
     checkpoint = RunFolder(open_storage(storage_uri), RUN).best()
     mean, std = (checkpoint.document["normalization"][name] for name in ("mean", "std"))
@@ -131,7 +131,7 @@ def run_bare_loop(storage_uri: str) -> None:
 
 
 def time_bare_loop(children: Sequence[Child], paths: Sequence[Path]) -> Figures:
-    """Has some processes loop over a share of the files each."""
+    """Times processes that each loop over a share of the files."""
     started = time.perf_counter()
     for number, child in enumerate(children):
         child.ask([str(path) for path in paths[number :: len(children)]])
@@ -139,16 +139,16 @@ def time_bare_loop(children: Sequence[Child], paths: Sequence[Path]) -> Figures:
     return Figures(time.perf_counter() - started, cpu_seconds)
 
 
-# What starts and times the commands.
+# Code that starts and times the commands.
 
 
 @dataclass(frozen=True)
 class Round:
-    """What was measured once.
+    """The measurements of one round.
 
     Attributes:
       bare: the bare loop by command and number of processes, measured right before the command.
-      commands: what each took by command, workers and images.
+      commands: the costs by command, workers and images.
     """
 
     bare: dict[tuple[str, int], Figures]
@@ -156,7 +156,7 @@ class Round:
 
 
 def run_command(name: str, workers: int, images: Path, storage: Path) -> Command:
-    """Evaluates or predicts the images of a folder and removes what was committed: the same again would be a no-op."""
+    """Evaluates or predicts the images of a folder, then removes the results: a repetition would be a no-op."""
     where = {
         "evaluate": ("--run", RUN, "--dataset", f"parquet:{images}", "--no-report"),
         "predict": ("--run", RUN, "--images", f"parquet:{images / 'test'}"),
@@ -172,8 +172,8 @@ def measure_round(arguments: argparse.Namespace, folder: Path, files: Sequence[P
     for workers in arguments.workers:
         for name in arguments.commands:
             bare[name, workers] = taken = time_bare_loop(children[:workers], files)
-            shown = f"{taken.seconds:.1f} s, {taken.cpu_seconds:.1f} s of CPU"
-            print(f"bare loop, {workers} processes: {shown}", file=sys.stderr)
+            cost = f"{taken.seconds:.1f} s, {taken.cpu_seconds:.1f} s of CPU"
+            print(f"bare loop, {workers} processes: {cost}", file=sys.stderr)
             for count in arguments.images:
                 done = run_command(name, workers, folder / str(count), folder / "storage")
                 commands[name, workers, count] = done
@@ -233,13 +233,13 @@ def row_of(
     """Returns a row of the table.
 
     Args:
-      name: of the command.
-      workers: its processes.
-      images: what the row is about, in words.
+      name: name of the command.
+      workers: its number of workers.
+      images: label of the row.
       count: number of images.
-      taken: what it took, one a round.
+      taken: its cost in each round.
       num_in_loop: images of the bare loop.
-      loops: what that took, one a round.
+      loops: the bare loop's cost in each round.
     """
     pairs = list(zip(taken, loops, strict=True))
     share = count / num_in_loop

@@ -1,9 +1,9 @@
-"""Evaluation throughput on MNIST's test split: a DataLoader loop, a plain in-memory loop, and mnist-ray's own.
+"""Evaluation throughput on MNIST's test split: a DataLoader loop, a plain in-memory loop, and mnist-ray's loop.
 
 All three compute the log-probabilities of the same networks for the same images, one thread by default:
 
-  data_loader  torchvision's data set, ToTensor and Normalize, a DataLoader without workers, one network after the other
-  in_memory    uint8 images in memory, normalized batch by batch, one network after the other
+  data_loader  torchvision's data set, ToTensor and Normalize, a DataLoader without workers, one network at a time
+  in_memory    uint8 images in memory, normalized batch by batch, one network at a time
   mnist_ray    evaluation.inference.log_probabilities, the evaluation job's inner loop: all networks in one pass
 
 An item is one image under one network. `python benchmarks/evaluate_throughput.py` prints the table on stdout and its
@@ -51,7 +51,7 @@ def in_memory_loop(networks: Sequence[nn.Module], images: Tensor, *, batch_size:
     Args:
       networks: in evaluation mode.
       images: uint8 [n, 1, 28, 28].
-      batch_size: images in one pass.
+      batch_size: images per pass.
     """
     turns = itertools.cycle(networks)
 
@@ -77,7 +77,7 @@ def mnist_ray_loop(networks: Sequence[nn.Module], images: Tensor, *, batch_size:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
-    """Returns the rates and ratios of each variant, its networks differing by their seeds."""
+    """Returns the rates and ratios of each variant, whose networks differ by their seeds."""
     train, test = load_mnist(arguments.data_dir)
     rows: list[dict[str, str | Spread]] = []
     batch_size = arguments.batch_size
@@ -107,11 +107,11 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description="Evaluation throughput on MNIST, in images x models a second.")
+    parser = argparse.ArgumentParser(description="Evaluation throughput on MNIST, in images x models per second.")
     add_data_option(parser)
     add_timing_options(parser)
     parser.add_argument("--models", type=int, default=8, help="networks of each variant (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=1000, help="images in one pass (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=1000, help="images per pass (%(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print_results(measure(arguments), as_json=arguments.json)

@@ -1,24 +1,23 @@
-"""Wall time of a whole grid on MNIST: Ray Tune over Ray Train as their guide has it, and mnist-ray tune.
+"""Wall time of a whole grid on MNIST: Ray Tune with Ray Train as in Ray's guide, compared with mnist-ray tune.
 
 The grid is dropout {0, 0.3, 0.5} x batch norm {no, yes} x weight decay {0, 1e-5} of the network 784-256-128-64-10, each
 cell with two seeds: 24 runs of one epoch at batch 64, learning rate 1e-3, trained in three ways:
 
-  conventional  a Tune trial a run, with a TorchTrainer of one worker inside; the worker trains as the tutorial does:
+  conventional  one Tune trial per run, with a TorchTrainer of one worker inside; the worker trains like the tutorial:
                 torchvision's data set, ToTensor and Normalize, a DataLoader without workers, the plain module, Adam,
                 .item() after each step, validation the same way, a checkpoint reported with torch.save
-  in-memory     the same trials; the worker trains as a good programmer would: the file read into one normalized
-                float tensor, randperm and index_select, fused Adam, no figures read
-  ours          mnist-ray tune on the same grid, as a person would call it
+  in-memory     the same trials with efficient plain PyTorch: the file is read into one normalized float tensor,
+                randperm and index_select, fused Adam, no .item()
+  ours          mnist-ray tune on the same grid
 
-Each way is a process of its own, timed from its start to its exit: imports, Ray's start, data, training, validation,
-checkpoints and Ray's end are all in it. The machine's CPUs alone are used, one thread a worker, and as many runs (ours:
-stacks) train at once as there are --workers. All hold a tenth of the examples out for validation. Ray's dashboard is
-off in all.
+Each way runs in its own process and is timed from start to exit, including imports, Ray's start, data, training,
+validation, checkpoints and Ray's end. All use CPUs only, with one thread per worker, and train --workers runs (ours:
+stacks) at once. All hold out a tenth of the examples for validation. Ray's dashboard is off.
 
-What favors the conventional ways: they find MNIST unpacked, while ours unpacks it; torchvision is imported in the
-workers that use it and nowhere else; nothing is logged but what Ray logs; validation is in large batches. Ray's own
-settings are at their defaults, but for the trial's resources: the CPU that Tune would give each trial, which only waits
-for its worker, would leave the workers none.
+Advantages of the conventional ways: MNIST is already unpacked, while ours unpacks it; torchvision is imported only in
+the workers that use it; only Ray logs; validation uses large batches. Ray's settings are at their defaults, except for
+the trials' resources: Tune's default of a CPU for each trial, which only waits for its worker, would leave none for the
+workers.
 
 `python benchmarks/grid.py` prints the table on stdout and its progress on stderr, and takes many minutes.
 """
@@ -69,7 +68,7 @@ GRID_NAME = "grid"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way took for the whole grid.
+    """The outcome of training the whole grid in one way.
 
     Attributes:
       seconds: wall time of its process.
@@ -80,7 +79,7 @@ class Outcome:
     accuracies: list[float]
 
 
-# What the workers of the conventional ways run. Imports in the functions are those of one way alone.
+# Code of the conventional ways' workers. Imports that only one way needs are inside its functions.
 
 
 def plain_network(settings: dict[str, Any]) -> nn.Sequential:
@@ -99,7 +98,7 @@ def plain_network(settings: dict[str, Any]) -> nn.Sequential:
 
 
 def conventional_run(settings: dict[str, Any]) -> None:
-    """Trains and reports one run as the tutorial does."""
+    """Trains and reports one run like the tutorial."""
     from torchvision import datasets, transforms
 
     torch.manual_seed(settings["seed"])
@@ -123,7 +122,7 @@ def conventional_run(settings: dict[str, Any]) -> None:
 
 
 def in_memory_run(settings: dict[str, Any]) -> None:
-    """Trains and reports one run as a good programmer would."""
+    """Trains and reports one run with efficient plain PyTorch."""
     torch.manual_seed(settings["seed"])
     raw = Path(settings["mnist_folder"], "MNIST", "raw")
     images_file, labels_file = (raw / name for name in USUAL_NAMES["train"])
@@ -160,7 +159,7 @@ RUNS: dict[str, Callable[[dict[str, Any]], None]] = {"conventional": conventiona
 
 
 def run_trial(settings: dict[str, Any]) -> None:
-    """A trial of Tune: a Ray Train run of its own, whose report goes on to Tune.
+    """A Tune trial: starts a Ray Train run and forwards its report to Tune.
 
     Reference: https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html
     """
@@ -178,7 +177,7 @@ def run_trial(settings: dict[str, Any]) -> None:
 
 
 def train_with_tune(arguments: argparse.Namespace) -> None:
-    """Trains the grid in a conventional way, as the process of its own, and leaves the accuracies in a file."""
+    """Trains the grid in a conventional way, in its own process, and writes the accuracies to a file."""
     way, mnist_folder, folder = arguments.child
     ray.init(address="local", include_dashboard=False, num_cpus=arguments.workers)
     constants = {"way": way, "mnist_folder": mnist_folder, "storage_folder": folder}
@@ -193,16 +192,16 @@ def train_with_tune(arguments: argparse.Namespace) -> None:
         tune_config=tune.TuneConfig(max_concurrent_trials=arguments.workers),
         run_config=tune.RunConfig(name=GRID_NAME, storage_path=folder),
     )
-    found = [result.metrics for result in tuner.fit() if not result.error]
-    saved = [metrics for metrics in found if Path(metrics["checkpoint_path"], "model.pt").is_file()]
+    reported = [result.metrics for result in tuner.fit() if not result.error]
+    saved = [metrics for metrics in reported if Path(metrics["checkpoint_path"], "model.pt").is_file()]
     Path(folder, "accuracies.json").write_text(json.dumps([metrics["val_accuracy"] for metrics in saved]))
 
 
-# What starts and times the three processes.
+# Code that starts and times the three processes.
 
 
 def axes_of(arguments: argparse.Namespace) -> dict[str, list[Any]]:
-    """Returns the grid's axes; one that shall not vary has its first level alone."""
+    """Returns the grid's axes; axes that are not to vary keep only their first level."""
     return {name: levels if name in arguments.axes else levels[:1] for name, levels in GRID.items()}
 
 
@@ -251,7 +250,7 @@ def train_grid(way: str, arguments: argparse.Namespace, mnist_folder: str) -> Ou
         command = our_command(arguments, folder) if way == "ours" else child
         with open(folder / "log", "w") as log:
             started = time.perf_counter()
-            # Ray writes a token into the home folder, which others need not read.
+            # umask: Ray writes a token into the home folder.
             process = subprocess.run(
                 command, env=environment(), cwd=ROOT, umask=0o077, stdout=log, stderr=log, check=False
             )
@@ -265,13 +264,13 @@ def train_grid(way: str, arguments: argparse.Namespace, mnist_folder: str) -> Ou
 
 
 def environment() -> dict[str, str]:
-    """Returns the processes' environment: a Ray of their own, one thread a worker, no GPU."""
+    """Returns the processes' environment: a Ray of their own, one thread per worker, no GPU."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def accuracies_of(way: str, folder: Path) -> list[float]:
-    """Returns the validation accuracy of each run that a way has trained into a folder."""
+    """Returns the validation accuracy of each run in the folder of one way."""
     if way == "ours":
         rows = GridFolder(open_storage(str(folder)), GRID_NAME).read_runs()
         return [row["best_val_accuracy"] for row in rows if row["status"] == "finished"]
@@ -280,7 +279,7 @@ def accuracies_of(way: str, folder: Path) -> list[float]:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Cell]]:
-    """Trains the grid in every way once a round, each round starting with the next way, and returns a row a way."""
+    """Trains the grid in every way once per round, starting each round with the next way; returns a row per way."""
     ways = [way for way in WAYS if way in arguments.only]
     outcomes: dict[str, list[Outcome]] = {way: [] for way in ways}
     with torchvision_mnist(*load_mnist(arguments.data_dir)) as (dataset, _):
@@ -289,8 +288,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Cell]]:
             for way in ways[first:] + ways[:first]:
                 outcome = train_grid(way, arguments, str(dataset.root))
                 outcomes[way].append(outcome)
-                shown = f"{outcome.seconds:.1f} s, mean validation accuracy {fmean(outcome.accuracies):.4f}"
-                print(f"round {index + 1} of {arguments.rounds}: {way}: {shown}", file=sys.stderr)
+                summary = f"{outcome.seconds:.1f} s, mean validation accuracy {fmean(outcome.accuracies):.4f}"
+                print(f"round {index + 1} of {arguments.rounds}: {way}: {summary}", file=sys.stderr)
     seconds = {way: [outcome.seconds for outcome in outcomes[way]] for way in ways}
     return [
         {
@@ -311,7 +310,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="measurements of each way (%(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each cell (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that train at once (%(default)s)")
-    parser.add_argument("--train-limit", type=int, help="use the first N training images only")
+    parser.add_argument("--train-limit", type=int, help="use only the first N training images")
     parser.add_argument("--axes", nargs="*", choices=GRID, default=list(GRID), help="axes that vary (all)")
     parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS, help="ways to measure (all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -1,15 +1,15 @@
 """Seconds, memory and bytes of an evaluation of 160 runs x 10,000 images, and of its report.
 
-The runs are the grid `regularization` with five seeds, trained for a moment on a few images: their accuracies don't
-matter here, but their probabilities compress as those of real networks do. Then, each a process of its own, as a person
-would call it, timed from its start to its exit:
+The runs are the grid `regularization` with five seeds, trained briefly on a few images: their accuracies don't matter
+here, but their probabilities compress like real networks'. Two commands, each in its own process, are timed from start
+to exit:
 
   evaluate  mnist-ray evaluate --no-report, which writes the tables, on one CPU
   report    mnist-ray report, which reads them and writes the page and its charts
 
-The peak is the process's resident memory at its highest (Linux tells it). The bytes a prediction are those of the part
-files, all columns, and of the column `probabilities` by itself in three encodings, all with zstd: as it is stored
-(plain), with the bytes of each float apart (BYTE_STREAM_SPLIT), and rounded to 16 bits.
+The peak is the process's peak resident memory (Linux only). The bytes per prediction are measured for all columns of
+the part files, and for the column `probabilities` alone in three encodings, all with zstd: as stored (plain), with the
+bytes of each float separated (BYTE_STREAM_SPLIT), and rounded to 16 bits.
 
 `python benchmarks/report.py` prints the table on stdout and its progress on stderr, and takes a few minutes. Without
 MNIST's files it evaluates scikit-learn's digits, repeated to 10,000.
@@ -50,11 +50,11 @@ CPU = torch.device("cpu")
 
 
 def find_dataset(data_dir: Path, folder: Path) -> str:
-    """Returns mnist if its files are there, else the digits, repeated, as IDX files in a folder."""
+    """Returns mnist if its files exist; otherwise writes the digits, repeated, as IDX files into the folder."""
     try:
         load_examples("mnist", "test", data_dir=data_dir, download=False)
     except DataError as error:
-        print(f"no MNIST ({error}): the digits", file=sys.stderr)
+        print(f"no MNIST ({error}): using the digits", file=sys.stderr)
     else:
         return "mnist"
     train, test = (load_examples("digits", split, data_dir=data_dir) for split in ("train", "test"))
@@ -64,13 +64,13 @@ def find_dataset(data_dir: Path, folder: Path) -> str:
 
 
 def repeated(examples: Examples, count: int) -> Examples:
-    """Returns the examples over and over until there are enough."""
+    """Repeats the examples up to the given number."""
     rows = torch.arange(count) % len(examples)
     return replace(examples, images=examples.images[rows], labels=examples.labels[rows])
 
 
 def train_grid(arguments: argparse.Namespace, dataset: str, storage_uri: str) -> int:
-    """Trains the grid's runs for a moment, in this process, and returns how many there are."""
+    """Trains the grid's runs briefly in this process and returns their number."""
     settings = {"dataset": dataset, "epochs": arguments.epochs, "train_limit": arguments.train_limit}
     grid = read_grid(grid_settings(GRID), seeds=str(arguments.seeds), overrides=settings, source=GRID)
     runs = expand(grid, name=GRID_NAME, max_runs=1000)
@@ -90,7 +90,7 @@ def bytes_by_encoding(probabilities: Sequence[pa.Table]) -> dict[str, int]:
     """Returns the size of Parquet files with one column, probabilities, in each encoding.
 
     Args:
-      probabilities: the parts of the column, a file each.
+      probabilities: the parts of the column, one per file.
     """
     rounded = [_rounded(part) for part in probabilities]
     split = {"probabilities.list.element": "BYTE_STREAM_SPLIT"}
@@ -115,7 +115,7 @@ def _size(part: pa.Table, **options: Any) -> int:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Cell]]:
-    """Trains, evaluates and reports into a folder, and returns a row a figure."""
+    """Trains, evaluates and reports into a folder; returns a row per figure."""
     dataset, storage = find_dataset(arguments.data_dir, folder), str(folder / "storage")
     num_runs = train_grid(arguments, dataset, storage)
     common = ("--storage", storage)
@@ -148,9 +148,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each of the grid's 32 settings (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=2, help="of each run (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each run (%(default)s)")
     parser.add_argument("--train-limit", type=int, default=6000, help="training images of each run (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="leave runs, tables and page here, an empty folder")
+    parser.add_argument("--folder", type=Path, help="empty folder in which to keep runs, tables and page")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Training throughput of stacks: how many samples a second each run gets, against runs trained one by one.
+"""Training throughput of stacks, in samples per second over all runs, compared with training one run at a time.
 
-The runs are cells of the regularization grid (dropout and weight decay differ). In a grid the runs of a stack mostly
-share a seed, and so batches and noise: that is what is measured; --distinct-seeds gives every run its own.
+The runs are cells of the regularization grid (dropout and weight decay differ). As in a grid, the runs of a stack
+mostly share a seed, and therefore batches and noise; --distinct-seeds gives every run its own seed.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def configs_of(batch_norm: bool, count: int, *, distinct_seeds: bool) -> list[Tr
 
 
 def separate_loop(config: TrainConfig, data: TrainingData) -> Callable[[], int]:
-    """Returns a function that trains one plain torch.nn network for a step, as a person would write it."""
+    """Returns a function that trains one step of a network in plain PyTorch and returns the number of samples."""
     torch.manual_seed(config.seed)
     network = make_network(config, len(data.class_names)).to(data.images.device)
     optimizer = torch.optim.Adam(
@@ -71,7 +71,7 @@ def stack_loop(configs: list[TrainConfig], data: TrainingData) -> Callable[[], i
 
 
 def measure(arguments: argparse.Namespace, device: torch.device, examples: Examples) -> list[dict[str, str | Spread]]:
-    """Returns rates and ratios with and without batch norm, for each size of stack."""
+    """Returns rates and ratios with and without batch norm, for each stack size."""
     rows: list[dict[str, str | Spread]] = []
     sizes = arguments.sizes or SIZES[device.type]
     for batch_norm in (False, True):
@@ -109,8 +109,8 @@ def main() -> None:
     add_data_option(parser)
     add_timing_options(parser)
     parser.add_argument("--sizes", type=int, nargs="+", help="runs in a stack, 1 first (1 2 4 8 32, on a GPU to 160)")
-    parser.add_argument("--examples", type=int, default=12_800, help="training examples of an epoch (%(default)s)")
-    parser.add_argument("--distinct-seeds", action="store_true", help="every run has a seed of its own")
+    parser.add_argument("--examples", type=int, default=12_800, help="training examples per epoch (%(default)s)")
+    parser.add_argument("--distinct-seeds", action="store_true", help="give every run its own seed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
-"""Rates of several ways to do the same work, measured in turn in one process.
+"""Measures the rates of several contenders for the same work, in turn, in one process.
 
-The rate of a shared machine drifts by the minute; what runs back to back drifts together, so the ratio within a
-round is the figure to trust.
+The speed of a shared machine drifts within minutes, but contenders measured back to back drift together: trust the
+ratio within a round.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-# The scripts run from a checkout that nobody installed: each imports this module before mnist_ray.
+# Scripts run from a checkout without installation: each imports this module before mnist_ray.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -32,24 +32,24 @@ class Spread:
     high: float
 
 
-# What a table of results holds.
+# The types of values in a table of results.
 Cell = str | float | Spread
 
 
 def interleave(
     contenders: Mapping[str, Callable[[], int]], *, rounds: int, chunk_seconds: float, clock: str, label: str
 ) -> dict[str, list[float]]:
-    """Measures each contender once a round, each round starting with the next one.
+    """Measures each contender once per round, starting each round with the next contender.
 
     Args:
-      contenders: name -> a function that does some work and returns how many items it did.
+      contenders: name -> a function that does some work and returns the number of items processed.
       rounds: measurements of each contender, after one untimed call.
       chunk_seconds: each measurement calls the function until this time has passed.
       clock: a key of CLOCKS.
-      label: what the progress on stderr names.
+      label: label of the progress lines on stderr.
 
     Returns:
-      Items per second, one figure a round, for each contender.
+      Items per second for each contender, one figure per round.
     """
     for run in contenders.values():
         run()
@@ -59,8 +59,8 @@ def interleave(
         first = index % len(names)
         for name in names[first:] + names[:first]:
             rates[name].append(_rate(contenders[name], chunk_seconds, CLOCKS[clock]))
-        shown = ", ".join(f"{name} {rates[name][-1]:,.0f}" for name in names)
-        print(f"{label}: round {index + 1} of {rounds}: {shown} a second", file=sys.stderr)
+        latest = ", ".join(f"{name} {rates[name][-1]:,.0f}" for name in names)
+        print(f"{label}: round {index + 1} of {rounds}: {latest} per second", file=sys.stderr)
     return rates
 
 
@@ -73,7 +73,7 @@ def _rate(run: Callable[[], int], chunk_seconds: float, now: Callable[[], float]
 
 
 def spread(values: list[float]) -> Spread:
-    """Summarizes one figure of every round."""
+    """Summarizes a figure over the rounds."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -83,23 +83,23 @@ def ratios(rates: Mapping[str, list[float]], name: str, reference: str) -> Sprea
 
 
 def add_timing_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that every benchmark has."""
+    """Adds the common timing options."""
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each contender (%(default)s)")
-    parser.add_argument("--chunk-seconds", type=float, default=2.0, help="shortest measurement (%(default)s)")
+    parser.add_argument("--chunk-seconds", type=float, default=2.0, help="minimum time of a measurement (%(default)s)")
     parser.add_argument(
-        "--clock", choices=list(CLOCKS), default="wall", help="cpu: of this process, for a busy machine (%(default)s)"
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: this process's, for a busy machine (%(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def print_results(rows: Sequence[Mapping[str, Cell]], *, as_json: bool, note: str = "") -> None:
-    """Prints hardware and results: as JSON, or as a table with medians, and of ratios the extremes too.
+    """Prints hardware and results as JSON, or as a table of medians, with the extremes of ratios.
 
     Args:
-      rows: with the same columns.
-      as_json: whether it is JSON.
-      note: what else is to be said of them.
+      rows: rows with the same columns.
+      as_json: whether to print JSON.
+      note: a remark on the results.
     """
     if as_json:
         plain = [
@@ -129,7 +129,7 @@ def _shown(name: str, cell: Cell) -> str:
 
 
 def hardware() -> dict[str, str | int]:
-    """Returns what the absolute rates depend on."""
+    """Returns the hardware and versions that the absolute rates depend on."""
     return {
         "cpu": _cpu_model(),
         "cpus": os.cpu_count() or 1,

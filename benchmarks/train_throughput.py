@@ -1,12 +1,12 @@
-"""Training throughput on MNIST: the tutorial's loop, a plain in-memory loop, and mnist-ray's own.
+"""Training throughput on MNIST: the tutorial's loop, a plain in-memory loop, and mnist-ray's loop.
 
 All three train the same networks on the same images with the same batch size, one thread by default:
 
   tutorial   torchvision's data set, ToTensor and Normalize, a DataLoader without workers, the plain module, Adam,
              .item() after each step
-  in_memory  one normalized float tensor, randperm and index_select, the plain module, fused Adam, no figures read
-  mnist_ray  mnist_ray.training.loop.fit, whole epochs as a job runs them: shuffle, noise, losses, accuracies and the
-             state after each epoch included, validation on one image a class
+  in_memory  one normalized float tensor, randperm and index_select, the plain module, fused Adam, no .item()
+  mnist_ray  mnist_ray.training.loop.fit, whole epochs as in a job, including shuffle, noise, losses, accuracies and the
+             state after each epoch; validation on one image per class
 
 `python benchmarks/train_throughput.py` prints the table on stdout and its progress on stderr.
 """
@@ -104,7 +104,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
     """Returns the rates and ratios of each variant."""
     train, test = load_mnist(arguments.data_dir)
     images = normalize(train.images, mean=MEAN, std=STD, dtype=torch.float32)
-    # As many epochs as the rounds may ask for; the smallest validation set there is.
+    # More epochs than the rounds can use, and the smallest possible validation set.
     settings = {"epochs": 1_000_000, "validation_fraction": 1e-6, "global_batch_size": BATCH_SIZE}
     rows: list[dict[str, str | Spread]] = []
     with torchvision_mnist(train, test) as (dataset, _):
@@ -132,7 +132,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description="Training throughput on MNIST, in samples a second.")
+    parser = argparse.ArgumentParser(description="Training throughput on MNIST, in samples per second.")
     add_data_option(parser)
     add_timing_options(parser)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""MNIST for the benchmarks: as the tutorial loads it, through torchvision, and as mnist-ray does."""
+"""Loads MNIST for the benchmarks: through torchvision, like the tutorial, and through mnist-ray."""
 
 import argparse
 import struct
@@ -15,13 +15,13 @@ from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
 if TYPE_CHECKING:
     from torchvision import datasets
 
-# Of the 60,000 training images, as in the tutorial.
+# Statistics of the 60,000 training images, as in the tutorial.
 MEAN, STD = 0.1307, 0.3081
 _SHARED_DATA_DIR = Path(__file__).resolve().parents[2] / "shared" / "mnist"
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """Adds --data-dir: by default MNIST_RAY_DATA, files beside the checkout, or mnist-ray's cache folder."""
+    """Adds --data-dir; default: MNIST_RAY_DATA, files next to the checkout, or mnist-ray's cache folder."""
     default = default_data_dir()
     if _SHARED_DATA_DIR.is_dir() and not default.is_dir():
         default = _SHARED_DATA_DIR
@@ -36,7 +36,7 @@ def load_mnist(data_dir: Path) -> tuple[Examples, Examples]:
 @contextmanager
 def torchvision_mnist(train: Examples, test: Examples) -> Iterator[tuple["datasets.MNIST", "datasets.MNIST"]]:
     """Yields the splits as torchvision's data sets with the tutorial's transform, from a temporary folder."""
-    # A second that only those who use it should pay.
+    # torchvision takes a second to import, and not all benchmarks need it.
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
