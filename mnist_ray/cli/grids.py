@@ -63,7 +63,7 @@ from mnist_ray.grids.search import Search
 @click.option(
     "--workers-per-run",
     type=click.IntRange(min=1),
-    help="Train each run by itself instead of in stacks, each batch split among N workers; the results are the same.",
+    help="Train each run by itself instead of in stacks, each batch split among so many workers; same results.",
 )
 @click.option(
     "--scheduler",

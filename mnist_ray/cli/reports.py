@@ -65,7 +65,7 @@ def _print_grid_report(report: "GridReport", storage: str) -> None:
 @click.option(
     "--baseline",
     metavar="NAME",
-    help="Compare only with this setting (p-values are corrected over these pairs): a variant, or a setting as "
+    help="Show only the pairs with this setting, with p-values corrected over these pairs: a variant, or a setting as "
     "printed in the table of settings.",
 )
 @storage_option

@@ -117,7 +117,7 @@ def check_storage(needs: Needs, placement: Placement) -> None:
 
 @contextmanager
 def watched(needs: Needs, placement: Placement, kind: str) -> Iterator[None]:
-    """Gives the job up if the cluster lacks too many nodes for longer than the timeout; Ray itself waits for ever.
+    """Gives the job up if too few workers fit for longer than the timeout; Ray itself would wait forever.
 
     Args:
       needs: the job's requirements.
