@@ -22,7 +22,7 @@ from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.tracking.grid_progress import GridProgress
 from mnist_ray.tracking.trackers import Tracking
-from mnist_ray.training.data import load_data
+from mnist_ray.training.data import cached_data
 from mnist_ray.training.train_stack import train_stack
 
 
@@ -177,7 +177,7 @@ def _train_stack(
     runs: Sequence[GridRun], storage: Storage, settings: WorkerSettings, notes: list[str]
 ) -> Iterator[Sequence[RunProgress]]:
     device = prepared(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
-    data = load_data(runs[0].config, settings.job.data_dir, device)
+    data = cached_data(runs[0].config, settings.job.data_dir, device)
     yield from train_stack(
         runs,
         data,
@@ -201,7 +201,7 @@ def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
 def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) -> None:
     """Trains one run with its own TorchTrainer; divergence is recorded in the run's folder and ends only the trial."""
     folder, grid = RunFolder(storage, run.run), settings.job
-    folder.claim(run.config, load_data(run.config, grid.data_dir, torch.device("cpu")), resume=True)
+    folder.claim(run.config, cached_data(run.config, grid.data_dir, torch.device("cpu")), resume=True)
     job = TrainJob(
         run.config, run.run, grid.storage_uri, grid.data_dir, grid.workers_per_run, command_line=grid.command_line
     )

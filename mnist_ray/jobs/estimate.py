@@ -19,7 +19,7 @@ from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.training.data import load_data
+from mnist_ray.training.data import cached_data
 from mnist_ray.training.loop import StackTraining
 
 _PROBE_STEPS = 30
@@ -107,7 +107,7 @@ def _estimate(
     rates: dict[object, float] = {}
     estimates = []
     for runs in trials:
-        data = load_data(runs[0].config, data_dir, device)
+        data = cached_data(runs[0].config, data_dir, device)
         key = _cost_key(runs)
         if key not in rates:
             rates[key] = probe(runs, data, device)

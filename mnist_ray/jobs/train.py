@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.models.device import choose_device
 from mnist_ray.results.history import EpochResult, best_epoch
@@ -40,8 +41,12 @@ class TrainOutcome:
         return self.history[best_epoch(self.history) - 1]
 
 
-def train(job: TrainJob) -> TrainOutcome:
+def train(job: TrainJob, data: TrainingData | None = None) -> TrainOutcome:
     """Trains one run to its end and writes its folder to the storage.
+
+    Args:
+      job: the run.
+      data: its examples on the CPU; loaded here if not given.
 
     Raises:
       MnistRayError: data, storage, conflict or cluster errors (see mnist_ray.errors), or the run diverged.
@@ -50,11 +55,11 @@ def train(job: TrainJob) -> TrainOutcome:
     check_trackers(job.log, storage)
     storage.check()
     with track(job.log, storage, experiment=EXPERIMENT) as tracking:
-        return _train_tracked(job, RunFolder(storage, job.run), tracking)
+        data = data or load_data(job.config, job.data_dir, torch.device("cpu"))
+        return _train_tracked(job, data, RunFolder(storage, job.run), tracking)
 
 
-def _train_tracked(job: TrainJob, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
-    data = load_data(job.config, job.data_dir, torch.device("cpu"))
+def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
     state: TrainState | None = None

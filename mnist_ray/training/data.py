@@ -134,19 +134,24 @@ def data_settings(config: TrainConfig) -> TrainConfig:
 
 
 def load_data(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
-    """Returns a run's examples on a device; those of the run before, if they are the same, without loading them.
+    """Loads a run's examples to a device.
 
     Raises:
       DataError: the data is missing, damaged or too small.
       StorageError: the storage of the user's own data can't be read.
     """
-    return _load(data_settings(config), data_dir, device)
-
-
-# One set at a time: a worker goes through the stacks of one data set before the next.
-@lru_cache(maxsize=1)
-def _load(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
     return prepare_data(config, load_examples(config.dataset, "train", data_dir=data_dir), device=device)
+
+
+def cached_data(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
+    """Returns a run's examples as `load_data` does, without reading again what the last call read.
+
+    For a process that goes from stack to stack within one command: it doesn't notice when files change.
+    """
+    return _cached(data_settings(config), data_dir, device)
+
+
+_cached = lru_cache(maxsize=1)(load_data)
 
 
 def normalize(images: Tensor, *, mean: float, std: float, dtype: torch.dtype) -> Tensor:
