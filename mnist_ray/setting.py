@@ -1,4 +1,4 @@
-"""Facts about a setting that stand beside it, in the annotation of its config's field.
+"""Facts about a setting, kept in the annotation of its config field.
 
 `dropout: Annotated[float, Setting(is_per_run=True)] = Field(0.0, ...)`
 """
@@ -13,15 +13,15 @@ from mnist_ray.text.suggestions import did_you_mean
 
 @dataclass(frozen=True)
 class Setting:
-    """What the rest of the program must know of a setting besides its type, limits and description.
+    """Facts about a setting besides its type, limits and description.
 
     Attributes:
-      is_per_run: whether the runs of one stack may differ in it; what shapes, data or steps depend on is shared.
+      is_per_run: whether the runs of one stack may differ in it; False if shapes, data or steps depend on it.
       is_of_data: whether a run's training or validation examples depend on it.
-      is_on_page: whether a report's page shows it beside the accuracies, where runs differ in it.
+      is_on_page: whether a report's page shows it next to the accuracies, where runs differ in it.
       is_listed: whether `mnist-ray runs` shows it.
-      may_hold_credentials: whether messages must not show its value.
-      column: name of its column in the tables; its own by default.
+      may_hold_credentials: whether messages must hide its value.
+      column: name of its column in the tables; the setting's name by default.
       is_later: whether tables of this schema version were written before it existed; their runs have its default.
     """
 
@@ -41,12 +41,12 @@ def setting_of(kind: type[BaseModel], name: str) -> Setting:
 
 
 def settings_where(kind: type[BaseModel], is_so: Callable[[Setting], bool]) -> tuple[str, ...]:
-    """Returns the names of a config's settings with a fact, in the config's order."""
+    """Returns the names of a config's settings that satisfy a predicate, in the config's order."""
     return tuple(name for name in kind.model_fields if is_so(setting_of(kind, name)))
 
 
 def one_of(choices: Mapping[str, object]) -> AfterValidator:
-    """Returns the rule that a setting is a key of a registry, for its annotation."""
+    """Returns the rule that a setting must be a key of a registry, for use in its annotation."""
 
     def check(value: str) -> str:
         if value not in choices:

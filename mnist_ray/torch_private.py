@@ -1,12 +1,12 @@
-"""All that mnist_ray uses of torch's private names, and what each gains; a test fails when one vanishes.
+"""The only uses of torch's private names, and what each gains; a test fails when a name vanishes.
 
 Measured with torch 2.14.1 on two busy cores of an AMD EPYC with AVX2 and without AVX-512, one thread, 24 rounds
 interleaved, CPU time of an epoch at batch 64, median (quartiles) of the ratios:
 
-- Without the fused kernels' direct calls (torch.optim.Adam(fused=True) as it is), a stack of one takes 1.12 (1.10-1.20)
+- With torch.optim.Adam(fused=True) instead of direct calls of its kernels, a stack of one takes 1.12 (1.10-1.20)
   times as long for `baseline`, 1.01 (0.94-1.08) for `dropout`, 1.02 (0.96-1.11) for `dropout_batchnorm`; a stack of
   four 1.15 (1.08-1.19), 1.02 (0.98-1.09), 1.03 (0.99-1.11).
-- oneDNN's larger products take half as long as MKL's on an AMD EPYC with AVX-512 (benchmarks/stack.py).
+- Larger products take half as long with oneDNN as with MKL on an AMD EPYC with AVX-512 (benchmarks/stack.py).
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch import Tensor
 fused_adam_: Callable[..., Any] = torch._fused_adam_
 fused_adamw_: Callable[..., Any] = torch._fused_adamw_
 
-# left @ right.T + bias of oneDNN, which torch carries beside MKL; None where it is missing.
+# oneDNN's left @ right.T + bias, which torch ships next to MKL; None where it is missing.
 linear_pointwise: Callable[..., Any] | None = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
@@ -30,10 +30,10 @@ def add_one(steps: list[Tensor]) -> None:
 
 
 def make_state(optimizer: Any, group: dict[str, Any]) -> None:
-    """Has torch's Adam or AdamW make the state of a group's parameters."""
+    """Creates the state of a group's parameters with the code of torch's Adam or AdamW."""
     optimizer._init_group(group, [], [], [], [], [], [])
 
 
 def unprofiled(step: Callable[..., Any]) -> None:
-    """Has torch leave an optimizer's step out of its profiler's ranges, which take a third of the kernel's time."""
+    """Keeps torch from wrapping an optimizer's step in a profiler range, which takes a third of the kernel's time."""
     step.hooked = True  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""The loop, alone or for a stack of runs."""
+"""The training loop, for a single run or a stack of runs."""

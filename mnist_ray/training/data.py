@@ -19,11 +19,11 @@ from mnist_ray.noise.random_streams import permutation, stream_key
 
 
 def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits off a validation set, class by class, by a seed of its own.
+    """Splits off a validation set, class by class, with its own seed.
 
     Args:
       labels: int64 [n].
-      fraction: share of each class that is held out, rounded, at least one example of a class of two.
+      fraction: share of each class to hold out, rounded; at least one example of a class of two.
       seed: seed of the split.
 
     Returns:
@@ -54,7 +54,7 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
             f"dataset={config.dataset!r}: {len(labels)} examples give {len(train)} for training and "
             f"{len(validation)} for validation; each needs at least one"
         )
-    # Sums of integers: the same on every machine.
+    # Integer sums are the same on every machine.
     pixels = images[train].to(torch.int64)
     count = pixels.numel()
     mean = int(pixels.sum()) / count
@@ -77,13 +77,13 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
 
 
 def limit_examples(config: TrainConfig, examples: Examples) -> Examples:
-    """Returns what train_limit leaves of a training set; a validation set that came with the data stays whole.
+    """Reduces a training set to train_limit examples; a validation set that came with the data stays whole.
 
-    Named sets lie in random order: the first N. The user's own data may lie class by class: the first of each class, as
-    many as its share, with a fingerprint of their own, so that a run of other rows is never resumed with these.
+    Named sets are in random order, so the first N are kept. The user's own data may be sorted by class, so the first
+    examples of each class are kept in proportion, with their own fingerprint: a run never resumes on other rows.
 
     Raises:
-      DataError: fewer than one example a class.
+      DataError: fewer than one example per class.
     """
     num_training = len(examples) - examples.num_validation
     limit = config.train_limit
@@ -99,18 +99,18 @@ def limit_examples(config: TrainConfig, examples: Examples) -> Examples:
 
 
 def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
-    """Chooses examples in proportion to their classes, by largest remainders and at least one a class.
+    """Chooses examples in proportion to class sizes, by largest remainders, at least one per class.
 
     Args:
       labels: int64 [n].
-      limit: how many, at most n.
-      source: the data set that a message names.
+      limit: number of examples, at most n.
+      source: the data set, for messages.
 
     Returns:
       The first rows of each class, int64 [limit], ascending.
 
     Raises:
-      DataError: there are more classes.
+      DataError: there are more classes than the limit.
     """
     sizes = Counter(labels.tolist())
     if limit < len(sizes):
@@ -129,7 +129,7 @@ def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
 
 
 def data_settings(config: TrainConfig) -> TrainConfig:
-    """Returns a config with the settings that a run's examples depend on, and defaults for all others."""
+    """Returns the config reduced to the settings that a run's examples depend on; all others are the defaults."""
     return TrainConfig(**{name: getattr(config, name) for name in DATA_SETTINGS})
 
 

@@ -1,4 +1,4 @@
-"""What was understood of a data set, in a line or two, before it is trained on or evaluated."""
+"""A summary of a data set in a line or two, shown before training or evaluation."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,12 +12,12 @@ _CLASSES_SHOWN = 5
 
 
 def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: Iterable[int]) -> list[str]:
-    """Returns what was understood of the data of some runs.
+    """Summarizes the data that some runs share.
 
     Args:
-      config: of one of them.
-      data: theirs.
-      global_batch_sizes: theirs.
+      config: the config of one of the runs.
+      data: the runs' data.
+      global_batch_sizes: the runs' global batch sizes.
     """
     counts = [
         f"{len(data.labels)} training",
@@ -34,10 +34,10 @@ def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: 
 
 
 def evaluation_line(config: EvaluationConfig, examples: ExampleStream, trained_on: str | None) -> str:
-    """Returns what was understood of the split that is evaluated; conversions are known only when it was read.
+    """Summarizes the split to evaluate, without conversions, which are known only after reading it.
 
     Args:
-      config: of the evaluation, its data set chosen.
+      config: the evaluation's config, with a data set.
       examples: the split.
       trained_on: see `trained_elsewhere`.
     """
@@ -47,12 +47,12 @@ def evaluation_line(config: EvaluationConfig, examples: ExampleStream, trained_o
 
 
 def classes(names: Sequence[str]) -> str:
-    """Returns how many classes there are, and the first of them."""
+    """Returns the number of classes and the first names."""
     return f"{len(names)} classes ({list_words(names, _CLASSES_SHOWN)})"
 
 
 def notes(found: Found, conversion: str | None) -> list[str]:
-    """Returns how the splits came about, what was left out and what was converted."""
+    """Returns where the splits come from, what was left out and what was converted."""
     how = [found.splits] if found.splits else []
     return [*how, *(f"left out: {clause}" for clause in found.left_out), *([conversion] if conversion else [])]
 

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other beside sums: errors and states."""
+"""Messages between the ranks of a run besides sums: errors and states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,7 @@ from mnist_ray.results.train_state import TrainState
 
 @contextmanager
 def shared_errors(ranks: Ranks) -> Iterator[None]:
-    """Raises on every rank the first error that any of them has inside the block.
-
-    Without it the others would wait for ever for the one that left.
-    """
+    """Raises the first error of any rank inside the block on every rank; else the others would wait forever for it."""
     error: MnistRayError | None = None
     try:
         yield
@@ -30,7 +27,7 @@ def shared_errors(ranks: Ranks) -> Iterator[None]:
 
 
 def from_rank_0(state: TrainState | None, ranks: Ranks) -> TrainState | None:
-    """Returns the state that rank 0 has read: every rank goes on from the same epoch."""
+    """Returns the state that rank 0 has read, so that every rank resumes from the same epoch."""
     states = [state]
     if ranks.world_size > 1:
         torch.distributed.broadcast_object_list(states, src=0)

@@ -27,7 +27,7 @@ VALIDATION_BATCH = 1024
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where and how a run's loss stopped being a number; its text is the message for a person."""
+    """Where and how a run's loss stopped being finite; str() gives the message for the user."""
 
     epoch: int
     step: int
@@ -49,13 +49,13 @@ def fit(
 
     Args:
       config: the run's config.
-      data: its examples, the same on every rank.
+      data: the run's examples, the same on every rank.
       device: where to compute.
       ranks: the processes that share every batch.
-      state: where to go on; what follows is the same, bit for bit, as without the interruption.
+      state: the state to resume from; the result is bit for bit the same as without the interruption.
 
     Raises:
-      RunFailedError: a loss is not a finite number; names the epoch and the step.
+      RunFailedError: a loss is not finite; the message names the epoch and the step.
       DataError: fewer examples than ranks.
     """
     training = StackTraining([config], data, device=device, ranks=ranks, states=[state])
@@ -67,12 +67,12 @@ def fit(
 
 
 class StackTraining:
-    """Runs with the same shapes, trained together epoch by epoch; one that ends leaves the stack and costs no more.
+    """Trains runs with the same shapes together, epoch by epoch; a run that ends leaves the stack.
 
-    On a CPU each run gets the same bits as alone, whatever its neighbours do.
+    On a CPU each run gets the same bits as when trained alone.
 
     Attributes:
-      active: the runs that still train, as indices into the configs.
+      active: the runs still training, as indices into the configs.
     """
 
     def __init__(
@@ -85,19 +85,19 @@ class StackTraining:
         states: Sequence[TrainState | None] | None = None,
         tabled: bool | None = None,
     ) -> None:
-        """Starts the runs, or goes on with them.
+        """Starts or resumes the runs.
 
         Args:
-          configs: one a run; they agree in all settings of settings.STACK_SETTINGS.
+          configs: one per run; they agree in all settings of settings.STACK_SETTINGS.
           data: the examples, the same for all runs and ranks.
           device: where to compute.
-          ranks: the processes that share every batch; more than one for a single run only.
-          states: where each run goes on, all after the same epoch; None for a run's start.
-          tabled: whether steps read all that changes from tables on the device (see TabledSteps); None for where a
-            CUDA graph can be recorded.
+          ranks: the processes that share every batch; more than one only for a single run.
+          states: the states to resume from, all after the same epoch; None for a run that starts.
+          tabled: whether steps read their changing inputs from tables on the device (see TabledSteps); None to do so
+            where a CUDA graph can be recorded.
 
         Raises:
-          DataError: fewer examples than ranks, or a single one for batch norm.
+          DataError: fewer examples than ranks, or a single example for batch norm.
         """
         if len(data.labels) < ranks.world_size:
             raise DataError(f"num_workers={ranks.world_size}: more than the {len(data.labels)} training examples")
@@ -109,7 +109,7 @@ class StackTraining:
         if self._batch_sizes == (1,) and configs[0].batch_norm and configs[0].model == "mlp":
             raise DataError("batch_norm=True: a single training example has no variance; use more examples")
         self._tabled = can_be_recorded(configs[0], device, ranks) if tabled is None else tabled
-        # Some of cuDNN's convolutions add up in any order.
+        # Some of cuDNN's convolutions sum in an arbitrary order.
         torch.backends.cudnn.deterministic = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = configs[0].precision == "tf32"
         given = dict(enumerate(states or [None] * len(configs)))
@@ -120,15 +120,15 @@ class StackTraining:
             self._assemble([given[run] for run in self.active])
 
     def stop(self, runs: Collection[int]) -> None:
-        """Takes runs out of the stack; their states can be asked for until the next epoch begins."""
+        """Takes runs out of the stack; their states stay available until the next epoch begins."""
         self.active = tuple(run for run in self.active if run not in runs)
 
     @torch.no_grad()
     def train_epoch(self) -> dict[int, EpochResult | Divergence]:
-        """Trains the active runs for an epoch; those that are done, or diverged, leave the stack.
+        """Trains the active runs for an epoch; runs that finish or diverge leave the stack.
 
         Returns:
-          What came of each run that was active.
+          The outcome of each run that was active.
         """
         started = time.perf_counter()
         if self.active != self._members:
@@ -136,7 +136,7 @@ class StackTraining:
         self._epoch += 1
         losses, correct = self._program.train_epoch(self._epoch)
         validation = self._validate()
-        # Reading them waits for a GPU: the epoch is over then.
+        # Copying to the CPU waits for the GPU, so the epoch has ended afterwards.
         losses, correct, validation = losses.cpu(), correct.cpu(), validation.cpu()
         seconds = (time.perf_counter() - started) / len(self._members)
         reached: dict[int, EpochResult | Divergence] = {}
@@ -161,7 +161,7 @@ class StackTraining:
         return reached
 
     def state(self, run: int) -> TrainState:
-        """Returns a copy, on the CPU, of the state of a run that took part in the last epoch and didn't diverge."""
+        """Copies to the CPU the state of a run that took part in the last epoch and didn't diverge."""
         place = self._members.index(run)
         stack = self._steps.stack
         optimizer = self._steps.optimizer.state[stack.parameters[place]]
@@ -174,7 +174,7 @@ class StackTraining:
         )
 
     def _assemble(self, states: Sequence[TrainState | None]) -> None:
-        """Makes the stack of the active runs, from their start or from their states."""
+        """Makes the stack of the active runs, from scratch or from their states."""
         configs = [self._configs[run] for run in self._members]
         num_classes = len(self._data.class_names)
         networks = [_network(config, num_classes, state) for config, state in zip(configs, states, strict=True)]
@@ -188,7 +188,7 @@ class StackTraining:
         self._prepare_steps(stack, optimizer)
 
     def _compact(self) -> None:
-        """Leaves in the stack only what is active."""
+        """Reduces the stack to the active runs."""
         before, places = self._steps, [self._members.index(run) for run in self.active]
         stack = before.stack.take(places)
         configs = [self._configs[run] for run in self.active]

@@ -1,4 +1,4 @@
-"""The training steps of a stack, one after the other through an epoch."""
+"""The training steps of a stack through an epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from mnist_ray.optimizers.optimizers import learning_rate, set_learning_rates
 from mnist_ray.training.cuda_graph import RecordedStep
 from mnist_ray.training.data import normalize
 
-# Their step takes a learning rate that lies on the device.
+# Optimizers whose step accepts a learning rate on the device.
 _RECORDED_OPTIMIZERS = ("adam", "adamw")
 
 
@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Tensor | float =
       smoothing: label smoothing, a number or [runs, 1] (Szegedy et al. 2016).
 
     Returns:
-      Losses in nats, [runs, batch], and the gradient of each by its logits, [runs, batch, classes].
+      Losses in nats, [runs, batch], and the gradient of each with respect to its logits, [runs, batch, classes].
     """
     log_probabilities = torch.log_softmax(logits, dim=-1)
     hit = log_probabilities.gather(-1, labels[..., None])[..., 0]
@@ -50,11 +50,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Tensor | float =
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What each run of a stack does in its own way, besides dropout and the optimizer's part.
+    """Per-run settings of a stack's step, besides dropout's and the optimizer's.
 
     Attributes:
-      smoothing: label smoothing, [runs, 1] on the device; 0.0 if no run has any.
-      clip_norms: largest norm of a step's gradient, or None, for each run.
+      smoothing: label smoothing, [runs, 1] on the device; 0.0 if no run uses it.
+      clip_norms: for each run, the largest norm of a step's gradient, or None.
     """
 
     smoothing: Tensor | float
@@ -91,11 +91,11 @@ def train_step(
       images: [runs, local_batch, 1, 28, 28], normalized.
       labels: int64 [runs, local_batch], class indices.
       training: the step's streams, rows and ranks.
-      settings: of the runs.
+      settings: the runs' step settings.
 
     Returns:
-      This rank's share of each run's mean loss over the global batch (nats), [runs], and its number of right
-      predictions, int64 [runs]; still on the device: reading them waits for a GPU, so the caller decides when.
+      This rank's share of each run's mean loss over the global batch (nats), [runs], and its number of correct
+      predictions, int64 [runs]; both on the device, since copying them waits for the GPU.
     """
     computed = [
         _backpropagate(
@@ -128,13 +128,13 @@ def _clip(gradients: Tensor, limits: Sequence[float | None]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class StackSteps:
-    """The steps of a stack, each with what its number and its seeds give.
+    """The steps of a stack, each determined by its number and the runs' seeds.
 
     Attributes:
       stack: the runs.
       optimizer: over stack.parameters, made by make_optimizer.
-      configs: one a run.
-      data: their examples, on the device.
+      configs: one per run.
+      data: the runs' examples, on the device.
       device: where to compute.
       ranks: the processes that share every batch.
     """
@@ -153,12 +153,12 @@ class StackSteps:
 
     @cached_property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Rows of each global batch of an epoch."""
+        """The number of rows in each global batch of an epoch."""
         return batch_sizes(len(self.data.labels), self.configs[0].global_batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch."""
+        """The number of steps in an epoch."""
         return len(self.batch_sizes)
 
     @cached_property
@@ -166,15 +166,15 @@ class StackSteps:
         return StepSettings.of_runs(self.configs, dtype=self.stack.gradients.dtype, device=self.device)
 
     def orders(self, epoch: int) -> Tensor:
-        """Returns the order of the examples for each distinct seed in an epoch (from 1), int64 [seeds, examples]."""
+        """Returns the order of the examples in an epoch (from 1) for each distinct seed, int64 [seeds, examples]."""
         keys = [stream_key(seed, "shuffle", epoch) for seed in dict.fromkeys(self.seeds)]
         return torch.stack([permutation(key, len(self.data.labels)) for key in keys])
 
     def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Trains through an epoch, from 1.
+        """Trains for an epoch, numbered from 1.
 
         Returns:
-          Each step's loss, float64 [runs, steps], and right predictions, int64 [runs], over all ranks.
+          Each step's loss, float64 [runs, steps], and the correct predictions, int64 [runs], over all ranks.
         """
         losses, correct = self.sums()
         first_step = (epoch - 1) * self.steps_per_epoch
@@ -185,7 +185,7 @@ class StackSteps:
         return self.ranks.sum_(losses), self.ranks.sum_(correct)
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Returns zeros for what train_epoch returns."""
+        """Returns zeros in the shapes that train_epoch returns."""
         count = len(self.configs)
         losses = torch.zeros(count, self.steps_per_epoch, dtype=torch.float64, device=self.device)
         return losses, torch.zeros(count, dtype=torch.int64, device=self.device)
@@ -204,13 +204,13 @@ class StackSteps:
         mine = self.ranks.rows(num_rows)
         rows = torch.arange(num_rows, device=self.device)[mine]
         chosen = batch[:, mine]
-        # index_select is the fastest of torch's ways to choose rows.
+        # index_select is torch's fastest way to choose rows.
         images, labels = (
             values.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
             for values in (self.data.images, self.data.labels)
         )
         images = normalize(images, mean=self.data.mean, std=self.data.std, dtype=self.stack.gradients.dtype)
-        # Runs with the same seed share batches and noise: they are distorted once.
+        # Runs with the same seed share batches and noise, so each seed's images are distorted once.
         images = augment(self.configs[0].augmentation, images, streams=streams.distinct(), rows=rows)
         images, labels = (streams.for_each_run(values) for values in (images, labels))
         training = TrainingPass(streams, rows, num_rows, self.ranks)
@@ -218,19 +218,19 @@ class StackSteps:
 
 
 def can_be_recorded(config: TrainConfig, device: torch.device, ranks: Ranks) -> bool:
-    """Tells whether the steps of such runs can be recorded as a CUDA graph.
+    """Tells whether the steps of a run with this config can be recorded as a CUDA graph.
 
-    Steps in float64 are not: CUDA's Adam takes a learning rate from the device in float32 only.
+    Steps in float64 can't: CUDA's Adam takes a learning rate from the device in float32 only.
     """
     is_fitting = config.optimizer in _RECORDED_OPTIMIZERS and config.precision != "float64"
     return device.type == "cuda" and ranks.world_size == 1 and is_fitting
 
 
 class TabledSteps:
-    """The same steps, but all that changes from step to step is read on the device, from tables made for an epoch.
+    """The same steps, reading everything that changes between steps from tables on the device, filled once per epoch.
 
-    So a step is the same program each time, and on a GPU a CUDA graph of it, recorded once, takes the place of
-    hundreds of calls. An epoch's last batch, where it has another size, is a program of its own and never recorded.
+    Each step is then the same program, and on a GPU a CUDA graph recorded once replaces hundreds of calls. A last batch
+    of another size is a different program and is never recorded.
     """
 
     def __init__(self, steps: StackSteps) -> None:
@@ -266,7 +266,7 @@ class TabledSteps:
         return self._losses.clone(), self._correct.clone()
 
     def _step(self, num_rows: int) -> None:
-        """Takes the step that the tables are at: the next rows of the epoch's order."""
+        """Takes the step that the tables point to: the next rows of the epoch's order."""
         steps, place = self._steps, self._tables.step
         columns = place * steps.batch_sizes[0] + torch.arange(num_rows, device=steps.device)
         rates = self._rates.index_select(0, place)[0]

@@ -1,4 +1,4 @@
-"""Training one run and leaving it in the storage, in one process or as one of several ranks; no Ray here."""
+"""Trains one run and saves it to the storage, in one process or as one of several ranks; no Ray here."""
 
 from collections.abc import Iterator
 
@@ -28,21 +28,21 @@ def train_run(
     """Trains a claimed run to its end; rank 0 saves it after every epoch and writes its best checkpoint.
 
     Args:
-      folder: of the run.
-      config: of the run.
-      data: its examples on the device, the same on every rank.
+      folder: the run's folder.
+      config: the run's config.
+      data: the run's examples on the device, the same on every rank.
       device: where to compute.
       ranks: the processes that share every batch.
-      state: where to go on.
+      state: the state to resume from.
       command_line: see RunFolder.save.
-      last_epoch: ends the run after this epoch, as one that was stopped.
+      last_epoch: the epoch after which the run ends as a stopped one.
 
     Yields:
-      The state after each epoch, once it is saved.
+      The state after each epoch, once saved.
 
     Raises:
-      RunFailedError: the run diverged, which is noted in its folder.
-      MnistRayError: any rank failed to save it; every rank raises that.
+      RunFailedError: the run diverged; its folder is marked.
+      MnistRayError: a rank failed to save the run; every rank raises the error.
     """
     saves = ranks.rank == 0
     try:

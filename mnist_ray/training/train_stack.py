@@ -1,4 +1,4 @@
-"""Training the runs of a stack, each left in the storage as a run that was trained alone; no Ray here."""
+"""Trains the runs of a stack and saves each like a run trained alone; no Ray here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,17 +28,17 @@ def train_stack(
     command_line: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[list[RunProgress]]:
-    """Trains runs that fit into one stack to their ends, from wherever each of them is.
+    """Trains the runs of one stack to their ends, resuming each from its latest state.
 
-    After every epoch each run's state is saved; a run that ends gets its best checkpoint, one that diverges or is
-    stopped a note of that. Runs that were interrupted after different epochs train in a stack for each epoch.
+    Saves each run's state after every epoch. A run that ends gets its best checkpoint; a run that diverges or is
+    stopped is marked. Runs interrupted after different epochs train in separate stacks, one per epoch.
 
     Args:
-      runs: they agree in settings.STACK_SETTINGS.
-      data: their examples.
+      runs: runs that agree in settings.STACK_SETTINGS.
+      data: the runs' examples.
       storage: where the runs' folders are.
       device: where to compute.
-      goes_on: asked after each epoch of a run that isn't done; False stops the run.
+      goes_on: called after each epoch of an unfinished run; False stops the run.
       command_line: see RunFolder.save.
       say: see RunFolder.latest_state.
 
@@ -56,7 +56,7 @@ def train_stack(
         if folder.status().is_done:
             continue
         if folder.is_marked("stopped"):
-            # Killed before its best checkpoint was written.
+            # The run was killed before its best checkpoint was written.
             yield [_finish(folder)]
             continue
         state = folder.latest_state(say)
@@ -66,7 +66,7 @@ def train_stack(
         by_epoch.setdefault(len(state.history) if state else 0, []).append((run, folder))
     for _, members in sorted(by_epoch.items()):
         configs = [run.config for run, _ in members]
-        # A state is as large as its run: none is kept beyond the start.
+        # A state is as large as its run, so free it once training has started.
         start = [states.pop(run.run, None) for run, _ in members]
         training = StackTraining(configs, data, device=device, states=start)
         del start
@@ -97,17 +97,17 @@ def _train(
                 folder.save(run.config, data, state, command_line=command_line, stack_size=len(members))
                 return progress_of(run.run, RunStatus("unfinished"), state.history)
 
-            # A save mostly waits for the disk or the server; no more states than threads are in memory.
+            # Saves mostly wait for the disk or the server; memory holds at most one state per thread.
             progress = dict(zip(reached, pool.map(keep, reached), strict=True))
-            # Runs that end on a rung have arrived there too, though nothing is left to decide about them.
-            judged = {index: goes_on(found) for index, found in progress.items() if found.status == "unfinished"}
+            # A run that ends on a rung counts as an arrival there, though the decision no longer matters to it.
+            judged = {index: goes_on(each) for index, each in progress.items() if each.status == "unfinished"}
             refused = [index for index in training.active if not judged[index]]
             training.stop(refused)
             for index in refused:
                 reason = f"asha: not among the best after epoch {progress[index].epochs_done}"
                 members[index][1].mark("stopped", reason)
-            for index, found in progress.items():
-                if index not in training.active and found.status == "unfinished":
+            for index, each in progress.items():
+                if index not in training.active and each.status == "unfinished":
                     progress[index] = _finish(members[index][1])
             yield list(progress.values())
 
