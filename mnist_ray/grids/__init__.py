@@ -1,1 +1,1 @@
-"""Grids of settings, searches and early ends."""
+"""Grids of settings, searches and early stopping of runs."""

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: which runs of a grid go on, judged by validation loss as they arrive.
+"""Asynchronous successive halving: decides by validation loss which runs of a grid go on.
 
 Reference: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
 """
@@ -16,8 +16,8 @@ class Decision:
     Attributes:
       run: name of the run.
       epoch: the rung, in epochs.
-      val_loss: what it was judged by, its lowest validation loss so far (nats).
-      goes_on: whether it was among the best of those that had arrived.
+      val_loss: its lowest validation loss so far (nats), the criterion.
+      goes_on: whether it was among the best of the runs that had arrived.
     """
 
     run: str
@@ -28,15 +28,15 @@ class Decision:
 
 @dataclass
 class Rungs:
-    """The rungs of one grid and who has arrived at each.
+    """The rungs of one grid and the runs that have arrived at each.
 
     At the rungs, after `first`, `first` * `factor`, `first` * `factor`**2, ... epochs, a run goes on if it is among
-    the best 1/`factor` (rounded up, equals included) of all that have arrived there so far, itself included. So the
-    first to arrive always goes on; nobody waits for anybody, and the outcome depends on the order of arrival.
+    the best 1/`factor` (rounded up, ties included) of all runs that have arrived so far, itself included. So the first
+    run to arrive always goes on, no run waits for another, and the outcome depends on the order of arrival.
 
     Attributes:
       first: epochs before the first decision.
-      factor: one in how many goes on.
+      factor: one in `factor` runs goes on.
       decisions: every arrival, in order.
     """
 
@@ -53,7 +53,7 @@ class Rungs:
         return rung == epoch
 
     def judge(self, run: str, epoch: int, val_loss: float) -> bool:
-        """Notes a run's arrival, if there is a rung after this epoch, and tells whether it goes on."""
+        """Records a run's arrival, if there is a rung after this epoch, and tells whether it goes on."""
         if not self.is_rung(epoch):
             return True
         arrived = self._arrived.setdefault(epoch, [])
@@ -63,6 +63,6 @@ class Rungs:
         return goes_on
 
     def remember(self, epoch: int, val_losses: Iterable[float]) -> None:
-        """Counts runs that came to a rung before an interruption; they are not judged again."""
+        """Counts runs that arrived at a rung before an interruption, without judging them again."""
         for val_loss in val_losses:
             insort(self._arrived.setdefault(epoch, []), val_loss)

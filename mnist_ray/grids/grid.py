@@ -1,6 +1,6 @@
 """Grids: every combination of some settings' values with every seed, and their division into stacks.
 
-Neither torch nor ray is imported here: the launcher lists grids without them.
+Imports neither torch nor ray: the launcher lists grids without them.
 """
 
 import json
@@ -33,7 +33,7 @@ _SEED_SETTINGS = ("seed", "seeds")
 _WHOLE_NUMBERS = (int, int | None)
 _NUMBERS = (float, float | None)
 
-# As a person would write them in a YAML file: a list is an axis.
+# As in a YAML file: a list is an axis.
 GRIDS: dict[str, dict[str, Any]] = {
     "variants": {"variant": ["baseline", "dropout", "dropout_batchnorm", "tuned"]},
     # The tutorial's regularized network, 784-256-128-64-10, in every cell.
@@ -67,21 +67,21 @@ class GridRun:
 
 
 def check_grid_name(value: str) -> str:
-    """Returns a grid's name if the names of its runs can begin with it.
+    """Returns a grid's name if its runs' names can begin with it.
 
     Raises:
       ConfigError: the name breaks the rule.
     """
     if len(check_name(value, "grid name")) > _MAX_GRID_NAME:
-        raise ConfigError(f"grid name={value!r}: use at most {_MAX_GRID_NAME} characters, as its runs' names begin so")
+        raise ConfigError(f"grid name={value!r}: use at most {_MAX_GRID_NAME} characters; run names begin with it")
     return value
 
 
 def grid_settings(name_or_path: str) -> dict[str, Any]:
-    """Returns the settings of a named grid, or of a YAML file (a name with '/' or that ends in .yaml or .yml).
+    """Returns the settings of a named grid, or of a YAML file (a name with '/' or ending in .yaml or .yml).
 
     Raises:
-      ConfigError: no such grid, or a file that can't be read.
+      ConfigError: the grid is unknown, or the file can't be read.
     """
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         return read_yaml(Path(name_or_path), "--grid")
@@ -94,16 +94,16 @@ def grid_settings(name_or_path: str) -> dict[str, Any]:
 def read_grid(
     settings: Mapping[str, Any], *, seeds: str | None, overrides: Mapping[str, Any], source: str
 ) -> GridConfig:
-    """Reads what a person wrote: a list is an axis, {uniform: [a, b]} a range, all else a setting of every run.
+    """Reads a grid: a list is an axis, {uniform: [a, b]} a range, any other value a setting of every run.
 
     Args:
-      settings: setting -> value, as in a YAML file; seed is a number or a list; seeds how many, or a list.
-      seeds: "5" for the seeds 0 to 4, "3,7" for these two, None for those of the settings.
+      settings: setting -> value, as in a YAML file; seed is a number or a list, seeds a count or a list.
+      seeds: "5" for the seeds 0 to 4, "3,7" for these two, None to take the settings' seeds.
       overrides: settings that replace others.
       source: where the settings came from, for messages.
 
     Raises:
-      ConfigError: an unknown setting, or a level, range or value that it can't have.
+      ConfigError: an unknown setting, or an invalid level, range or value.
     """
     axes: dict[str, tuple[Any, ...]] = {}
     ranges: dict[str, Range] = {}
@@ -132,19 +132,19 @@ def _is_axis(name: str, value: Any) -> bool:
         return False
     if get_origin(TrainConfig.model_fields[name].annotation) is not tuple:
         return True
-    # hidden_sizes: [256, 128] is one value, [[256, 128], [64]] or ["256,128", "64"] are several.
+    # For hidden_sizes, [256, 128] is one value; [[256, 128], [64]] and ["256,128", "64"] are two.
     return all(isinstance(level, list | tuple | str) for level in value)
 
 
 def _level(name: str, value: Any, source: str) -> Any:
     annotation = TrainConfig.model_fields[name].annotation
-    # A number may be quoted; in a setting that is text, such as a folder, nothing is to be read.
+    # A number may be quoted, but a text setting, for instance a folder, must stay as it is.
     if isinstance(value, str) and annotation is not str:
         value = parse_value(value)
-    # A network of one layer as a list too: written as [16, 8], an axis of two would be read back as one network.
+    # Make a single layer a list: two of them, written as [16, 8], would be read back as one network.
     if get_origin(annotation) is tuple and type(value) is int:
         value = (value,)
-    # Before any message shows it: a data set's URI may hold credentials.
+    # Check before any message shows the value: a data set's URI may hold credentials.
     checked = check_setting(name, value, source)
     # YAML 1.2 reads yes and no as text.
     return checked if annotation is bool else value
@@ -159,15 +159,15 @@ def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:
     ends = value[kinds[0]]
     if len(ends) != 2:
         raise ConfigError(f"{source}: {name}: {kinds[0]} needs two ends, not {len(ends)}")
-    found = make_config(Range, {"kind": kinds[0], "low": ends[0], "high": ends[1]}, f"{source}: {name}")
+    checked = make_config(Range, {"kind": kinds[0], "low": ends[0], "high": ends[1]}, f"{source}: {name}")
     annotation = TrainConfig.model_fields[name].annotation
     if annotation not in (*_WHOLE_NUMBERS, *_NUMBERS):
         raise ConfigError(f"{source}: {name}: a range is for one number; give a list of levels")
-    if annotation in _WHOLE_NUMBERS and found.kind != "randint":
-        raise ConfigError(f"{source}: {name}: takes whole numbers, which {found.kind} does not give; write randint")
+    if annotation in _WHOLE_NUMBERS and checked.kind != "randint":
+        raise ConfigError(f"{source}: {name}: takes whole numbers, which {checked.kind} does not give; write randint")
     for end in ends:
         check_setting(name, end, source)
-    return found
+    return checked
 
 
 def _seeds(text: str, source: str) -> tuple[int, ...]:
@@ -181,40 +181,40 @@ def _seeds(text: str, source: str) -> tuple[int, ...]:
     if numbers[0] < 1:
         raise ConfigError(f"{source}: seeds={text!r}: at least one is needed")
     if numbers[0] > _MAX_SEEDS:
-        raise ConfigError(f"{source}: seeds={text!r}: at most {_MAX_SEEDS}; for the one seed write {text},")
+        raise ConfigError(f"{source}: seeds={text!r}: at most {_MAX_SEEDS}; for this single seed write {text},")
     return tuple(range(numbers[0]))
 
 
 def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
     for given in (overrides, settings):
-        found = [given[name] for name in _SEED_SETTINGS if name in given]
-        if len(found) > 1:
+        values = [given[name] for name in _SEED_SETTINGS if name in given]
+        if len(values) > 1:
             raise ConfigError(f"{source}: give seed or seeds, not both")
-        if found and (isinstance(found[0], str) or ("seeds" in given and type(found[0]) is int)):
-            # As for --seeds: 5 is how many.
-            return _seeds(str(found[0]), source)
-        if found:
-            return tuple(found[0]) if isinstance(found[0], list | tuple) else (found[0],)
+        if values and (isinstance(values[0], str) or ("seeds" in given and type(values[0]) is int)):
+            # As with --seeds, 5 is a count.
+            return _seeds(str(values[0]), source)
+        if values:
+            return tuple(values[0]) if isinstance(values[0], list | tuple) else (values[0],)
     return (0,)
 
 
 def written_grid(grid: GridConfig) -> dict[str, Any]:
-    """Returns a grid as read_grid reads it, for a YAML file."""
+    """Returns a grid in the form that read_grid reads, for a YAML file."""
     document = grid.model_dump(mode="json")
-    ranges = {name: {found["kind"]: [found["low"], found["high"]]} for name, found in document["ranges"].items()}
+    ranges = {name: {each["kind"]: [each["low"], each["high"]]} for name, each in document["ranges"].items()}
     return {**document["fixed"], **ranges, **document["axes"], "seeds": document["seeds"]}
 
 
 def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]:
-    """Returns all runs of a grid: the axes' levels in order, the last axis fastest, seeds faster still.
+    """Returns all runs of a grid in the order of the axes' levels; the seeds vary fastest, then the last axis.
 
     Args:
       grid: the grid.
-      name: its name.
+      name: the grid's name.
       max_runs: a limit against typing mistakes.
 
     Raises:
-      ConfigError: more runs than the limit, the same run twice, an invalid setting, or ranges.
+      ConfigError: too many runs, a duplicate run, an invalid setting, or ranges.
     """
     if grid.ranges:
         raise ConfigError(f"{next(iter(grid.ranges))}: a range needs --search random or optuna; an axis is a list")
@@ -231,13 +231,9 @@ def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]
 
 
 def check_count(count: int, name: str, max_runs: int) -> None:
-    """Refuses more runs than a limit against typing mistakes.
-
-    Raises:
-      ConfigError: there are more.
-    """
+    """Raises ConfigError for more runs than a limit against typing mistakes."""
     if count > max_runs:
-        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if that is meant")
+        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if you mean it")
 
 
 def distinct_runs(
@@ -246,7 +242,7 @@ def distinct_runs(
     """Returns the runs of some cells (settings and seed) of a grid.
 
     Raises:
-      ConfigError: an invalid setting, or the same run twice.
+      ConfigError: an invalid setting, or a duplicate run.
     """
     runs: dict[str, GridRun] = {}
     cell_of: dict[str, str] = {}
@@ -265,12 +261,12 @@ def distinct_runs(
 
 
 def run_name(grid_name: str, config: TrainConfig) -> str:
-    """Returns the name of a run: it depends on the grid's name and the config alone, so a grid can grow."""
+    """Returns a run's name, which depends only on the grid's name and the config, so that a grid can grow."""
     return f"{grid_name}-s{config.seed}-{config.config_hash()[:10]}"
 
 
 def settings_that_vary(configs: Sequence[TrainConfig]) -> tuple[str, ...]:
-    """Returns the settings with more than one value over the configs, without the seed."""
+    """Returns the settings, except the seed, that differ between the configs."""
     return tuple(
         name
         for name in TrainConfig.model_fields
@@ -279,14 +275,14 @@ def settings_that_vary(configs: Sequence[TrainConfig]) -> tuple[str, ...]:
 
 
 def stacks(runs: Sequence[GridRun], *, size: int) -> tuple[tuple[GridRun, ...], ...]:
-    """Divides runs into stacks: as few as there can be, equal in size but for one, equal seeds together.
+    """Divides runs into as few stacks as possible, with sizes that differ by at most one and equal seeds together.
 
     The result does not depend on the order of the runs. Stacks with more weights, epochs or runs come first, so that
-    the last ones to end are short.
+    the last stacks to end are short.
 
     Args:
       runs: any runs.
-      size: most runs in a stack.
+      size: maximum number of runs in a stack.
     """
     groups: dict[tuple[object, ...], list[GridRun]] = {}
     for run in runs:

@@ -11,12 +11,12 @@ from mnist_ray.grids.grid import GridRun, distinct_runs
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are chosen from a grid's axes and ranges.
+    """The way to choose settings from a grid's axes and ranges.
 
     Attributes:
-      kind: random: independently; optuna: each by the validation losses of those before (TPE, Bergstra et al. 2011).
-      num_samples: settings to train, each with every seed.
-      seed: of the choice.
+      kind: random: independently; optuna: by the validation losses of earlier samples (TPE, Bergstra et al. 2011).
+      num_samples: number of samples to train, each with every seed.
+      seed: the search's seed.
     """
 
     kind: Literal["random", "optuna"]
@@ -25,15 +25,15 @@ class Search:
 
 
 def random_samples(grid: GridConfig, search: Search) -> list[dict[str, Any]]:
-    """Returns settings drawn from the axes' levels and the ranges, evenly in each; fewer samples are a beginning.
+    """Draws settings uniformly from the axes' levels and by each range's distribution, without duplicates.
 
-    Equal samples, which a grid without ranges can give, are there once.
+    A smaller number of samples gives a prefix of the same sequence.
     """
     samples = []
     for index in range(search.num_samples):
         draws = {name: _draw(search.seed, name, index) for name in (*grid.axes, *grid.ranges)}
         sample = {name: levels[int(draws[name] * len(levels))] for name, levels in grid.axes.items()}
-        sample |= {name: value_in(found, draws[name]) for name, found in grid.ranges.items()}
+        sample |= {name: value_in(each, draws[name]) for name, each in grid.ranges.items()}
         if sample not in samples:
             samples.append(sample)
     return samples
@@ -53,7 +53,7 @@ def value_in(found: Range, draw: float) -> float | int:
         return int(found.low) + int(draw * (found.high - found.low + 1))
     if found.kind == "loguniform":
         low, high = math.log(found.low), math.log(found.high)
-        # Rounding may lead past the ends.
+        # Rounding may exceed the ends.
         return min(max(math.exp(low + draw * (high - low)), found.low), found.high)
     return found.low + draw * (found.high - found.low)
 

@@ -1,1 +1,1 @@
-"""Plain networks, and stacks of them."""
+"""Networks and stacks of networks."""

@@ -1,4 +1,4 @@
-"""Where a process computes, and with how many threads."""
+"""The device and the number of threads that a process computes with."""
 
 import torch
 
@@ -9,10 +9,10 @@ def choose_device(use_gpu: bool | None = None) -> torch.device:
     """Returns the GPU if there is one, else the CPU with one thread.
 
     Args:
-      use_gpu: False for the CPU all the same, True for no CPU.
+      use_gpu: False for the CPU even if there is a GPU, True to require a GPU.
 
     Raises:
-      ClusterError: a GPU was asked for and there is none.
+      ClusterError: a GPU is required and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
         raise ClusterError("use_gpu: this machine has no GPU; leave out --use-gpu")
@@ -20,9 +20,9 @@ def choose_device(use_gpu: bool | None = None) -> torch.device:
 
 
 def prepared(device: torch.device) -> torch.device:
-    """Returns the device; a process that computes on the CPU does so in one thread from now on.
+    """Returns the device; if it is the CPU, limits torch to one thread.
 
-    One thread gives the same bits in every process, and is the fastest for networks of this size.
+    One thread gives the same bits in every process and is the fastest for networks of this size.
     """
     if device.type == "cpu":
         torch.set_num_threads(1)

@@ -1,13 +1,13 @@
-"""Matrix products of a stack: the same bits for a run, whatever the number of runs."""
+"""Matrix products of a stack: each run gets the same bits in stacks of any size."""
 
 import torch
 from torch import Tensor
 
 from mnist_ray import torch_private
 
-# On a CPU, torch's matrix product is MKL's, which keeps to 256-bit vectors on processors that aren't Intel's. oneDNN,
-# takes 512 bits where there are any; its calls cost more, so small products stay with MKL. Which of the two depends on
-# the processor and the shapes of one run alone.
+# On a CPU, torch multiplies with MKL, which uses only 256-bit vectors on non-Intel processors. oneDNN uses 512 bits
+# where available, but its calls cost more, so small products stay with MKL. The choice depends only on the processor
+# and the shapes of one run.
 _ONEDNN = torch_private.linear_pointwise
 _ONEDNN_MULTIPLICATIONS = 1 << 20
 
@@ -30,7 +30,7 @@ def bmm(left: Tensor, right: Tensor, *, bias: Tensor | None = None) -> Tensor:
 
 
 def bmm_into(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """Computes target = left @ right for each run, as bmm does; the target may be strided and of another type."""
+    """Computes target = left @ right for each run like bmm; the target may be strided and of another type."""
     if left.device.type != "cpu" or left.dtype != target.dtype:
         target.copy_(torch.bmm(left, right))
     elif _takes_onednn(left, right):

@@ -1,4 +1,4 @@
-"""The memory that a run takes while it trains."""
+"""The memory that a run needs in training."""
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +9,19 @@ from mnist_ray.models.networks import IMAGE_SIZE, make_network
 
 # Weights, their gradients, and up to two moments of the optimizer.
 _COPIES_OF_WEIGHTS = 4
-# Of each layer's output: itself, what its backward pass keeps, its gradient, and what is computed in between.
+# For each layer: its output, the tensors kept for the backward pass, the gradient and temporaries.
 _COPIES_IN_TRAINING = 4
-# Of the largest layer's output, with input and output alive at once.
+# For the largest layer, whose input and output are alive at once.
 _COPIES_IN_VALIDATION = 3
 
 
 def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int) -> int:
-    """Estimates, on the safe side, the device memory of one run of a stack, without the data.
+    """Estimates conservatively the device memory of one run of a stack, without the data.
 
     Args:
       config: the run's config.
       num_classes: classes of its data set.
-      validation_batch: images that are validated at once.
+      validation_batch: images per validation batch.
     """
     network = make_network(config, num_classes)
     size = next(network.parameters()).element_size()
@@ -33,11 +33,11 @@ def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int
 
     for layer in network:
         layer.register_forward_hook(note)
-    # No memory and no arithmetic: only shapes go through.
+    # The meta device propagates only shapes, without memory or arithmetic.
     network.to("meta").eval()(
         torch.empty(1, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=next(network.parameters()).dtype, device="meta")
     )
-    # Both: a recorded step keeps its memory while a validation takes its own.
+    # The sum of both: a recorded step keeps its memory during validation.
     in_training = _COPIES_IN_TRAINING * largest_batch(config.global_batch_size) * sum(outputs)
     in_validation = _COPIES_IN_VALIDATION * validation_batch * max(outputs)
     return size * (_COPIES_OF_WEIGHTS * num_weights + in_training + in_validation)

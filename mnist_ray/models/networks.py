@@ -1,4 +1,4 @@
-"""The networks, as plain torch modules with the parameter names that a person would write (fc1.weight, ...)."""
+"""The networks, as plain torch modules with readable parameter names (fc1.weight, ...)."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def make_network(config: TrainConfig, num_classes: int) -> nn.Sequential:
     """Returns an untrained network: images [batch, 1, 28, 28] -> logits [batch, num_classes].
 
-    Its weights are torch's default distributions, drawn from the run's own stream. A bias that batch
-    normalization would cancel is zero and stays so: its gradient is rounding noise.
+    Weights follow torch's default distributions, drawn from the run's own stream. A bias that batch normalization
+    would cancel is zero and stays zero: its gradient is rounding noise.
     """
     network = _layers(config, num_classes)
     _initialize(network, config.seed)
@@ -25,12 +25,12 @@ def make_network(config: TrainConfig, num_classes: int) -> nn.Sequential:
 
 
 def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Sequential:
-    """Returns a network with given weights; nothing is allocated before their shapes fit, however large it would be.
+    """Returns a network with given weights; allocates memory only after checking their shapes.
 
     Raises:
       ValueError: the weights belong to another architecture.
     """
-    # Each layer has a weight at least: a million layers need not be built to see that.
+    # Each layer has at least one weight, so refuse a million layers without building them.
     if len(config.hidden_sizes) >= len(weights):
         raise ValueError(f"{len(config.hidden_sizes)} hidden layers, {len(weights)} tensors")
     try:
@@ -39,10 +39,10 @@ def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tens
     except RuntimeError as error:
         raise ValueError(f"hidden_sizes={config.hidden_sizes}: too large ({str(error).splitlines()[0]})") from None
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'none')}")
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            raise ValueError(f"{name}: {given.get(name, 'missing')} instead of {expected.get(name, 'none')}")
     network = network.to_empty(device="cpu")
     network.load_state_dict(dict(weights))
     return network

@@ -1,4 +1,4 @@
-"""Which rows of a global batch belong to which rank, and sums over the ranks."""
+"""The division of a global batch among ranks, and sums over the ranks."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train one run together; one process is the group of one."""
+    """The processes that train one run together; a single process is a group of one."""
 
     rank: int = 0
     world_size: int = 1
 
     def rows(self, num_rows: int) -> slice:
-        """Returns this rank's rows of a global batch: every world_size-th, from its own number on."""
+        """Returns this rank's rows of a global batch: every world_size-th row, starting at its rank."""
         return slice(self.rank, num_rows, self.world_size)
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Adds up a tensor over the ranks, in place; every rank has the sum then."""
+        """Sums a tensor over the ranks, in place on every rank."""
         if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor

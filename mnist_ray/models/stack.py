@@ -1,8 +1,8 @@
-"""Plain networks with the same shapes as one batched program, and back again.
+"""Converts plain networks with the same shapes into one batched program, and back.
 
 A stack of K runs holds every parameter as [K, ...] and computes the K networks side by side; a single run is a
-stack of one. The plain modules stay the only definition of a network: a stack is made from them, layer by layer,
-and gives plain state_dicts back.
+stack of one. The plain modules stay the only definition of a network: a stack is built from them, layer by layer,
+and returns plain state_dicts.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mnist_ray.models import stack_layers as layers
 from mnist_ray.models.networks import BATCH_NORMS
 from mnist_ray.models.stack_layers import Layer, Parameter, TrainingPass
 
-# 16 float32 are 64 bytes: vector code treats what starts on such a boundary alike in stacks of any size.
+# 16 float32 are 64 bytes: data on a 64-byte boundary takes the same vector code in stacks of any size.
 _ALIGNMENT = 16
 
 
@@ -24,7 +24,7 @@ class Stack:
     """K networks with the same shapes, trained as one.
 
     Attributes:
-      parameters: K flat tensors, one a run, with `.grad` set: what an optimizer updates.
+      parameters: K flat tensors, one per run, with `.grad` set, for the optimizer to update.
       gradients: [K, padded], the memory behind every `.grad`.
     """
 
@@ -32,7 +32,7 @@ class Stack:
         """Copies the networks' weights into a stack.
 
         Args:
-          networks: as made by make_network, alike but for weights and dropout rates.
+          networks: made by make_network, differing only in weights and dropout rates.
           device: where the stack computes.
           bf16: whether matrix products and convolutions round their inputs to bfloat16.
         """
@@ -46,16 +46,16 @@ class Stack:
             for name, buffer in template.named_buffers()
         }
         self._compute_dtype = torch.bfloat16 if bf16 else dtype
-        # Without their weights: what is left says how the layers are made.
+        # The modules without weights tell how to build the layers.
         self._networks = [deepcopy(network).to("meta") for network in networks]
-        # MKL multiplies by a single column in other ways for a stack than for a run.
+        # MKL multiplies by a single column differently for a stack than for a run.
         self._has_single_units = any(isinstance(child, nn.Linear) and child.out_features == 1 for child in template)
         self._place(values, torch.zeros_like(values), buffers)
         self._singles = self._make_singles()
         self.load_state_dicts([network.state_dict() for network in networks])
 
     def take(self, runs: Sequence[int]) -> "Stack":
-        """Returns a stack of some of the runs with their weights, in memory of its own."""
+        """Copies some of the runs into a new stack."""
         taken = copy(self)
         index = torch.tensor(runs, device=self.gradients.device)
         values = self._memory.index_select(0, index)
@@ -83,7 +83,7 @@ class Stack:
         self._layers = self._make_layers(self._networks)
 
     def _make_singles(self) -> list["Stack"]:
-        """Returns a stack of each run alone that shares this one's memory; none where they are never used."""
+        """Returns a stack for each single run, sharing this stack's memory; an empty list where they are never used."""
         is_used = self.gradients.device.type == "cpu" and len(self) > 1
         return [self._single(run) for run in range(len(self))] if is_used else []
 
@@ -100,11 +100,11 @@ class Stack:
         return len(self.parameters)
 
     def parts(self, num_rows: int) -> list[tuple[slice, "Stack"]]:
-        """Returns the runs that compute a batch as one program, and a stack of each such part.
+        """Returns the groups of runs that compute a batch as one program, and a stack of each group.
 
-        On a CPU a run keeps the bits that it has alone if each run's share of every tensor starts on a 64-byte
-        boundary: with batches of a multiple of 16 rows it does. With others, such as an epoch's last one, the runs
-        compute one after the other, and so they do with a layer of a single unit.
+        On a CPU a run gets the same bits as alone if each run's share of every tensor starts on a 64-byte boundary,
+        as with batches of a multiple of 16 rows. With other batches, often an epoch's last, and with a single-unit
+        layer, the runs compute one after the other.
         """
         if not self._singles or (num_rows % _ALIGNMENT == 0 and not self._has_single_units):
             return [(slice(0, len(self)), self)]
@@ -129,7 +129,7 @@ class Stack:
         """Fills `gradients` with this rank's share of the gradient of the global batch.
 
         Args:
-          gradient: of the loss by the logits of the last training pass, [runs, local_batch, classes].
+          gradient: of the loss w.r.t. the logits of the last training pass, [runs, local_batch, classes].
         """
         for layer in reversed(self._layers):
             if layer is self._first:
@@ -142,7 +142,7 @@ class Stack:
         return {name: value[run].to("cpu", copy=True) for name, value in self._values().items()}
 
     def load_state_dicts(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Sets weights and batch-norm statistics from the plain modules' state_dicts, one a run."""
+        """Sets weights and batch-norm statistics from the plain modules' state_dicts, one per run."""
         for name, value in self._values().items():
             for run, state in enumerate(states):
                 value[run].copy_(state[name])
@@ -189,7 +189,7 @@ class Stack:
 
 
 def _padded(shape: torch.Size) -> int:
-    """Returns the elements that a parameter takes: every parameter starts on a 64-byte boundary."""
+    """Returns a parameter's length in elements, padded so that the next one starts on a 64-byte boundary."""
     return -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
 
 

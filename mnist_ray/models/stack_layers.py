@@ -1,9 +1,9 @@
-"""Layers over a stack of runs, with forward and backward passes written out.
+"""Layers over a stack of runs, with explicit forward and backward passes.
 
 Values are [runs, local_batch, features] or [runs, local_batch, channels, height, width]; every layer treats
-the runs as K separate networks. `forward` keeps what `backward` needs; `backward` takes the gradient by the
-output, writes the parameters' gradients to their place and returns the gradient by the input.
-The tests hold each of them to autograd over the plain torch.nn layer.
+the runs as K separate networks. `forward` keeps what `backward` needs; `backward` takes the gradient w.r.t. the
+output, stores the parameters' gradients and returns the gradient w.r.t. the input.
+The tests compare each layer with autograd over the plain torch.nn layer.
 """
 
 # The layers' methods are documented once, in Layer; not every layer needs the pass.
@@ -27,10 +27,10 @@ _THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward.grad_input
 
 @dataclass(frozen=True)
 class TrainingPass:
-    """What a forward pass in training depends on besides images and weights.
+    """Inputs of a training forward pass besides images and weights.
 
     Attributes:
-      streams: the step's random streams of each run.
+      streams: each run's random streams for the step.
       rows: int64 [local_batch], this rank's row numbers in the global batch.
       global_batch_size: rows of the global batch.
       ranks: the ranks that train together.
@@ -47,7 +47,7 @@ class TrainingPass:
 
 
 class Parameter(NamedTuple):
-    """One parameter of every run in the stack, and the place of its gradient; both [runs, *shape]."""
+    """One parameter of every run in the stack, and its gradient; both [runs, *shape]."""
 
     value: Tensor
     gradient: Tensor
@@ -60,7 +60,7 @@ class Layer(Protocol):
         """Returns the output; `training` is None in evaluation."""
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Writes the parameters' gradients and returns the gradient by the input of the last forward pass."""
+        """Stores the parameters' gradients and returns the gradient w.r.t. the input of the last forward pass."""
 
 
 class Flatten:
@@ -92,21 +92,21 @@ class Linear:
         return _cast(product, gradient.dtype)
 
     def backward_parameters(self, gradient: Tensor) -> None:
-        """The backward pass of a network's first layer, which needs no gradient by the images."""
+        """The backward pass of a network's first layer, which needs no gradient w.r.t. the images."""
         bmm_into(self._weight.gradient, _cast(gradient, self._dtype).transpose(1, 2), self._inputs)
         if self._bias is not None:
             torch.sum(gradient, dim=1, out=self._bias.gradient)
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    # Also where there is nothing to do a call of Tensor.to takes its time, and a step has dozens.
+    # Tensor.to takes time even when there is nothing to do, and a step has dozens of calls.
     return values if values.dtype == dtype else values.to(dtype)
 
 
 class Conv2d:
     """Convolution with stride 1, weight [runs, outputs, channels, size, size].
 
-    On a CPU each network is convolved by itself, since the bits of a grouped convolution depend on the number of
+    On a CPU each network has its own convolution, since the bits of a grouped convolution depend on the number of
     groups; on other devices the networks are the groups of one convolution.
     """
 
@@ -122,7 +122,7 @@ class Conv2d:
         return _joined([part.to(gradient.dtype) for part in by_inputs])
 
     def backward_parameters(self, gradient: Tensor) -> None:
-        """The backward pass of a network's first layer, which needs no gradient by the images."""
+        """The backward pass of a network's first layer, which needs no gradient w.r.t. the images."""
         for part in _parts(gradient):
             self._backward(gradient, part, by_inputs=False)
 
@@ -138,7 +138,7 @@ class Conv2d:
         return self._weight.value[part].to(self._dtype).flatten(0, 1)  # [runs * outputs, channels, size, size]
 
     def _backward(self, gradient: Tensor, part: slice, *, by_inputs: bool) -> Tensor:
-        """Writes the gradients of a part's parameters and returns that by its inputs, empty if not wanted."""
+        """Stores the gradients of a part's parameters; returns the gradient w.r.t. its inputs, empty if not wanted."""
         outputs, inputs, filters = gradient[part].to(self._dtype), self._inputs[part], self._filters(part)
         by_input, by_weight, by_bias = torch.ops.aten.convolution_backward(
             _as_channels(outputs), _as_channels(inputs), filters, [len(filters)], [1, 1], [self._padding] * 2, [1, 1],
@@ -153,7 +153,7 @@ class Conv2d:
 
 
 def _parts(stacked: Tensor) -> list[slice]:
-    """The runs that are convolved together."""
+    """Returns the groups of runs that share one convolution."""
     if stacked.device.type == "cpu":
         return [slice(run, run + 1) for run in range(len(stacked))]
     return [slice(0, len(stacked))]
@@ -169,7 +169,7 @@ def _as_channels(stacked: Tensor) -> Tensor:
 
 
 class BatchNorm:
-    """Batch normalization with the statistics of the global batch, whatever the number of ranks.
+    """Batch normalization with the statistics of the global batch, for any number of ranks.
 
     Reference: Ioffe and Szegedy 2015; ranks' means and squares are merged as in Chan, Golub, LeVeque 1979.
     """
@@ -201,7 +201,7 @@ class BatchNorm:
         by_bias = torch.sum(gradient, self._dims, out=self._bias.gradient).view(self._shape)
         by_weight = torch.sum(gradient * self._normalized, self._dims, out=self._weight.gradient).view(self._shape)
         if self._ranks.world_size > 1:
-            # Of some hundred numbers a gather takes half the time of gloo's sum.
+            # For a few hundred numbers, a gather takes half the time of gloo's sum.
             by_bias, by_weight = self._ranks.gather(torch.stack((by_bias, by_weight))).sum(0).unbind()
         scale = self._weight.value.view(self._shape) * self._inverse_deviation
         centered = torch.sub(gradient, by_bias, alpha=1 / self._count)
@@ -260,10 +260,10 @@ class MaxPool2d:
 class Dropout:
     """Inverted dropout, each run with its own rate, its noise from the run's own stream.
 
-    In place: the ReLU before it finds the same units above zero, but for dropped ones, whose gradient is zero anyway.
+    Works in place: the preceding ReLU then sees dropped units as zero, but their gradient is zero anyway.
 
     A unit is zeroed if a uniform 16-bit draw lies below rate * 65536, rounded: the rate is exact to 8e-6, and the
-    scale of the kept units belongs to the rounded rate, so their mean is exact.
+    scale of the kept units follows the rounded rate, so their mean is exact.
 
     Reference: Srivastava et al. 2014.
     """
@@ -282,7 +282,7 @@ class Dropout:
             return inputs
         features = inputs.shape[2:].numel()
         draws = training.streams.draws16(self._name, training.rows, features)
-        # `out` gives the comparison's result as 0.0 or 1.0 at once, five times as fast as a cast from bool.
+        # `out` yields 0.0 or 1.0 directly, five times as fast as a cast from bool.
         kept = torch.ge(draws, self._thresholds, out=torch.empty_like(draws, dtype=inputs.dtype))
         self._factors = kept.mul_(self._scales).view(inputs.shape)
         return inputs.mul_(self._factors)

@@ -1,1 +1,1 @@
-"""Random streams that depend on nothing but a run's config."""
+"""Random streams that depend only on a run's config."""

@@ -1,6 +1,6 @@
-"""Random numbers that depend on (seed, purpose, epoch or step) and on nothing else.
+"""Random numbers that depend only on (seed, purpose, epoch or step).
 
-A stream is a key; its i-th word is SplitMix64's i-th output from that key. No state moves along, so a rank,
+A stream is a key; its i-th word is SplitMix64's i-th output from that key. Streams have no state, so a rank,
 a stack of runs or a resumed run can compute just the words it needs, on any device, with the same bits.
 
 Reference: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -19,7 +19,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _DRAWS_PER_WORD = 4
-# 256 KiB of draws stay in a core's cache until they are used; more than 16 steps save no more.
+# 256 KiB of draws fit into a core's cache; drawing more than 16 steps ahead saves no more time.
 _DRAWS_AHEAD = 1 << 17
 _STEPS_AHEAD = 16
 
@@ -29,8 +29,8 @@ def stream_key(seed: int, purpose: str, *counters: int) -> int:
 
     Args:
       seed: the run's seed.
-      purpose: what the numbers are for, such as "shuffle" or "dropout1".
-      counters: epoch, step or class: whatever tells this stream from its siblings.
+      purpose: what the numbers are for, for instance "shuffle" or "dropout1".
+      counters: epoch, step or class, to distinguish streams of the same purpose.
     """
     text = "/".join((str(seed), purpose, *map(str, counters)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
@@ -39,11 +39,11 @@ def stream_key(seed: int, purpose: str, *counters: int) -> int:
 def random_words(keys: Sequence[int] | Tensor, rows: Tensor, words_per_row: int) -> Tensor:
     """Returns 64 random bits for each key, row and column.
 
-    A row's words depend on its number alone: the rows of one rank are the same as in the whole batch.
+    A row's words depend only on its number, so a rank gets the same words as the whole batch.
 
     Args:
-      keys: stream keys, int64 [keys] where they are a tensor.
-      rows: int64 [rows], row numbers >= 0, on the device where the words are wanted.
+      keys: stream keys, int64 [keys] if a tensor.
+      rows: int64 [rows], row numbers >= 0, on the device that computes the words.
       words_per_row: columns.
 
     Returns:
@@ -55,12 +55,12 @@ def random_words(keys: Sequence[int] | Tensor, rows: Tensor, words_per_row: int)
 
 
 def _words_on_cpu(keys: Sequence[int] | Tensor, rows: np.ndarray, words_per_row: int) -> Tensor:
-    # numpy has unsigned shifts and is three times as fast here as the same operations in torch.
-    # The counter is row * words_per_row + column; multiplied part by part, modulo 2**64.
+    # numpy has unsigned shifts and is three times as fast here as torch.
+    # The counter is row * words_per_row + column, multiplied term by term modulo 2**64.
     gamma = np.uint64(_GAMMA)
     columns = np.arange(1, words_per_row + 1, dtype=np.uint64) * gamma
     first = rows.astype(np.uint64)[:, None] * (np.asarray([words_per_row], dtype=np.uint64) * gamma)
-    # torch's memory: an empty numpy array has strides that torch can't view as int16.
+    # Allocated by torch: an empty numpy array has strides that torch can't view as int16.
     words = torch.empty(len(keys), len(rows), words_per_row, dtype=torch.int64)
     bits = words.numpy().view(np.uint64)
     np.add(np.asarray(keys, dtype=np.int64).view(np.uint64)[:, None, None] + first, columns, out=bits)
@@ -77,7 +77,7 @@ def _words_on_device(keys: Sequence[int] | Tensor, rows: Tensor, words_per_row: 
     counter = rows[:, None] * words_per_row + columns
     words = torch.as_tensor(keys, device=rows.device)[:, None, None] + counter * _signed(_GAMMA)
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
-        # torch shifts int64 arithmetically: the mask clears the copies of the sign.
+        # torch shifts int64 arithmetically; the mask clears the copied sign bits.
         words ^= (words >> shift) & ((1 << (64 - shift)) - 1)
         if multiplier is not None:
             words *= _signed(multiplier)
@@ -95,13 +95,10 @@ def draws16(keys: Sequence[int] | Tensor, rows: Tensor, columns: int) -> Tensor:
 
 
 def draws16_for_step(seeds: Sequence[int], purpose: str, step: int, rows: Tensor, columns: int) -> Tensor:
-    """Returns the uniform 16-bit draws of the streams (seed, purpose, step); not to be changed in place.
+    """Returns uniform 16-bit draws of the streams (seed, purpose, step), int16 [seeds, rows, columns]; read-only.
 
-    Equal seeds are drawn once. On a CPU small draws are made for several steps at once: the calls take longer than
+    Draws once per distinct seed. On a CPU, draws small sizes for several steps at once, since calls take longer than
     the drawing.
-
-    Returns:
-      int16 [seeds, rows, columns], in [-32768, 32767].
     """
     distinct = tuple(dict.fromkeys(seeds))
     draws = _draws_of_distinct(distinct, purpose, step, rows, columns)
@@ -109,7 +106,7 @@ def draws16_for_step(seeds: Sequence[int], purpose: str, step: int, rows: Tensor
 
 
 def for_each_seed(values: Tensor, seeds: Sequence[int], distinct: Sequence[int]) -> Tensor:
-    """Repeats what belongs to a seed wherever the seed stands, without a copy if all are equal or all distinct.
+    """Expands values per distinct seed to values per run, without a copy if all seeds are equal or all distinct.
 
     Args:
       values: [distinct seeds, ...].
@@ -117,7 +114,7 @@ def for_each_seed(values: Tensor, seeds: Sequence[int], distinct: Sequence[int])
       distinct: the seeds without repetitions, in the order of their first appearance.
 
     Returns:
-      [seeds, ...], not to be changed in place.
+      [seeds, ...]; read-only.
     """
     if len(distinct) == 1:
         return values.expand(len(seeds), *values.shape[1:])
@@ -129,7 +126,7 @@ def for_each_seed(values: Tensor, seeds: Sequence[int], distinct: Sequence[int])
 
 def _draws_of_distinct(seeds: tuple[int, ...], purpose: str, step: int, rows: Tensor, columns: int) -> Tensor:
     draws_per_step = len(seeds) * len(rows) * columns
-    # Nothing to draw is a rank without rows in a partial batch.
+    # A rank may have no rows of a partial batch.
     steps = min(_DRAWS_AHEAD // draws_per_step, _STEPS_AHEAD) if draws_per_step else 0
     if rows.device.type != "cpu" or steps < 2:
         return draws16([stream_key(seed, purpose, step) for seed in seeds], rows, columns)

@@ -1,4 +1,4 @@
-"""The random streams of one training step, as the layers of a stack ask for them: (a run's seed, purpose, step)."""
+"""The random streams of one training step for the layers of a stack, keyed by (a run's seed, purpose, step)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,31 +11,31 @@ from mnist_ray.noise.random_streams import draws16, draws16_for_step, for_each_s
 
 
 class StepStreams(Protocol):
-    """What a step draws, for each run of a stack from its own seed's streams; runs with equal seeds share draws."""
+    """The draws of a step: each run of a stack draws from its seed's streams; runs with equal seeds share draws."""
 
     def of(self, runs: slice) -> Self:
         """Returns the streams of some of the runs."""
 
     def distinct(self) -> Self:
-        """Returns the streams with each seed once, in the order of their first appearance."""
+        """Returns the streams of the distinct seeds, in the order of their first appearance."""
 
     def draws16(self, purpose: str, rows: Tensor, columns: int) -> Tensor:
-        """Returns uniform 16-bit draws, int16 [runs, rows, columns], not to be changed in place."""
+        """Returns uniform 16-bit draws, int16 [runs, rows, columns]; read-only."""
 
     def uniform(self, purpose: str, rows: Tensor, columns: int) -> Tensor:
-        """Returns uniform numbers in [0, 1), float64 [runs, rows, columns], not to be changed in place."""
+        """Returns uniform numbers in [0, 1), float64 [runs, rows, columns]; read-only."""
 
     def for_each_run(self, values: Tensor) -> Tensor:
-        """Repeats what belongs to a distinct seed, [distinct seeds, ...], for each run, [runs, ...]."""
+        """Expands values per distinct seed, [distinct seeds, ...], to values per run, [runs, ...]."""
 
 
 @dataclass(frozen=True)
 class SeededStreams:
-    """Streams whose keys are computed when they are asked for.
+    """Streams that compute their keys on demand.
 
     Attributes:
       seeds: the seed of each run.
-      step: number of the step, from 0; tells the noise of one step from the next.
+      step: number of the step, from 0.
     """
 
     seeds: Sequence[int]
@@ -64,14 +64,14 @@ class SeededStreams:
 
 
 class StreamTables:
-    """The stream keys of all steps of an epoch, on the device: a step that was recorded once finds its keys there.
+    """The stream keys of all steps of an epoch, on the device, where a recorded step reads them.
 
     Attributes:
-      step: int64 [1] on the device, the step's number in the epoch; who takes a step adds one.
+      step: int64 [1] on the device, the step's number in the epoch; the caller adds 1 after each step.
     """
 
     def __init__(self, seeds: Sequence[int], num_steps: int, *, device: torch.device) -> None:
-        """Makes tables for runs with these seeds and epochs of so many steps; begin_epoch fills them."""
+        """Makes tables for runs with these seeds and epochs of num_steps steps; begin_epoch fills them."""
         self._seeds = tuple(dict.fromkeys(seeds))
         self._num_steps, self._device = num_steps, device
         self._first_step = 0
@@ -80,7 +80,7 @@ class StreamTables:
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
 
     def begin_epoch(self, first_step: int) -> None:
-        """Fills the tables for the epoch that begins with a step."""
+        """Fills the tables for the epoch that begins with first_step."""
         self._first_step = first_step
         self.step.zero_()
         for purpose, keys in self._keys.items():
@@ -110,10 +110,10 @@ class StreamTables:
 
 @dataclass(frozen=True)
 class TabledStreams:
-    """Streams whose keys come from tables on the device; the host takes no part in drawing.
+    """Streams whose keys come from tables on the device, without work on the host.
 
     Attributes:
-      tables: shared by all steps of a training.
+      tables: the tables, shared by all steps.
       seeds: the seed of each run.
     """
 

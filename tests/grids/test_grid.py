@@ -193,7 +193,7 @@ def test_a_grid_survives_json_and_yaml(grid: GridConfig) -> None:
         ({"batch_norm": {"randint": [0, 1]}}, None, "batch_norm: a range is for one number; give a list of levels"),
         ({"hidden_sizes": {"randint": [8, 16]}}, None, "hidden_sizes: a range is for one number"),
         ({}, "a", "seeds='a': give a number of seeds, or a list such as 3,7,11"),
-        ({}, "1000001", "seeds='1000001': at most 1000000; for the one seed write 1000001,"),
+        ({}, "1000001", "seeds='1000001': at most 1000000; for this single seed write 1000001,"),
         ({}, "4,-1", "seeds=-1: must be greater than or equal to 0"),
         ({"seed": True}, None, "seeds=True: must be a valid integer"),
         ({}, "1,1", "seeds=[1, 1]: must be distinct"),
