@@ -1,1 +1,1 @@
-"""Settings and what they are read from."""
+"""Settings and their sources."""

@@ -1,4 +1,4 @@
-"""Where a job's workers run and how long it waits for them: nothing here changes a result."""
+"""Where a job's workers run and how long it waits for them; this never changes a result."""
 
 import os
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from mnist_ray.config.requirements import JOB_VARIABLE
 
 @dataclass(frozen=True)
 class Placement:
-    """What a person says of the machines that a job runs on.
+    """The user's choices about the machines that a job runs on.
 
     Attributes:
-      use_gpu: whether each worker gets a GPU; None for: where there are enough.
-      resource_timeout_s: how long a job on a cluster waits for CPUs or GPUs that aren't there yet, or no longer.
-      shared_storage: whether a storage that is a local folder is the same one on every node.
+      use_gpu: whether each worker gets a GPU; None to use GPUs where there are enough.
+      resource_timeout_s: how long a job on a cluster waits for missing CPUs or GPUs.
+      shared_storage: whether a local storage folder is the same on every node.
     """
 
     use_gpu: bool | None = None
@@ -26,7 +26,7 @@ ANYWHERE = Placement()
 
 
 def not_shared(uri: str, num_nodes: int) -> str:
-    """Returns why a local folder is no storage for a cluster of several nodes."""
+    """Returns the message that a local folder can't be the storage of a cluster with several nodes."""
     return (
         f"storage={uri!r}: a local folder, and the cluster has {num_nodes} nodes, each with disks of its own; use "
         "s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
@@ -34,9 +34,9 @@ def not_shared(uri: str, num_nodes: int) -> str:
 
 
 def on_cluster() -> bool:
-    """Tells whether this process is a job on a cluster: Ray gives each the address of the cluster itself.
+    """Tells whether this process is a job on a cluster, where Ray sets RAY_ADDRESS to the cluster's own address.
 
-    A person's own RAY_ADDRESS, or that of a job API, makes no job of a local command.
+    A RAY_ADDRESS set by the user, or the address of a job API, doesn't make a local command a job.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     return JOB_VARIABLE in os.environ and bool(address) and not address.startswith(("http://", "https://"))

@@ -1,6 +1,6 @@
-"""What mnist-ray needs of a cluster's node, and how a process knows that it is a job there.
+"""The requirements of mnist-ray on a cluster's node, and the variable that marks a process as a job there.
 
-Imports nothing but the standard library, and is written for Pythons too old for the rest: it tells what is missing.
+Imports only the standard library and runs on Pythons too old for the rest, to report what is missing.
 """
 
 import re
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 JOB_VARIABLE = "MNIST_RAY_IN_JOB"
 PYTHON = (3, 11)
-# As in pyproject.toml, which a job doesn't carry; a test compares them.
+# A copy from pyproject.toml, which isn't shipped with a job; a test compares them.
 REQUIREMENTS = {
     "torch": "2.11",
     "torchvision": "0.26",
@@ -31,13 +31,12 @@ REQUIREMENTS = {
 
 
 def missing_requirements() -> str:
-    """Returns what this Python lacks and what to do, "" if nothing."""
+    """Returns what this Python lacks and what to do; "" if it lacks nothing."""
     if sys.version_info < PYTHON:
-        there, needed = (".".join(map(str, found)) for found in (sys.version_info[:2], PYTHON))
+        there, needed = (".".join(map(str, numbers)) for numbers in (sys.version_info[:2], PYTHON))
         return f"this cluster's node has Python {there} and mnist-ray needs {needed} or newer; use another image"
-    lacks = [found for found in map(_lack, REQUIREMENTS) if found]
-    found = ", ".join(lacks)
-    return f"this cluster's node lacks {found}; submit with --pip, or install them on the nodes" if lacks else ""
+    lacks = ", ".join(lack for lack in map(_lack, REQUIREMENTS) if lack)
+    return f"this cluster's node lacks {lacks}; submit with --pip, or install them on the nodes" if lacks else ""
 
 
 def _lack(name: str) -> str:

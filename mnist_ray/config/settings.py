@@ -1,4 +1,4 @@
-"""One config object flows from the command line through the job into the checkpoint and the tables."""
+"""The config object that passes from the command line through the job into the checkpoint and the tables."""
 
 import hashlib
 import json
@@ -32,20 +32,20 @@ class _Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic reads true as 1 where it wants a number.
+        # pydantic would read true as 1 in a number's place.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("must not be true or false")
         return value
 
     def canonical_json(self) -> str:
-        """The config as JSON with sorted keys and no spaces: equal configs give equal text."""
+        """Returns the config as JSON with sorted keys and no spaces: equal configs give equal text."""
         return _json(self.model_dump(mode="json"))
 
     def config_hash(self) -> str:
-        """SHA-256, in hexadecimal, of the settings that differ from the defaults, as JSON like the canonical one.
+        """Returns the SHA-256, in hexadecimal, of the canonical JSON of the settings that differ from the defaults.
 
-        So a setting that is added leaves every hash as it was. A default must never change: that would give two
-        configs one hash. A better value belongs into a variant.
+        Adding a setting therefore changes no hash. A default must never change, since two configs would then share
+        a hash; put a better value into a variant.
         """
         changed = self.model_dump(mode="json", exclude_defaults=True)
         return hashlib.sha256(_json(changed).encode()).hexdigest()
@@ -56,14 +56,14 @@ def _json(document: Mapping[str, Any]) -> str:
 
 
 class _NetworkConfig(_Config):
-    """Which run it is, and its network."""
+    """The run's identity and network."""
 
     variant: Annotated[str, Setting(is_per_run=True, is_listed=True)] = Field(
         "baseline", description="name of the preset that the other settings start from"
     )
     dataset: Annotated[
         _Dataset,
-        # A row has the evaluated data set as `dataset`.
+        # The column `dataset` holds the evaluated data set.
         Setting(is_of_data=True, is_listed=True, may_hold_credentials=True, column="train_dataset"),
     ] = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
     seed: Annotated[int, Setting(is_per_run=True, is_listed=True)] = Field(
@@ -85,9 +85,9 @@ class _NetworkConfig(_Config):
     )
 
 
-# The settings keep the order in which options and columns show them: network, optimizer, all others.
+# The bases determine the order of options and columns: network, optimizer, all others.
 class TrainConfig(OptimizerConfig, _NetworkConfig):
-    """All that a run's result depends on."""
+    """All settings that a run's result depends on."""
 
     global_batch_size: int = Field(64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers")
     label_smoothing: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
@@ -105,8 +105,8 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
         None,
         ge=1,
         le=MAX_COUNT,
-        description="use N training examples only: the first of a named set, of one's own data the first of each "
-        "class by its share",
+        description="use only N training examples: the first of a named set; for your own data, the first of each "
+        "class in proportion",
     )
     validation_fraction: Annotated[float, Setting(is_of_data=True)] = Field(
         0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
@@ -141,14 +141,14 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
         return self
 
 
-# What all runs of a stack share: shapes, data, steps and what is computed in each.
+# Settings that all runs of a stack share: shapes, data, steps and the computation of each step.
 STACK_SETTINGS = settings_where(TrainConfig, lambda setting: not setting.is_per_run)
-# What a run's examples depend on.
+# Settings that a run's examples depend on.
 DATA_SETTINGS = settings_where(TrainConfig, lambda setting: setting.is_of_data)
 
 
 class Range(_Config):
-    """Values of a setting that a search chooses from."""
+    """The values of a setting that a search chooses from."""
 
     kind: Literal["uniform", "loguniform", "randint"] = Field(description="distribution; randint includes both ends")
     low: float = Field(description="smallest value")
@@ -176,7 +176,7 @@ class GridConfig(_Config):
     @field_validator("axes", "fixed")
     @classmethod
     def _freeze_lists(cls, value: dict[str, Any]) -> dict[str, Any]:
-        # JSON has no tuples, which a level such as hidden_sizes is: a grid read back equals the one written.
+        # JSON has no tuples, which hidden_sizes needs: a grid read back must equal the grid written.
         return {name: _frozen(levels) for name, levels in value.items()}
 
     @model_validator(mode="after")
@@ -194,10 +194,10 @@ def _frozen(value: Any) -> Any:
 
 
 class EvaluationConfig(_Config):
-    """All that an evaluation depends on besides the checkpoints and the data."""
+    """All settings that an evaluation depends on besides the checkpoints and the data."""
 
     dataset: Annotated[_Dataset | None, Setting(may_hold_credentials=True)] = Field(
-        None, description="data set: a name, idx:FOLDER, folder:URI or parquet:URI; none for the runs' own"
+        None, description="data set: a name, idx:FOLDER, folder:URI or parquet:URI; by default the runs' own"
     )
     split: Split = Field("test", description="split of the data set")
     batch_size: int = Field(1000, ge=1, le=MAX_COUNT, description="images in one pass through the networks")
@@ -207,7 +207,7 @@ class EvaluationConfig(_Config):
 
 
 def check_name(value: str, setting: str = "name") -> str:
-    """Returns a run, grid or variant name that is safe as a folder name.
+    """Returns the name of a run, grid or variant if it is safe as a folder name.
 
     Raises:
       ConfigError: the name breaks the rule.
@@ -220,7 +220,7 @@ def check_name(value: str, setting: str = "name") -> str:
 
 
 def check_evaluation_name(value: str) -> str:
-    """Returns an evaluation's name if it can be one.
+    """Returns the name of an evaluation if it is valid.
 
     Raises:
       ConfigError: the name breaks the rule.
@@ -236,7 +236,7 @@ _AnyConfig = TypeVar("_AnyConfig", bound=_Config)
 
 
 def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str = "config") -> _AnyConfig:
-    """Checks settings and returns the config they make.
+    """Checks settings and returns a config with them.
 
     Args:
       kind: TrainConfig, EvaluationConfig, ...
@@ -244,7 +244,7 @@ def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str
       source: where the settings came from, for the message.
 
     Raises:
-      ConfigError: the first rule that a setting breaks, in one line.
+      ConfigError: a setting breaks a rule; the message names the first, in one line.
     """
     try:
         return kind.model_validate(dict(settings))
@@ -253,15 +253,15 @@ def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str
 
 
 def check_setting(name: str, value: Any, source: str) -> Any:
-    """Returns the value that TrainConfig's setting of that name takes from what was given.
+    """Returns the value of a TrainConfig setting as pydantic converts it.
 
     Raises:
-      ConfigError: the rule that the value breaks, in one line.
+      ConfigError: the value breaks a rule; the message names it in one line.
     """
     try:
         return getattr(TrainConfig.model_validate({name: value}), name)
     except pydantic.ValidationError as error:
-        # Without a place it is a rule that joins several settings: the others may satisfy it.
+        # An error without a location is from a rule about several settings; the others may satisfy it.
         if error.errors()[0]["loc"]:
             raise ConfigError(f"{source}: {_first_error(TrainConfig, error)}") from None
         return value
@@ -277,14 +277,14 @@ def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
         return f"{setting}: a value is needed"
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     rule = rule.replace("a valid tuple", "a list of whole numbers")
-    # Credentials stand in URIs; the setting's own message shows what can be shown.
+    # A URI may hold credentials; the setting's own message shows the rest of it.
     is_hidden = setting and setting_of(kind, setting).may_hold_credentials and ":" in str(first["input"])
-    shown = "" if is_hidden else f"={short(first['input'])}"
-    return f"{setting}{shown}: {rule}" if setting else rule
+    given = "" if is_hidden else f"={short(first['input'])}"
+    return f"{setting}{given}: {rule}" if setting else rule
 
 
 def short(value: Any) -> str:
-    """Returns a value's repr, cut where it is long."""
+    """Returns a value's repr, shortened if it is long."""
     limited = reprlib.Repr()
     limited.maxstring = limited.maxother = limited.maxlong = 100
     return limited.repr(value)

@@ -1,4 +1,4 @@
-"""The named presets: a variant is the settings that differ from TrainConfig's defaults."""
+"""The named presets: a variant holds the settings that differ from TrainConfig's defaults."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropout": _REGULARIZED,
     "dropout_batchnorm": {**_REGULARIZED, "batch_norm": True},
     # Batch norm, a one-epoch warm-up to a high peak, cosine to zero, affine and elastic distortions
-    # (Simard et al. 2003): the recipe that brings the same network to 99 % in ten epochs.
+    # (Simard et al. 2003) bring the same network to 99 % in ten epochs.
     "tuned": {
         "hidden_sizes": (256, 128, 64),
         "batch_norm": True,
@@ -44,9 +44,9 @@ def variant_config(variant: str, settings: Mapping[str, Any] | None = None) -> T
     """Returns a variant's config with some settings changed.
 
     Raises:
-      ConfigError: no such variant, or a setting breaks a rule.
+      ConfigError: the variant is unknown, or a setting breaks a rule.
     """
-    # A config file may hold a list here, which no dict can look up.
+    # A config file may hold a list here, which a dict can't look up.
     if variant not in tuple(VARIANTS):
         known = f"choose one of {', '.join(VARIANTS)}{did_you_mean(str(variant), VARIANTS)}"
         raise ConfigError(f"variant={variant!r}: {known}")

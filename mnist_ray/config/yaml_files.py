@@ -1,4 +1,4 @@
-"""Settings as a person writes them: YAML 1.2, in a file or as one value on the command line."""
+"""Reads and writes settings as YAML 1.2, in a file or as one value on the command line."""
 
 import io
 from collections.abc import Mapping
@@ -16,23 +16,23 @@ from mnist_ray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
 
-# What the parser raises besides its own errors, for such scalars as 2026-13-45 or !!bool maybe and for deep nesting.
+# The parser raises more than its own errors, for scalars like 2026-13-45 or !!bool maybe and for deep nesting.
 _YAML_ERRORS = (YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class _NoAliases(Composer):
     def compose_node(self, parent: Any, index: Any) -> Any:
-        # A few lines of aliases of aliases unfold to billions of values.
+        # A few lines of nested aliases expand to billions of values.
         if self.parser.check_event(AliasEvent):
             line = self.parser.peek_event().start_mark.line + 1
-            raise ConfigError(f"line {line}: aliases (*name) are not read here")
+            raise ConfigError(f"line {line}: aliases (*name) are not supported")
         return super().compose_node(parent, index)
 
 
 class _DistinctKeys(SafeConstructor):
     def check_mapping_key(self, _: Any, key_node: Any, mapping: Any, key: Any, __: Any) -> bool:
         if key in mapping:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {short(key)} stands there twice")
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {short(key)} occurs twice")
         return True
 
 
@@ -50,7 +50,7 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
       option: the option that named it, for messages.
 
     Raises:
-      ConfigError: no file, not readable, not YAML, over 1 MiB, a key twice, or no mapping.
+      ConfigError: the file is missing, unreadable, not YAML, over 1 MiB, has a duplicate key, or is not a mapping.
     """
     try:
         with open(path, "rb") as file:
@@ -58,7 +58,7 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{option} {str(path)!r}: {error.strerror}") from None
     if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{option} {str(path)!r}: larger than {MAX_CONFIG_BYTES} bytes, which no config is")
+        raise ConfigError(f"{option} {str(path)!r}: larger than {MAX_CONFIG_BYTES} bytes, too large for a config")
     try:
         content = _load(text)
     except ConfigError as error:
@@ -73,7 +73,7 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Splits KEY=VALUE; the value is read as YAML, so 1e-3, true, null and [256, 128] mean what they say.
+    """Splits KEY=VALUE and reads the value as YAML, so that 1e-3, true, null and [256, 128] have their YAML meaning.
 
     Raises:
       ConfigError: no '=' or no key.
@@ -85,7 +85,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """Reads one setting's text as YAML; what is not YAML stays text."""
+    """Reads one setting's text as YAML; text that isn't YAML stays text."""
     try:
         return _load(text)
     except (ConfigError, *_YAML_ERRORS):
@@ -93,9 +93,9 @@ def parse_value(text: str) -> Any:
 
 
 def yaml_text(settings: Mapping[str, Any]) -> str:
-    """Returns settings as YAML, sorted by name, a value a line."""
+    """Returns settings as YAML, sorted by name, one per line."""
     writer = YAML(typ="safe", pure=True)
-    # In one line each: what is folded may begin a line, and in a model card a line of backticks ends the block.
+    # Never fold a value: in a model card, a folded line of backticks would end the code block.
     writer.default_flow_style, writer.width = False, 1 << 30
     text = io.StringIO()
     writer.dump(dict(settings), text)

@@ -1,1 +1,1 @@
-"""Optimizers and schedules."""
+"""Optimizers and learning-rate schedules."""

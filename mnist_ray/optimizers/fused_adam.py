@@ -1,7 +1,7 @@
-"""torch's fused Adam and AdamW without the time that their step spends around the kernel.
+"""torch's fused Adam and AdamW with less overhead per parameter group.
 
-A stack has a parameter group for each learning rate and weight decay, and torch's step takes as long around a group's
-kernel as the kernel itself takes for a network of this size.
+A stack has a parameter group for each learning rate and weight decay; for networks of this size, torch's overhead
+per group takes as long as the kernel.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,20 @@ from mnist_ray.torch_private import add_one, fused_adam_, fused_adamw_, make_sta
 
 
 class _FusedStep:
-    """The step of torch.optim.Adam(fused=True), the kernels called directly."""
+    """The step of torch.optim.Adam(fused=True), calling the kernels directly."""
 
     _kernel: Callable[..., Any]
 
     @torch.no_grad()
     def step(self: Any, closure: None = None) -> None:
-        """Updates all parameters, bit for bit as torch's own step does.
+        """Updates all parameters, with the same bits as torch's own step.
 
         Args:
-          closure: not supported; torch's signature.
+          closure: part of torch's signature, not supported.
         """
         assert closure is None
         for group in self.param_groups:
             if group["params"][0] not in self.state:
-                # torch's own code makes the state.
                 make_state(self, group)
             states = [self.state[parameter] for parameter in group["params"]]
             steps = [state["step"] for state in states]

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules, by name.
 
-torch is imported inside the functions: the command line lists these names without it.
+Imports torch inside the functions: the command line lists these names without it.
 """
 
 import math
@@ -54,7 +54,7 @@ def _constant(progress: float, config: "OptimizerConfig") -> float:  # noqa: ARG
 
 
 def _cosine(progress: float, config: "OptimizerConfig") -> float:
-    """Half a cosine from 1 down to 0 over what follows the warm-up (Loshchilov and Hutter 2017)."""
+    """Half a cosine from 1 down to 0 over the epochs after the warm-up (Loshchilov and Hutter 2017)."""
     share = (progress - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-12)
     return 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
@@ -110,13 +110,13 @@ def make_optimizer(
 ) -> "torch.optim.Optimizer":
     """Makes one optimizer for the runs of a stack.
 
-    Runs with the same settings of the optimizer share a group, and so one call of a fused kernel; each group
+    Runs with the same optimizer settings share a group and hence one call of a fused kernel; each group
     holds a config under "config", for `set_learning_rates`.
 
     Args:
       name: a key of OPTIMIZERS.
-      parameters: one flat leaf tensor a run, its `.grad` set.
-      configs: one config a run; learning rate, its schedule and weight decay are the run's own.
+      parameters: one flat leaf tensor per run, with `.grad` set.
+      configs: one config per run; learning rate, schedule and weight decay may differ between runs.
     """
     groups: dict[object, dict[str, Any]] = {}
     for parameter, config in zip(parameters, configs, strict=True):
@@ -127,7 +127,7 @@ def make_optimizer(
 
 
 def set_learning_rates(optimizer: "torch.optim.Optimizer", step: int, steps_per_epoch: int) -> None:
-    """Sets each run's learning rate of a step; see learning_rate."""
+    """Sets each run's learning rate for a step; see learning_rate."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, steps_per_epoch, group["config"])
 
@@ -136,7 +136,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: "OptimizerConfig") ->
     """Returns the learning rate of a step: linear warm-up, then the config's schedule.
 
     Args:
-      step: steps done before this one, from 0.
+      step: number of the step, from 0.
       steps_per_epoch: steps in one epoch.
       config: the run's config.
     """

@@ -1,1 +1,1 @@
-"""What is printed: escaping, tables, suggestions."""
+"""Printed text: escaping, tables, suggestions."""

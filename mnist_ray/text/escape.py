@@ -1,32 +1,32 @@
-"""Text from elsewhere (files, tables, other people's jobs) in a form that a terminal shows and doesn't obey."""
+"""Escapes text from files, tables and other people's jobs, so that a terminal shows it and doesn't obey it."""
 
 import re
 import sys
 
-# Control characters, of which a terminal takes some for commands; marks that turn the direction of what follows them,
-# so that it reads as something else; and halves of characters and non-characters, which UTF-8 or XML can't have.
+# Control characters, some of which are terminal commands; direction marks, which make text read as something else; and
+# surrogates and non-characters, which UTF-8 or XML can't encode.
 _SPECIAL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _COLOR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Returns a text with what a terminal would obey written as in a Python string: \x1b, \n, \u202e.
+    r"""Escapes characters that a terminal would obey as in a Python string: \x1b, \n, \u202e.
 
     Args:
-      text: any.
-      keep: characters that stay as they are.
+      text: any text.
+      keep: characters to leave unescaped.
     """
-    return _SPECIAL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return _SPECIAL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
 
 def printable_log(text: str) -> str:
-    """Returns a program's output for a terminal: lines, tabs, progress lines and colours stay, other commands don't."""
+    """Escapes a program's output for a terminal, except line breaks, tabs, carriage returns and colours."""
     parts = _COLOR.split(text)
     return "".join(part if place % 2 else printable(part, keep="\n\t\r") for place, part in enumerate(parts))
 
 
 def say_line(line: str) -> None:
-    """Writes a line on stderr, one whatever it quotes, in one piece: print writes the end apart, and threads mix."""
+    """Writes one escaped line to stderr in a single call, since print's separate newlines interleave between threads."""
     sys.stderr.write(f"{printable(line)}\n")
     sys.stderr.flush()
 

@@ -192,7 +192,7 @@ def test_a_key_that_stands_twice_in_the_config_file_is_refused(
     config = tmp_path / "c.yaml"
     config.write_text("dropout: 0.1\nepochs: 2\ndropout: 0.2\n")
     assert run_command(["train", "--config", str(config)]) == 2
-    assert re.search(r"line 3: the key 'dropout' stands there twice", line_of(capsys))
+    assert re.search(r"line 3: the key 'dropout' occurs twice", line_of(capsys))
 
 
 def test_train_evaluate_and_list_work_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
