@@ -1,1 +1,1 @@
-"""Files on a disk or on S3, written whole or not at all."""
+"""Files on a disk or on S3, written atomically."""

@@ -1,4 +1,4 @@
-"""Failures of the disk, the network and S3 servers, each in one line with its reason and what to do."""
+"""Failures of the disk, the network and S3 servers, each as one line with its reason and remedy."""
 
 import contextlib
 import errno
@@ -14,20 +14,20 @@ Action = Literal["read", "written", "listed", "deleted"]
 
 
 class MissingError(StorageError):
-    """There is no object of that name."""
+    """There is no object with that name."""
 
 
 class NotAnObjectError(MissingError):
-    """Something else than an object has that name: a folder, a pipe, a device."""
+    """A folder, a pipe or a device has that name, not an object."""
 
 
 @contextlib.contextmanager
 def storage_errors(uri: str, action: Action = "read") -> Iterator[None]:
-    """Turns failures of the disk, the network or the S3 server inside the block into StorageErrors.
+    """Converts failures of the disk, the network or the S3 server inside the block into StorageErrors.
 
     Raises:
-      MissingError: there is no such object (only when reading).
-      StorageError: any other failure, in one line with its reason and what to do.
+      MissingError: the object does not exist (only when reading).
+      StorageError: any other failure, as one line with its reason and remedy.
     """
     try:
         yield
@@ -46,8 +46,8 @@ _NO_OBJECT = "no such object"
 _CHECK_KEYS = "check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _UNREACHABLE = "the server can't be reached; check the network and AWS_ENDPOINT_URL"
 _OVERLOADED = "the server is overloaded or out of service; try again later"
-DAMAGED = "what arrives is not what was sent; check the network, and whatever stands between here and the server"
-_LACKING = "the server lacks a function that is needed, maybe conditional writes (If-None-Match); use another storage"
+DAMAGED = "the content was damaged in transit; check the network, and anything between here and the server"
+_LACKING = "the server lacks a required function, maybe conditional writes (If-None-Match); use another storage"
 
 OS_REASONS = {
     errno.ENOENT: "a folder is missing and can't be made; choose another storage",
@@ -60,7 +60,7 @@ OS_REASONS = {
     errno.EEXIST: "a file stands where a folder is needed; choose another storage",
 }
 
-# Codes of boto3 (NoSuchBucket, and bare HTTP numbers) and of pyarrow (NO_SUCH_BUCKET), made alike.
+# Codes of boto3 (NoSuchBucket, and bare HTTP numbers) and of pyarrow (NO_SUCH_BUCKET), normalized.
 _AWS_REASONS = {
     "nosuchkey": _NO_OBJECT,
     "404": _NO_OBJECT,
@@ -96,7 +96,7 @@ _AWS_REASONS = {
 
 
 def _is_from_aws(error: Exception) -> bool:
-    # By name, so that a local storage never pays for importing boto3.
+    # Compare by name, so that a local storage never imports boto3.
     return type(error).__module__.partition(".")[0] in ("boto3", "botocore", "s3transfer")
 
 
@@ -113,5 +113,5 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    # boto3 believes that it repeats requests itself, and would say so of a plain refusal.
+    # boto3 appends this even to a plain refusal, though its own retries are off.
     return without_secrets(" ".join(str(error).replace(" (reached max retries: 0)", "").split()))

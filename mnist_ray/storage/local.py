@@ -41,23 +41,23 @@ class LocalBackend:
     def open(self, path: str) -> "pyarrow.NativeFile":
         import pyarrow
 
-        # Not a memory map: a file cut short under one ends the process with SIGBUS.
+        # Not a memory map: truncating a mapped file would end the process with SIGBUS.
         return pyarrow.OSFile(str(self._regular(path)))
 
     def _regular(self, path: str) -> Path:
-        """Returns the place of a file or folder; of anything else, such as a pipe, reading might never end."""
-        found = self.root / path
-        mode = found.stat().st_mode
+        """Returns the path of a regular file or folder; reading anything else, for instance a pipe, might never end."""
+        target = self.root / path
+        mode = target.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise NotAnObjectError(f"{found}: a pipe, socket or device, not an object")
-        return found
+            raise NotAnObjectError(f"{target}: a pipe, socket or device, not an object")
+        return target
 
     def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
-        # Links are followed, as class folders of images often are links; a loop of them ends with ELOOP.
+        # Follow links: class folders of images often are links. A loop of links ends with ELOOP.
         for folder, subfolders, names in os.walk(self.root / path, onerror=_raise_unless_missing, followlinks=True):
             subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
             for name in names:
-                # A file may vanish between the listing and its turn: then it is not listed.
+                # Skip a file that vanishes after the listing.
                 with contextlib.suppress(FileNotFoundError):
                     if not name.startswith("."):
                         file = Path(folder, name)
@@ -66,9 +66,9 @@ class LocalBackend:
     def files_in_order(
         self, path: str, left_out: LeftOut, *, above: frozenset[tuple[int, int]] = frozenset()
     ) -> Iterator[FileEntry]:
-        """Yields the regular files below a folder sorted by path; links are followed.
+        """Yields the regular files below a folder sorted by path, following links.
 
-        What is no regular file, and a link to a folder that it lies in, is told to left_out and never opened.
+        Reports other kinds of files, and links to a folder above, to left_out, and never opens them.
         """
         try:
             status = os.stat(self.root / path)
@@ -80,7 +80,7 @@ class LocalBackend:
         except FileNotFoundError:
             return
         statuses = ((entry.name, _status_or_kind(entry)) for entry in entries)
-        # With its slash a folder's name sorts as the paths in it do: 'a.png' comes before 'a/b.png'.
+        # With a trailing slash, a folder's name sorts like the paths in it: 'a.png' comes before 'a/b.png'.
         named = ((f"{name}/" if _is_folder(status) else name, status) for name, status in statuses)
         ordered = sorted(named, key=itemgetter(0))
         for name, status_or_kind in ordered:
@@ -97,11 +97,11 @@ class LocalBackend:
         return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.exists() else []
 
     def _inside(self, path: str) -> Path:
-        """Returns the place of a path that is to be written or deleted, if no link on the way leads out of the root.
+        """Returns the path to write or delete, if no link on the way leads out of the root.
 
-        Whoever may put a link into a storage that several people write to could have others' files deleted otherwise.
+        Otherwise a link in a shared storage could make another user delete files elsewhere.
         """
-        # A storage that vanishes is not begun anew: that would hide it, and its runs would go on into an empty folder.
+        # Never recreate a vanished root: that would hide the loss, and runs would go on in an empty folder.
         if self.root.is_dir():
             self._was_there = True
         elif self._was_there:
@@ -126,7 +126,7 @@ class LocalBackend:
             try:
                 _into_folder(target.parent, lambda: os.link(temporary, target))
             except FileExistsError:
-                # NFS repeats a request whose answer is lost; then the file in the way is this one.
+                # NFS retries a request whose answer is lost; then the existing file is this one.
                 if temporary.stat().st_nlink == 1:
                     return False
         _fsync_folder(target.parent)
@@ -134,7 +134,7 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[Path]:
-        """Gives a durable file with the content, to be renamed or linked; removes it otherwise."""
+        """Yields a durable file with the content to rename or link, and removes what is left of it afterwards."""
         temporary = self._inside(f"{STAGING}/object-{secrets.token_hex(8)}")
         _make_folder(temporary.parent)
         self._was_there = True
@@ -145,45 +145,45 @@ class LocalBackend:
             temporary.unlink(missing_ok=True)
 
     def delete_folder(self, path: str) -> None:
-        found, doomed = self._inside(path), self._inside(f"{STAGING}/deleted-{secrets.token_hex(8)}")
-        if not os.path.lexists(found):
+        target, doomed = self._inside(path), self._inside(f"{STAGING}/deleted-{secrets.token_hex(8)}")
+        if not os.path.lexists(target):
             return
         _make_folder(doomed.parent)
-        # What somebody else deletes at the same time need not be deleted twice.
+        # Another process may delete the folder at the same time.
         with contextlib.suppress(FileNotFoundError):
-            # One rename takes the whole folder out of sight, before the first of its files goes.
-            os.rename(found, doomed)
-            # Of a link the link goes, not what it leads to.
+            # One atomic rename hides the whole folder before the first file is deleted.
+            os.rename(target, doomed)
+            # Delete a link itself, not its target.
             if doomed.is_dir() and not doomed.is_symlink():
                 shutil.rmtree(doomed)
             else:
                 doomed.unlink()
 
     def staged(self) -> dict[str, float]:
-        """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
+        """Returns name -> time of the last write, in seconds since the epoch, for the work in progress."""
         staging = self.root / STAGING
         newest = {}
         for entry in list(staging.iterdir()) if staging.exists() else []:
-            # What its writer finishes meanwhile is gone.
+            # An entry vanishes when its writer finishes.
             with contextlib.suppress(FileNotFoundError):
                 inside = list(entry.iterdir()) if entry.is_dir() else []
                 newest[entry.name] = max(file.stat().st_mtime for file in [entry, *inside])
         return newest
 
     def now(self) -> float:
-        """Returns the disk's time, as a file just written there shows it: a mounted disk has its own clock."""
+        """Returns the time of the disk's own clock, from a file just written there; a mounted disk's may differ."""
         with self._temporary(b"") as temporary:
             return temporary.stat().st_mtime
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
-        """Renames the staged folder to its final name; False if there is something of that name."""
+        """Renames the staged folder to its final name; returns False if that name exists."""
         source, target = self._inside(f"{staging}/{MANIFEST}").parent, self._inside(path)
         _make_folder(source)
         for file in files:
             staged = source / file.stored_name
             if not staged.is_file() or staged.stat().st_size != file.size:
                 raise StorageError(
-                    f"{staged}: written by a worker, and not here; several machines need a folder that they share, "
+                    f"{staged}: written by a worker, but missing here; several machines need a shared folder, "
                     "or s3://bucket/prefix"
                 )
         for stray in {entry.name for entry in source.iterdir()} - {file.stored_name for file in files}:
@@ -203,7 +203,7 @@ class LocalBackend:
 
 
 def _status_or_kind(entry: os.DirEntry[str]) -> os.stat_result | str | None:
-    """Returns the status of a folder or regular file, what else it is in words, None of what has gone meanwhile."""
+    """Returns the status of a folder or regular file, the kind of anything else in words, None if it has vanished."""
     try:
         status = entry.stat()
     except OSError as error:
@@ -216,8 +216,8 @@ def _status_or_kind(entry: os.DirEntry[str]) -> os.stat_result | str | None:
     return kinds.get(stat.S_IFMT(status.st_mode), status)
 
 
-def _is_folder(found: os.stat_result | str | None) -> bool:
-    return isinstance(found, os.stat_result) and stat.S_ISDIR(found.st_mode)
+def _is_folder(status: os.stat_result | str | None) -> bool:
+    return isinstance(status, os.stat_result) and stat.S_ISDIR(status.st_mode)
 
 
 def _raise_unless_missing(error: OSError) -> None:
@@ -233,7 +233,7 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Creates a folder and its missing parents, each made durable in the one above it."""
+    """Creates a folder and its missing parents durably."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -241,7 +241,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _into_folder(folder: Path, put: Callable[[], None]) -> None:
-    """Puts a file into a folder, again if another writer deletes the folder at that moment."""
+    """Puts a file into a folder, retrying if another writer deletes the folder meanwhile."""
     for attempt in range(_PUT_ATTEMPTS):
         _make_folder(folder)
         try:

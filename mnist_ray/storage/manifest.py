@@ -1,4 +1,4 @@
-"""What a storage holds: objects in a listing, and the files of a committed folder."""
+"""The contents of a storage: objects in a listing, and the files of a committed folder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 STAGING = ".staging"
 
-# Told of the path and, in words, the kind of what is in a folder and is no file that can be read.
+# Called with the path and the kind, in words, of each entry that isn't a readable file.
 LeftOut = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """An object in a listing: its path relative to the storage, and its bytes."""
+    """An object in a listing: its path relative to the storage, and its size in bytes."""
 
     path: str
     size: int
@@ -24,7 +24,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a committed folder: the name that readers ask for, and the one it is stored under."""
+    """A file of a committed folder, with the name for readers and the name it is stored under."""
 
     name: str
     stored_name: str
@@ -33,5 +33,5 @@ class StoredFile:
 
 
 def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
-    """Returns the files that a committed folder's manifest names."""
+    """Returns the files in a committed folder's manifest."""
     return [StoredFile(**file) for file in manifest["files"]]

@@ -1,4 +1,4 @@
-"""The HTTP proxy of a request, as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say; this machine has none."""
+"""The HTTP proxy of a request by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; never for this machine."""
 
 import ipaddress
 import os
@@ -10,12 +10,12 @@ from mnist_ray.errors import ClusterError
 
 
 def is_loopback(url: str) -> bool:
-    """Tells whether a URL's host is this machine, so that nobody else sees what is sent there."""
+    """Tells whether a URL's host is this machine, so that requests never leave it."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        # 127.1 and 2130706433 are 127.0.0.1 too, for all that connects.
+        # Clients also connect to 127.0.0.1 for 127.1 and 2130706433.
         address = ipaddress.ip_address(host if ":" in host else socket.inet_aton(host))
     except (ValueError, OSError):
         return False
@@ -25,10 +25,10 @@ def is_loopback(url: str) -> bool:
 
 
 def proxy_of(url: str) -> str | None:
-    """Returns the proxy that requests to a URL take, None if they go there directly.
+    """Returns the proxy for requests to a URL, None if they go there directly.
 
     Raises:
-      ClusterError: it is no HTTP proxy.
+      ClusterError: the proxy is not an HTTP proxy.
     """
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
@@ -39,14 +39,14 @@ def proxy_of(url: str) -> str | None:
     if urlsplit(proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname:
         name = f"{parts.scheme.upper()}_PROXY" if proxies.get(parts.scheme) else "ALL_PROXY"
         raise ClusterError(
-            f"{name}={shown(proxy)}: no HTTP proxy; write it as http://HOST:PORT, or set NO_PROXY={parts.hostname} to "
-            "go there directly"
+            f"{name}={shown(proxy)}: not an HTTP proxy; write it as http://HOST:PORT, or set "
+            f"NO_PROXY={parts.hostname} to go there directly"
         )
     return proxy
 
 
 def is_direct(url: str) -> bool:
-    """Tells whether requests to a URL take no proxy: it is on this machine, or NO_PROXY has its host or its network."""
+    """Tells whether requests to a URL bypass proxies: it is on this machine, or NO_PROXY has its host or network."""
     parts = urlsplit(url)
     if is_loopback(url) or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
         return True
@@ -58,14 +58,14 @@ def is_direct(url: str) -> bool:
 
 
 def _exempt() -> list[str]:
-    """The entries of NO_PROXY."""
-    # Lower case first, as all do that read both.
+    """Returns the entries of NO_PROXY."""
+    # Lower case first, like other programs that read both.
     value = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     return [name for each in value.split(",") if (name := each.strip())]
 
 
 def _network(name: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """Returns what 10.0.0.0/8, 10.0.0.7 or [fd00::1] means, None for a host's name."""
+    """Returns the network of 10.0.0.0/8, 10.0.0.7 or [fd00::1], None for a host name."""
     try:
         return ipaddress.ip_network(name.strip("[]"), strict=False)
     except ValueError:
@@ -79,10 +79,10 @@ def shown(proxy: str) -> str:
 
 
 def keep_off_proxies(url: str) -> bool:
-    """Has the libraries of this process, and the processes that it starts, reach a URL without a proxy, if is_direct.
+    """Makes the libraries of this process and its child processes reach a URL without a proxy, if is_direct.
 
-    They read the environment by themselves, each by its own rules for networks, ports and IPv6, and would give what is
-    sent there, such as a token, to the proxy.
+    They read the environment themselves, each with its own rules for networks, ports and IPv6, and might send a token
+    for this URL to the proxy.
 
     Returns:
       Whether the environment was changed.
@@ -91,7 +91,7 @@ def keep_off_proxies(url: str) -> bool:
     if host is None or not urllib.request.getproxies() or not is_direct(url):
         return False
     names = _exempt()
-    # urllib, and so boto3, compares an IPv6 address with its brackets, requests without.
+    # urllib, and so boto3, compares IPv6 addresses with brackets, requests without.
     missing = [name for name in (host, f"[{host}]" if ":" in host else host) if name not in names]
     if not missing or os.environ.get("no_proxy", os.environ.get("NO_PROXY")) == "*":
         return False

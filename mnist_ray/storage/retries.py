@@ -1,7 +1,7 @@
-"""boto3 clients for S3 that send a failed request again, with a patience of their own.
+"""boto3 clients for S3 with our own retries.
 
-boto3's own repetitions are turned off: they share a quota, which sixteen threads use up within a second of an outage,
-and their number and pauses differ between its versions.
+boto3's own retries are off: they share a quota, which sixteen threads use up within a second of an outage, and their
+number and pauses differ between its versions.
 """
 
 import random
@@ -11,7 +11,7 @@ from mnist_ray.errors import StorageError
 from mnist_ray.storage.proxies import keep_off_proxies
 
 ATTEMPTS = 10
-# A server that takes a connection and says nothing costs a whole timeout each time.
+# Each attempt at a server that accepts a connection but never answers costs a whole timeout.
 TIMEOUT_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
@@ -19,7 +19,7 @@ READ_TIMEOUT_S = 30
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 20.0
 _STATUS_OF_A_BAD_MOMENT = {429, 500, 502, 503, 504}
-# Answers with status 400 to content that was damaged, or cut off, on its way.
+# Error codes with status 400 for content that was damaged or truncated in transit.
 DAMAGED_ON_ITS_WAY = {
     "BadDigest",
     "IncompleteBody",
@@ -32,16 +32,16 @@ DAMAGED_ON_ITS_WAY = {
 def make_client(
     session: Any, *, attempts: int = ATTEMPTS, read_timeout_s: float = READ_TIMEOUT_S, repeats_damaged: bool = True
 ) -> Any:
-    """Returns an S3 client; all its settings but the patience come from AWS's standard places.
+    """Returns an S3 client; all settings but retries and timeouts come from AWS's standard places.
 
     Args:
-      session: boto3's.
-      attempts: how often a request is sent at most; one that nobody answers at most TIMEOUT_ATTEMPTS times.
-      read_timeout_s: seconds without a byte of an answer.
-      repeats_damaged: whether a request is sent again that the server found damaged.
+      session: boto3's session.
+      attempts: maximum number of attempts per request; after timeouts at most TIMEOUT_ATTEMPTS.
+      read_timeout_s: maximum seconds without a byte of an answer.
+      repeats_damaged: whether to retry a request that the server found damaged.
 
     Raises:
-      StorageError: the endpoint is no URL.
+      StorageError: the endpoint is not a URL.
     """
     from botocore.config import Config
 
@@ -52,7 +52,7 @@ def make_client(
     )
     try:
         client = session.client("s3", config=config)
-        # Which URL it talks to only the client knows, and a client reads the environment's proxies once.
+        # Only the client knows its URL, and it reads the environment's proxies once.
         if keep_off_proxies(client.meta.endpoint_url):
             client.close()
             client = session.client("s3", config=config)
@@ -64,23 +64,23 @@ def make_client(
         return pause_s(attempts) if attempts < most and is_passing else None
 
     most = attempts
-    # The event that boto3's own repetitions hang on: a number is the seconds to wait, None the end.
+    # boto3's own event for retries: return the seconds to wait, or None to give up.
     client.meta.events.register_last("needs-retry.s3", pause)
     return client
 
 
 def pause_s(attempts: int) -> float:
-    """Returns the seconds to wait after so many attempts; at random, so that many clients don't come back at once."""
+    """Returns the seconds to wait after a number of attempts, with jitter so that clients don't retry all at once."""
     return random.uniform(0.5, 1) * min(_FIRST_PAUSE_S * 2.0 ** (attempts - 1), _LONGEST_PAUSE_S)
 
 
 def _is_passing(response: Any, error: Exception | None, attempts: int) -> bool:
-    """Tells whether a failure may be gone at the next attempt.
+    """Tells whether a failure is transient.
 
     Args:
-      response: HTTP response and what was read from it, None if there is none.
-      error: why there is none.
-      attempts: how often the request was sent.
+      response: HTTP response and its parsed content, None if there is none.
+      error: the reason for no response.
+      attempts: attempts so far.
     """
     from botocore.exceptions import ConnectionError, ConnectTimeoutError, HTTPClientError, ReadTimeoutError
 

@@ -1,4 +1,4 @@
-"""Stored files on S3; the only module that calls it."""
+"""Stored files on S3; the only module that calls S3."""
 
 import contextlib
 import io
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 MULTIPART_BYTES = 64 << 20
 PART_BYTES = 8 << 20
-# How often an object is fetched whose content arrives damaged.
+# Maximum attempts to fetch an object whose content arrives damaged.
 _BODY_ATTEMPTS = 6
-# Metadata of an object that was created by a conditional write: a token of the call.
+# Metadata key of a conditional write: a token that identifies the call.
 _CREATOR = "creator"
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload in parts, and when it was begun by the server's clock, in seconds since the epoch."""
+    """A multipart upload and its start by the server's clock, in seconds since the epoch."""
 
     key: str
     upload_id: str
@@ -45,7 +45,7 @@ class Upload:
 
 
 class S3Backend:
-    """Objects of one bucket, their keys below a prefix."""
+    """Objects of one bucket with keys below a prefix."""
 
     def __init__(self, uri: str) -> None:
         self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
@@ -67,30 +67,30 @@ class S3Backend:
         return boto3.Session()
 
     def place(self) -> dict[str, str | None]:
-        found = self.session.get_credentials()
-        source = None if found is None else _CREDENTIALS_FROM.get(found.method, found.method)
+        keys = self.session.get_credentials()
+        source = None if keys is None else _CREDENTIALS_FROM.get(keys.method, keys.method)
         meta = self.client.meta
         return {"kind": "S3", "endpoint": meta.endpoint_url, "region": meta.region_name, "credentials": source}
 
     @cached_property
     def client(self) -> Any:
-        """The boto3 client. Credentials, region, profile and endpoint come from AWS's standard places."""
+        """The boto3 client; credentials, region, profile and endpoint come from AWS's standard places."""
         from botocore.exceptions import ClientError
 
         probe = s3_requests.make_client(self.session, attempts=6, read_timeout_s=5)
-        # Ten patient attempts ride out a server's bad half minute, and are too many for an endpoint that isn't there.
-        # So the first contact is impatient; any answer, even a refusal, shows that somebody is there.
+        # Ten attempts outlast half a minute of server errors but are too slow for a wrong endpoint. So probe first with
+        # fewer attempts; any answer, even a refusal, shows that the server exists.
         with contextlib.suppress(ClientError):
             probe.head_bucket(Bucket=self.bucket)
         probe.close()
         return s3_requests.make_client(self.session)
 
     def filesystem(self) -> Any:
-        """pyarrow's S3, for random access without Python in the way.
+        """Returns pyarrow's S3 filesystem, for fast random access, remade when the keys of a role change.
 
-        Its keys are boto3's: left alone it knows no role of a profile, and asks as nobody. A role's keys change.
+        It gets boto3's keys: by itself it ignores a profile's role and sends anonymous requests.
         """
-        self.client  # noqa: B018  (says in seconds that nobody is there, or that there are no keys)
+        self.client  # noqa: B018  (fails within seconds without a server or keys)
         keys = self.session.get_credentials().get_frozen_credentials()
         if self._arrow is None or self._arrow[0] != keys:
             self._arrow = keys, self._make_filesystem(keys)
@@ -111,20 +111,20 @@ class S3Backend:
             session_token=keys.token,
             retry_strategy=AwsStandardS3RetryStrategy(max_attempts=s3_requests.ATTEMPTS),
             connect_timeout=s3_requests.CONNECT_TIMEOUT_S,
-            # Arrow tries as often after a timeout as after any other failure; it only reads, which begins at once.
+            # Arrow retries timeouts as often as other failures, so keep the timeout short; reads answer at once.
             request_timeout=10,
         )
 
     @cached_property
     def has_bucket(self) -> bool:
-        """True; a missing bucket raises, which the 404 of an object does not tell from a missing object."""
+        """True; a missing bucket raises, since an object's 404 may mean a missing object or a missing bucket."""
         self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.folder_key(""), MaxKeys=1)
         return True
 
     def exists(self, path: str) -> bool:
         from botocore.exceptions import ClientError
 
-        # Not by a listing, which has no checksum: with one flipped bit there is no such object.
+        # Not by listing: a listing has no checksum, so one flipped bit could hide the object.
         try:
             self.client.head_object(Bucket=self.bucket, Key=self.key(path))
         except ClientError as error:
@@ -147,7 +147,7 @@ class S3Backend:
                 with contextlib.closing(body):
                     return bytes(body.read())
             except (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                # The client repeats requests, but not one whose body breaks off or arrives damaged.
+                # The client retries requests, but not those whose body is truncated or damaged.
                 if attempt == attempts:
                     raise
                 time.sleep(s3_requests.pause_s(attempt))
@@ -169,12 +169,12 @@ class S3Backend:
     def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
         options = {} if recursive else {"Delimiter": "/"}
         for name, entry in self.objects(path, **options):
-            # A key that ends with a slash is a console's picture of a folder.
+            # A key that ends with a slash is a console's placeholder for a folder.
             if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
                 yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
 
     def files_in_order(self, path: str, left_out: LeftOut) -> Iterator[FileEntry]:
-        """Yields the objects below a folder as S3 lists them: by the bytes of their keys, which is the paths' order."""
+        """Yields the objects below a folder in S3's listing order: by the bytes of their keys, like sorted paths."""
         del left_out  # all objects can be read
         return self.files(path, recursive=True)
 
@@ -197,7 +197,7 @@ class S3Backend:
         self.client.upload_fileobj(io.BytesIO(data), self.bucket, self.key(path), Config=config)
 
     def refuses_damage(self, path: str) -> bool:
-        """Tells whether an object is refused whose content is damaged after it was signed; TLS refuses it itself."""
+        """Tells whether the server refuses an object that is damaged after signing; with TLS, the connection does."""
         from botocore.exceptions import ClientError
 
         def damage(request: Any, **_: Any) -> None:
@@ -220,7 +220,7 @@ class S3Backend:
     def create(self, path: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        # Equal content could be another writer's: two commands begin a run with the same words.
+        # Content doesn't identify the writer: two commands may begin a run with the same content.
         token = {_CREATOR: secrets.token_hex(16)}
         for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
             try:
@@ -230,18 +230,18 @@ class S3Backend:
             except ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                 if status == 412:
-                    # After a lost answer, or behind a proxy that repeats requests, it may be this call's.
+                    # After a lost answer, or behind a proxy that retries, the object may be this call's.
                     return self._metadata(path) == token
                 if status != 409 or delay_s is None:
                     raise
-                # 409: another writer's request is still running. It may yet fail, so ask again.
+                # 409: another writer's request is still running and may fail, so retry.
                 time.sleep(delay_s)
             else:
                 return True
         raise AssertionError("the last attempt returns or raises")
 
     def _metadata(self, path: str) -> dict[str, str]:
-        """Returns what create gave an object; nothing if it was written otherwise, or has gone."""
+        """Returns the metadata set by create; empty if the object was written otherwise or deleted."""
         from botocore.exceptions import ClientError
 
         try:
@@ -253,13 +253,13 @@ class S3Backend:
 
     def delete_folder(self, path: str) -> None:
         names = [name for name, _ in self.objects(path)]
-        # A committed folder first stops being one.
+        # Delete the markers of a committed folder first.
         names.sort(key=lambda name: (name != SUCCESS, name != MANIFEST, name))
         for name in names:
             self.client.delete_object(Bucket=self.bucket, Key=self.folder_key(path) + name)
 
     def staged(self) -> dict[str, float]:
-        """Name -> when it was written to last, in seconds since the epoch, of the work in progress."""
+        """Returns name -> time of the last write, in seconds since the epoch, for the work in progress."""
         newest: dict[str, float] = {}
         for path, entry in self.objects(STAGING):
             name = path.partition("/")[0]
@@ -267,34 +267,34 @@ class S3Backend:
         return newest
 
     def now(self) -> float:
-        """Returns the server's time, as an object that was just written shows it."""
+        """Returns the server's time, from an object just written."""
         path = f"{STAGING}/clock-{secrets.token_hex(8)}"
         self.write(path, b"")
         try:
-            found = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+            head = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
         finally:
             self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
-        return float(found["LastModified"].timestamp())
+        return float(head["LastModified"].timestamp())
 
     def uploads(self) -> list[Upload]:
-        """Returns the uploads in parts that have not ended: unseen, their parts cost as objects do."""
+        """Returns the unfinished multipart uploads, whose invisible parts cost as much as objects."""
         from botocore.exceptions import ClientError
 
         paginator = self.client.get_paginator("list_multipart_uploads")
         try:
             return [
-                Upload(found["Key"], found["UploadId"], found["Initiated"].timestamp())
+                Upload(upload["Key"], upload["UploadId"], upload["Initiated"].timestamp())
                 for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(""))
-                for found in page.get("Uploads", [])
+                for upload in page.get("Uploads", [])
             ]
         except ClientError as error:
-            # Not every server has the function, nor every role the right, and no job's work depends on it.
+            # Some servers lack the function, and some roles the permission; no job depends on it.
             if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
                 raise
             return []
 
     def abort(self, uploads: Sequence[Upload]) -> None:
-        """Aborts uploads in parts."""
+        """Aborts multipart uploads."""
         from botocore.exceptions import ClientError
 
         for upload in uploads:
@@ -305,12 +305,12 @@ class S3Backend:
                     raise
 
     def _abort_upload(self, key: str, upload: str) -> None:
-        # Somebody else may just have aborted it.
+        # Another process may have aborted it.
         with contextlib.suppress(self.client.exceptions.NoSuchUpload):
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
-        """Copies the staged files, then creates the manifest, the commit itself; False if there is one."""
+        """Copies the staged files, then commits by creating the manifest; returns False if there is one already."""
         if self.exists(f"{path}/{MANIFEST}"):
             return False
 
@@ -327,18 +327,18 @@ class S3Backend:
         return True
 
     def _delete_unkept(self, path: str, files: Sequence[StoredFile]) -> None:
-        """Deletes those of the files that the manifest, which is somebody else's, doesn't name."""
+        """Deletes the files that another writer's manifest doesn't name."""
         try:
             kept = {file.stored_name for file in files_of(json.loads(self.read(f"{path}/{MANIFEST}")))}
         except (ValueError, TypeError, KeyError):
-            # Whoever commits reads it next, and tells that it is damaged.
+            # The caller reads the manifest next and reports the damage.
             return
         for file in files:
             if file.stored_name not in kept:
                 self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
 
 
-# What botocore calls its sources of credentials -> what a person does.
+# botocore's names for sources of credentials -> names for users.
 _CREDENTIALS_FROM = {
     "env": "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "shared-credentials-file": "from the shared credentials file",

@@ -1,9 +1,9 @@
-"""Stored files behind one class: a local folder or s3://bucket/prefix, the only door to either.
+"""The only access to stored files, in a local folder or at s3://bucket/prefix.
 
-Objects appear whole: a reader finds the old content or the new, never a part. A folder of results is committed in
-one step (PendingFolder), once, and never changed after that.
+Objects are written atomically: a reader finds the old content or the new, never a part. A folder of results is
+committed once, in one step (PendingFolder), and never changed afterwards.
 
-Work in progress lives under <storage>/.staging/, out of every listing. What killed writers leave there is removed
+Work in progress lives under <storage>/.staging/, hidden from every listing. Leftovers of killed writers are removed
 after a day.
 """
 
@@ -51,17 +51,17 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 @dataclass(frozen=True)
 class Proof:
-    """Something that a storage can do, and how that was shown."""
+    """A capability of a storage and its proof."""
 
     capability: str
     proof: str
 
 
 def open_storage(uri: str) -> "Storage":
-    """Returns the storage at a URI, without touching the disk or the network.
+    """Returns the storage at a URI, without access to the disk or the network.
 
     Args:
-      uri: a local path (a relative one is made absolute), file:///folder, or s3://bucket/prefix.
+      uri: a local path (a relative path is made absolute), file:///folder, or s3://bucket/prefix.
 
     Raises:
       ConfigError: the URI breaks a rule of check_uri.
@@ -71,16 +71,16 @@ def open_storage(uri: str) -> "Storage":
 
 @lru_cache(maxsize=8)
 def _unpickled(uri: str) -> "Storage":
-    """Returns the same storage every time: each task of a worker brings one, and S3's client takes a while to make."""
+    """Returns the same storage for all tasks of a worker, since S3's client takes a while to make."""
     return Storage(uri)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder of objects, local or on S3; made by open_storage, small to pickle, without keys.
+    """A folder of objects, local or on S3; made by open_storage, small to pickle, without credentials.
 
-    Every path is relative to the storage, its parts separated by '/', and can't leave it. Any failure of the disk,
-    the network or the server is a StorageError; reading what isn't there is a MissingError.
+    Every path is relative to the storage, with parts separated by '/', and can't leave it. Any failure of the disk,
+    the network or the server raises StorageError; reading a missing object raises MissingError.
     """
 
     uri: str
@@ -102,11 +102,11 @@ class Storage:
         return LocalBackend(self.uri)
 
     def uri_of(self, path: str) -> str:
-        """Returns what a person or DuckDB would open: a local path or an s3:// URI."""
+        """Returns the local path or s3:// URI of a path, for users and DuckDB."""
         return f"{self.uri.rstrip('/')}/{_check_path(path)}" if path else self.uri
 
     def exists(self, path: str) -> bool:
-        """Whether there is an object (not a folder) at the path."""
+        """Tells whether there is an object (not a folder) at the path."""
         with storage_errors(self.uri_of(path), "read"):
             return self._backend.exists(path)
 
@@ -116,72 +116,72 @@ class Storage:
             return self._backend.read(path)
 
     def open_input(self, path: str) -> "pyarrow.NativeFile":
-        """Opens an object for random access; reads of it belong into `with storage_errors(uri):`."""
+        """Opens an object for random access; read it inside `with storage_errors(uri):`."""
         with storage_errors(self.uri_of(path), "read"):
             return self._backend.open(path)
 
     def list_files(self, path: str = "", *, recursive: bool = True) -> list[FileEntry]:
-        """Returns the objects below a folder, sorted by path; none if there is no such folder.
+        """Returns the objects below a folder, sorted by path; none if there is no folder.
 
-        Names beginning with '.', and what is in folders of such names, are left out.
+        Leaves out names beginning with '.', and everything in folders with these names.
         """
         with storage_errors(self.uri_of(path), "listed"):
             return sorted(self._backend.files(path, recursive=recursive), key=lambda entry: entry.path)
 
     def iter_files(self, path: str = "", *, left_out: LeftOut | None = None) -> Iterator[FileEntry]:
-        """Yields what list_files returns, in the same order, but holds one folder's names at a time (S3: one page).
+        """Yields the entries of list_files in the same order, but holds one folder's names at a time (S3: one page).
 
-        Locally, what is neither a regular file nor a link to one is left out: reading a pipe might never end.
+        Locally, leaves out everything but regular files and links to them: reading a pipe might never end.
 
         Args:
           path: the folder.
-          left_out: told of the path and the kind of each thing that is left out, such as "FIFO".
+          left_out: called with the path and the kind, for instance "FIFO", of each entry left out.
         """
         with storage_errors(self.uri_of(path), "listed"):
             yield from self._backend.files_in_order(path, left_out or (lambda _path, _kind: None))
 
     def list_folders(self, path: str = "") -> list[str]:
-        """Returns the names of a folder's direct subfolders, sorted, but those beginning with '.' or '_'."""
+        """Returns the sorted names of a folder's direct subfolders, except names beginning with '.' or '_'."""
         with storage_errors(self.uri_of(path), "listed"):
             return sorted(name for name in self._backend.folders(path) if name[0] not in "._")
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Writes or replaces an object in one step: durable on return, and the old one stands until then."""
+        """Writes or replaces an object atomically; it is durable on return."""
         with storage_errors(self.uri_of(path), "written"):
             self._backend.write(_check_path(path), data)
 
     def create_bytes(self, path: str, data: bytes) -> bool:
-        """Writes an object in one step unless there is one already, in which case it returns False.
+        """Writes an object atomically, or returns False if there is one already.
 
-        Of any number of concurrent callers exactly one gets True, also where the client or a proxy repeats its request.
+        Exactly one of any number of concurrent callers gets True, even if the client or a proxy retries its request.
         """
         with storage_errors(self.uri_of(path), "written"):
             return self._backend.create(_check_path(path), data)
 
     def delete_folder(self, path: str) -> None:
-        """Deletes a folder with all in it; a committed one stops being committed first."""
+        """Deletes a folder with its contents; a committed folder stops being committed first."""
         with storage_errors(self.uri_of(path), "deleted"):
             self._backend.delete_folder(_check_path(path))
 
     def check(self) -> None:
-        """Makes sure of all that prove proves; makes a missing local folder.
+        """Checks all capabilities that prove shows, making a missing local folder.
 
         Raises:
-          StorageError: what can't be done, why, and what to do.
+          StorageError: a capability is missing; the message names it, the reason and the remedy.
         """
         for _ in self.prove():
             pass
 
     def prove(self) -> Iterator["Proof"]:
-        """Proves by doing it that objects can be written, only once if so asked, read, listed and deleted.
+        """Proves by trying that objects can be written, also conditionally, read, listed and deleted.
 
         Raises:
-          StorageError: what can't be done, why, and what to do.
+          StorageError: a capability is missing; the message names it, the reason and the remedy.
         """
         folder = f"{STAGING}/check-{secrets.token_hex(8)}"
         path, content = f"{folder}/object", folder.encode()
         if not self.create_bytes(path, content):
-            raise self._disproved(folder, "says of a new name that it is taken")
+            raise self._disproved(folder, "reports that a new name is taken")
         yield Proof("write", f"an object of {len(content)} bytes was created")
         if self.create_bytes(path, b"another"):
             raise self._disproved(
@@ -192,17 +192,17 @@ class Storage:
             with storage_errors(self.uri, "written"):
                 refuses_damage = self._backend.refuses_damage(f"{folder}/damaged")
             if not refuses_damage:
-                raise self._disproved(folder, "keeps what was damaged on its way, without a look at its checksum")
-            yield Proof("checksum", "what is damaged on its way is refused")
+                raise self._disproved(folder, "accepts content damaged in transit, without verifying its checksum")
+            yield Proof("checksum", "content damaged in transit is refused")
         if self.read_bytes(path) != content:
-            raise self._disproved(folder, "gives back other content than was written")
+            raise self._disproved(folder, "returns other content than was written")
         yield Proof("read", "it has the content that was written")
         if self.list_files(folder) != [FileEntry(path, len(content))]:
             raise self._disproved(folder, "lists other objects than were written")
         yield Proof("list", "it is listed with its size")
         self.delete_folder(folder)
         if self.exists(path):
-            raise StorageError(f"storage={self.uri!r}: keeps what was deleted; use another storage")
+            raise StorageError(f"storage={self.uri!r}: keeps deleted objects; use another storage")
         yield Proof("delete", "it is gone")
 
     def _disproved(self, folder: str, what: str) -> StorageError:
@@ -210,7 +210,7 @@ class Storage:
         return StorageError(f"storage={self.uri!r}: {what}; use another storage")
 
     def place(self) -> dict[str, str | None]:
-        """Returns where the storage is: its URI and, of S3, endpoint, region and where the credentials come from.
+        """Returns the storage's URI and, for S3, the endpoint, the region and the source of the credentials.
 
         Raises:
           StorageError: the server can't be reached, or there are no credentials.
@@ -219,21 +219,21 @@ class Storage:
             return {"storage": self.uri, **self._backend.place()}
 
     def pending_folder(self, path: str) -> "PendingFolder":
-        """Begins a folder that appears with all its files at once, when it is committed."""
+        """Begins a folder that appears with all its files at once when committed."""
         self.remove_leftovers()
         return PendingFolder(self, _check_path(path), secrets.token_hex(8))
 
     def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
-        """Removes what killed writers left in the staging area, by the age of the newest file of each.
+        """Removes leftovers of killed writers from the staging area, by the age of each writer's newest file.
 
-        On S3 also the parts of uploads that were begun as long ago and never ended, anywhere in the storage.
+        On S3, also aborts unfinished multipart uploads of that age, anywhere in the storage.
         """
         with storage_errors(self.uri_of(STAGING), "listed"):
             staged = self._backend.staged()
             uploads = self._backend.uploads() if isinstance(self._backend, S3Backend) else []
         if not staged and not uploads:
             return
-        # The storage's own clock, never this machine's: that may be days ahead.
+        # Use the storage's own clock: this machine's may be days ahead.
         with storage_errors(self.uri_of(STAGING), "written"):
             before = self._backend.now() - older_than_s
         for name, modified in staged.items():
@@ -262,8 +262,8 @@ class Storage:
         """Returns a file of a committed folder, its size and SHA-256 checked.
 
         Raises:
-          DataError: the content isn't what was committed.
-          MissingError: the folder isn't committed, or has no such file.
+          DataError: the content differs from the committed content.
+          MissingError: the folder isn't committed, or doesn't have the file.
         """
         for file in self._committed(path):
             if file.name == name:
@@ -284,7 +284,7 @@ class Storage:
         return [self.uri_of(f"{path}/{file.stored_name}") for file in files]
 
     def complete_commit(self, path: str) -> None:
-        """Adds the _SUCCESS marker that a writer, killed between the manifest and it, left out."""
+        """Adds the _SUCCESS marker if the writer was killed after writing the manifest."""
         if self.read_manifest(path) is not None and not self.exists(f"{path}/{SUCCESS}"):
             self.write_bytes(f"{path}/{SUCCESS}", b"")
 
@@ -297,7 +297,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class PendingFolder:
-    """A folder in the making, to be committed once; any process may write its files."""
+    """A folder to be committed once; any process may write its files."""
 
     storage: Storage
     path: str
@@ -308,7 +308,7 @@ class PendingFolder:
         return f"{STAGING}/{self.token}"
 
     def write(self, name: str, data: bytes) -> StoredFile:
-        """Stores one file out of the readers' sight; the same name again replaces it.
+        """Stores one file, hidden from readers; writing the same name again replaces it.
 
         Args:
           name: letters, digits, '.', '_' and '-', the first a letter or digit.
@@ -319,29 +319,29 @@ class PendingFolder:
         sha256 = hashlib.sha256(data).hexdigest()
         stored_name = name
         if not self.storage.is_local:
-            # S3 can't rename a folder, so parts lie in the final one before the manifest: a name that tells the
-            # content keeps two writers from overwriting each other's.
+            # S3 can't rename a folder, so files are copied to the final folder before the manifest: a hash in the name
+            # keeps two writers from overwriting each other's files.
             stem, dot, suffix = name.partition(".")
             stored_name = f"{stem}-{sha256[:12]}{dot}{suffix}"
         self.storage.write_bytes(f"{self._staging}/{stored_name}", data)
         return StoredFile(name, stored_name, len(data), sha256)
 
     def commit(self, files: Sequence[StoredFile], manifest: Mapping[str, Any]) -> bool:
-        """Makes the folder visible, with these files and no others.
+        """Makes the folder visible, with exactly these files.
 
         Args:
-          files: what write returned, in any order.
-          manifest: JSON values; 'files' is added. What is under the key 'volatile' (times, hosts) doesn't count as
+          files: the results of write, in any order.
+          manifest: JSON values; 'files' is added. Values under the key 'volatile' (times, hosts) don't count as
             content.
 
         Returns:
           True if this call committed the folder, False if the same content had been committed before.
 
         Raises:
-          ConflictError: the folder exists with other content, which is left as it is.
+          ConflictError: the folder exists with other content, which stays unchanged.
         """
         ordered = sorted(files, key=lambda file: file.name)
-        # The token tells two writers of the same content apart, so that exactly one of them has committed it.
+        # The token distinguishes two writers of the same content, so that exactly one has committed it.
         volatile = {**manifest.get("volatile", {}), "commit_token": self.token}
         document = {**manifest, "files": [asdict(file) for file in ordered], "volatile": volatile}
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -351,14 +351,14 @@ class PendingFolder:
         self.abort()
         if committed:
             return True
-        found = self.storage.read_manifest(self.path)
-        if found is None or _content(found) != _content(json.loads(text)):
+        existing = self.storage.read_manifest(self.path)
+        if existing is None or _content(existing) != _content(json.loads(text)):
             raise ConflictError(f"{uri}: exists with other content; choose another name or move it away")
         self.storage.complete_commit(self.path)
         return False
 
     def abort(self) -> None:
-        """Removes what was written and not committed; after a commit there is nothing left to remove."""
+        """Removes uncommitted files; does nothing after a commit."""
         self.storage.delete_folder(self._staging)
 
 
@@ -367,7 +367,7 @@ def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_path(path: str) -> bool:
-    """Tells whether a path can name an object: files of a disk and objects of S3 may have names that can't."""
+    """Tells whether a path can name an object here; some names of files on a disk or objects on S3 can't."""
     return not CONTROL.search(path) and not any(segment in ("", ".", "..") for segment in path.split("/"))
 
 

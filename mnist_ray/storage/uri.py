@@ -1,4 +1,4 @@
-"""The URI of a storage: its rules, and how it is shown without what may be secret."""
+"""The rules for a storage's URI, and its display without secrets."""
 
 import os
 import re
@@ -12,11 +12,11 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 
 def check_uri(uri: str, setting: str = "storage") -> str:
-    """Returns a storage URI in its one normal form: an absolute local path, or s3://bucket/prefix.
+    """Returns a storage URI in its normal form: an absolute local path, or s3://bucket/prefix.
 
     Raises:
       ConfigError: empty, another scheme, credentials, a query or fragment, no bucket, '..' in a prefix, or control
-        characters. The message never repeats credentials.
+        characters. The message never shows credentials.
     """
 
     def refuse(rule: str) -> ConfigError:
@@ -33,7 +33,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     if kind not in ("file", "s3"):
         raise refuse(f"{kind}:// is not supported; use a local path, file:///folder or s3://bucket/prefix")
     authority, slash, path = uri[scheme.end() :].removeprefix("/").partition("/")
-    # A secret key may hold a slash, which puts the '@' behind what looks like the authority.
+    # A secret key may hold a slash, so the '@' may come after the apparent authority.
     in_front = "@" in authority or (":" in authority and "@" in path)
     if in_front or re.search(r"(access|secret)_?key|token", uri.partition("?")[2], re.IGNORECASE):
         raise refuse("no credentials in a URI; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
@@ -54,6 +54,6 @@ def check_uri(uri: str, setting: str = "storage") -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Hides what may be a key: user information (a secret key can hold slashes) and query values."""
+    """Hides possible secrets: user information (a secret key can hold slashes) and query values."""
     text = re.sub(r"//\S*@", "//***@", text)
     return re.sub(r"([?#]).*", r"\1***", text, flags=re.DOTALL) if _SCHEME.match(text) else text

@@ -26,7 +26,7 @@ def printable_log(text: str) -> str:
 
 
 def say_line(line: str) -> None:
-    """Writes one escaped line to stderr in a single call, since print's separate newlines interleave between threads."""
+    """Writes one escaped line to stderr in a single call: print's separate newlines interleave between threads."""
     sys.stderr.write(f"{printable(line)}\n")
     sys.stderr.flush()
 

@@ -23,7 +23,7 @@ ok   read               it has the content that was written
 ok   list               it is listed with its size
 ok   delete             it is gone
 """
-PROOFS = FOLDER_PROOFS.replace("ok   read", "ok   checksum           what is damaged on its way is refused\nok   read")
+PROOFS = FOLDER_PROOFS.replace("ok   read", "ok   checksum           content damaged in transit is refused\nok   read")
 OVERWRITES = "no conditional writes (If-None-Match is ignored), so two commits could overwrite each other"
 
 
@@ -139,8 +139,8 @@ def test_a_server_that_keeps_what_was_damaged_is_found_out(
         storage = storage_at(endpoint, monkeypatch)
         assert run_command(["storage", "check", storage.uri]) == 4
     assert capsys.readouterr().err == (
-        "mnist-ray: error: storage='s3://bucket/prefix': keeps what was damaged on its way, without a look at its "
-        "checksum; use another storage\n"
+        "mnist-ray: error: storage='s3://bucket/prefix': accepts content damaged in transit, without verifying "
+        "its checksum; use another storage\n"
     )
     assert [line for line in asked if line.endswith("/damaged")] == [asked[-2]]
 
@@ -174,7 +174,7 @@ def test_a_server_that_refuses_conditions_is_told_to_lack_them(monkeypatch: pyte
 
     with scripted_server(answer) as (endpoint, _):
         storage = storage_at(endpoint, monkeypatch)
-        with pytest.raises(StorageError, match=r"lacks a function that is needed, maybe conditional writes"):
+        with pytest.raises(StorageError, match=r"lacks a required function, maybe conditional writes"):
             storage.check()
 
 

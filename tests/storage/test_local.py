@@ -49,7 +49,7 @@ def test_a_local_folder_without_a_manifest_is_a_conflict(local: Storage) -> None
 def test_a_part_that_is_not_on_this_machine_is_named(local: Storage) -> None:
     pending = local.pending_folder("evaluations/e1")
     elsewhere = StoredFile("part.parquet", "part.parquet", 3, hashlib.sha256(b"abc").hexdigest())
-    with pytest.raises(StorageError, match=r"part\.parquet: written by a worker, and not here; several machines need"):
+    with pytest.raises(StorageError, match=r"part\.parquet: written by a worker, but missing here; several machines"):
         pending.commit([elsewhere], {})
     assert local.read_manifest("evaluations/e1") is None
 

@@ -409,7 +409,7 @@ def test_what_always_arrives_damaged_is_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(retries, "pause_s", lambda _: 0.0)
     with scripted_server(always(refusal(400, "BadDigest"))) as (endpoint, asked):
         storage = storage_at(endpoint, monkeypatch)
-        with pytest.raises(StorageError, match=r"/prefix/x': can't be written: what arrives is not what was sent;"):
+        with pytest.raises(StorageError, match=r"/prefix/x': can't be written: the content was damaged in transit;"):
             storage.write_bytes("x", b"mine")
     assert asked.count("PUT /bucket/prefix/x") == retries.ATTEMPTS
 

@@ -189,7 +189,7 @@ def test_a_proxy_of_another_kind_is_refused_without_its_password(monkeypatch: py
     with pytest.raises(ClusterError) as caught:
         proxy_of("https://head.example")
     assert str(caught.value) == (
-        "HTTPS_PROXY=socks5://proxy.example:1080: no HTTP proxy; write it as http://HOST:PORT, or set "
+        "HTTPS_PROXY=socks5://proxy.example:1080: not an HTTP proxy; write it as http://HOST:PORT, or set "
         "NO_PROXY=head.example to go there directly"
     )
 
