@@ -1,1 +1,1 @@
-"""Data sets by name and the user's own, augmentation, polarity; may import storage, text and errors."""
+"""Named data sets and the user's own data, augmentation, polarity; may import storage, text and errors."""

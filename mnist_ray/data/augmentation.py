@@ -1,6 +1,6 @@
-"""Random affine and elastic distortions of whole batches, on the device that trains.
+"""Random affine and elastic distortions of whole batches, on the training device.
 
-torch is imported inside the functions: the command line lists the names without it.
+Imports torch inside the functions: the command line lists the names without it.
 """
 
 import math
@@ -19,11 +19,11 @@ _CONTROL_POINTS = 7
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are distorted.
+    """The strength of the distortions.
 
     Attributes:
       rotation: largest angle, degrees.
-      scale: largest relative change of size, each axis by itself.
+      scale: largest relative change of size, independent for each axis.
       shear: largest shear, as a tangent.
       shift: largest translation, pixels.
       elastic: standard deviation of the elastic displacement, pixels.
@@ -46,24 +46,24 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def augment(name: str, images: "Tensor", *, streams: "StepStreams", rows: "Tensor") -> "Tensor":
-    """Distorts each image in its own way, the same way for the same (seed, step, row).
+    """Distorts each image at random, the same way for the same (seed, step, row).
 
     Args:
       name: a key of AUGMENTATIONS.
-      images: float [runs, local_batch, 1, height, width]; outside is what the first pixel of the edge holds.
-      streams: the step's streams of each run.
+      images: float [runs, local_batch, 1, height, width]; pixels outside take the nearest edge pixel's value.
+      streams: each run's streams for the step.
       rows: int64 [local_batch], row numbers in the global batch.
 
     Returns:
       Like images.
 
-    Reference: Simard, Steinkraus, Platt 2003 (elastic distortion; here with a smooth random field that is drawn
-    on 7x7 control points and blended by Gaussians).
+    Reference: Simard, Steinkraus, Platt 2003 (elastic distortion; here with a smooth random field drawn on 7x7
+    control points and blended by Gaussians).
     """
     from torch.nn import functional
 
     settings = AUGMENTATIONS[name]
-    # torch refuses to sample no images: what a rank has of a last batch with fewer rows than ranks.
+    # torch can't sample zero images; a rank has none of a last batch with fewer rows than ranks.
     if settings == Augmentation() or not len(rows):
         return images
     flat = images.flatten(0, 1)
@@ -76,7 +76,7 @@ def augment(name: str, images: "Tensor", *, streams: "StepStreams", rows: "Tenso
 
 
 def _affine_grid(settings: Augmentation, streams: "StepStreams", *, rows: "Tensor", size: int) -> "Tensor":
-    """Returns where each output pixel comes from, float64 [runs * batch, size, size, 2], in [-1, 1]."""
+    """Returns the source of each output pixel, float64 [runs * batch, size, size, 2], in [-1, 1]."""
     import torch
     from torch.nn import functional
 
@@ -98,14 +98,14 @@ def _elastic_field(settings: Augmentation, streams: "StepStreams", *, rows: "Ten
     draws = streams.draws16("elastic", rows, 2 * _CONTROL_POINTS**2).flatten(0, 1).to(torch.float64) / 32768
     noise = draws.view(-1, 2, _CONTROL_POINTS, _CONTROL_POINTS)
     blend = _gaussian_blend(size, noise.device)
-    # A draw has variance 1/3 and each row of the blend unit norm: the product has the wished deviation.
+    # Draws have variance 1/3 and rows of the blend unit norm, so sqrt(3) gives the requested standard deviation.
     pixels = settings.elastic * math.sqrt(3.0) * (blend @ noise @ blend.T)
     return (pixels * (2.0 / size)).permute(0, 2, 3, 1)
 
 
 @cache
 def _gaussian_blend(size: int, device: "torch.device") -> "Tensor":
-    """Returns how much each control point moves each pixel, float64 [size, control points], rows of unit norm."""
+    """Returns each control point's weight for each pixel, float64 [size, control points], rows of unit norm."""
     import torch
 
     points = torch.linspace(0, size - 1, _CONTROL_POINTS, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Data sets by name, and the user's own; a split is two tensors in memory, or read in pieces.
+"""Named data sets and the user's own; a split is two tensors in memory, or a stream of pieces.
 
-Nothing heavy (torch, torchvision, pyarrow, Pillow, scikit-learn) is imported before a split is loaded: the command
-line lists these names.
+Imports nothing heavy (torch, torchvision, pyarrow, Pillow, scikit-learn) before loading a split: the command line
+lists these names.
 """
 
 import os
@@ -23,11 +23,11 @@ from mnist_ray.text.suggestions import did_you_mean
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with a name of its own.
+    """A named data set.
 
     Attributes:
       class_names: names of the classes.
-      load: called with split, data_dir= and download=, returns the split's Examples.
+      load: takes split, data_dir= and download=, and returns the split's Examples.
     """
 
     class_names: tuple[str, ...]
@@ -42,7 +42,7 @@ DATASETS: dict[str, Dataset] = {
     "digits": Dataset(DIGIT_NAMES, load_digits),
 }
 
-# The user's own data: what is before the colon -> what finds the images at the place after it.
+# The user's own data: prefix before the colon -> function that finds a split's images at the place after it.
 FORMATS: dict[str, Callable[[str, Split], ExampleStream]] = {
     "idx": lambda place, split: load_idx_folder(place, split).stream(f"dataset=idx:{place}"),
     "folder": stream_image_folder,
@@ -51,10 +51,10 @@ FORMATS: dict[str, Callable[[str, Split], ExampleStream]] = {
 
 
 def check_dataset(value: str) -> str:
-    """Returns the value if it names a data set: a name, idx:FOLDER, folder:URI or parquet:URI.
+    """Returns the value if it is a data set: a name, idx:FOLDER, folder:URI or parquet:URI.
 
     Raises:
-      ValueError: unknown, or with a place that is empty, unsupported or carries credentials.
+      ValueError: the name is unknown, or the place is empty, unsupported or contains credentials.
     """
     if value in DATASETS:
         return value
@@ -77,7 +77,7 @@ def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool 
     Args:
       dataset: a name of DATASETS, idx:FOLDER, folder:URI or parquet:URI.
       split: the split wanted.
-      data_dir: where the files of named sets lie or are downloaded to.
+      data_dir: folder of named sets' files, also for downloads.
       download: whether named sets may be downloaded.
 
     Raises:
@@ -93,14 +93,13 @@ def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool 
 
 
 def stream_examples(dataset: str, split: Split, *, data_dir: Path) -> ExampleStream:
-    """Finds one split of a data set; the images of the user's own folders and Parquet files stay where they are.
+    """Finds one split of a data set; doesn't load the images of the user's own folders and Parquet files.
 
-    Args: as of load_examples.
+    Args: see load_examples.
 
     Raises:
       ValueError: see check_dataset.
-      DataError: the data is missing, damaged or can't be downloaded; what is found in the images is raised when they
-        are read.
+      DataError: the data is missing, damaged or can't be downloaded; errors in the images are raised on reading them.
       StorageError: the storage of the user's own data can't be read.
     """
     check_dataset(dataset)
@@ -111,7 +110,7 @@ def stream_examples(dataset: str, split: Split, *, data_dir: Path) -> ExampleStr
 
 
 def default_data_dir() -> Path:
-    """MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
+    """Returns MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
     if chosen := os.environ.get("MNIST_RAY_DATA"):
         return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-ray"

@@ -14,12 +14,12 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
     """Loads the 1,797 digits, 8x8 with values 0 to 16, scaled to 0 to 255 and resized bilinearly to 28x28.
 
     There is no official split: the fifth, tenth, ... image of each class is a test image (1,442 train, 355 test).
-    The same persons wrote in both, so test accuracy says nothing about new writers.
+    Both splits have the same writers, so test accuracy says nothing about new writers.
 
     Args:
-      split: the split wanted.
-      data_dir: not used, the digits come with scikit-learn.
-      download: not used.
+      split: the requested split.
+      data_dir: unused, since the digits come with scikit-learn.
+      download: unused.
 
     Reference: Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998, its test part.
     """

@@ -1,4 +1,4 @@
-"""A split in memory or in pieces, its fingerprint, and the split that a data set without an official one gets."""
+"""A split in memory or as a stream, its fingerprint, and the default split of a set without an official one."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ TEST_EVERY = 5
 
 @dataclass(frozen=True)
 class Found:
-    """What was understood of the user's own data.
+    """Facts about the user's own data.
 
     Attributes:
-      splits: how the splits came about; None for a set with splits of its own.
-      num_test: test images; None if they weren't counted.
+      splits: where the splits come from; None for a set with official splits.
+      num_test: number of test images; None if not counted.
       left_out: clauses that say what was left out, and why.
     """
 
@@ -45,10 +45,10 @@ class Examples:
       images: uint8 [n, 1, 28, 28].
       labels: int64 [n], indices into class_names.
       class_names: one name for each class, the same in both splits.
-      fingerprint: SHA-256 of the content in hexadecimal, see content_fingerprint.
-      conversion: one line that says how the source's images became 28x28 grey, None if they were that already.
-      num_validation: how many of the last examples are the validation set that came with the data.
-      found: what was understood of the user's own data.
+      fingerprint: SHA-256 of the content in hexadecimal, see Fingerprint.
+      conversion: one line about how the source's images became 28x28 grey, None if they already were.
+      num_validation: number of examples at the end that are the validation set that came with the data.
+      found: facts about the user's own data.
       wide_bits: see ImagePieces.
     """
 
@@ -65,18 +65,14 @@ class Examples:
         return len(self.labels)
 
     def stream(self, source: str) -> "ExampleStream":
-        """Returns the split as a stream of one piece.
-
-        Args:
-          source: the data set that a message names.
-        """
+        """Returns the split as a stream of one piece; source names the data set in messages."""
         return ExampleStream(
             self.labels, self.class_names, source, lambda _=None: _WholeSplit(self), self.num_validation, self.found
         )
 
 
 class ImagePieces(Protocol):
-    """The images of a split, piece by piece in their order: uint8 [k, 1, 28, 28] each."""
+    """The images of a split in order, in pieces of uint8 [k, 1, 28, 28]."""
 
     def __iter__(self) -> "Iterator[Tensor]":
         """Yields the pieces.
@@ -87,11 +83,11 @@ class ImagePieces(Protocol):
 
     @property
     def conversion(self) -> str | None:
-        """One line that says how the images that were read became 28x28 grey, None if they were that already."""
+        """One line about how the images read so far became 28x28 grey, None if they already were."""
 
     @property
     def wide_bits(self) -> int | None:
-        """The bits that the images of more than 8 bits were scaled from, None if there were none."""
+        """The bits that images of more than 8 bits were scaled from, None if there were none."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +108,14 @@ class _WholeSplit:
 
 @dataclass(frozen=True, eq=False)
 class ExampleStream:
-    """One split of a data set whose labels are in memory and whose images are read when they are needed.
+    """One split of a data set, with labels in memory and images read on demand.
 
     Args:
       labels: int64 [n], indices into class_names.
       class_names: one name for each class, the same in both splits.
-      source: the data set that a message names.
-      read: begins to read the images; may be called again. Takes the bits that those of more than 8 bits are scaled
-        from, None for the range that their set uses.
+      source: the data set, for messages.
+      read: starts reading the images, any number of times. Takes the bits to scale images of more than 8 bits from,
+        None for the range of their set.
       num_validation, found: see Examples.
 
     Raises:
@@ -141,14 +137,14 @@ class ExampleStream:
         return len(self.labels)
 
     def scaled_from(self, wide_bits: int | None) -> "ExampleStream":
-        """Returns the split with images of more than 8 bits scaled from these, None for the range of their set."""
+        """Returns the split with images of more than 8 bits scaled from wide_bits, None for the range of their set."""
         return self if wide_bits is None else replace(self, read=partial(self.read, wide_bits))
 
     def scan(self) -> tuple[str, str | None]:
-        """Reads all images once and returns the split's fingerprint and what was converted.
+        """Reads all images once and returns the split's fingerprint and conversion.
 
         Raises:
-          DataError: an image is damaged, or there are not as many as labels.
+          DataError: an image is damaged, or the numbers of images and labels differ.
           StorageError: the images can't be read.
         """
         fingerprint = Fingerprint(self)
@@ -161,7 +157,7 @@ class ExampleStream:
         """Reads all images into memory.
 
         Raises:
-          DataError: an image is damaged, or there are not as many as labels.
+          DataError: an image is damaged, or the numbers of images and labels differ.
           StorageError: the images can't be read.
         """
         import torch
@@ -194,11 +190,11 @@ def make_examples(
       images: uint8 [n, 1, 28, 28].
       labels: int64 [n].
       class_names: names of the classes 0, 1, ...
-      source: the data set or file that a message names.
+      source: the data set or file, for messages.
       conversion: see Examples.
 
     Raises:
-      DataError: no example, counts that differ, or a label outside the classes.
+      DataError: no examples, different counts, or a label outside the classes.
     """
     if len(images) != len(labels):
         raise DataError(f"{source}: has {len(images)} images but {len(labels)} labels; both files must be of one set")
@@ -217,15 +213,14 @@ def make_examples(
 
 
 class Fingerprint:
-    """SHA-256 of a split's content, taken up piece by piece.
+    """SHA-256 of a split's content, updated piece by piece.
 
     It covers one line of JSON (class names, both shapes, and the size of a validation set that came with the data), the
-    images' bytes, then the labels as little-endian int64: the file format, the compression, the pieces and the place
-    don't enter.
+    images' bytes, then the labels as little-endian int64. File format, compression, pieces and place don't matter.
     """
 
     def __init__(self, split: ExampleStream) -> None:
-        """Begins with what is known before the images."""
+        """Starts with the facts known before reading images."""
         self._split = split
         self._num_images = 0
         shape = [len(split), 1, IMAGE_SIDE, IMAGE_SIDE]
@@ -235,7 +230,7 @@ class Fingerprint:
         self._digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
 
     def add(self, images: "Tensor") -> None:
-        """Takes up the next images, uint8 [k, 1, 28, 28]."""
+        """Adds the next images, uint8 [k, 1, 28, 28]."""
         self._num_images += len(images)
         self._digest.update(images.contiguous().numpy().data)
 
@@ -243,7 +238,7 @@ class Fingerprint:
         """Returns the fingerprint after the last image, in hexadecimal.
 
         Raises:
-          DataError: there were not as many images as labels.
+          DataError: the numbers of images and labels differ.
         """
         if self._num_images != len(self._split):
             raise DataError(
@@ -257,19 +252,19 @@ class Fingerprint:
 def rows_of_split(classes: "npt.NDArray[np.integer]", split: Split) -> "npt.NDArray[np.bool_]":
     """Tells which examples of a set without an official split belong to a split.
 
-    The fifth, tenth, ... example of each class is a test example, so every class with a test example has training
-    examples too, and a set that grows at its end keeps its test examples.
+    The fifth, tenth, ... example of each class is a test example, so every class with test examples also has training
+    examples, and a set that grows at its end keeps its test examples.
 
     Args:
       classes: [n], a number for the class of each example.
-      split: the split wanted.
+      split: the requested split.
 
     Returns:
       bool [n].
     """
     import numpy as np
 
-    # Sorted by class, an example's place in its class is its distance from the first of the class.
+    # In class order, an example's place in its class is its distance from the first example of the class.
     order = np.argsort(classes, kind="stable")
     ordered = classes[order]
     place = np.arange(len(classes)) - np.searchsorted(ordered, ordered)
@@ -279,7 +274,7 @@ def rows_of_split(classes: "npt.NDArray[np.integer]", split: Split) -> "npt.NDAr
 
 
 def numbered(names: Iterable[str]) -> "tuple[npt.NDArray[np.int64], list[str]]":
-    """Returns a number for each name, int64 [n], and the distinct names in the order of these numbers."""
+    """Returns a number for each name, int64 [n], and the distinct names in the order of their numbers."""
     import numpy as np
 
     numbers: dict[str, int] = {}
@@ -290,8 +285,8 @@ def labels_of(numbers: "npt.NDArray[np.integer]", names: list[str], class_names:
     """Returns the labels of examples, int64 [n].
 
     Args:
-      numbers: [n], the place of each example's class in `names`.
-      names: names of classes, all among class_names where an example has them.
+      numbers: [n], the index of each example's class in `names`.
+      names: names of classes; those that examples have are all in class_names.
       class_names: names of the classes 0, 1, ...
     """
     import numpy as np
@@ -303,7 +298,7 @@ def labels_of(numbers: "npt.NDArray[np.integer]", names: list[str], class_names:
 
 
 def sorted_class_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct class names by name, or by value if all are whole numbers ('2' before '10')."""
+    """Returns the distinct class names sorted by name, or by value if all are whole numbers ('2' before '10')."""
     distinct = set(names)
     if all(re.fullmatch("-?[0-9]{1,18}", name) for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))

@@ -1,7 +1,7 @@
 """IDX files: the format of the MNIST family, raw or .gz.
 
 A file is a big-endian header (magic number: element type and number of dimensions; then each dimension as a 32-bit
-number) and the elements. Nothing is allocated before the header agrees with the bytes that are there.
+number) and the elements. The reader allocates nothing before checking the header against the file's size.
 
 Reference: "THE IDX FILE FORMAT" in LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
 """
@@ -30,7 +30,7 @@ WIDE_LABELS_MAGIC = 0x0C02  # 32-bit integers, 2 dimensions: [n, columns], the l
 
 ELEMENT_TYPES = {0x08: "u1", 0x0C: ">i4"}
 MAX_CONTENT_BYTES = 8 << 30
-# The deflate format can't pack more than this many bytes into one.
+# The deflate format's maximum compression ratio.
 MAX_GZIP_RATIO = 1032
 CHUNK_BYTES = 1 << 20
 
@@ -42,7 +42,7 @@ USUAL_NAMES: dict[Split, tuple[str, str]] = {
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """The file of that name in a folder, raw or .gz, or under its other usual spelling (train-images.idx3-ubyte)."""
+    """Returns the file of that name in a folder, raw or .gz, or with its other spelling (train-images.idx3-ubyte)."""
     for spelling in (name, name.replace("-idx", ".idx")):
         for suffix in ("", ".gz"):
             path = folder / (spelling + suffix)
@@ -55,14 +55,14 @@ def read_idx(path: Path, magic: int) -> "IntegerArray":
     """Reads one IDX file.
 
     Args:
-      path: the file; a name that ends in .gz is unpacked, never beyond what its header announces.
+      path: the file; a .gz file is unpacked, never beyond the size in its header.
       magic: IMAGES_MAGIC, LABELS_MAGIC or WIDE_LABELS_MAGIC.
 
     Returns:
       The elements with the header's shape, in the file's own byte order.
 
     Raises:
-      DataError: missing, unreadable, wrong magic number, empty, cut short, trailing bytes, or a damaged .gz.
+      DataError: missing, unreadable, wrong magic number, empty, truncated, trailing bytes, or a damaged .gz.
     """
     import numpy as np
 
@@ -82,7 +82,7 @@ def read_idx(path: Path, magic: int) -> "IntegerArray":
 
 
 def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> tuple[tuple[int, ...], bytearray]:
-    """Reads header and elements; capacity as of read_shape."""
+    """Reads header and elements; for capacity see read_shape."""
     shape = read_shape(file, path, magic, capacity=capacity, max_bytes=MAX_CONTENT_BYTES)
     num_bytes = math.prod(shape) * (4 if magic >> 8 == 0x0C else 1)
     announced = announcement(shape)
@@ -91,7 +91,7 @@ def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> t
         content += chunk
     if len(content) < num_bytes:
         raise DataError(f"{path}: cut short: {announced}, {len(content)} of {num_bytes} bytes are there; get it again")
-    # Reading on to the end is also what makes gzip compare its checksum.
+    # Only reading to the end makes gzip verify its checksum.
     if file.read(1):
         raise DataError(f"{path}: {announced}, but more bytes follow; get it again")
     return shape, content
@@ -103,11 +103,11 @@ def read_shape(
     """Reads an IDX header.
 
     Args:
-      file: at its beginning.
+      file: the file, at its beginning.
       source: the file's name for messages.
-      magic: as of read_idx.
-      capacity: the most bytes that header and elements can have, judged by the file's size.
-      max_bytes: the most bytes that the elements may have; None for any number.
+      magic: see read_idx.
+      capacity: maximum bytes of header and elements, given the file's size.
+      max_bytes: maximum bytes of the elements; None for no limit.
 
     Raises:
       DataError: wrong magic number, no elements, too many, or more than the file can hold.
@@ -130,12 +130,12 @@ def read_shape(
 
 
 def announcement(shape: tuple[int, ...]) -> str:
-    """Says what a header announces."""
+    """Describes the shape in a header."""
     return f"the header announces {' x '.join(map(str, shape))} elements"
 
 
 def read_images(path: Path) -> "npt.NDArray[np.uint8]":
-    """Images of an IDX file, uint8 [n, rows, columns].
+    """Reads the images of an IDX file, uint8 [n, rows, columns].
 
     Raises:
       DataError: see read_idx.
@@ -144,7 +144,7 @@ def read_images(path: Path) -> "npt.NDArray[np.uint8]":
 
 
 def read_labels(path: Path) -> "Tensor":
-    """Labels of an IDX file, int64 [n]: its bytes, or the first column where the file has several.
+    """Reads the labels of an IDX file, int64 [n]: its bytes, or the first column of several.
 
     Raises:
       DataError: see read_idx.
@@ -160,15 +160,15 @@ def read_labels(path: Path) -> "Tensor":
 def load_idx_folder(place: str, split: Split) -> Examples:
     """Loads idx:FOLDER, the user's own set under the four usual file names.
 
-    The classes are 0 to the largest training label, in both splits. Images of another size are resized to 28x28,
-    bilinearly, without keeping their proportions.
+    The classes are 0 to the largest training label, in both splits. Images of another size are resized bilinearly to
+    28x28, without keeping their proportions.
 
     Args:
       place: a local folder, or its file:// URI.
-      split: the split wanted.
+      split: the requested split.
 
     Raises:
-      DataError: a file is missing or damaged, the counts differ, or a test label is beyond the training labels.
+      DataError: a file is missing or damaged, the counts differ, or a test label exceeds the training labels.
     """
     import torch
 
@@ -198,7 +198,7 @@ def _existing(folder: Path, name: str) -> Path:
 
 
 def _resized(images: "npt.NDArray[np.uint8]", source: str) -> tuple["npt.NDArray[np.uint8]", str | None]:
-    """Images [n, rows, columns] as [n, 28, 28], and what was done."""
+    """Resizes images [n, rows, columns] to [n, 28, 28]; returns them and the conversion."""
     from mnist_ray.data.images import all_one_shade, one_shade_words, resize_all
 
     count, rows, columns = images.shape
@@ -208,5 +208,5 @@ def _resized(images: "npt.NDArray[np.uint8]", source: str) -> tuple["npt.NDArray
     lost = [f"image {index}" for index in one_shade.nonzero()[0]]
     if len(lost) == count:
         raise all_one_shade(source, lost, count)
-    said = f"{count} images of {columns}x{rows} grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
-    return resized, f"{said}; {one_shade_words(lost, len(lost), count)}" if lost else said
+    conversion = f"{count} images of {columns}x{rows} grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
+    return resized, f"{conversion}; {one_shade_words(lost, len(lost), count)}" if lost else conversion

@@ -27,22 +27,21 @@ class _Image:
 
 
 def stream_image_folder(uri: str, split: Split) -> ExampleStream:
-    """Finds images that lie in one folder for each class, at any depth below it.
+    """Finds images in one folder per class, at any depth below it.
 
-    Folders or file names may say the splits, as splits.py reads them: train/CLASS/..., CLASS/train/FILE or
-    CLASS/train-1.png, and the same with test and validation. Without test images the fifth, tenth, ... training image
-    of each class by name is a test image. A validation set comes last in the training split. Classes are the folder
-    names in order, by value if all are whole numbers. Images are converted as images.DecodedImages says. Hidden files
-    and the junk of file managers are left out.
+    Folders or file names may name the splits (see splits.py): train/CLASS/..., CLASS/train/FILE or CLASS/train-1.png,
+    and the same with test and validation. Without test images, the fifth, tenth, ... training image of each class by
+    name is a test image. A validation set comes last in the training split. Classes are the sorted folder names, by
+    value if all are whole numbers. images.DecodedImages converts the images. Hidden files and the junk of file managers
+    are left out.
 
     Args:
       uri: local folder, file:// or s3://.
-      split: the split wanted.
+      split: the requested split.
 
     Raises:
-      DataError: no such place, a file of more than 256 MiB, a file outside the class folders, names of splits that
-        can't be understood, fewer than two classes, a class without training images. A file that isn't an image is one
-        too, when the images are read.
+      DataError: a missing place, a file of more than 256 MiB, a file outside the class folders, ambiguous split names,
+        fewer than two classes, a class without training images; on reading, a file that isn't an image.
       StorageError: the storage can't be read.
     """
     source = f"dataset=folder:{uri}"
@@ -71,11 +70,11 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
 
 
 def _images(paths: Sequence[str], source: str) -> list[_Image]:
-    """Class and split of each file."""
+    """Returns the class and split of each file."""
     shared = common_folders(paths)
     if any(words_in(folder) for path in paths for folder in path.split("/")[shared:-1]):
         return _with_split_folders(paths, shared, source)
-    # A folder that holds all images is a class, unless it is named as a split.
+    # A folder that holds all images is a class, unless it has a split's name.
     prefix = max((depth + 1 for depth, name in enumerate(paths[0].split("/")[:shared]) if words_in(name)), default=0)
     parts = [one_part([path.split("/")[-1]], path, source) for path in paths]
     if not any(parts):
@@ -87,7 +86,7 @@ def _images(paths: Sequence[str], source: str) -> list[_Image]:
 def _with_split_folders(paths: Sequence[str], shared: int, source: str) -> list[_Image]:
     below = [path.split("/")[shared:] for path in paths]
     if all(words_in(names[0]) for names in below if len(names) > 1):
-        # train/CLASS/...: the class may have any name, other folders agree with the outermost.
+        # In train/CLASS/..., the class may have any name; other folders must agree with the outermost.
         parts = [
             one_part([names[0], *names[2:-1]] if len(names) > 1 else names, path, source)
             for path, names in zip(paths, below, strict=True)
@@ -98,7 +97,7 @@ def _with_split_folders(paths: Sequence[str], shared: int, source: str) -> list[
     parts = [one_part(names[:-1], path, source) for path, names in zip(paths, below, strict=True)]
     check_parts(paths, parts, source)
     for path, names in zip(paths, below, strict=True):
-        # CLASS/train/FILE; with folders below train/ the class might be either.
+        # Only CLASS/train/FILE; with folders below train/, the class is ambiguous.
         if len(names) != 3 or words_in(names[0]):
             raise DataError(
                 f"{source}: {path}: the folder of its class is unclear; arrange all files as train/CLASS/FILE and "
@@ -113,7 +112,7 @@ def _check_inside(outside: list[str], source: str) -> None:
 
 
 def _by_split(images: Sequence[_Image]) -> tuple[dict[Split, list[_Image]], int]:
-    """The images of each split, and how many of the last training images are for validation."""
+    """Returns the images of each split, and how many of the last training images are for validation."""
     train, validation, test = ([image for image in images if image.part == part] for part in PARTS)
     train = train or list(images)
     if not test:
@@ -136,7 +135,7 @@ def _checked_class_names(images: Sequence[_Image], by_split: dict[Split, list[_I
     doubtful = [name for name in class_names if words_in(name) and name not in tested]
     if doubtful:
         raise DataError(
-            f"{source}: the class folders {list_words(doubtful)} are named as splits and have no test images; "
-            "rename them, or move what is in them"
+            f"{source}: the class folders {list_words(doubtful)} have split names and no test images; "
+            "rename them, or move their contents"
         )
     return class_names

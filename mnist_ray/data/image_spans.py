@@ -1,4 +1,4 @@
-"""Images in spans: each is read by one process, any process, which knows the numbers of its shards beforehand."""
+"""Spans of images: any process can read a span, and knows the numbers of its shards beforehand."""
 
 import gzip
 import io
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     GreyImages = npt.NDArray[np.uint8]
 
-# What is read ahead of decoding, so that images of any size fit into memory.
+# Maximum bytes read ahead of decoding, so that images of any size fit into memory.
 BYTES_AHEAD = 64 << 20
 READ_BYTES = 1 << 20
 IDX_HEADER_BYTES = 16
@@ -47,17 +47,17 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, eq=False)
 class ReadImages:
-    """Consecutive images of one file, or the reason why a single one can't be read.
+    """Consecutive images of one file, or the reason why a single image can't be read.
 
     Attributes:
-      path: of their file, relative to the images' folder; of a single file, its name.
-      row: place of the first one in a Parquet or IDX file, from 0; None for a file that is one image.
-      grey: uint8 [n, 28, 28], not to be written to; None of one that can't be read.
-      is_converted: whether they had another size or colours.
-      is_wide: whether they had more than 8 bits.
-      one_shade: which of them became one shade, bool [n]; None if none did.
-      labels: what a Parquet file's column label says of each; None where there is no such column.
-      error: why it can't be read.
+      path: of the file, relative to the images' folder; for a single file, its name.
+      row: place of the first image in a Parquet or IDX file, from 0; None for a file that is one image.
+      grey: uint8 [n, 28, 28], read-only; None for an unreadable image.
+      is_converted: whether the images had another size or colours.
+      is_wide: whether the images had more than 8 bits.
+      one_shade: which of the images became one shade, bool [n]; None if none did.
+      labels: each image's label in a Parquet file; None without a column label.
+      error: why the image can't be read.
     """
 
     path: str
@@ -70,16 +70,16 @@ class ReadImages:
     error: str | None = None
 
     def __len__(self) -> int:
-        """Returns the number of images, one that can't be read included."""
+        """Returns the number of images, counting an unreadable one."""
         return 1 if self.grey is None else len(self.grey)
 
     @property
     def rows(self) -> Sequence[int | None]:
-        """The place of each in its file, None for a file that is one image."""
+        """The place of each image in its file, None for a file that is one image."""
         return [None] if self.row is None else range(self.row, self.row + len(self))
 
     def split(self, size: int) -> tuple["ReadImages", "ReadImages"]:
-        """Returns the first images, fewer than all, and the rest."""
+        """Returns the first `size` images, fewer than all, and the rest."""
         assert self.row is not None
         assert self.grey is not None
         return self._part(slice(size)), replace(self._part(slice(size, None)), row=self.row + size)
@@ -92,17 +92,17 @@ class ReadImages:
 
 
 class Span(Protocol):
-    """Consecutive images that one process reads; small to pickle."""
+    """Consecutive images for one process to read; small to pickle."""
 
     @property
     def first_shard(self) -> int:
-        """Number of the shard that its first image belongs to; a shard has images of one span alone."""
+        """Number of the shard that its first image belongs to; a shard never crosses spans."""
 
     def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
-        """Yields its images in order, any number at once; of those that can't be read, the reason.
+        """Yields the images in order, any number at once, or the reason why an image can't be read.
 
         Args:
-          wide_bits: what those of more than 8 bits are scaled from; without it they must use all 16.
+          wide_bits: the bits to scale images of more than 8 bits from; without it they must use all 16.
 
         Raises:
           DataError: a Parquet or IDX file is damaged.
@@ -111,14 +111,14 @@ class Span(Protocol):
 
 
 def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Yields consecutive items in lists of a size, the last one shorter."""
+    """Yields consecutive items in lists of a size; the last may be shorter."""
     rest = iter(items)
     while some := list(itertools.islice(rest, size)):
         yield some
 
 
 def shards(images: Iterable[ReadImages], size: int) -> Iterator[list[ReadImages]]:
-    """Yields consecutive images of a span in lists that have a number of them together, the last one fewer."""
+    """Yields consecutive images of a span in lists of `size` images in total; the last may have fewer."""
     shard: list[ReadImages] = []
     room = size
     for rest in images:
@@ -136,13 +136,13 @@ def shards(images: Iterable[ReadImages], size: int) -> Iterator[list[ReadImages]
 
 
 def file_spans(storage: Storage, entries: Iterable[FileEntry], shard_size: int) -> Iterator[Span]:
-    """Yields spans of one shard each of files that are one image each."""
+    """Yields spans of one shard each, for files that are one image each."""
     for number, some in enumerate(batches(entries, shard_size)):
         yield FileSpan(number, storage, tuple(some))
 
 
 def parquet_spans(storage: Storage, paths: Sequence[str], source: str, shard_size: int) -> Iterator[Span]:
-    """Yields spans of whole row groups with a shard or more of images, but for the last of each file.
+    """Yields spans of whole row groups with at least a shard of images, except the last span of each file.
 
     Raises:
       DataError: a file is damaged.
@@ -162,10 +162,10 @@ def parquet_spans(storage: Storage, paths: Sequence[str], source: str, shard_siz
 
 
 def idx_spans(storage: Storage, path: str, source: str, shard_size: int) -> Iterator[Span]:
-    """Yields spans of one shard each of an IDX file; a packed one is a single span, as it has only one beginning.
+    """Yields spans of one shard each for an IDX file; a packed file is a single span, readable only from its beginning.
 
     Raises:
-      DataError: the file is damaged, as far as its header and size tell.
+      DataError: the header or size shows that the file is damaged.
       StorageError: the storage can't be read.
     """
     (count, rows, columns), is_packed = _idx_header(storage, path, source)
@@ -202,7 +202,7 @@ class FileSpan:
 
 
 def _contents(storage: Storage, entries: Sequence[FileEntry]) -> Iterator[tuple[str, bytes | UnreadableImageError]]:
-    """Yields the content of each file in order, several read at once, a limited number of bytes ahead."""
+    """Yields each file's content in order; reads several files at once, up to BYTES_AHEAD ahead."""
     waiting: deque[tuple[FileEntry, Future[bytes | UnreadableImageError]]] = deque()
     held = 0
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
@@ -223,7 +223,7 @@ def _read_file(storage: Storage, entry: FileEntry) -> bytes | UnreadableImageErr
     try:
         return storage.read_bytes(entry.path)
     except MissingError:
-        # A machine that doesn't share the folder would find all of its files missing.
+        # On a machine that doesn't share the folder, all files are missing: raise.
         if storage.is_local and not Path(storage.uri).is_dir():
             raise
         return UnreadableImageError("the file is gone")
@@ -231,7 +231,7 @@ def _read_file(storage: Storage, entry: FileEntry) -> bytes | UnreadableImageErr
         if isinstance(error.__cause__, PermissionError):
             return UnreadableImageError("permission denied")
         if error.__cause__ is None:
-            return UnreadableImageError("the name of the file holds control characters or is no Unicode")
+            return UnreadableImageError("the file's name holds control characters or is not Unicode")
         raise
 
 
@@ -254,7 +254,7 @@ class ParquetSpan:
 
     Attributes:
       groups: numbers of the row groups.
-      first_row: place of their first row in the file.
+      first_row: index of their first row in the file.
     """
 
     first_shard: int
@@ -303,7 +303,7 @@ def _encoded(path: str, first_row: int, values: Any, wide_bits: int | None) -> I
 def _pixels(path: str, first_row: int, values: Any) -> Iterable[ReadImages]:
     whole = whole_images(values)
     if whole is None:
-        # One by one only where something is wrong: it takes longer than the network.
+        # Check one by one only after an error: it takes longer than the network.
         return (_checked_pixels(path, row, value) for row, value in enumerate(values, start=first_row))
     return [ReadImages(path, first_row, whole)] if len(whole) else []
 
@@ -317,7 +317,7 @@ def _checked_pixels(path: str, row: int, value: Any) -> ReadImages:
 
 
 def _runs_of_groups(counts: Sequence[int], at_least: int) -> Iterator[list[int]]:
-    """Yields consecutive row groups that have as many rows together, the last ones maybe fewer; never none."""
+    """Yields runs of row groups with at least a number of rows in total; the last may have fewer, but never none."""
     groups: list[int] = []
     num_rows = 0
     for group, count in enumerate(counts):
@@ -335,9 +335,9 @@ class IdxSpan:
     """Consecutive images of an IDX file; see Span.
 
     Attributes:
-      first_row: place of the first image in the file; 0 if the file is packed.
+      first_row: index of the first image in the file; 0 if the file is packed.
       shape: number of images, rows and columns.
-      is_packed: whether it is a .gz.
+      is_packed: whether the file is a .gz.
     """
 
     first_shard: int
@@ -352,24 +352,24 @@ class IdxSpan:
         """See Span.read."""
         import numpy as np
 
-        del wide_bits  # all are of 8
+        del wide_bits  # IDX images have 8 bits
         count, rows, columns = self.shape
         is_resized = (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE)
         with _open_idx(self.storage, self.path, self.source, is_packed=self.is_packed) as file:
             file.seek(IDX_HEADER_BYTES + self.first_row * rows * columns)
-            # As many as fit into READ_BYTES as they are in the file, and as they are handed on.
+            # As many images as fit into READ_BYTES, both as stored and as resized.
             at_once = max(READ_BYTES // max(rows * columns, IMAGE_BYTES), 1)
             for some in batches(range(self.first_row, self.first_row + count), at_once):
                 content = file.read(len(some) * rows * columns)
                 if len(content) < len(some) * rows * columns:
                     there = some[0] + len(content) // (rows * columns)
                     raise DataError(
-                        f"{self.source}: cut short: {there} images are there, more were announced; get it again"
+                        f"{self.source}: cut short: {there} images are there, fewer than announced; get it again"
                     )
                 grey = np.frombuffer(content, dtype=np.uint8).reshape(-1, rows, columns)
                 resized, one_shade = resize_all(grey) if is_resized else (grey, None)
                 yield ReadImages(self.path, some[0], resized, is_resized, one_shade=one_shade)
-            # Reading on to the end is also what makes gzip compare its checksum.
+            # Only reading to the end makes gzip verify its checksum.
             if self.is_packed and file.read(1):
                 raise DataError(f"{self.source}: more bytes follow than were announced; get it again")
 
@@ -390,8 +390,8 @@ def _idx_header(storage: Storage, path: str, source: str) -> tuple[tuple[int, in
 
 @contextmanager
 def _open_idx(storage: Storage, path: str, source: str, *, is_packed: bool) -> Iterator[BinaryIO]:
-    """Opens an IDX file, unpacked; a damaged .gz that shows inside the block is a DataError."""
-    # Buffered, as on S3 each read of the bare file is a request.
+    """Opens an IDX file, unpacked; a damaged .gz raises DataError inside the block."""
+    # Buffer: on S3, each read of the raw file is a request.
     with (
         storage_errors(storage.uri_of(path)),
         storage.open_input(path) as raw,

@@ -1,4 +1,4 @@
-"""Encoded images of any size and colour as 28x28 grey."""
+"""Converts encoded images of any size and colour to 28x28 grey."""
 
 import contextlib
 import io
@@ -28,18 +28,18 @@ REFUSED_FORMATS = {"EPS", "WMF"}
 MODE_WORDS = {"L": "grey", "1": "black-and-white", "P": "palette"}
 MAX_KINDS_SAID = 3
 IMAGES_PER_PIECE = 1024
-# Files and cells are read whole: a film that lies among the pictures is refused before that.
+# Files and cells are read whole; this limit refuses, for instance, a film among the images before reading it.
 MAX_IMAGE_BYTES = 256 << 20
-# Ranges of cameras and scanners, which write them all into 16 or 32 bits.
+# Ranges of cameras and scanners, all stored in 16 or 32 bits.
 WIDE_BITS = (8, 10, 12, 14, 16)
 PHOTOMETRIC_INTERPRETATION = 262
 
-# What an image was: columns, rows, Pillow's mode.
+# An image's original columns, rows and Pillow mode.
 Kind = tuple[int, int, str]
 
 
 def resize_grey(image: "GreyImage") -> "GreyImage":
-    """Resizes uint8 [rows, columns] to [28, 28], bilinearly (averaging when it shrinks), proportions not kept."""
+    """Resizes uint8 [rows, columns] bilinearly to [28, 28] (averaging when it shrinks), without keeping proportions."""
     import numpy as np
     from PIL import Image
 
@@ -48,7 +48,7 @@ def resize_grey(image: "GreyImage") -> "GreyImage":
 
 
 def resize_all(images: "GreyImage") -> "tuple[GreyImage, npt.NDArray[np.bool_]]":
-    """Resizes uint8 [n, rows, columns] to [n, 28, 28]; also returns which became one shade thereby, bool [n]."""
+    """Resizes uint8 [n, rows, columns] to [n, 28, 28]; also returns which of them became one shade, bool [n]."""
     import numpy as np
 
     resized = np.stack([resize_grey(image) for image in images])
@@ -57,19 +57,19 @@ def resize_all(images: "GreyImage") -> "tuple[GreyImage, npt.NDArray[np.bool_]]"
 
 
 class UnreadableImageError(ValueError):
-    """An image that can't be decoded; the message is the reason alone."""
+    """An image can't be decoded; the message is only the reason."""
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Encoded images, decoded and converted by decode_image as they are asked for; see ImagePieces.
+    """Encoded images that decode_image decodes and converts on demand; see ImagePieces.
 
     Args:
       encoded: name of each image for messages, and its bytes.
-      source: the data set that a message names.
-      whole_set: gives the images of all splits, by which those of more than 8 bits are scaled; read only where there
-        are such.
-      given_bits: the bits that they are scaled from instead.
+      source: the data set, for messages.
+      whole_set: returns the images of all splits, which determine how images of more than 8 bits are scaled; called
+        only for those.
+      given_bits: the bits to scale from instead.
     """
 
     encoded: Iterable[tuple[str, bytes]]
@@ -80,11 +80,11 @@ class DecodedImages:
     _one_shade: list[str] = field(default_factory=list)
 
     def __iter__(self) -> "Iterator[Tensor]":
-        """Yields uint8 [k, 1, 28, 28], images in their order.
+        """Yields the images in order, uint8 [k, 1, 28, 28].
 
         Raises:
-          DataError: some can't be decoded, or all became one shade; it comes after the last, names the first and says
-            how many.
+          DataError: images can't be decoded, or all became one shade; raised after the last image, with the first name
+            and the number.
         """
         broken: list[str] = []
         count = 0
@@ -124,21 +124,21 @@ class DecodedImages:
 
     @property
     def conversion(self) -> str | None:
-        """See describe_conversion; with the images that became one shade."""
-        said = describe_conversion(self._kinds)
+        """See describe_conversion; includes the images that became one shade."""
+        converted = describe_conversion(self._kinds)
         if not self._one_shade:
-            return said
+            return converted
         lost = one_shade_words(self._one_shade, len(self._one_shade), self._kinds.total())
-        return f"{said}; {lost}" if said else lost
+        return f"{converted}; {lost}" if converted else lost
 
 
 def one_shade_words(first: Sequence[str], num_lost: int, count: int) -> str:
-    """Says how many of some images became one shade, and which are the first."""
+    """Says how many images became one shade, with the first names."""
     return f"{num_lost} of {count} images became one shade: {words_of(first, num_lost)}"
 
 
 def all_one_shade(source: str, first: Sequence[str], count: int) -> DataError:
-    """Returns the error of images that all became one shade."""
+    """Returns the error that all images became one shade."""
     return DataError(
         f"{source}: all {count} images become one shade in 28x28 grey ({words_of(first, count)}); convert them to grey "
         "yourself"
@@ -156,8 +156,8 @@ class DecodedImage(NamedTuple):
 
     Attributes:
       grey: uint8 [28, 28].
-      kind: what the image was.
-      became_one_shade: whether all its pixels are equal now, and were not before.
+      kind: the original size and mode.
+      became_one_shade: whether all pixels are equal now but weren't before.
     """
 
     grey: "GreyImage"
@@ -168,17 +168,17 @@ class DecodedImage(NamedTuple):
 def decode_image(content: bytes, *, wide_bits: int | Callable[[], int] | None = None) -> DecodedImage:
     """Decodes one image and converts it to 28x28 grey.
 
-    The first frame counts, turned as its EXIF orientation says; transparency is laid over white; greys and PNG colours
-    of more than 8 bits keep the upper 8 of the bits that their set uses; colours become their luma; the size is changed
-    bilinearly without keeping proportions.
+    Takes the first frame, turned by its EXIF orientation; composes transparency over white; keeps the upper 8 of the
+    bits that the set uses for greys and PNG colours of more than 8 bits; converts colours to luma; resizes bilinearly
+    without keeping proportions.
 
     Args:
       content: the image in any format that Pillow decodes by itself.
-      wide_bits: the bits that those of more than 8 bits in the image's set use, see used_bits, or what finds them out;
-        without it such an image must use all 16.
+      wide_bits: the bits that images of more than 8 bits in the set use, or a function that returns them, see
+        used_bits; without it, an image of more than 8 bits must use all 16.
 
     Raises:
-      UnreadableImageError: it can't be decoded.
+      UnreadableImageError: the image can't be decoded.
     """
     try:
         with _opened(content) as opened:
@@ -189,10 +189,10 @@ def decode_image(content: bytes, *, wide_bits: int | Callable[[], int] | None = 
 
 
 def used_bits(contents: Iterable[bytes]) -> int:
-    """Returns the smallest of WIDE_BITS that holds all pixels of more than 8 bits among images."""
+    """Returns the smallest of WIDE_BITS that holds all pixels of the images of more than 8 bits."""
     largest = 0
     for content in contents:
-        # One that can't be read is told of where it is decoded, and has no part in the range.
+        # Ignore an unreadable image; decoding it reports the error.
         with contextlib.suppress(Exception), _opened(content) as opened:
             if (wide := _wide_pixels(content, opened)) is not None:
                 largest = max(largest, wide.largest)
@@ -207,7 +207,7 @@ def _bits_of(largest: int) -> int:
 def _opened(content: bytes) -> "Iterator[ImageFile]":
     from PIL import Image
 
-    # Around each image: the code that reads the pieces keeps its own filters in between.
+    # Set filters per image: the code that consumes the pieces keeps its own filters in between.
     with warnings.catch_warnings():
         _choose_warnings()
         Image.init()
@@ -219,7 +219,7 @@ def _opened(content: bytes) -> "Iterator[ImageFile]":
 def _choose_warnings() -> None:
     from PIL import Image
 
-    # A file that Pillow merely doubts (odd EXIF, a palette with transparency) is still the user's image.
+    # Accept files that Pillow only warns about (odd EXIF, a palette with transparency).
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -228,7 +228,7 @@ def _reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "no image format that is known"
+        return "unknown image format"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
     return " ".join(str(error).split()) or type(error).__name__
@@ -239,7 +239,7 @@ def _decode(content: bytes, opened: "ImageFile", wide_bits: int | Callable[[], i
     from PIL import ImageOps
 
     mode = opened.mode
-    # Turning the image drops its tags.
+    # Read the tag first: turning the image drops its tags.
     is_white_zero = _is_white_zero(opened)
     wide = _wide_pixels(content, opened)
     has_upper_bytes = wide is None and any(";16" in str(tile.args) for tile in opened.tile)
@@ -248,19 +248,19 @@ def _decode(content: bytes, opened: "ImageFile", wide_bits: int | Callable[[], i
         grey, bits = _narrowed(wide, wide_bits, is_white_zero=is_white_zero)
         mode = f"{'grey' if mode.startswith('I') else mode} of {bits} bits"
     else:
-        # Pillow gives the upper bytes alone: enough where all 16 bits are used, but a smaller range may be black.
+        # Pillow gives only the upper bytes: enough if all 16 bits are used, but a smaller range may turn black.
         if has_upper_bytes and np.asarray(turned)[..., :3].max() < 1 << 7:
             raise ValueError("its colours may be black or use less than 16 bits; scale them to 8 bits")
         grey = np.asarray(_grey(turned))
     image = grey if grey.shape == (IMAGE_SIDE, IMAGE_SIDE) else resize_grey(grey)
-    # What the source had is looked at only where it matters.
+    # Check the original only if the result has one shade.
     is_one_shade = bool(image.min() == image.max())
     had_one_shade = is_one_shade and (_has_one_shade(np.asarray(turned)) if wide is None else wide.has_one_shade)
     return DecodedImage(image, (*opened.size, mode), is_one_shade and not had_one_shade)
 
 
 def _is_white_zero(image: "Image.Image") -> bool:
-    # Pillow inverts such a TIFF of 8 bits, but none of more.
+    # Pillow inverts white-is-zero TIFFs of 8 bits, but not of more.
     return image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0  # type: ignore[attr-defined]
 
 
@@ -269,12 +269,12 @@ def _has_one_shade(pixels: "npt.NDArray[Any]") -> bool:
 
 
 class _WidePixels(NamedTuple):
-    """Pixels of more than 8 bits, turned as the EXIF orientation says.
+    """Pixels of more than 8 bits, turned by the EXIF orientation.
 
     Attributes:
       grey: values or their luma, [rows, columns].
       is_transparent: bool [rows, columns].
-      largest: value of any channel in pixels that aren't transparent.
+      largest: largest value of any channel in pixels that aren't transparent.
       has_one_shade: whether all pixels are equal.
     """
 
@@ -285,7 +285,7 @@ class _WidePixels(NamedTuple):
 
 
 def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
-    """Returns the pixels of an image of more than 8 bits, None of any other; opened isn't read yet."""
+    """Returns the pixels of an image of more than 8 bits, None for other images; `opened` must not be read yet."""
     import numpy as np
     from PIL import ImageOps
 
@@ -296,7 +296,7 @@ def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
         grey = values
     elif _has_wide_colours(opened):
         values = _wide_colours(content, opened)
-        # The weights of Pillow's own luma.
+        # Pillow's luma weights.
         grey = (values.astype(np.uint64) @ np.array([19595, 38470, 7471], dtype=np.uint64) + 0x8000) >> 16
     else:
         return None
@@ -309,12 +309,12 @@ def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
 
 
 def _has_wide_colours(image: "ImageFile") -> bool:
-    """Tells whether an image has colours of 16 bits a channel, of which Pillow keeps the upper bytes alone."""
+    """Tells whether an image has colours of 16 bits per channel, of which Pillow keeps only the upper bytes."""
     return image.format == "PNG" and [tile.args for tile in image.tile] == ["RGB;16B"]
 
 
 def _wide_colours(content: bytes, opened: "ImageFile") -> "npt.NDArray[np.uint32]":
-    """Returns colours of 16 bits a channel, [rows, columns, 3]."""
+    """Returns colours of 16 bits per channel, [rows, columns, 3]."""
     import numpy as np
     from PIL import ImageOps
 
@@ -329,7 +329,7 @@ def _wide_colours(content: bytes, opened: "ImageFile") -> "npt.NDArray[np.uint32
 def _narrowed(
     wide: _WidePixels, wide_bits: int | Callable[[], int] | None, *, is_white_zero: bool
 ) -> "tuple[GreyImage, int]":
-    """Returns pixels of more than 8 bits as uint8, and the bits that they were scaled from."""
+    """Scales pixels of more than 8 bits to uint8; returns them and the bits that they were scaled from."""
     import numpy as np
 
     own = _bits_of(wide.largest)
@@ -338,9 +338,9 @@ def _narrowed(
         raise ValueError(
             f"its pixels use {own} bits of 16, which may be black or a smaller range; scale them to 8 bits"
         )
-    # A file that was changed after the range of its set was found could exceed it, or one of another set.
+    # A file that changed after the range of its set was determined could exceed it, or a file of another set.
     if own > bits:
-        raise ValueError(f"its pixels exceed {bits} bits, the range of the images that one trains on")
+        raise ValueError(f"its pixels exceed {bits} bits, the range of the training images")
     grey = (wide.grey >> (bits - 8)).astype(np.uint8)
     grey = 255 - grey if is_white_zero else grey
     return np.where(wide.is_transparent, np.uint8(255), grey), bits
@@ -359,31 +359,31 @@ def _grey(image: "Image.Image") -> "Image.Image":
 
 
 def is_converted(kind: Kind) -> bool:
-    """Tells whether an image had to be changed to become 28x28 grey."""
+    """Tells whether an image was not 28x28 grey originally."""
     return kind != (IMAGE_SIDE, IMAGE_SIDE, "L")
 
 
 def is_wide(kind: Kind) -> bool:
-    """Tells whether an image had more than 8 bits that were scaled."""
+    """Tells whether an image of more than 8 bits was scaled."""
     return kind[2].endswith(" bits")
 
 
 def describe_conversion(kinds: Counter[Kind]) -> str | None:
-    """One line such as '120 images of 32x32 RGB -> 28x28 grey'; None if all were 28x28 grey.
+    """Returns a line like '120 images of 32x32 RGB -> 28x28 grey'; None if all images were 28x28 grey.
 
     Args:
-      kinds: how many images there were of each kind.
+      kinds: number of images of each kind.
     """
     converted = Counter({kind: n for kind, n in kinds.items() if is_converted(kind)})
     if not converted:
         return None
-    # Sorted by count, then by kind: the line doesn't depend on the order of the images.
+    # Sort by count, then by kind, so that the line doesn't depend on the order of the images.
     ordered = sorted(converted.items(), key=lambda item: (-item[1], item[0]))
-    said = ", ".join(f"{n} images of {_kind_words(kind)}" for kind, n in ordered[:MAX_KINDS_SAID])
+    originals = ", ".join(f"{n} images of {_kind_words(kind)}" for kind, n in ordered[:MAX_KINDS_SAID])
     others = sum(n for _, n in ordered[MAX_KINDS_SAID:])
     if others:
-        said += f", {others} images of {len(ordered) - MAX_KINDS_SAID} other kinds"
-    return f"{said} -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
+        originals += f", {others} images of {len(ordered) - MAX_KINDS_SAID} other kinds"
+    return f"{originals} -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
 
 
 def _kind_words(kind: Kind) -> str:

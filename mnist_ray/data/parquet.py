@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS_PER_BATCH = 1024
-# What is read at once, so that images of any size fit into memory.
+# Bytes read at once, so that images of any size fit into memory.
 BATCH_BYTES = 16 << 20
-# A list that is a little too long is told of by its row; what is far beyond an image's pixels isn't read at all.
+# A message names the row of a list that is a little too long; lists far longer than an image aren't read at all.
 MAX_PIXELS_RATIO = 16
 READ_BYTES = 1 << 20
 IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
@@ -40,22 +40,21 @@ IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or list
 def stream_parquet(uri: str, split: Split) -> ExampleStream:
     """Finds a Parquet file or folder with the columns image and label, and reads its labels.
 
-    image holds encoded images (binary, or a struct with the field bytes, as Hugging Face writes it), converted as
-    images.DecodedImages says, or lists of 784 uint8. label holds integers or strings; the classes are the distinct
-    training labels in order.
+    image holds encoded images (binary, or a struct with the field bytes, as Hugging Face writes it), converted by
+    images.DecodedImages, or lists of 784 uint8. label holds integers or strings; the classes are the sorted distinct
+    training labels.
 
-    Folders or file names may say the splits, as splits.py reads them: train/a.parquet, split=test/b.parquet,
-    x_train.parquet. Without test files the fifth, tenth, ... training row of each class is a test row. A validation set
-    comes last in the training split.
+    Folders or file names may name the splits (see splits.py): train/a.parquet, split=test/b.parquet, x_train.parquet.
+    Without test files, the fifth, tenth, ... training row of each class is a test row. A validation set comes last in
+    the training split.
 
     Args:
       uri: local path, file:// or s3://.
-      split: the split wanted.
+      split: the requested split.
 
     Raises:
-      DataError: no such place, names of splits that can't be understood, a damaged file, a missing column, a wrong
-        type, a null, or a test label that is no training label. An image that can't be decoded is one too, when the
-        images are read.
+      DataError: a missing place, ambiguous split names, a damaged file, a missing column, a wrong type, a null, or a
+        test label that isn't a training label; on reading, an image that can't be decoded.
       StorageError: the storage can't be read.
     """
     source = f"dataset=parquet:{uri}"
@@ -91,13 +90,13 @@ def _rows_of(
     labels: "Mapping[Part, npt.NDArray[np.int32]]",
     is_test: "npt.NDArray[np.bool_] | None",
 ) -> "tuple[list[str], npt.NDArray[np.bool_] | None, npt.NDArray[np.int32]]":
-    """The files of a split, which of their rows belong to it, None for all, and the labels of these rows.
+    """Returns a split's files, which of their rows belong to it (None for all), and the labels of these rows.
 
     Args:
-      split: the split wanted.
-      files: of each part.
-      labels: of each part.
-      is_test: which training rows are test rows; None where there are test files.
+      split: the requested split.
+      files: the files of each part.
+      labels: the labels of each part.
+      is_test: which training rows are test rows; None if there are test files.
     """
     import numpy as np
 
@@ -117,11 +116,11 @@ def _rows_of(
 def _class_names(labels: "Mapping[Part, npt.NDArray[np.int32]]", names: Sequence[str], source: str) -> tuple[str, ...]:
     import numpy as np
 
-    found = {part: {names[number] for number in np.unique(numbers)} for part, numbers in labels.items()}
+    classes = {part: {names[number] for number in np.unique(numbers)} for part, numbers in labels.items()}
     for part in ("test", "validation"):
-        if unknown := sorted(found[part] - found["train"]):
+        if unknown := sorted(classes[part] - classes["train"]):
             raise DataError(f"{source}: has {part} rows but no training rows of the classes {list_words(unknown)}")
-    return sorted_class_names(found["train"])
+    return sorted_class_names(classes["train"])
 
 
 def find_parquet_files(uri: str, source: str) -> tuple[Storage, list[str]]:
@@ -131,7 +130,7 @@ def find_parquet_files(uri: str, source: str) -> tuple[Storage, list[str]]:
 
 
 def list_parquet_files(uri: str, source: str) -> tuple[Storage, Listing]:
-    """The storage and the Parquet files in it; for the URI of one file, the folder that it is in.
+    """Returns the storage and its Parquet files; for the URI of one file, the storage is its folder.
 
     Raises:
       DataError: there are none.
@@ -143,7 +142,7 @@ def list_parquet_files(uri: str, source: str) -> tuple[Storage, Listing]:
         if folder.exists(name):
             return folder, Listing([name])
     listing = list_files(storage, source)
-    # Names that begin with '_' are what writers keep for themselves.
+    # Parquet writers reserve names that begin with '_' for metadata.
     kept_apart = [path for path in listing.paths if any(part.startswith("_") for part in path.split("/"))]
     rest = [path for path in listing.paths if not any(part.startswith("_") for part in path.split("/"))]
     paths = [path for path in rest if path.lower().endswith(".parquet")]
@@ -160,7 +159,7 @@ def list_parquet_files(uri: str, source: str) -> tuple[Storage, Listing]:
 def _read_labels(
     storage: Storage, files: Mapping[Part, list[str]], source: str
 ) -> "tuple[dict[Part, npt.NDArray[np.int32]], list[str]]":
-    """Returns a number for the label of each row, part by part, and the labels' texts in the order of these numbers."""
+    """Returns a number for each row's label, part by part, and the labels' texts in the order of these numbers."""
     import numpy as np
 
     numbers: dict[str, int] = {}
@@ -180,8 +179,8 @@ def _label_numbers(
 
     Args:
       storage, path, source: the file.
-      numbers: of the labels; a new one gets the next.
-      splits: of each column that may tell splits the values up to now; new ones are added.
+      numbers: label -> number; each new label gets the next number.
+      splits: the values so far of each column that may tell splits; new values are added.
     """
     import numpy as np
     import pyarrow.types as types
@@ -199,10 +198,10 @@ def _label_numbers(
             labels = batch.column("label")
             if labels.null_count:
                 raise DataError(f"{source}: {path}: a label is null; drop the row or fill it in")
-            found = labels if types.is_dictionary(labels.type) else labels.dictionary_encode()
-            # A dictionary of the file's own may hold labels that no row has.
-            used, places = np.unique(found.indices.to_numpy(), return_inverse=True)
-            texts = (str(found.dictionary[int(index)].as_py()) for index in used)
+            encoded = labels if types.is_dictionary(labels.type) else labels.dictionary_encode()
+            # The file's own dictionary may hold unused labels.
+            used, places = np.unique(encoded.indices.to_numpy(), return_inverse=True)
+            texts = (str(encoded.dictionary[int(index)].as_py()) for index in used)
             lookup = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int32)
             yield lookup[places]
 
@@ -221,18 +220,18 @@ def has_labels(file: Any) -> bool:
 
 
 def label_texts(file: Any, groups: Sequence[int]) -> list[str | None]:
-    """Returns the labels of row groups of an open Parquet file as texts, None of a null; equal ones are one text."""
+    """Returns the labels of row groups of an open Parquet file as texts, None for a null; equal labels share a text."""
     import pyarrow.types as types
 
     labels: list[str | None] = []
     known: dict[str, str] = {}
-    # Not together with the images, which are read a few at once: of a column like this Arrow keeps all that it has
-    # seen, and hands it on with each batch.
+    # Read labels apart from the images, whose batches are small: Arrow passes a dictionary column's whole dictionary
+    # so far with each batch.
     for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=list(groups), columns=["label"]):
         values = batch.column(0)
-        found = values if types.is_dictionary(values.type) else values.dictionary_encode()
-        indices = found.indices.to_pylist()
-        used = {index: found.dictionary[index].as_py() for index in set(indices) - {None}}
+        encoded = values if types.is_dictionary(values.type) else values.dictionary_encode()
+        indices = encoded.indices.to_pylist()
+        used = {index: encoded.dictionary[index].as_py() for index in set(indices) - {None}}
         texts = {index: known.setdefault(str(value), str(value)) for index, value in used.items() if value is not None}
         labels += map(texts.get, indices)
     return labels
@@ -258,7 +257,7 @@ class _Rows:
     source: str
 
     def batches(self) -> "Iterator[tuple[str, Any, npt.NDArray[np.int64]]]":
-        """Yields a file's path, the chosen values of a batch as an Arrow array, and their rows in the file."""
+        """Yields, per batch, the file's path, the chosen values as an Arrow array, and their rows in the file."""
         import numpy as np
         import pyarrow
 
@@ -300,8 +299,7 @@ class _Rows:
     def bad_row(self, path: str, row: int) -> DataError:
         """Returns the error of a row without an image."""
         return DataError(
-            f"{self.source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels;"
-            " drop or mend the row"
+            f"{self.source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels; drop or fix the row"
         )
 
 
@@ -327,9 +325,9 @@ class _Pixels:
 
 
 def whole_images(lists: Any) -> "npt.NDArray[np.uint8] | None":
-    """Returns the pixels of an Arrow array of lists, uint8 [n, 28, 28], not to be written to.
+    """Returns the pixels of an Arrow array of lists, uint8 [n, 28, 28], read-only.
 
-    None if one of the lists is null, holds a null, or has not as many values as an image has pixels.
+    Returns None if a list is null, holds a null, or differs in length from an image's pixels.
     """
     import pyarrow.compute as pc
 
@@ -347,7 +345,7 @@ def _is_whole(pixels: Any) -> bool:
 
 
 def _layout(storage: Storage, paths: Sequence[str], source: str) -> str:
-    """Returns how the image columns of some files hold images, the same way in all."""
+    """Returns how the files' image columns hold images; raises DataError unless all are the same."""
     kinds = set()
     for path in paths:
         with open_parquet(storage, path, source) as file:
@@ -358,10 +356,10 @@ def _layout(storage: Storage, paths: Sequence[str], source: str) -> str:
 
 
 def image_layout(file: Any, place: str) -> str:
-    """How the image column of an open Parquet file holds images: 'binary', 'struct' or 'pixels'.
+    """Returns how the image column of an open Parquet file holds images: 'binary', 'struct' or 'pixels'.
 
     Raises:
-      DataError: there is no such column, or it holds something else.
+      DataError: the column is missing or holds something else.
     """
     import pyarrow
     import pyarrow.types as types
@@ -386,18 +384,18 @@ def image_layout(file: Any, place: str) -> str:
 
 
 def byte_lengths(values: Any) -> list[int | None]:
-    """Returns the bytes of each cell of an Arrow array of binary values, plain or of a dictionary; None of a null."""
+    """Returns the length of each cell of an Arrow array of binary values, plain or dictionary-encoded; None if null."""
     import pyarrow.compute as pc
     import pyarrow.types as types
 
     is_dictionary = types.is_dictionary(values.type)
     lengths = pc.binary_length(values.dictionary if is_dictionary else values)
-    found: list[int | None] = (lengths.take(values.indices) if is_dictionary else lengths).to_pylist()
-    return found
+    of_cells: list[int | None] = (lengths.take(values.indices) if is_dictionary else lengths).to_pylist()
+    return of_cells
 
 
 def _check_num_pixels(file: Any, place: str) -> None:
-    # Equal pixels take no room in a file: a list of a thousand million is some bytes there, and all memory here.
+    # Equal pixels compress to nothing: a list of a thousand million takes a few bytes in the file, but all memory here.
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
         pixels = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "image")
@@ -410,26 +408,26 @@ def _column_type(file: Any, name: str, place: str) -> Any:
 
     index = file.schema_arrow.get_field_index(name)
     if index < 0:
-        found = list_words(file.schema_arrow.names, limit=8)
-        raise DataError(f"{place}: needs one column {name!r}; it has the columns {found}")
+        columns = list_words(file.schema_arrow.names, limit=8)
+        raise DataError(f"{place}: needs one column {name!r}; it has the columns {columns}")
     field = file.schema_arrow.field(index)
-    # An extension type brings code of its own to read it; a file from anywhere shall not choose what runs.
+    # Reading an extension type runs its own code, which an untrusted file must not choose.
     if isinstance(field.type, pyarrow.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
         raise DataError(f"{place}: the column {name} has an Arrow extension type; write it as a plain type")
     return field.type
 
 
 def rows_per_batch(file: Any, groups: Sequence[int] | None = None) -> int:
-    """Returns how many rows of an open Parquet file are read at once: about BATCH_BYTES, by the sizes that it tells.
+    """Returns the number of rows to read at once from an open Parquet file: about BATCH_BYTES, by its metadata.
 
     Args:
       file: the file.
-      groups: numbers of the row groups that are read; all by default.
+      groups: numbers of the row groups to read; all by default.
     """
     chosen = range(file.metadata.num_row_groups) if groups is None else groups
     metadata = [file.metadata.row_group(group) for group in chosen]
     row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
-    # 800 bytes of a file can mean a gigabyte otherwise: an image in the dictionary, and many rows that refer to it.
+    # Without this, 800 bytes of a file can become a gigabyte: many rows may share an image in the dictionary.
     shared = most_bytes_of_shared_image(file, chosen, worth_a_request=BATCH_BYTES)
     return min(max(int(BATCH_BYTES / max(row_bytes, shared, 1)), 1), ROWS_PER_BATCH)
 
@@ -441,29 +439,29 @@ def _label_of_bytes(metadata: Any) -> list[str]:
 
 @contextmanager
 def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
-    """Opens a Parquet file; what is damaged in it, also when it is read inside the block, is a DataError."""
+    """Opens a Parquet file; any damage, even found on reading inside the block, raises DataError."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with storage.open_input(path) as raw:
             metadata = pyarrow.parquet.ParquetFile(raw).metadata
-            # By default Arrow reads a whole column ahead, and one of a whole row group without a buffer size.
+            # By default Arrow reads a whole column ahead, and without a buffer size a row group's whole column.
             file = pyarrow.parquet.ParquetFile(
                 raw,
                 metadata=metadata,
-                # A text that many rows share stays one. Not so images: Arrow keeps all that it has seen of such a
-                # column until the file is closed.
+                # Hold a text that many rows share only once. Not for images: Arrow keeps a dictionary column's values
+                # until the file is closed.
                 read_dictionary=_label_of_bytes(metadata),
                 page_checksum_verification=True,
                 pre_buffer=False,
                 buffer_size=READ_BYTES,
             )
-            # The headers of its pages are read by parquet_pages.
+            # parquet_pages reads the page headers from here.
             file.raw = raw
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        # Arrow reports a damaged page as an OSError too, but one without the system's or the server's error code.
+        # Arrow also reports a damaged page as an OSError, but without the system's or the server's error code.
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
             with storage_errors(storage.uri_of(path)):
                 raise

@@ -1,4 +1,4 @@
-"""Sizes of a Parquet file's pages, from their headers: Arrow unpacks a page whole, before anything in it can be seen.
+"""Reads the sizes of a Parquet file's pages from their headers, since Arrow always unpacks a page whole.
 
 Reference: `PageHeader` in parquet.thrift of the Parquet format, in Thrift's compact protocol.
 """
@@ -9,28 +9,28 @@ from typing import Any, BinaryIO
 from mnist_ray.data.images import MAX_IMAGE_BYTES
 from mnist_ray.errors import DataError
 
-# Of images, unpacked: Arrow holds a page and a copy of what is read from it.
+# For unpacked pages of images: Arrow holds a page and a copy of the values read from it.
 MAX_PAGE_BYTES = 1 << 30
 _FIRST_READ_BYTES = 4 << 10
-# A header holds the smallest and the largest value of its page too.
+# A header also holds the smallest and the largest value of its page.
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_DEPTH = 8
 _UNPACKED_SIZE, _PACKED_SIZE = 2, 3
-# Thrift's types: what they take beside a length of their own.
+# Thrift's type numbers.
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 
 
 def check_page_sizes(file: Any, place: str) -> None:
-    """Makes sure that neither an image nor a page of encoded images takes too much memory.
+    """Checks that no image and no page of encoded images takes too much memory.
 
     Args:
-      file: an open Parquet file, with the file that it reads as its attribute raw.
+      file: an open Parquet file, with the underlying file as its attribute raw.
       place: its name for messages.
 
     Raises:
-      DataError: one does.
+      DataError: an image or a page is too large.
     """
-    # Arrow unpacks a page whole, several times over, before any image in it can be looked at.
+    # Arrow unpacks a page whole, several times over, before any image in it can be checked.
     for number, column in _encoded_chunks(file, range(file.metadata.num_row_groups)):
         size = column.total_uncompressed_size
         if size > MAX_IMAGE_BYTES * max(column.num_values, 1):
@@ -42,12 +42,12 @@ def check_page_sizes(file: Any, place: str) -> None:
         if largest > MAX_PAGE_BYTES:
             raise DataError(
                 f"{place}: row group {number} has a page of images that unpacks to {largest} bytes, more than "
-                f"{MAX_PAGE_BYTES}; drop what is no image, or write fewer rows a page (write_batch_size of pyarrow)"
+                f"{MAX_PAGE_BYTES}; drop non-image cells, or write fewer rows per page (pyarrow's write_batch_size)"
             )
 
 
 def _encoded_chunks(file: Any, groups: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields the number of each row group, or of some, and the metadata of its encoded images."""
+    """Yields the number of each of some row groups and the metadata of its encoded images."""
     for number in groups:
         group = file.metadata.row_group(number)
         for column in map(group.column, range(group.num_columns)):
@@ -61,29 +61,29 @@ def _page_sizes(file: Any, column: Any) -> Iterator[int]:
 
 
 def most_bytes_of_shared_image(file: Any, groups: Sequence[int], *, worth_a_request: int) -> int:
-    """Returns the most bytes that an encoded image may have that many rows of a row group share; 0 if none do.
+    """Returns the maximum size of an encoded image that several rows of a row group share; 0 if none is shared.
 
     Args:
-      file: as of check_page_sizes.
+      file: see check_page_sizes.
       groups: numbers of the row groups.
-      worth_a_request: of smaller images in a row group all its bytes are taken for one.
+      worth_a_request: a row group whose images take at most this many bytes counts with their total, without a read.
     """
     largest = 0
     for _, column in _encoded_chunks(file, groups):
         if column.has_dictionary_page:
             size = column.total_uncompressed_size
-            # The dictionary comes first.
+            # The first page is the dictionary.
             largest = max(largest, size if size <= worth_a_request else next(_page_sizes(file, column), 0))
     return largest
 
 
 def unpacked_sizes(file: BinaryIO, first: int, num_bytes: int) -> Iterator[int]:
-    """Yields how many bytes each page of a column chunk unpacks to.
+    """Yields the unpacked size of each page of a column chunk, in bytes.
 
     Args:
       file: the Parquet file.
       first: place of the chunk's first page.
-      num_bytes: of the chunk in the file.
+      num_bytes: size of the chunk in the file.
 
     Raises:
       OSError: a header is damaged.
@@ -96,7 +96,7 @@ def unpacked_sizes(file: BinaryIO, first: int, num_bytes: int) -> Iterator[int]:
 
 
 def _header(file: BinaryIO, place: int) -> tuple[int, int, int]:
-    """Returns the bytes of a page's header, and of the page, unpacked and packed."""
+    """Returns the sizes of a page's header and of the page, unpacked and packed, in bytes."""
     size = _FIRST_READ_BYTES
     while size <= _MAX_HEADER_BYTES:
         file.seek(place)
@@ -114,7 +114,7 @@ def _header(file: BinaryIO, place: int) -> tuple[int, int, int]:
 
 
 def _struct(content: bytes, place: int, depth: int = 0) -> tuple[int, dict[int, int]]:
-    """Returns where a struct ends, and its fields that are whole numbers."""
+    """Returns the end of a struct and its integer fields."""
     if depth > _MAX_DEPTH:
         raise OSError("a page header is nested too deep")
     numbers: dict[int, int] = {}
@@ -145,7 +145,7 @@ def _skip(content: bytes, place: int, kind: int, depth: int) -> int:
         return place + length
     if kind == _STRUCT:
         return _struct(content, place, depth + 1)[0]
-    # Page headers have no lists, sets and maps.
+    # Page headers have no lists, sets or maps.
     raise OSError(f"a page header has a field of type {kind}")
 
 

@@ -1,4 +1,4 @@
-"""Bright ink on a dark ground or dark ink on a bright one: which of the two an image is."""
+"""Tells bright ink on a dark ground from dark ink on a bright ground."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 Polarity = Literal["auto", "as-trained", "dark-on-bright", "bright-on-dark"]
 POLARITIES: tuple[Polarity, ...] = ("auto", "as-trained", "dark-on-bright", "bright-on-dark")
-# Which images are inverted: by their own ground, all, or none.
+# The images to invert: none, all, or depending on their ground.
 Inversion = Literal["none", "all", "bright-ground", "dark-ground"]
 
-# The share of training images that may have the other ground in a set that still has one.
+# Maximum share of training images with the other ground in a set that counts as having one ground.
 MAX_EXCEPTIONS = 0.02
 _CHUNK = 1024
 
@@ -21,15 +21,15 @@ _CHUNK = 1024
 def has_bright_ground(images: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.bool_]":
     """Tells which images have a bright ground: the median of the outermost pixels is brighter than the mean pixel.
 
-    Ground is what lies along most of the border, and the ink pulls the mean to its side. Of an image in one shade, it
-    is bright from 128 on. On MNIST's 10,000 test images and on the same inverted, the rule is never wrong; cut
-    to the ink, so that it touches all four sides, for 3 images of either. Deciding by the border's mean against the
-    image's mean is wrong for 117 of these, by the larger of Otsu's two classes for 869.
+    The ground fills most of the border, and the ink pulls the mean to its side. An image in one shade has a bright
+    ground from 128 on. The rule is never wrong on MNIST's 10,000 test images and their inversions; if they are cropped
+    so that the ink touches all four sides, it is wrong for 3 images of either. Comparing the border's mean with the
+    image's mean is wrong for 117 of these, taking the larger of Otsu's two classes for 869.
 
-    Of the 60,000 training images of MNIST, and of the 1,442 of digits, it calls none bright, and of the same inverted
-    all. The same holds for an IDX set of 5,000 printed letters (DejaVu, 18 to 28 pixels tall); of MNIST's test images
-    cut to 20x20, as an IDX set, it calls none bright. Photos have no such ground: it calls bright 4.8 % of bright
-    shapes on textured grounds and 90.2 % of dark shapes on grounds of many greys (500 each,
+    The rule calls none of MNIST's 60,000 and digits' 1,442 training images bright, and all of their inversions. The
+    same holds for an IDX set of 5,000 printed letters (DejaVu, 18 to 28 pixels tall). It calls none of MNIST's test
+    images bright when cropped to 20x20, as an IDX set. Photos have no clear ground: it calls 4.8 % of bright shapes on
+    textured grounds bright, and 90.2 % of dark shapes on grounds of many greys (500 each,
     tests/evaluation/test_predict_photos.py).
 
     Args:
@@ -51,32 +51,28 @@ def has_bright_ground(images: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.bool_]
 
 
 def bright_ground_share(images: "npt.NDArray[np.uint8]") -> float:
-    """Returns the share of images that has_bright_ground calls bright.
-
-    Args:
-      images: uint8 [n, rows, columns], at least one.
-    """
+    """Returns the share of images, uint8 [n, rows, columns] with n >= 1, that has_bright_ground calls bright."""
     chunks = (images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK))
     return sum(int(has_bright_ground(chunk).sum()) for chunk in chunks) / len(images)
 
 
 def choose_inversion(polarity: Polarity, trained_share: float | None, run: str) -> Inversion:
-    """Returns which images are inverted to look like those that a run was trained on.
+    """Returns which images to invert so that they look like a run's training images.
 
     Args:
-      polarity: what the images are; "auto" judges each by has_bright_ground, if the training images were of one ground.
-      trained_share: bright_ground_share of the training images; None of a run that didn't note it.
-      run: its name, for the message.
+      polarity: of the images; "auto" judges each image by has_bright_ground, if the training images had one ground.
+      trained_share: bright_ground_share of the training images; None if the run didn't record it.
+      run: the run's name, for the message.
 
     Raises:
-      ConfigError: the images' polarity is given, and the training images had no ground to compare it with.
+      ConfigError: the images' polarity is given, but the training images had no common ground to compare with.
     """
     is_trained_bright = _is_bright(trained_share)
     if polarity == "as-trained" or (polarity == "auto" and is_trained_bright is None):
         return "none"
     if is_trained_bright is None:
         raise ConfigError(
-            f"polarity={polarity!r}: {_share_text(trained_share, run)}, so it is unknown whether such images must be "
+            f"polarity={polarity!r}: {_share_text(trained_share, run)}, so it is unknown whether these images must be "
             "inverted; give --polarity as-trained for images like the training images"
         )
     if polarity == "auto":
@@ -85,7 +81,7 @@ def choose_inversion(polarity: Polarity, trained_share: float | None, run: str) 
 
 
 def never_inverted_reason(polarity: Polarity, trained_share: float | None, run: str) -> str | None:
-    """Returns why "auto" inverts no image of a run, in a sentence; None where it may invert some, or isn't asked."""
+    """Returns a sentence on why "auto" inverts no images for a run; None if it may, or for another polarity."""
     if polarity != "auto" or _is_bright(trained_share) is not None:
         return None
     return f"none is inverted: {_share_text(trained_share, run)}"
@@ -96,7 +92,7 @@ def to_be_inverted(images: "npt.NDArray[np.uint8]", inversion: Inversion) -> "np
 
     Args:
       images: uint8 [n, rows, columns].
-      inversion: what choose_inversion returned.
+      inversion: the result of choose_inversion.
 
     Returns:
       bool [n].
@@ -109,7 +105,7 @@ def to_be_inverted(images: "npt.NDArray[np.uint8]", inversion: Inversion) -> "np
 
 
 def _is_bright(share: float | None) -> bool | None:
-    """Tells whether training images with this share had a bright ground; None of those with neither ground."""
+    """Tells whether training images with this share had a bright ground; None if they had no common ground."""
     if share is None or MAX_EXCEPTIONS < share < 1 - MAX_EXCEPTIONS:
         return None
     return share > 0.5

@@ -1,4 +1,4 @@
-"""Listing the user's own files, local or on S3."""
+"""Lists the user's own files, local or on S3."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from mnist_ray.text.escape import printable
 if TYPE_CHECKING:
     from mnist_ray.storage.storage import FileEntry, Storage
 
-# What file managers and archivers leave beside images; the storage leaves out names that begin with '.'.
+# Junk of file managers and archivers; the storage leaves out names that begin with '.'.
 JUNK_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
 FILES_AHEAD = 64
 MAX_NAMES_SAID = 3
@@ -31,8 +31,8 @@ class Listing:
     """The files of a folder.
 
     Attributes:
-      paths: of the regular files, sorted.
-      left_out: what else is there, one clause a kind, such as '1 FIFO (a/x.png)'.
+      paths: sorted paths of the regular files.
+      left_out: one clause for each kind of other entries, like '1 FIFO (a/x.png)'.
     """
 
     paths: list[str]
@@ -41,14 +41,14 @@ class Listing:
 
 @dataclass
 class LeftOutFiles:
-    """Counts what a walk over a folder finds that is no regular file; called with each one's path and kind."""
+    """Counts the entries of a folder that aren't regular files; called with each entry's path and kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     _first: dict[str, list[str]] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
 
     def __call__(self, path: str, kind: str) -> None:
-        """Counts one; see stored_files.LeftOut."""
+        """Counts an entry; see storage.manifest.LeftOut."""
         self.counts[kind] += 1
         self._folders.add(path.rpartition("/")[0])
         first = self._first.setdefault(kind, [])
@@ -56,36 +56,36 @@ class LeftOutFiles:
             first.append(printable(path))
 
     def clauses(self) -> tuple[str, ...]:
-        """Returns one clause a kind, such as '1 FIFO (a/x.png)'."""
+        """Returns one clause per kind, like '1 FIFO (a/x.png)'."""
         return tuple(
             f"{_counted(n, kind)} ({words_of(self._first[kind], n)})" for kind, n in sorted(self.counts.items())
         )
 
     def folders_without(self, paths: Iterable[str]) -> list[str]:
-        """Returns the folders that have something left out and, of some paths, none below them."""
+        """Returns the folders with entries left out and none of the given paths below them."""
         filled = {parent for path in paths for parent in _parents(path)}
         return sorted(self._folders - filled)
 
 
 def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None) -> Listing:
-    """Lists all regular files in a storage, without hidden files and junk; the rest is counted.
+    """Lists all regular files in a storage, without hidden files and junk, and counts all other entries.
 
     Args:
       storage: the place.
-      source: the data set that a message names.
-      max_bytes: size of the largest file that may be there; None for any.
+      source: the data set, for messages.
+      max_bytes: maximum size of a file; None for no limit.
 
     Raises:
-      DataError: there is no such folder, nothing in it, or one in it that has nothing but what is left out; a file
-        that is too large, or one whose name can't be used.
-      StorageError: it can't be listed.
+      DataError: the folder is missing or empty, a folder in it has only entries left out, or a file is too large or has
+        an unusable name.
+      StorageError: the storage can't be listed.
     """
     left_out = LeftOutFiles()
     entries = sorted(iter_entries(storage, source, left_out=left_out), key=lambda entry: entry.path)
     if lost := left_out.folders_without(entry.path for entry in entries):
         raise DataError(
-            f"{source}: {printable(storage.uri_of('') if lost == [''] else list_words(lost))} has no files that can be "
-            f"read; left out are {', '.join(left_out.clauses())}; fetch or remove them"
+            f"{source}: {printable(storage.uri_of('') if lost == [''] else list_words(lost))} has no readable files; "
+            f"left out: {', '.join(left_out.clauses())}; fetch or remove them"
         )
     if not entries:
         raise DataError(f"{source}: there are no files in {storage.uri}; check the path")
@@ -93,7 +93,7 @@ def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None)
         is_one = len(unusable) == 1
         names, it = ("its name holds", "it") if is_one else ("their names hold", "them")
         raise DataError(f"{source}: {_counted(len(unusable), 'file')} can't be read, as {names} control characters, "
-                        f"empty parts or what is no Unicode: {list_words(unusable)}; rename {it}")  # fmt: skip
+                        f"empty parts or invalid Unicode: {list_words(unusable)}; rename {it}")  # fmt: skip
     largest = max(entries, key=lambda entry: entry.size)
     if max_bytes is not None and largest.size > max_bytes:
         raise DataError(f"{source}: {largest.path} has {largest.size} bytes, more than {max_bytes}; move or remove it")
@@ -101,16 +101,16 @@ def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None)
 
 
 def iter_entries(storage: "Storage", source: str, *, left_out: LeftOutFiles | None = None) -> Iterator["FileEntry"]:
-    """Yields all regular files in a storage, sorted by path, without hidden files and junk, and without holding them.
+    """Streams all regular files in a storage, sorted by path, without hidden files and junk.
 
     Args:
       storage: the place.
-      source: the data set that a message names.
-      left_out: counts what else is there.
+      source: the data set, for messages.
+      left_out: counts all other entries.
 
     Raises:
-      DataError: there is no such folder, or one in it may not be read.
-      StorageError: it can't be listed.
+      DataError: the folder is missing, or a folder in it is not readable.
+      StorageError: the storage can't be listed.
     """
     if storage.is_local and not Path(storage.uri).is_dir():
         place = Path(storage.uri)
@@ -124,9 +124,9 @@ def iter_entries(storage: "Storage", source: str, *, left_out: LeftOutFiles | No
     except StorageError as error:
         if not isinstance(error.__cause__, PermissionError):
             raise
-        # What lies in it is unknown: it may be a whole class.
+        # The contents are unknown and may be a whole class, so don't skip the folder.
         raise DataError(
-            f"{source}: the folder {printable(str(error.__cause__.filename))} may not be read; change its permissions "
+            f"{source}: the folder {printable(str(error.__cause__.filename))} is not readable; change its permissions "
             "or move it away"
         ) from None
 
@@ -138,7 +138,7 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _counted(count: int, kind: str) -> str:
-    """'1 FIFO', '3 links that lead nowhere'."""
+    """Returns '1 FIFO' or '3 links that lead nowhere'."""
     if count == 1:
         return f"1 {kind}"
     return f"{count} {_PLURALS.get(kind, f'{kind}s')}"
@@ -149,7 +149,7 @@ def _is_junk(path: str) -> bool:
 
 
 def read_files(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yields path and content of each file in order, several read at once, at most FILES_AHEAD in memory."""
+    """Yields path and content of each file in order; reads several at once, with at most FILES_AHEAD in memory."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for start in range(0, len(paths), FILES_AHEAD):
             ahead = paths[start : start + FILES_AHEAD]
@@ -157,11 +157,11 @@ def read_files(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def list_words(names: Sequence[str], limit: int = MAX_NAMES_SAID) -> str:
-    """'a, b, c and 4 more'."""
+    """Returns 'a, b, c and 4 more'."""
     return words_of(names, len(names), limit)
 
 
 def words_of(first: Sequence[str], count: int, limit: int = MAX_NAMES_SAID) -> str:
-    """Returns what list_words does, from the first names alone and how many there are."""
-    shown = first[:limit]
-    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
+    """Returns the words of list_words from only the first names and the number of all."""
+    listed = first[:limit]
+    return ", ".join(listed) + (f" and {count - len(listed)} more" if count > len(listed) else "")

@@ -1,4 +1,4 @@
-"""Tells from the names of folders and files which split a file of the user's own data belongs to."""
+"""Determines the split of each file of the user's own data from the names of folders and files."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _WORDS: dict[str, Part] = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# Some people test with these, others validate.
+# These may mean testing or validation.
 _UNCLEAR = {"eval", "evaluation", "holdout", "heldout", "trainval", "traintest"}
 _NOT = {"no", "non", "not", "without", "except", "excluding"}
 _GLUED = re.compile("train(?:ings?)?")
@@ -27,10 +27,10 @@ _HOW = "name every folder or file train, validation or test, or none of them"
 
 
 def words_in(name: str) -> set[str]:
-    """Returns the splits that the words of a folder's or file's name mean; 'unclear' for a word that may mean either.
+    """Returns the splits that the words of a folder's or file's name mean; 'unclear' for an ambiguous word.
 
     A word is a run of letters in any case: 'split=train', 'Train.parquet', 'x_train', 'train2017' and 'TrainData' all
-    mean 'train'. 'not_train' and 'is_train=0' may mean any other.
+    mean 'train'. 'not_train' and 'is_train=0' may mean any other split.
     """
     key, _, rest = name.rpartition("=")
     found, before = {"unclear"} if key and words_in(key) else set[str](), ""
@@ -50,7 +50,7 @@ def _tokens(name: str) -> list[str]:
 
 
 def _glued_names(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Returns two names whose words differ as those of splits do, such as 'mytrain' and 'mytest'; None if no two do."""
+    """Returns two names that differ only in a split's word, like 'mytrain' and 'mytest', or None."""
     tokens = {
         token: name for name in sorted({name for path in paths for name in path.split("/")}) for token in _tokens(name)
     }
@@ -65,30 +65,30 @@ def _glued_names(paths: Iterable[str]) -> tuple[str, str] | None:
 
 
 def one_part(names: Iterable[str], path: str, source: str) -> Part | None:
-    """Returns the split that some names of a path mean, None if they have no word for one.
+    """Returns the split that some names of a path mean, None if they don't name a split.
 
     Raises:
-      DataError: they mean more than one, or a word may mean validation or test.
+      DataError: the names mean several splits, or contain an ambiguous word.
     """
-    found = set[str]().union(*map(words_in, names))
-    if len(found) > 1 or "unclear" in found:
+    meanings = set[str]().union(*map(words_in, names))
+    if len(meanings) > 1 or "unclear" in meanings:
         raise DataError(f"{source}: {path} may belong to more than one split; rename it: {_HOW}")
-    return next((part for part in PARTS if part in found), None)
+    return next((part for part in PARTS if part in meanings), None)
 
 
 def common_folders(paths: Sequence[str]) -> int:
-    """Returns how many of the outermost folders all paths share."""
-    # All others lie between the first and the last in order, and share what these share.
+    """Returns the number of outermost folders that all paths share."""
+    # All other paths sort between the first and the last, and share their common folders.
     folders = [path.split("/")[:-1] for path in paths]
     pairs = zip(min(folders), max(folders), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def parts_of_files(paths: Sequence[str], source: str) -> dict[Part, list[str]] | None:
-    """Divides files among the splits by the words in their paths; None where no path has one.
+    """Divides files among the splits by the words in their paths; returns None if no path names a split.
 
-    The words of folders decide, at any depth; a file's own name only where its folders have none. A folder that holds
-    all files decides nothing, unless there is no other word.
+    Folders at any depth take precedence; a file's own name counts only if its folders name no split. Folders that all
+    files share count only if nothing else names a split.
 
     Raises:
       DataError: see one_part and check_parts.
@@ -106,22 +106,22 @@ def parts_of_files(paths: Sequence[str], source: str) -> dict[Part, list[str]] |
 
 
 def check_parts(paths: Sequence[str], parts: Sequence[Part | None], source: str) -> dict[Part, list[str]] | None:
-    """Returns the files of each split; None where no file has one.
+    """Returns the files of each split; None if no file has a split.
 
     Raises:
-      DataError: some files have a split and others none, there are no training files, or names look like splits.
+      DataError: only some files have a split, there are no training files, or names look like split names.
     """
     without = [path for path, part in zip(paths, parts, strict=True) if part is None]
     if len(without) == len(paths):
         if glued := _glued_names(paths):
-            raise DataError(f"{source}: the names {' and '.join(glued)} look like those of splits; {_HOW}")
+            raise DataError(f"{source}: the names {' and '.join(glued)} look like split names; {_HOW}")
         return None
     of_part = {part: [path for path, its in zip(paths, parts, strict=True) if its == part] for part in PARTS}
     named = sorted(path for files in of_part.values() for path in files)
     if without:
         raise DataError(
-            f"{source}: the names of {list_words(named)} mean a split and those of {list_words(without)} don't; "
-            f"{_HOW} (a class may not be named as a split)"
+            f"{source}: the names of {list_words(named)} name a split and those of {list_words(without)} don't; "
+            f"{_HOW} (a class must not have a split's name)"
         )
     if not of_part["train"]:
         raise DataError(
@@ -135,20 +135,20 @@ def _given(of_part: dict[Part, list[str]]) -> list[str]:
 
 
 def may_tell_splits(column: str) -> bool:
-    """Tells whether a column of a table may say which split a row belongs to, by its name."""
+    """Tells by a column's name whether it may say which split a row belongs to."""
     return column.lower() in _COLUMNS or bool(words_in(column))
 
 
 def check_column(column: str, values: set[str], place: str) -> None:
-    """Checks that a column, which may_tell_splits, doesn't divide the rows that are read as one split.
+    """Checks that a column for which may_tell_splits is true doesn't divide rows that are read as one split.
 
     Args:
-      column: its name.
-      values: what it holds in these rows.
-      place: the file that a message names.
+      column: the column's name.
+      values: the column's values in these rows.
+      place: the file, for messages.
 
     Raises:
-      DataError: it does.
+      DataError: the column divides the rows.
     """
     if len(values) > 1 and (words_in(column) or any(map(words_in, values))):
         raise DataError(
@@ -158,8 +158,8 @@ def check_column(column: str, values: set[str], place: str) -> None:
 
 
 def splits_note(of_part: dict[Part, list[str]] | None) -> str:
-    """Returns how the splits came about, for people."""
+    """Returns a note for users on where the splits come from."""
     if of_part is None:
-        return "no names of splits: every fifth of a class is for test"
+        return "no split names: every fifth image of a class is for test"
     how = f"splits by name: {', '.join(_given(of_part))}"
     return how if of_part["test"] else f"{how}; every fifth training image of a class is for test"

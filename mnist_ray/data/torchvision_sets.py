@@ -1,7 +1,4 @@
-"""The MNIST family: IDX files that are there already, else a download by torchvision.
-
-torchvision is imported for a download only.
-"""
+"""The MNIST family, from existing IDX files or a download by torchvision, which is imported only then."""
 
 import contextlib
 import http.client
@@ -20,7 +17,7 @@ from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
 from mnist_ray.data.idx import USUAL_NAMES, find_idx, read_images, read_labels
 from mnist_ray.errors import DataError
 
-# urllib waits for ever by default, so a mirror that accepts and says nothing would hang the command.
+# urllib waits forever by default, so a mirror that accepts a connection but never answers would hang the command.
 DOWNLOAD_TIMEOUT_S = 60.0
 
 
@@ -29,13 +26,13 @@ class TorchvisionSet:
     """A data set that torchvision can download.
 
     Args:
-      name: our name, and the folder in the data folder where a person may put the files.
-      torchvision_name: torchvision's class, and the folder that it uses.
+      name: our name, and the folder in the data folder where users may put the files.
+      torchvision_name: torchvision's class, and its folder.
       class_names: names of the classes.
       file_names: names of the images and of the labels of each split, without .gz.
       torchvision_split: torchvision's argument `split` (EMNIST).
       first_label: the label of the first class in the files.
-      transposed: the files hold each image with rows and columns exchanged.
+      transposed: whether the files hold each image with rows and columns exchanged.
     """
 
     name: str
@@ -47,7 +44,7 @@ class TorchvisionSet:
     transposed: bool = False
 
     def folders(self, data_dir: Path) -> list[Path]:
-        """Where the files may lie; directly in the data folder for MNIST only, as its siblings share its file names."""
+        """Returns the folders to search; only MNIST may be in data_dir itself, as its siblings share its file names."""
         own = [data_dir / self.name, data_dir / self.torchvision_name / "raw"]
         return [data_dir, *own] if self.name == "mnist" else own
 
@@ -76,7 +73,7 @@ _FASHION_CLASSES = (
     "Ankle boot",
 )
 _KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-# The small letters that look like their capitals are one class with them.
+# Small letters that look like their capitals share a class with them.
 _BALANCED_CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
 _LETTERS_CLASSES = tuple("abcdefghijklmnopqrstuvwxyz")
 
@@ -102,16 +99,16 @@ TORCHVISION_SETS = {entry.name: entry for entry in _SETS}
 
 
 def load_torchvision_set(wanted: TorchvisionSet, split: Split, *, data_dir: Path, download: bool) -> Examples:
-    """Loads a split from IDX files in the data folder, downloading them if they aren't there.
+    """Loads a split from IDX files in the data folder, downloading them if they are missing.
 
     Args:
       wanted: the data set.
-      split: the split wanted.
-      data_dir: where the files are looked for; written to only by a download, as <data_dir>/<Name>/raw.
+      split: the requested split.
+      data_dir: folder to search; only a download writes to it, as <data_dir>/<Name>/raw.
       download: whether torchvision may download.
 
     Raises:
-      DataError: damaged files, images that aren't 28x28, or files that are neither there nor to be had.
+      DataError: damaged files, images that aren't 28x28, or missing files that can't be downloaded.
     """
     files = _find_files(wanted, split, data_dir)
     if files is None:
@@ -164,9 +161,9 @@ def _offline(wanted: TorchvisionSet, data_dir: Path) -> str:
 
 
 def _download(wanted: TorchvisionSet, split: Split, data_dir: Path) -> None:
-    """Downloads into a temporary folder beside the final one and renames each finished file into place.
+    """Downloads into a temporary folder next to the final folder and renames each finished file into place.
 
-    A failure or Ctrl-C so leaves whole files or none. Of EMNIST's archive only the sets that we offer are kept.
+    A failure or Ctrl-C therefore leaves whole files or none. Keeps only the sets of EMNIST's archive that we offer.
     """
     keep = {name for entry in _SETS for pair in entry.file_names.values() for name in pair}
     final = data_dir / wanted.torchvision_name / "raw"
@@ -195,7 +192,7 @@ def _download_with_torchvision(wanted: TorchvisionSet, split: Split, folder: str
 
 @contextlib.contextmanager
 def _no_progress_without_terminal() -> Iterator[None]:
-    """torchvision draws its progress bar on any stderr; a log file wants none."""
+    """Hides torchvision's progress bar unless stderr is a terminal."""
     with contextlib.ExitStack() as stack:
         if not sys.stderr.isatty():
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))

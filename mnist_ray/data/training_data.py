@@ -1,4 +1,4 @@
-"""What a run is trained on."""
+"""The training data of a run."""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +13,11 @@ class TrainingData:
     """The examples of a run on its device; images uint8 [n, 1, 28, 28], labels int64 [n].
 
     Attributes:
-      mean, std: of the training pixels as fractions of 255; what the network sees is (pixel / 255 - mean) / std.
+      mean, std: of the training pixels as fractions of 255; the network's input is (pixel / 255 - mean) / std.
       bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
-      class_names: one a class.
-      fingerprint: SHA-256 of the training split, in hexadecimal: the whole of a named set, of the user's own data what
-        train_limit leaves.
+      class_names: one per class.
+      fingerprint: SHA-256 of the training split, in hexadecimal: the whole split of a named set; the examples within
+        train_limit of the user's own data.
       conversion: see Examples.
       found: see Examples.
       wide_bits: see Examples.

@@ -1,4 +1,4 @@
-"""The user's own images without labels: one image, a folder, an IDX file or Parquet, local or on S3."""
+"""The user's own unlabelled images: one image, a folder, an IDX file or Parquet, local or on S3."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ ImagesKind = Literal["image", "folder", "parquet", "idx"]
 
 @dataclass(frozen=True)
 class Images:
-    """The user's images, found and not yet read.
+    """The user's images, located but not yet read.
 
     Attributes:
-      uri: the place that was named, in its normal form.
+      uri: the place given by the user, in its normal form.
       kind: one image, a folder of image files, Parquet, or an IDX file.
-      storage: where they are.
-      paths: the files in it; of a folder none, as it may have any number.
+      storage: the storage of the images.
+      paths: the files in it; empty for a folder, which may have any number.
     """
 
     uri: str
@@ -32,10 +32,10 @@ class Images:
     paths: tuple[str, ...]
 
     def spans(self, shard_size: int) -> Iterator[Span]:
-        """Yields the images in spans that don't depend on who reads them; folders are in the order of their paths.
+        """Yields the images in spans that don't depend on the workers; a folder's files are sorted by path.
 
         Args:
-          shard_size: images in one shard; the last of a span may have fewer.
+          shard_size: images per shard; a span's last shard may have fewer.
 
         Raises:
           DataError: a Parquet or IDX file is damaged.
@@ -52,40 +52,40 @@ class Images:
         return file_spans(self.storage, [FileEntry(path, file_size(self.storage, path))], shard_size)
 
     def left_out(self) -> LeftOutFiles:
-        """Returns what a local folder of images holds besides regular files; a walk over its names.
+        """Lists a local folder of images and returns its entries that aren't regular files.
 
         Raises:
-          StorageError: it can't be listed.
+          StorageError: the folder can't be listed.
         """
         left_out = LeftOutFiles()
-        # All objects of S3 can be read.
+        # Every object on S3 is readable.
         if self.kind == "folder" and self.storage.is_local:
             deque(iter_entries(self.storage, _source(self.uri), left_out=left_out), maxlen=0)
         return left_out
 
 
 def find_images(place: str) -> Images:
-    """Finds the images that a person named; what a file holds is judged by its first bytes.
+    """Finds the images at a place; judges a file by its first bytes.
 
-    A folder is one of Parquet if all its files are named *.parquet, but for those that begin with '_'. Hidden files
-    and the junk of file managers are left out; any other file of a folder counts as an image.
+    A folder is Parquet if all its files are named *.parquet, except names that begin with '_'. Hidden files and the
+    junk of file managers are left out; any other file of a folder counts as an image.
 
     Args:
-      place: a local path, file:// or s3://, of a file or folder; a prefix folder:, parquet: or idx: says what it is.
+      place: a local path, file:// or s3://, of a file or folder; a prefix folder:, parquet: or idx: gives the kind.
 
     Raises:
       ConfigError: the URI breaks a rule of storage.check_uri.
-      DataError: nothing there, or Parquet files among others.
+      DataError: the place is missing or empty, or mixes Parquet and other files.
       StorageError: the storage can't be read.
     """
     kind, uri = split_kind(place)
     source = _source(uri)
-    found = _file_at(uri)
+    file = _file_at(uri)
     if kind == "parquet":
         storage, paths = find_parquet_files(uri, source)
         return _checked_parquet(Images(uri, "parquet", storage, tuple(paths)))
-    if found and kind != "folder":
-        storage, name = found
+    if file and kind != "folder":
+        storage, name = file
         judged: ImagesKind = "idx" if kind == "idx" else _kind_of_file(storage, name)
         images = Images(uri, judged, storage, (name,))
         return _checked_parquet(images) if judged == "parquet" else images
@@ -97,7 +97,7 @@ def find_images(place: str) -> Images:
     left_out = LeftOutFiles()
     first = next(iter_entries(storage, source, left_out=left_out), None)
     if first is None and left_out.counts:
-        raise DataError(f"{source}: has no files that can be read; left out are {', '.join(left_out.clauses())}")
+        raise DataError(f"{source}: has no readable files; left out: {', '.join(left_out.clauses())}")
     if first is None:
         raise DataError(f"{source}: there are no files in {uri}; check the path")
     paths = [] if kind == "folder" else _parquet_paths(storage, source)
@@ -107,7 +107,7 @@ def find_images(place: str) -> Images:
 
 
 def split_kind(place: str) -> tuple[ImagesKind | None, str]:
-    """Returns what the prefix of a place says that it is, None without one, and the place's URI in its normal form.
+    """Returns the kind in a place's prefix, None without a prefix, and the place's URI in its normal form.
 
     Raises:
       ConfigError: the URI breaks a rule of storage.check_uri.
@@ -140,21 +140,21 @@ def _kind_of_file(storage: Storage, name: str) -> ImagesKind:
 
 
 def _parquet_paths(storage: Storage, source: str) -> list[str]:
-    """Returns the files of a folder of Parquet files, none of another folder."""
+    """Returns the files of a folder of Parquet files, an empty list for another folder."""
     paths = (entry.path for entry in iter_entries(storage, source))
-    # Names that begin with '_' are what writers keep for themselves.
+    # Parquet writers reserve names that begin with '_' for metadata.
     content = (path for path in paths if not any(part.startswith("_") for part in path.split("/")))
-    found: list[str] = []
+    parquet: list[str] = []
     for path in content:
         if not path.lower().endswith(".parquet"):
-            if not found:
+            if not parquet:
                 return []
             raise DataError(
-                f"{source}: holds Parquet files ({found[0]}) and others ({path}); say which with parquet:URI or "
+                f"{source}: holds Parquet files ({parquet[0]}) and others ({path}); say which with parquet:URI or "
                 "folder:URI"
             )
-        found.append(path)
-    return found
+        parquet.append(path)
+    return parquet
 
 
 def _checked_parquet(images: Images) -> Images:

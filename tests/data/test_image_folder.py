@@ -214,7 +214,7 @@ def test_a_folder_that_has_nothing_but_what_is_left_out_is_refused(tmp_path):
     save_grey(tmp_path / "a/1.png", 0)
     (tmp_path / "b").mkdir()
     os.mkfifo(tmp_path / "b/1.png")
-    with pytest.raises(DataError, match=r"b has no files that can be read; left out are 1 FIFO \(b/1.png\); fetch or"):
+    with pytest.raises(DataError, match=r"b has no readable files; left out: 1 FIFO \(b/1.png\); fetch or"):
         load(tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_all_files_that_are_no_images_are_counted_and_the_first_is_named(tmp_pat
         load(tmp_path)
     assert str(error.value) == (
         f"dataset=folder:{tmp_path}: 2 of 4 images cannot be read, the first is b/notes.txt"
-        " (no image format that is known); remove or replace them"
+        " (unknown image format); remove or replace them"
     )
 
 
@@ -272,7 +272,7 @@ def test_an_image_beyond_pillows_pixel_limit_is_refused(tmp_path, monkeypatch, l
 
 def test_postscript_is_never_handed_to_ghostscript(tmp_path):
     folder_with(tmp_path, Image.new("L", (28, 28)), "drawing.eps")
-    with pytest.raises(DataError, match=r"a/drawing\.eps \(no image format that is known\)"):
+    with pytest.raises(DataError, match=r"a/drawing\.eps \(unknown image format\)"):
         load(tmp_path)
 
 
@@ -349,7 +349,7 @@ def test_a_folder_that_may_not_be_read_ends_it_whether_one_trains_or_predicts(
         return list_folder(place)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    line = f"the folder {tmp_path}/b may not be read; change its permissions or move it away"
+    line = f"the folder {tmp_path}/b is not readable; change its permissions or move it away"
     with pytest.raises(DataError, match=line):
         list_files(open_storage(str(tmp_path)), "S")
     with pytest.raises(DataError, match=line):

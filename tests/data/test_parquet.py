@@ -130,16 +130,16 @@ def test_encoded_images_of_another_kind_are_converted_and_it_is_said(tmp_path):
     ("images", "labels", "message"),
     [
         (PNGS[:2], [0, None], "a label is null; drop the row or fill it in"),
-        ([PNGS[0], None], [0, 1], "the image of row 1 is null or not of 784 pixels; drop or mend the row"),
+        ([PNGS[0], None], [0, 1], "the image of row 1 is null or not of 784 pixels; drop or fix the row"),
         (
             pa.array([[0] * 784, [0] * 783], pa.list_(pa.uint8())),
             [0, 1],
-            "the image of row 1 is null or not of 784 pixels; drop or mend the row",
+            "the image of row 1 is null or not of 784 pixels; drop or fix the row",
         ),
         (
             pa.array([[0] * 784, [0] * 783 + [None]], pa.list_(pa.uint8(), 784)),
             [0, 1],
-            "the image of row 1 is null or not of 784 pixels; drop or mend the row",
+            "the image of row 1 is null or not of 784 pixels; drop or fix the row",
         ),
         (PNGS[:2], [0.5, 1.0], "the column label is double; it needs integers or strings"),
         (["a", "b"], [0, 1], "the column image is string; it needs encoded images"),
@@ -360,7 +360,7 @@ def test_a_cell_too_large_for_a_page_is_refused_among_small_ones(
           use_dictionary=use_dictionary)  # fmt: skip
     assert "1 of 801 images cannot be read" in outcome_and_growth(path)[0][0]
     monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 2 << 20)
-    line = r"row group 0 has a page of images that unpacks to [34]\d{6} bytes, more than 2097152; drop what is no image"
+    line = r"row group 0 has a page of images that unpacks to [34]\d{6} bytes, more than 2097152; drop non-image cells"
     with pytest.raises(DataError, match=line):
         load(path)
     with pytest.raises(DataError, match=line):

@@ -123,7 +123,7 @@ def test_a_polarity_that_cannot_be_compared_with_the_training_images_is_refused(
     with pytest.raises(ConfigError) as raised:
         choose_inversion(polarity, trained_share, "a")
     assert str(raised.value) == (
-        f"polarity='{polarity}': {reason}, so it is unknown whether such images must be inverted; give --polarity "
+        f"polarity='{polarity}': {reason}, so it is unknown whether these images must be inverted; give --polarity "
         "as-trained for images like the training images"
     )
 

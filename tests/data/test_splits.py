@@ -130,9 +130,9 @@ def test_a_class_may_have_the_name_of_a_split_below_the_splits(tmp_path):
     [
         (
             ["train", "car"],
-            "the names of train/0.png, train/1.png mean a split and those of car/0.png, car/1.png don't",
+            "the names of train/0.png, train/1.png name a split and those of car/0.png, car/1.png don't",
         ),
-        (["valid", "invalid"], "mean a split and those of"),
+        (["valid", "invalid"], "name a split and those of"),
         (["train/a", "train/b", "test/a", "part-2/b"], "those of part-2/b/0.png, part-2/b/1.png don't"),
         (["test/a", "test/b"], "no training files, only test"),
         (["val/a", "val/b", "test/a", "test/b"], "no training files, only validation and test"),
@@ -140,11 +140,11 @@ def test_a_class_may_have_the_name_of_a_split_below_the_splits(tmp_path):
         (["train/a/test", "train/b", "test/a", "test/b"], "train/a/test/0.png may belong to more than one split"),
         (["a/train/x", "b/train/y", "a/test/x", "b/test/y"], "the folder of its class is unclear"),
         (["train/train/a", "train/train/b", "test/test/a", "test/test/b"], "has 1 class folders (train); at least two"),
-        (["train/a", "train/b", "train/val/a", "test/a", "test/b"], "the class folders val are named as splits"),
+        (["train/a", "train/b", "train/val/a", "test/a", "test/b"], "the class folders val have split names"),
         (["is_train=1/a", "is_train=1/b", "is_train=0/a"], "is_train=0/a/0.png may belong to more than one split"),
         (["train/a", "train/b", "not_train/a"], "not_train/a/0.png may belong to more than one split"),
-        (["mytrain/a", "mytrain/b", "mytest/a", "mytest/b"], "the names mytrain and mytest look like those of splits"),
-        (["MNISTtrain/a", "MNISTtest/a"], "the names MNISTtrain and MNISTtest look like those of splits"),
+        (["mytrain/a", "mytrain/b", "mytest/a", "mytest/b"], "the names mytrain and mytest look like split names"),
+        (["MNISTtrain/a", "MNISTtest/a"], "the names MNISTtrain and MNISTtest look like split names"),
         (["train", "test"], "the files test/0.png, test/1.png, train/0.png and 1 more lie outside the class folders"),
     ],
 )

@@ -25,7 +25,7 @@ from mnist_ray.evaluation.evaluation import load_network
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 
-UNKNOWN = "no image format that is known"
+UNKNOWN = "unknown image format"
 
 
 @pytest.fixture(scope="module")
