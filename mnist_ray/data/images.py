@@ -168,7 +168,7 @@ class DecodedImage(NamedTuple):
 def decode_image(content: bytes, *, wide_bits: int | Callable[[], int] | None = None) -> DecodedImage:
     """Decodes one image and converts it to 28x28 grey.
 
-    Takes the first frame, turned by its EXIF orientation; composes transparency over white; keeps the upper 8 of the
+    Takes the first frame, turned by its EXIF orientation; composites transparency over white; keeps the upper 8 of the
     bits that the set uses for greys and PNG colours of more than 8 bits; converts colours to luma; resizes bilinearly
     without keeping proportions.
 

@@ -446,7 +446,7 @@ def open_parquet(storage: Storage, path: str, source: str) -> Iterator[Any]:
     try:
         with storage.open_input(path) as raw:
             metadata = pyarrow.parquet.ParquetFile(raw).metadata
-            # By default Arrow reads a whole column ahead, and without a buffer size a row group's whole column.
+            # With pre_buffer, Arrow reads a whole column ahead; without buffer_size, a row group's whole column.
             file = pyarrow.parquet.ParquetFile(
                 raw,
                 metadata=metadata,

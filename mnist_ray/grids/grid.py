@@ -233,7 +233,7 @@ def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]
 def check_count(count: int, name: str, max_runs: int) -> None:
     """Raises ConfigError for more runs than a limit against typing mistakes."""
     if count > max_runs:
-        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if you mean it")
+        raise ConfigError(f"grid {name!r}: has {count} runs, more than {max_runs}; raise --max-runs if intended")
 
 
 def distinct_runs(

@@ -16,7 +16,7 @@ _COPIES_IN_VALIDATION = 3
 
 
 def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int) -> int:
-    """Estimates conservatively the device memory of one run of a stack, without the data.
+    """Conservatively estimates the device memory of one run of a stack, without the data.
 
     Args:
       config: the run's config.

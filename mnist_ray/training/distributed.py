@@ -12,7 +12,7 @@ from mnist_ray.results.train_state import TrainState
 
 @contextmanager
 def shared_errors(ranks: Ranks) -> Iterator[None]:
-    """Raises the first error of any rank inside the block on every rank; else the others would wait forever for it."""
+    """Raises the first error of any rank inside the block on every rank, so that no rank waits forever for another."""
     error: MnistRayError | None = None
     try:
         yield
