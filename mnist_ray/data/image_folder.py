@@ -125,8 +125,8 @@ def _by_split(images: Sequence[_Image]) -> tuple[dict[Split, list[_Image]], int]
 def _checked_class_names(images: Sequence[_Image], by_split: dict[Split, list[_Image]], source: str) -> tuple[str, ...]:
     class_names = sorted_class_names(image.class_name for image in by_split["train"] if image.part != "validation")
     if len(class_names) < 2:
-        found = f" ({class_names[0]})" if class_names else ""
-        raise DataError(f"{source}: has {len(class_names)} class folders{found}; at least two with images are needed")
+        only = f" ({class_names[0]})" if class_names else ""
+        raise DataError(f"{source}: has {len(class_names)} class folders{only}; at least two with images are needed")
     for part in ("test", "validation"):
         unknown = sorted({image.class_name for image in images if image.part == part} - set(class_names))
         if unknown:

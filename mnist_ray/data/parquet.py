@@ -67,7 +67,7 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     paths, is_chosen, numbers = _rows_of(split, files, labels, is_test)
     layout = _layout(storage, paths, source)
     rows = _Rows(storage, tuple(paths), is_chosen, source)
-    whole = _Rows(storage, tuple(path for found in files.values() for path in found), None, source)
+    whole = _Rows(storage, tuple(path for part_paths in files.values() for path in part_paths), None, source)
 
     def read(wide_bits: int | None = None) -> ImagePieces:
         return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source, whole.encoded, wide_bits)

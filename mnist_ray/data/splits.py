@@ -33,16 +33,16 @@ def words_in(name: str) -> set[str]:
     mean 'train'. 'not_train' and 'is_train=0' may mean any other split.
     """
     key, _, rest = name.rpartition("=")
-    found, before = {"unclear"} if key and words_in(key) else set[str](), ""
+    meanings, before = {"unclear"} if key and words_in(key) else set[str](), ""
     for token in _tokens(rest):
         word = token.removesuffix("set").removesuffix("data") or token
         word = word[1:] if word[1:] in _WORDS and word[0] in "xy" else word
         if token in _UNCLEAR or (word in _WORDS and before in _NOT):
-            found.add("unclear")
+            meanings.add("unclear")
         elif word in _WORDS:
-            found.add(_WORDS[word])
+            meanings.add(_WORDS[word])
         before = token
-    return found
+    return meanings
 
 
 def _tokens(name: str) -> list[str]:

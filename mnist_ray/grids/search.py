@@ -47,15 +47,15 @@ def _draw(seed: int, setting: str, index: int) -> float:
     return float(uniform([stream_key(seed, f"search {setting}", index)], torch.arange(1), 1))
 
 
-def value_in(found: Range, draw: float) -> float | int:
+def value_in(limits: Range, draw: float) -> float | int:
     """Returns the value at a share of a range, a number in [0, 1)."""
-    if found.kind == "randint":
-        return int(found.low) + int(draw * (found.high - found.low + 1))
-    if found.kind == "loguniform":
-        low, high = math.log(found.low), math.log(found.high)
+    if limits.kind == "randint":
+        return int(limits.low) + int(draw * (limits.high - limits.low + 1))
+    if limits.kind == "loguniform":
+        low, high = math.log(limits.low), math.log(limits.high)
         # Rounding may exceed the ends.
-        return min(max(math.exp(low + draw * (high - low)), found.low), found.high)
-    return found.low + draw * (found.high - found.low)
+        return min(max(math.exp(low + draw * (high - low)), limits.low), limits.high)
+    return limits.low + draw * (limits.high - limits.low)
 
 
 def runs_of_samples(samples: Sequence[dict[str, Any]], grid: GridConfig, *, name: str) -> tuple[GridRun, ...]:
