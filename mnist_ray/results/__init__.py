@@ -1,1 +1,1 @@
-"""What lies in a storage: folders, documents, tables, and how they are read and written."""
+"""Reads and writes the folders, documents and tables of a storage."""

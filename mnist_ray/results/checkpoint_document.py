@@ -1,4 +1,4 @@
-"""The rules that config.json, checkpoint.json and grid.json keep: a right checksum says nothing about the values."""
+"""Validates config.json, checkpoint.json and grid.json: a matching checksum proves nothing about the values."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +8,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
-    """Keeps keys that it doesn't know: another version may have written them."""
+    """Keeps unknown keys: another version may have written them."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -34,7 +34,7 @@ class _Normalization(_Strict):
 
 
 class GridDocument(_Strict):
-    """What grid.json holds."""
+    """Content of grid.json."""
 
     grid: str
     settings: dict[str, Any]
@@ -44,7 +44,7 @@ class GridDocument(_Strict):
 
 
 class _Lineage(_Strict):
-    """See provenance.lineage."""
+    """See lineage.lineage."""
 
     command_line: str
     python: str
@@ -66,7 +66,7 @@ class _Status(BaseModel):
 
 
 class RunDocument(_Strict):
-    """What config.json holds."""
+    """Content of config.json."""
 
     run: str
     config: dict[str, Any]
@@ -75,7 +75,7 @@ class RunDocument(_Strict):
 
 
 class CheckpointDocument(RunDocument):
-    """What checkpoint.json holds; that of best/ has the epochs after its own too, and how the run ended."""
+    """Content of checkpoint.json; in best/ it also holds the later epochs and how the run ended."""
 
     epoch: int
     metrics: _Epoch
@@ -103,7 +103,7 @@ class CheckpointDocument(RunDocument):
 
 
 def broken_rule(kind: type[RunDocument] | type[GridDocument], document: object) -> str | None:
-    """Returns the first rule that a document breaks, in a few words; None if it keeps all."""
+    """Returns the first rule that a document breaks, in a few words; None if it breaks none."""
     try:
         kind.model_validate(document)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a column and a table are, and the columns that a run's settings have; no I/O."""
+"""Defines columns and tables, and the columns of a run's settings; no I/O."""
 
 import types
 from collections.abc import Callable, Sequence
@@ -10,8 +10,7 @@ import pyarrow as pa
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.setting import setting_of
 
-# Grows when a stored table can no longer be read as it was meant: not with a column that older readers leave out and
-# newer ones fill in.
+# Increases when a stored table could be misread; not for a column that older readers ignore and newer ones fill in.
 SCHEMA_VERSION = 2
 
 BOOL, INT64, FLOAT32, FLOAT64, STRING = pa.bool_(), pa.int64(), pa.float32(), pa.float64(), pa.string()
@@ -20,13 +19,13 @@ NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 def list_of(element: pa.DataType, size: int = -1) -> pa.DataType:
-    """Returns the type of lists of non-null elements, of any length or of a fixed size."""
-    # Parquet calls the child `element`: with Arrow's own name, `item`, a schema does not read back equal.
+    """Returns a list type with non-null elements, of any length or of a fixed size."""
+    # Parquet names the child `element`; with Arrow's default, `item`, a schema would not read back equal.
     return pa.list_(pa.field("element", element, nullable=False), size)
 
 
 def float32_per_class(num_classes: int) -> pa.DataType:
-    """Returns the type of one float32 a class."""
+    """Returns a list type with one float32 per class."""
     return list_of(FLOAT32, num_classes)
 
 
@@ -36,11 +35,11 @@ class Column:
 
     Attributes:
       name: its name.
-      type: Arrow type, or a function from the number of classes to it.
-      unit: unit of the values; empty where there is none.
-      description: what a value says.
+      type: Arrow type, or a function that maps the number of classes to it.
+      unit: unit of the values; empty if there is none.
+      description: meaning of a value.
       nullable: whether a value may be missing.
-      absent: the value in every row of a stored table without the column; None for null, if that is allowed.
+      absent: value in every row of a stored table without the column; None for null, if allowed.
     """
 
     name: str
@@ -52,17 +51,17 @@ class Column:
 
     @property
     def is_required(self) -> bool:
-        """Whether a stored table can't be read without the column."""
+        """Whether a stored table must have the column."""
         return not self.nullable and self.absent is None
 
     def accepts(self, stored: pa.DataType) -> bool:
-        """Tells whether a stored column of some type can be read, with any number of classes."""
+        """Tells whether a stored column of this type can be read, for any number of classes."""
         if isinstance(self.type, pa.DataType):
             return bool(stored == self.type)
         return bool(pa.types.is_fixed_size_list(stored) and stored == self.type(stored.list_size))
 
     def field(self, num_classes: int | None = None) -> pa.Field:
-        """Returns the column as an Arrow field; unit and description are its metadata."""
+        """Returns the column as an Arrow field, with unit and description as metadata."""
         metadata = {"description": self.description, "unit": self.unit}
         return pa.field(self.name, self._arrow_type(num_classes), self.nullable, metadata)
 
@@ -92,7 +91,7 @@ _TYPE_NAMES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name, what one row is, and its columns in order."""
+    """A table: its name, the meaning of a row, and its columns in order."""
 
     name: str
     row: str
@@ -103,7 +102,7 @@ class Table:
 
         Args:
           code_version: version of the code that makes the rows.
-          num_classes: number of classes; the tables with one value a class need it.
+          num_classes: number of classes; needed by tables with one value per class.
         """
         metadata = {"table": self.name, "schema_version": str(SCHEMA_VERSION), "code_version": code_version}
         return pa.schema([column.field(num_classes) for column in self.columns], metadata)
@@ -127,7 +126,7 @@ def column_of(setting: str) -> str:
 
 
 def setting_columns(kind: type[TrainConfig] = TrainConfig) -> tuple[Column, ...]:
-    """Returns the columns of a config's settings, in its order."""
+    """Returns the columns of a config's settings, in the order of its fields."""
     return tuple(_setting_column(kind, setting) for setting in kind.model_fields)
 
 
@@ -140,9 +139,9 @@ def _setting_column(kind: type[TrainConfig], setting: str) -> Column:
 
 
 def config_columns(configs: Sequence[TrainConfig]) -> dict[str, list[Any]]:
-    """Returns the settings of runs as columns: column name -> one value a run."""
+    """Returns the settings of runs as columns: column name -> one value per run."""
     return {column_of(name): [getattr(config, name) for config in configs] for name in TrainConfig.model_fields}
 
 
-# The runs that differ in the seed alone are repetitions of one setting.
+# Runs that differ only in the seed repeat one setting.
 SETTING_COLUMNS = tuple(column_of(setting) for setting in TrainConfig.model_fields if setting != "seed")

@@ -1,4 +1,4 @@
-"""The data set of an evaluation and those that its runs were trained on."""
+"""Compares the data set of an evaluation with the training data sets of its runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES_SAID = 3
 
 
 def common_dataset(checkpoints: Sequence[Checkpoint]) -> str:
-    """Returns the data set that runs were trained on.
+    """Returns the one data set that all runs were trained on.
 
     Raises:
       ConfigError: they were trained on several.
@@ -31,13 +31,13 @@ def common_dataset(checkpoints: Sequence[Checkpoint]) -> str:
 def trained_on(
     checkpoints: Sequence[Checkpoint], dataset: str, class_names: tuple[str, ...]
 ) -> tuple[list[Checkpoint], str | None]:
-    """Returns the runs that were trained on a data set, or, where none was, those that have its classes.
+    """Selects the runs that were trained on a data set or, if there are none, the runs with its classes.
 
     Returns:
-      These, and which others are left out, in words; None if none is.
+      The selected runs, and a message about the runs that are left out; None if none is.
 
     Raises:
-      CheckpointError: there are none of either.
+      CheckpointError: no run qualifies.
     """
     is_chosen = [_is_same(checkpoint.config.dataset, dataset) for checkpoint in checkpoints]
     why = "trained on other data"
@@ -55,11 +55,11 @@ def trained_on(
 
 
 def trained_elsewhere(train_datasets: Sequence[str], dataset: str) -> str | None:
-    """Returns which runs were trained on another data set than they are evaluated on, in words; None if none was.
+    """Returns a message about runs that were trained on another data set; None if there are none.
 
     Args:
-      train_datasets: one a run.
-      dataset: the one of the evaluation.
+      train_datasets: one per run.
+      dataset: the evaluated data set.
     """
     others = [name for name in train_datasets if not _is_same(name, dataset)]
     if not others:
@@ -76,7 +76,7 @@ def _is_same(dataset: str, other: str) -> bool:
 
 
 def _listed(checkpoints: Sequence[Checkpoint]) -> str:
-    """Returns the data sets that runs were trained on, each with the first of its runs: 'digits: a, b; mnist: c'."""
+    """Returns the training data sets, each with its first runs: 'digits: a, b; mnist: c'."""
     runs: dict[str, list[str]] = {}
     for checkpoint in sorted(checkpoints, key=lambda checkpoint: (checkpoint.config.dataset, checkpoint.run)):
         runs.setdefault(checkpoint.config.dataset, []).append(checkpoint.run)

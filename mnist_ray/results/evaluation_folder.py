@@ -1,6 +1,6 @@
-"""A committed evaluation in a storage; neither torch nor ray is imported here.
+"""A committed evaluation in a storage; imports neither torch nor ray.
 
-<storage>/evaluations/<evaluation>/   the tables, _manifest.json, _SUCCESS: there whole or not at all
+<storage>/evaluations/<evaluation>/   the tables, _manifest.json, _SUCCESS: appears whole or not at all
 """
 
 import re
@@ -24,12 +24,12 @@ _PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """The folder of one evaluation; only what its manifest names is read.
+    """The folder of one evaluation; reads only the files that its manifest names.
 
     Attributes:
       storage: where it is.
       name: its name.
-      manifest: what it says of itself.
+      manifest: content of _manifest.json.
     """
 
     storage: Storage
@@ -48,7 +48,7 @@ class EvaluationFolder:
 
     @property
     def grid(self) -> str | None:
-        """Name of the grid that was evaluated, if it was one."""
+        """Name of the evaluated grid; None if no grid was evaluated."""
         grid: str | None = self.manifest["config"].get("grid")
         return grid
 
@@ -59,17 +59,17 @@ class EvaluationFolder:
 
     @property
     def split(self) -> str:
-        """Its split."""
+        """Split of the data set."""
         return str(self.manifest["config"]["split"])
 
     @property
     def num_examples(self) -> int:
-        """Examples evaluated."""
+        """Number of evaluated examples."""
         return int(self.manifest["num_examples"])
 
     @property
     def class_names(self) -> list[str]:
-        """One name a class, in the order of label."""
+        """One name per class, in the order of label."""
         return list(self.manifest["class_names"])
 
     @property
@@ -79,19 +79,19 @@ class EvaluationFolder:
 
     @property
     def earlier_evaluations(self) -> list[str]:
-        """Names of the storage's evaluations that had read the same split before this one was committed."""
+        """Names of the storage's evaluations that read the same split before this one was committed."""
         return list(self.manifest["volatile"].get("earlier_evaluations", []))
 
     def files(self) -> dict[str, list[str]]:
-        """Returns the names of the folder's files by table, the parts of one in order."""
-        found: dict[str, list[str]] = {}
+        """Returns table -> names of its files, with parts in order."""
+        by_table: dict[str, list[str]] = {}
         for file in self.manifest["files"]:
             if part := _PART.fullmatch(file["name"]):
-                found.setdefault(part["table"], []).append(file["name"])
-        return {table: sorted(names) for table, names in found.items()}
+                by_table.setdefault(part["table"], []).append(file["name"])
+        return {table: sorted(names) for table, names in by_table.items()}
 
     def stored_paths(self, table: str) -> list[str]:
-        """Returns where the parts of a table are, relative to the storage, in order."""
+        """Returns the paths of a table's parts, relative to the storage, in order."""
         stored = {file["name"]: file["stored_name"] for file in self.manifest["files"]}
         return [f"{self.path}/{stored[name]}" for name in self.files()[table]]
 
@@ -99,23 +99,23 @@ class EvaluationFolder:
         """Yields the parts of a table in order, each checked against its SHA-256.
 
         Raises:
-          DataError: a part isn't what was committed.
-          StorageError: it can't be read.
+          DataError: a part differs from what was committed.
+          StorageError: a part can't be read.
         """
         for name in self.files()[table]:
             yield parquet.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
 
     def batches(self, table: str, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yields some columns of a table, a part of its rows at a time; see `parts`."""
+        """Yields some columns of a table in batches of rows; see `parts`."""
         for name in self.files()[table]:
             yield from parquet.read_batches(self.storage.read_committed(self.path, name), source=name, columns=columns)
 
     def table(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """Returns a table whole; see `parts`."""
+        """Returns a whole table; see `parts`."""
         return pa.concat_tables(self.parts(table, columns=columns))
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """Returns the rows of a table, column name -> value; see `parts`."""
+        """Returns the rows of a table as column name -> value; see `parts`."""
         return list(self.table(table).to_pylist())
 
 
@@ -123,7 +123,7 @@ def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:
     """Opens a committed evaluation.
 
     Raises:
-      ConfigError: no name of an evaluation.
+      ConfigError: not a valid evaluation name.
       CheckpointError: no such evaluation, or it was never committed.
       DataError: it is damaged, or its tables have another schema version.
       StorageError: the storage can't be read.
@@ -143,8 +143,7 @@ def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:
 def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
     """Returns the names of all committed evaluations of the same examples, sorted.
 
-    Every further look at a test split makes its results a little less those of unseen data, so an evaluation keeps
-    this list of the looks before it.
+    Each further look at a test split makes it less like unseen data, so an evaluation records the earlier looks.
 
     Args:
       storage: where the evaluations are.
@@ -156,15 +155,15 @@ def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
     names = sorted(storage.list_folders(EVALUATIONS))
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         has_read = list(pool.map(lambda name: _has_read(storage, name, data_sha256), names))
-    return [name for name, found in zip(names, has_read, strict=True) if found]
+    return [name for name, was_read in zip(names, has_read, strict=True) if was_read]
 
 
 def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], code_version: str) -> bool:
-    """Tells whether an evaluation of the same runs by the same code is committed, whatever it read.
+    """Tells whether an evaluation of the same runs by the same code is committed, for any data.
 
     Args:
       storage: where the evaluations are.
-      stem: their name without its hash.
+      stem: name of the evaluation without its hash.
       runs: run -> SHA-256 of its weights.
       code_version: of the code that evaluates.
 
@@ -177,10 +176,10 @@ def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], cod
         try:
             manifest = storage.read_manifest(evaluation_path(name))
         except DataError:
-            # It may be: to read the images once too often is the smaller mistake.
+            # It may be: reading the images once too often is the smaller mistake.
             return True
-        found = manifest or {}
-        return (found.get("runs"), found.get("code_version")) == (runs, code_version)
+        facts = manifest or {}
+        return (facts.get("runs"), facts.get("code_version")) == (runs, code_version)
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return any(pool.map(is_of_runs, names))
@@ -190,6 +189,6 @@ def _has_read(storage: Storage, evaluation: str, data_sha256: str) -> bool:
     try:
         manifest = storage.read_manifest(evaluation_path(evaluation))
     except DataError:
-        # It may have: a look too many in the list is the smaller mistake.
+        # It may have: listing one look too many is the smaller mistake.
         return True
     return manifest is not None and manifest.get("data_sha256") == data_sha256

@@ -1,8 +1,8 @@
-"""The folder of a grid in a storage: what was asked for, and one row for each run.
+"""The folder of a grid in a storage: its settings, and one row per run.
 
 <storage>/grids/<grid>/grid.json      the settings, and the names of all runs
-                       runs.parquet   one row a run, replaced whole
-                       asha.json      the decisions of --scheduler asha, in the order of the runs' arrival
+                       runs.parquet   one row per run, replaced as a whole
+                       asha.json      the decisions of --scheduler asha, in the order in which the runs arrived
 """
 
 import json
@@ -26,7 +26,7 @@ from mnist_ray.storage.storage import MissingError, Storage
 
 @dataclass(frozen=True)
 class GridFolder:
-    """The folder of one grid; one class owns every path in it."""
+    """The folder of one grid; owns every path in it."""
 
     storage: Storage
     name: str
@@ -42,17 +42,17 @@ class GridFolder:
           CheckpointError: damaged.
         """
         try:
-            found: dict[str, Any] = json.loads(self.storage.read_bytes(self.path("grid.json")))
+            document: dict[str, Any] = json.loads(self.storage.read_bytes(self.path("grid.json")))
         except MissingError:
             return None
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"grid {self.name!r}: grid.json is damaged ({error})") from None
-        if (rule := broken_rule(GridDocument, found)) is not None:
+        if (rule := broken_rule(GridDocument, document)) is not None:
             raise CheckpointError(f"grid {self.name!r}: grid.json was not written by mnist-ray ({rule})")
-        return found
+        return document
 
     def settings(self) -> GridConfig:
-        """Returns what was asked for.
+        """Returns the settings that were requested.
 
         Raises:
           CheckpointError: no such grid, or damaged.
@@ -60,7 +60,7 @@ class GridFolder:
         return make_config(GridConfig, self._needed_document()["settings"], f"grid {self.name!r}: grid.json")
 
     def run_names(self) -> list[str]:
-        """Returns the names of all runs of the grid, in its order.
+        """Returns the names of all runs, in the grid's order.
 
         Raises:
           CheckpointError: no such grid, or damaged.
@@ -83,12 +83,12 @@ class GridFolder:
         search: Search | None = None,
         samples: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Takes the grid's name, or extends the grid of that name: all its runs must be among the new ones.
+        """Claims the grid's name, or extends the existing grid, whose runs must all be among the new ones.
 
         Args:
           grid: the settings.
-          runs: all runs, old and new; for a search those that are known so far.
-          search: how samples are chosen: kind and seed must not change.
+          runs: all runs, old and new; for a search, the runs known so far.
+          search: how samples are chosen; its kind and seed must not change.
           samples: the settings that a search has chosen so far.
 
         Raises:
@@ -116,17 +116,17 @@ class GridFolder:
             self._write_json("grid.json", document)
 
     def samples(self) -> list[dict[str, Any]]:
-        """Returns the settings that a search has chosen, none if there is no such grid yet."""
+        """Returns the settings that a search has chosen; empty if the grid does not exist yet."""
         document = self.document()
         samples = document["samples"] if document else []
-        # JSON has no tuples, which a level such as hidden_sizes is.
+        # JSON stores tuples, such as levels of hidden_sizes, as lists.
         return [
             {name: tuple(value) if isinstance(value, list) else value for name, value in sample.items()}
             for sample in samples
         ]
 
     def write_runs(self, runs: Sequence[GridRun], progress: Mapping[str, RunProgress]) -> None:
-        """Writes runs.parquet, a row for each run in the grid's order."""
+        """Writes runs.parquet, one row per run in the grid's order."""
         table = parquet.make_table("runs", self.rows(runs, progress), code_version=code_version())
         self.storage.write_bytes(self.path("runs.parquet"), parquet.to_parquet_bytes(table))
 
@@ -134,19 +134,19 @@ class GridFolder:
         """Returns the columns of runs.parquet."""
         columns: dict[str, list[Any]] = config_columns([run.config for run in runs])
         columns["grid"] = [self.name] * len(runs)
-        found = [progress[run.run] for run in runs]
+        in_order = [progress[run.run] for run in runs]
         for name in RunProgress.__dataclass_fields__:
-            columns[name] = [getattr(row, name) for row in found]
+            columns[name] = [getattr(row, name) for row in in_order]
         columns["checkpoint"] = [
-            run_path(row.run, "best") if row.status in ("finished", "stopped") else None for row in found
+            run_path(row.run, "best") if row.status in ("finished", "stopped") else None for row in in_order
         ]
         return columns
 
     def read_runs(self) -> list[dict[str, Any]]:
-        """Returns the rows of runs.parquet.
+        """Returns the rows of runs.parquet; empty before it is written.
 
         Raises:
-          CheckpointError: no such grid, or none of its runs was ever looked at.
+          CheckpointError: no such grid, or damaged.
         """
         self._needed_document()
         try:
@@ -157,7 +157,7 @@ class GridFolder:
         return rows
 
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
-        """Adds to asha.json."""
+        """Appends to asha.json."""
         before = json.loads(self.storage.read_bytes(self.path("asha.json"))) if self._has_decisions() else []
         self._write_json("asha.json", [*before, *map(asdict, decisions)])
 
@@ -165,5 +165,5 @@ class GridFolder:
         return self.storage.exists(self.path("asha.json"))
 
     def _write_json(self, name: str, document: Any) -> None:
-        # Not sorted: the order of the axes is the user's.
+        # Not sorted, to keep the user's order of the axes.
         self.storage.write_bytes(self.path(name), (json.dumps(document, indent=1) + "\n").encode())

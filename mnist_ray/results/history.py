@@ -1,4 +1,4 @@
-"""The epochs of a run; no torch here, so that listing runs is quick."""
+"""The epochs of a run; does not import torch, so listing runs is fast."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from mnist_ray.config.settings import TrainConfig
 class EpochResult:
     """One row of a run's history; losses are mean cross-entropies in nats, accuracies fractions.
 
-    The training loss is the minimized one (dropout, augmentation and label smoothing included), averaged over the
-    epoch's steps as the weights moved.
+    The training loss is the minimized loss (with dropout, augmentation and label smoothing), averaged over the epoch's
+    steps while the weights changed.
     """
 
     epoch: int
@@ -25,12 +25,12 @@ class EpochResult:
 
 
 def best_epoch(history: Sequence[EpochResult]) -> int:
-    """Returns the epoch (from 1) with the lowest validation loss, the first of equals."""
+    """Returns the epoch (from 1) with the lowest validation loss; the first in a tie."""
     return min(history, key=lambda row: row.val_loss).epoch
 
 
 def is_finished(config: TrainConfig, history: Sequence[EpochResult]) -> bool:
-    """Tells whether a run has had all its epochs, or none better for as long as its patience."""
+    """Tells whether a run has trained all its epochs, or has not improved for as many epochs as its patience."""
     if len(history) >= config.epochs:
         return True
     patience = config.early_stopping_patience

@@ -1,4 +1,4 @@
-"""What made a result: library versions, hardware, command line; nothing that names a person or a host."""
+"""The origin of a result: library versions, hardware, command line; nothing that identifies a person or a host."""
 
 import os
 import platform
@@ -16,15 +16,14 @@ from mnist_ray.storage.storage import without_secrets
 LIBRARIES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "scikit-learn", "safetensors", "pillow")
 
 
-# A submitted job learns from it the command line that was typed.
+# Tells a submitted job the command line that the user typed.
 LAUNCHER_VARIABLE = "MNIST_RAY_COMMAND_LINE"
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """Returns a command line as one would type it, this process's own by default, or its launcher's.
+    """Returns a command line as typed; by default the launcher's, or this process's own.
 
-    The program is named without its folder, and the home folder is written as ~: a path there names a person.
-    Passwords in URIs are left out.
+    Leaves out the program's folder and passwords in URIs, and writes the home folder as ~: its path names a person.
     """
     if arguments is None and os.environ.get(LAUNCHER_VARIABLE):
         return os.environ[LAUNCHER_VARIABLE]
@@ -35,12 +34,12 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 
 
 def lineage(*, command_line: str, num_workers: int, gpu: str | None) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of this process and its machine, as JSON values.
+    """Returns what a checkpoint records about this process and its machine, as JSON values.
 
     Args:
-      command_line: the one that asked for the run.
-      num_workers: data-parallel workers that share its batches.
-      gpu: name of the GPU that computes, None for a CPU.
+      command_line: command line that requested the run.
+      num_workers: data-parallel workers that share the run's batches.
+      gpu: name of the GPU; None on a CPU.
     """
     return {
         "command_line": command_line,
@@ -56,19 +55,19 @@ def lineage(*, command_line: str, num_workers: int, gpu: str | None) -> dict[str
 
 @cache
 def libraries() -> dict[str, str]:
-    """Returns the versions of the libraries that a result depends on; one that isn't installed is left out."""
-    found = {}
+    """Returns the versions of the installed libraries that a result depends on."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache
 def cpu_name() -> str:
-    """Returns the processor's name, its architecture where the system tells no more."""
+    """Returns the processor's name, or its architecture if the system reports no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -80,10 +79,10 @@ def cpu_name() -> str:
 def _argument(text: str) -> str:
     text = without_secrets(text)
     home = os.path.expanduser("~")
-    # Behind '=' or ':' too: --storage=/home/me/results, folder:/home/me/images.
-    found = re.search(rf"(?<![\w.-]){re.escape(home)}(?=/|$)", text) if home not in ("~", "/") else None
-    if found is None:
+    # Also after '=' or ':': --storage=/home/me/results, folder:/home/me/images.
+    match = re.search(rf"(?<![\w.-]){re.escape(home)}(?=/|$)", text) if home not in ("~", "/") else None
+    if match is None:
         return shlex.quote(text)
-    before, rest = text[: found.start()], text[found.end() :]
-    # The shell expands ~ outside of quotes only.
+    before, rest = text[: match.start()], text[match.end() :]
+    # The shell expands ~ only outside quotes.
     return f"{shlex.quote(before) if before else ''}~{'/' if rest else ''}{shlex.quote(rest[1:]) if rest[1:] else ''}"

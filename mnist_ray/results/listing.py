@@ -1,4 +1,4 @@
-"""What is in a storage: its runs and evaluations."""
+"""Lists the runs, evaluations and grids of a storage."""
 
 import json
 from collections import Counter
@@ -12,12 +12,12 @@ from mnist_ray.results.run_progress import read_progress
 from mnist_ray.setting import settings_where
 from mnist_ray.storage.storage import MissingError, Storage, open_storage
 
-# What reading one folder raises for a file that is missing, cut short or of another form.
+# Errors from reading a folder with a file that is missing, truncated or malformed.
 _DAMAGED = (MissingError, CheckpointError, DataError, ValueError, KeyError, TypeError, RecursionError)
 
 
 def list_runs(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row a run: settings that tell runs apart, epochs done, best epoch, status.
+    """Returns one row per run: settings that tell runs apart, epochs done, best epoch, status.
 
     Raises:
       StorageError: the storage can't be read.
@@ -44,7 +44,7 @@ def _run_row(storage: Storage, run: str) -> dict[str, Any]:
 
 
 def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row a committed evaluation, or one whose manifest is damaged.
+    """Returns one row per evaluation that is committed or has a damaged manifest.
 
     Raises:
       StorageError: the storage can't be read.
@@ -71,7 +71,7 @@ def _evaluation_row(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def list_grids(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row a grid: its axes, its runs by status, the best of them by validation accuracy.
+    """Returns one row per grid: its axes, its runs by status, and the run with the best validation accuracy.
 
     Raises:
       StorageError: the storage can't be read.

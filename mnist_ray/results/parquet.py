@@ -1,4 +1,4 @@
-"""Tables as Parquet files: made from columns, written, read."""
+"""Makes tables from columns, and writes and reads them as Parquet files."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from mnist_ray.errors import DataError
 from mnist_ray.results.columns import FLOAT32, INT64, NAME, SCHEMA_VERSION, STRING, Column, Table
 from mnist_ray.results.schemas import TABLES
 
-# Of a table that is written in pieces.
+# For a table that is written in pieces.
 ROWS_IN_PIECE = 1 << 20
 
 
@@ -23,14 +23,14 @@ def make_table(name: str, columns: Mapping[str, Any], *, code_version: str, num_
 
     Args:
       name: a key of TABLES.
-      columns: column name -> one value a row: a sequence, a 1-d array, or [rows, classes] for one value a class.
-        A single str stands for the same value in every row.
+      columns: column name -> one value per row: a sequence, a 1-d array, or [rows, classes] for one value per class.
+        A single str is the value of every row.
       code_version: version of the code that makes the rows.
-      num_classes: number of classes; the tables with one value a class need it.
+      num_classes: number of classes; needed by tables with one value per class.
 
     Raises:
-      ValueError: a column is missing or unknown, or of another length, type or shape than its schema says, or has a
-        null where none is allowed (Arrow's own errors are ValueErrors or TypeErrors).
+      ValueError: a column is missing or unknown, has a wrong length, type or shape, or has a null where none is allowed
+        (Arrow raises ValueErrors or TypeErrors).
     """
     schema = TABLES[name].schema(code_version=code_version, num_classes=num_classes)
     if columns.keys() != set(schema.names):
@@ -58,7 +58,7 @@ def _array(values: Any, field: pa.Field, num_rows: int) -> pa.Array:
     if field.type == NAME:
         return pa.array(values, STRING).dictionary_encode()
     if field.type == INT64:
-        # Asked for int64, Arrow cuts the fraction off a Python float; it refuses to when it casts an array.
+        # Arrow truncates Python floats to int64, but refuses to truncate when it casts an array.
         values = pa.array(values)
     return pa.array(values, field.type)
 
@@ -67,13 +67,13 @@ def to_parquet_bytes(table: pa.Table) -> bytes:
     """Writes a table as a Parquet file: zstd, a checksum on every page, equal bytes for equal content.
 
     Args:
-      table: what `make_table` returned, or a slice or concatenation of such.
+      table: a result of `make_table`, or a slice or concatenation of results.
     """
     return pieces_to_parquet_bytes([table])
 
 
 def pieces_to_parquet_bytes(pieces: Iterable[pa.Table]) -> bytes:
-    """Writes a table that comes in pieces of rows, one or more, of which one is in memory at a time."""
+    """Writes a table from one or more pieces of rows, with one piece in memory at a time."""
     remaining = iter(pieces)
     first = next(remaining)
     sink = pa.BufferOutputStream()
@@ -84,10 +84,9 @@ def pieces_to_parquet_bytes(pieces: Iterable[pa.Table]) -> bytes:
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    # Floats are written plain. As dictionaries, the probabilities of an MNIST network on its 10,000 test images make a
-    # file of 727 kB instead of 493 kB. BYTE_STREAM_SPLIT would make it 463 kB, but Spark's vectorized reader refused
-    # that encoding for years (SPARK-56894): 6 % are not worth a reader. Every example_index is new, as floats are; so
-    # are path and row.
+    # Floats are written plain: with dictionaries, an MNIST network's probabilities for the 10,000 test images take
+    # 727 kB instead of 493 kB. BYTE_STREAM_SPLIT would take 463 kB, but Spark's vectorized reader rejected it for years
+    # (SPARK-56894), and 6 % are not worth losing a reader. Like floats, example_index, path and row rarely repeat.
     plain_fields = {field.name for field in schema if _is_floating(field.type)} | {"example_index", "path", "row"}
     return {
         "compression": "zstd",
@@ -97,7 +96,7 @@ def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _canonical(table: pa.Table) -> pa.Table:
-    """Returns the table in one chunk a column, each name once in a dictionary, in order of first appearance."""
+    """Returns the table with one chunk per column, and dictionaries of unique names in order of first appearance."""
     columns = [
         column.cast(STRING).combine_chunks().dictionary_encode() if column.type == NAME else column.combine_chunks()
         for column in table.columns
@@ -122,28 +121,26 @@ def read_parquet(
 ) -> pa.Table:
     """Reads a table's Parquet file and verifies the checksum of every page.
 
-    The checksums cover the values. Page headers and the footer have none: whoever must trust those compares the file's
-    SHA-256 with the manifest's. Columns that were added since the file was written are filled in, those that a newer
-    version has added are left out.
+    The checksums cover the values but not page headers and the footer: to trust these, compare the file's SHA-256 with
+    the manifest's. Fills in columns that are newer than the file, and leaves out columns that this version lacks.
 
     Args:
-      data: the file's content, or the open file; what goes wrong in reading that one from its storage is raised as is.
+      data: the file's content, or an open file, whose storage errors are raised unchanged.
       source: name of the file, for the message.
-      columns: those that are read, all that this version knows by default.
+      columns: columns to read; by default all that this version knows.
 
     Raises:
-      DataError: no whole Parquet file, a page does not match its checksum, or a table that this version can't read.
+      DataError: not a whole Parquet file, a page that fails its checksum, or a table that this version can't read.
     """
     content = pa.py_buffer(data) if isinstance(data, bytes) else data.read_buffer()
     with _opened(content, source) as (file, table):
         known = _chosen(table, columns)
-        # Not pq.read_table: its threads may still hold the bytes when Python ends, which aborts a process that has
-        # loaded Ray.
+        # Not pq.read_table: its threads may hold the bytes when Python exits, which aborts a process that loaded Ray.
         return _completed(file.read(columns=_stored(file, known), use_threads=False), known, source)
 
 
 def read_batches(data: bytes, *, source: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Reads a Parquet file as `read_parquet` does, a part of its rows at a time."""
+    """Reads a Parquet file as `read_parquet` does, in batches of rows."""
     with _opened(pa.py_buffer(data), source) as (file, table):
         known = _chosen(table, columns)
         for batch in file.iter_batches(columns=_stored(file, known), use_threads=False):
@@ -161,7 +158,7 @@ def _opened(content: pa.Buffer, source: str) -> Iterator[tuple[pq.ParquetFile, T
 
 
 def _readable_table(stored: pa.Schema, source: str) -> Table:
-    """Returns the table that a file holds, after a check that this version can read it."""
+    """Returns the table that a file holds, after checking that this version can read it."""
     metadata = {key.decode(): value.decode() for key, value in (stored.metadata or {}).items()}
     version = metadata.get("schema_version", "none")
     if version != str(SCHEMA_VERSION):
@@ -193,7 +190,7 @@ def _stored(file: pq.ParquetFile, columns: Sequence[Column]) -> list[str]:
 
 
 def _completed(stored: pa.Table, columns: Sequence[Column], source: str) -> pa.Table:
-    """Returns some columns in this version's order; one that the file lacks has the same value in every row."""
+    """Returns some columns in this version's order; fills a column that the file lacks with its `absent` value."""
     fields, arrays = [], []
     for column in columns:
         place = stored.schema.get_field_index(column.name)

@@ -1,4 +1,4 @@
-"""Where each kind of result lies in a storage, relative to it.
+"""Paths of each kind of result, relative to the storage.
 
 <storage>/runs/<run>/            see RunFolder
           grids/<grid>/          see GridFolder
@@ -31,5 +31,5 @@ def report_path(evaluation: str, *parts: str) -> str:
 
 
 def prediction_path(name: str, *parts: str) -> str:
-    """Returns a path in the folder of a prediction of images."""
+    """Returns a path in a prediction's folder."""
     return "/".join((PREDICTIONS, name, *parts))

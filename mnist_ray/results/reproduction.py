@@ -1,4 +1,4 @@
-"""Two trainings of one run side by side: are they equal, how far apart, and what explains it."""
+"""Compares two trainings of one run: whether they are equal, how far apart they are, and what explains it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import Checkpoint
 
-# Of what a checkpoint tells, all that can change the last bits of its weights.
+# Recorded libraries that can change the last bits of the weights.
 _LIBRARIES = ("numpy", "torch", "torchvision")
 _CLOSE_STANDARD_ERRORS = 3.0
 
@@ -20,7 +20,7 @@ Result = Literal["equal", "close", "different"]
 
 @dataclass(frozen=True)
 class Change:
-    """Something that was otherwise when a run was trained."""
+    """A difference between the circumstances of two trainings."""
 
     what: str
     then: Any
@@ -29,20 +29,20 @@ class Change:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How a run came out when it was trained again.
+    """Result of training a run again.
 
     Attributes:
       run: its name.
       weights_equal: whether the best checkpoints have the same bits.
-      history_equal: whether all epochs have the same numbers; their seconds don't count.
-      num_epochs, num_epochs_again: trained then and now.
-      best_epoch, best_epoch_again: whose weights are compared.
+      history_equal: whether all epochs have the same numbers, except for their seconds.
+      num_epochs, num_epochs_again: epochs trained then and now.
+      best_epoch, best_epoch_again: epochs whose weights are compared.
       weight_difference: the largest of any weight.
-      val_loss_difference, val_accuracy_difference: the largest of any epoch that both have.
-      best_val_accuracy_difference: of the best epochs, now minus then.
-      noise: what two trainings that differ in rounding alone stay within: three standard errors of
-        best_val_accuracy_difference over validation examples.
-      changes: what can change the last bits and was otherwise then.
+      val_loss_difference, val_accuracy_difference: the largest of any common epoch.
+      best_val_accuracy_difference: difference of the best epochs, now minus then.
+      noise: bound for trainings that differ only in rounding: three standard errors of best_val_accuracy_difference
+        over validation examples.
+      changes: changed circumstances that can change the last bits.
     """
 
     run: str
@@ -61,17 +61,17 @@ class Reproduction:
 
     @property
     def result(self) -> Result:
-        """What to say of it.
+        """The verdict.
 
-        equal: bit for bit. close: not, but versions, hardware or the number of workers are others, and the accuracies
-        are within the noise. different: neither, so a promise is broken or something else has changed.
+        equal: bit for bit. close: not equal, but versions, hardware or the number of workers changed, and the
+        accuracies are within the noise. different: neither, so a promise is broken or something else has changed.
         """
         if self.weights_equal and self.history_equal:
             return "equal"
         return "close" if self.changes and abs(self.best_val_accuracy_difference) <= self.noise else "different"
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns result and the fields by name, as JSON holds them."""
+        """Returns the result and the fields by name, as JSON values."""
         return {"result": self.result, **asdict(self)}
 
 
@@ -79,12 +79,12 @@ def compare_trainings(then: Checkpoint, now: Checkpoint, *, num_validation: int)
     """Compares a run's best checkpoint and history with those of the same run trained again.
 
     Args:
-      then: as it was.
-      now: trained again.
-      num_validation: validation examples.
+      then: the original training.
+      now: the repeated training.
+      num_validation: number of validation examples.
     """
     pairs = list(zip(then.history, now.history, strict=False))
-    best_then, best_now = (_best_accuracy(found) for found in (then, now))
+    best_then, best_now = (_best_accuracy(checkpoint) for checkpoint in (then, now))
     variance = (best_then * (1 - best_then) + best_now * (1 - best_now)) / num_validation
     return Reproduction(
         run=then.run,
@@ -104,14 +104,14 @@ def compare_trainings(then: Checkpoint, now: Checkpoint, *, num_validation: int)
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Change, ...]:
-    """Returns what can change the last bits and differs between two checkpoint.json."""
+    """Returns the differences between two checkpoint.json that can change the last bits."""
     old, new = _circumstances(then), _circumstances(now)
     return tuple(Change(name, old[name], value) for name, value in new.items() if old[name] != value)
 
 
 def _circumstances(document: Mapping[str, Any]) -> dict[str, Any]:
     lineage = document["lineage"]
-    # One that wasn't installed isn't there.
+    # A library that wasn't installed is missing.
     libraries = {name: lineage["libraries"].get(name) for name in _LIBRARIES}
     others = {name: lineage[name] for name in ("python", "cpu", "gpu", "os", "num_workers")}
     # On a CPU a run has the same bits in a stack of any size.

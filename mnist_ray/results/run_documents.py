@@ -1,4 +1,4 @@
-"""The JSON documents of a run, each with its own SHA-256; no torch here, so that listing runs is quick."""
+"""The JSON documents of a run, each with its own SHA-256; does not import torch, so listing runs is fast."""
 
 import hashlib
 import json
@@ -10,24 +10,24 @@ from mnist_ray.results.checkpoint_document import RunDocument, broken_rule
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file is missing or not what was written."""
+    """A file is missing or differs from what was written."""
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """Returns the one text that a document has."""
+    """Returns the canonical text of a document."""
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
 def with_checksum(document: Mapping[str, Any]) -> bytes:
-    """Returns a document's text with its SHA-256 in it."""
+    """Returns a document's text, including its SHA-256."""
     return json_bytes({**document, "document_sha256": hashlib.sha256(json_bytes(document)).hexdigest()})
 
 
 def checked_document(text: bytes, source: str, kind: type[RunDocument]) -> dict[str, Any]:
-    """Returns what with_checksum wrote.
+    """Returns a document that with_checksum wrote.
 
     Raises:
-      DamagedCheckpoint: not that: a document decides what a run is, so no byte of it may change unnoticed.
+      DamagedCheckpoint: the text changed: a document defines a run, so no byte may change unnoticed.
       CheckpointError: a value that mnist-ray never wrote.
     """
     try:

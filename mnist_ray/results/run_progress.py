@@ -1,4 +1,4 @@
-"""How far runs are, as the storage tells; no torch here, so that listing runs is quick."""
+"""The progress of runs, read from the storage; does not import torch, so listing runs is fast."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from mnist_ray.storage.storage import MissingError, Storage
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is.
+    """The status of a run.
 
     Attributes:
-      status: finished, stopped (before its end, with a best checkpoint), diverged (without one) or unfinished.
+      status: finished, stopped (early, with a best checkpoint), diverged (without one) or unfinished.
       reason: why it was stopped or diverged.
     """
 
@@ -34,7 +34,7 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far one run of a grid is.
+    """The progress of one run of a grid.
 
     Attributes:
       run: name of the run.
@@ -42,8 +42,8 @@ class RunProgress:
       reason: why it was stopped or diverged.
       epochs_done: epochs trained.
       best_epoch, best_val_loss, best_val_accuracy: of the epoch with the lowest validation loss; None before the
-        first epoch's end.
-      seconds: training time; in a stack a run's share of it.
+        first epoch ends.
+      seconds: training time; in a stack, the run's share of it.
     """
 
     run: str
@@ -61,7 +61,7 @@ class RunProgress:
 
 
 def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> RunProgress:
-    """Sums up a run's history."""
+    """Summarizes a run's history."""
     best = history[best_epoch(history) - 1] if history else None
     return RunProgress(
         run=run,
@@ -76,7 +76,7 @@ def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> 
 
 
 def read_note(storage: Storage, run: str) -> RunStatus | None:
-    """Returns what status.json says, None if there is none.
+    """Returns the content of status.json; None if there is no such file.
 
     Raises:
       CheckpointError: it is damaged.
@@ -91,7 +91,7 @@ def read_note(storage: Storage, run: str) -> RunStatus | None:
 
 
 def read_status(storage: Storage, run: str) -> RunStatus:
-    """Returns how far a run is; one that isn't there is unfinished.
+    """Returns a run's status; a missing run is unfinished.
 
     Raises:
       CheckpointError: status.json is damaged.
@@ -111,10 +111,10 @@ def _status(storage: Storage, run: str, final: dict[str, Any] | None) -> RunStat
 
 
 def read_history(storage: Storage, run: str) -> tuple[EpochResult, ...]:
-    """Returns the epochs of a run, none before the first is done.
+    """Returns the completed epochs of a run.
 
-    Those of a finished run are in best/checkpoint.json, which is never rewritten. Another's are in history.parquet, or
-    in its newest checkpoint, whichever has more: a slower writer may have replaced the table.
+    For a finished run they come from best/checkpoint.json, which is never rewritten; for others from history.parquet or
+    the newest checkpoint, whichever has more: a slower writer may have replaced the table.
 
     Raises:
       DataError: history.parquet is damaged, and no checkpoint has the epochs.
@@ -131,7 +131,7 @@ def _history(storage: Storage, run: str, final: dict[str, Any] | None) -> tuple[
         table = read_history_table(storage, run)
     except DataError as error:
         table, damaged = (), error
-    # Of a run that an older version finished, best/checkpoint.json has the epochs up to its best.
+    # If an older version finished the run, best/checkpoint.json has only the epochs up to the best.
     longest = max(table, ended, _newest_history(storage, run, more_than=max(len(table), len(ended))), key=len)
     if damaged and not longest:
         raise damaged
@@ -139,7 +139,7 @@ def _history(storage: Storage, run: str, final: dict[str, Any] | None) -> tuple[
 
 
 def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
-    """Returns the rows of history.parquet, which may lag behind; none if there is no such file.
+    """Returns the rows of history.parquet, which may lag behind; empty if there is no such file.
 
     Raises:
       DataError: it is damaged.
@@ -153,7 +153,7 @@ def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
 
 
 def _newest_history(storage: Storage, run: str, *, more_than: int) -> tuple[EpochResult, ...]:
-    """Returns the history of the newest checkpoint after some epoch, none if there is none such."""
+    """Returns the history of the newest checkpoint after some epoch; empty if there is no newer checkpoint."""
     names = storage.list_folders(run_path(run, "checkpoints"))
     for name in sorted((name for name in names if name > f"epoch-{more_than:04d}"), reverse=True):
         document = _checkpoint_document(storage, run, f"checkpoints/{name}")
@@ -174,7 +174,7 @@ def _checkpoint_document(storage: Storage, run: str, folder: str) -> dict[str, A
     except MissingError:
         return None
     except DamagedCheckpoint:
-        # Whoever needs more of it than the history says so.
+        # Callers that need more than the history report the damage.
         return {}
     return document if document.get("run") == run else {}
 
@@ -184,6 +184,6 @@ def _rows(document: Mapping[str, Any]) -> tuple[EpochResult, ...]:
 
 
 def read_progress(storage: Storage, run: str) -> RunProgress:
-    """Returns how far a run is."""
+    """Returns a run's progress."""
     final = _final_document(storage, run)
     return progress_of(run, _status(storage, run, final), _history(storage, run, final))

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a run."""
+"""The state of a run that a checkpoint stores."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from mnist_ray.results.history import EpochResult
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that is needed to go on after an epoch as if nothing had happened.
+    """Everything needed to continue after an epoch as if uninterrupted.
 
     Attributes:
       history: the epochs done.
