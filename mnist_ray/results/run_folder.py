@@ -1,23 +1,23 @@
 """Checkpoints in a storage: safetensors and JSON, their SHA-256 checked on load.
 
-<storage>/runs/<run>/config.json              created once, by whoever starts the run
-                     history.parquet          one row an epoch, replaced whole after each
+<storage>/runs/<run>/config.json              created once, when the run starts
+                     history.parquet          one row per epoch, replaced as a whole after each
                      checkpoints/epoch-NNNN/  model.safetensors, optimizer.safetensors, checkpoint.json
                      best/                    checkpoint.json: created once, when the run is done, with all its epochs;
                                               model.safetensors: written after it
-                     status.json              only of a run that diverged or was stopped before its end: which, and why
+                     status.json              only for a run that diverged or was stopped early: which, and why
 
-Two processes may train the same run: two commands, or a worker that was cut off and the one that replaced it. Any
-request of either may arrive late, even after the other has finished, so nothing rests on comparing before a write:
+Two processes may train the same run: two commands, or a disconnected worker and its replacement. A request of either
+may arrive late, even after the other has finished, so nothing relies on a check before a write:
 
-- best/checkpoint.json is created by a conditional write, so the first one stays. It holds the run's end: status, whole
-  history, best epoch and the SHA-256 of its weights.
-- best/model.safetensors is written only after that, and only with the weights that it names: any writer's are the same.
-- checkpoints/epoch-NNNN hold the same bits from every writer. A writer deletes only what is older than its own last two
-  and not its best: what a faster one needs is newer, or is its best too.
-- history.parquet and status.json can be overwritten by a slower writer. So readers take a finished run's history and
-  status from best/checkpoint.json, an unfinished one's history from its newest checkpoint if that has more epochs, and
-  whoever writes next puts history.parquet right (RunFolder.mend).
+- best/checkpoint.json is created by a conditional write, so the first version stays. It holds the final status, the
+  whole history, the best epoch and the SHA-256 of its weights.
+- best/model.safetensors is written after it, with the weights that it names, which are the same for every writer.
+- checkpoints/epoch-NNNN hold the same bits from every writer. A writer deletes only what is older than its last two,
+  except its best: a faster writer needs only newer checkpoints or the same best.
+- A slower writer may overwrite history.parquet and status.json. So readers take a finished run's history and status
+  from best/checkpoint.json, and an unfinished run's history from its newest checkpoint if that has more epochs; the
+  next writer repairs history.parquet (RunFolder.mend).
 """
 
 import hashlib
@@ -51,7 +51,7 @@ _KEPT_CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and where it came from.
+    """A trained network and its origin.
 
     Attributes:
       run: name of the run.
@@ -75,7 +75,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; one class owns every path in it."""
+    """The folder of one run; owns every path in it."""
 
     storage: Storage
     run: str
@@ -85,11 +85,10 @@ class RunFolder:
         return run_path(self.run, *parts)
 
     def claim(self, config: TrainConfig, data: TrainingData, *, resume: bool) -> None:
-        """Takes the run's name for a config and data, or makes sure that it was taken for the same.
+        """Claims the run's name for a config and data, or checks that it was claimed for the same.
 
         Raises:
-          ConflictError: the name belongs to another config or other data, or to an unfinished run and
-            `resume` is not set.
+          ConflictError: the name belongs to another config, to other data or, without `resume`, to an unfinished run.
         """
         document = {
             "run": self.run,
@@ -115,13 +114,13 @@ class RunFolder:
             raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
 
     def check_config(self, config: TrainConfig) -> None:
-        """Makes sure that the run's name, which is taken, was taken for this config.
+        """Checks that the run's name, which is taken, was claimed for this config.
 
         Raises:
-          ConflictError: it belongs to another config.
+          ConflictError: the name belongs to another config.
           CheckpointError: no such run, or damaged.
         """
-        # Not their hashes: an older version may have made them by another rule.
+        # Don't compare hashes: an older version may have computed them differently.
         existing = self._config(self.document(), "config.json")
         if existing != config:
             raise ConflictError(
@@ -130,7 +129,7 @@ class RunFolder:
             )
 
     def _config(self, document: Mapping[str, Any], file: str) -> TrainConfig:
-        """Returns the config in a document; a setting that it lacks is newer than the run, and has its default."""
+        """Returns the config in a document, with defaults for settings that are newer than the run."""
         try:
             return make_config(TrainConfig, document["config"], f"run {self.run!r}: {file}")
         except ConfigError as error:
@@ -153,32 +152,34 @@ class RunFolder:
             ) from None
 
     def history(self) -> tuple[EpochResult, ...]:
-        """Returns the run's epochs, none before the first is done; see read_history.
+        """Returns the run's completed epochs; see read_history.
 
         Raises:
-          CheckpointError: the run is finished and has none.
+          CheckpointError: the run is finished and has no epochs.
           DataError: history.parquet is damaged, and no checkpoint has its epochs.
         """
-        found = read_history(self.storage, self.run)
-        if not found and self.is_finished():
+        history = read_history(self.storage, self.run)
+        if not history and self.is_finished():
             raise CheckpointError(f"run {self.run!r}: finished, but history.parquet is missing; copy it again")
-        return found
+        return history
 
     def mend(self, say: Callable[[str], None] = lambda _: None) -> None:
-        """Writes what a killed, slower or damaged writer left short: history.parquet, and a finished run's weights.
+        """Repairs history.parquet and a finished run's weights after damage, or a killed or slower writer.
 
         Args:
-          say: told what was wrong with history.parquet.
+          say: called with the defect of history.parquet.
 
         Raises:
-          MnistRayError: as history raises, or there is no whole checkpoint to copy the weights from.
+          MnistRayError: as from history, or there is no intact checkpoint to copy the weights from.
         """
         if self.is_finished() and not self.storage.exists(self.path("best", "model.safetensors")):
             self.storage.write_bytes(self.path("best", "model.safetensors"), self._best_weights()[1])
         history = self.history()
         try:
             table = read_history_table(self.storage, self.run)
-            wrong = f"had {len(table)} of {len(history)} epochs" if len(table) < len(history) else "was another's"
+            wrong = (
+                f"had {len(table)} of {len(history)} epochs" if len(table) < len(history) else "was another writer's"
+            )
         except DataError:
             table, wrong = (), "was damaged"
         if table != history:
@@ -190,18 +191,18 @@ class RunFolder:
         return self.storage.exists(self.path("best", "checkpoint.json"))
 
     def mark(self, status: str, reason: str) -> None:
-        """Notes why a run ends here: "stopped", before its best checkpoint is written, or "diverged"."""
+        """Records why a run ends: "stopped", before its best checkpoint is written, or "diverged"."""
         if self.is_finished():
             return
         self.storage.write_bytes(self.path("status.json"), json_bytes({"status": status, "reason": reason}))
 
     def is_marked(self, status: str) -> bool:
-        """Tells whether mark noted this, whatever came of it since."""
+        """Tells whether `mark` recorded this status, even if it no longer applies."""
         noted = read_note(self.storage, self.run)
         return noted is not None and noted.status == status
 
     def status(self) -> RunStatus:
-        """Returns how far the run is; see read_status."""
+        """Returns the run's status; see read_status."""
         return read_status(self.storage, self.run)
 
     def save(
@@ -214,16 +215,16 @@ class RunFolder:
         num_workers: int = 1,
         stack_size: int = 1,
     ) -> None:
-        """Writes the state after an epoch: there whole or not at all, as checkpoint.json comes last.
+        """Writes the state after an epoch atomically: checkpoint.json comes last.
 
-        Another process may train the same run, to the same bits: what it has finished, or has of later epochs, stays.
+        Another process may train the same run, to the same bits: its final result and its later epochs stay.
 
         Args:
           config: of the run.
-          data: what it is trained on.
+          data: training data.
           state: after the epoch.
-          command_line: the one that asked for the run, this process's own by default.
-          num_workers: workers that share its batches.
+          command_line: command line that requested the run; this process's own by default.
+          num_workers: workers that share the run's batches.
           stack_size: runs that train together.
         """
         if self.is_finished():
@@ -243,7 +244,7 @@ class RunFolder:
         document |= {"lineage": made_by, "stack_size": stack_size}
         self._write(f"checkpoints/{_epoch_name(epoch)}", files, document)
         names = self.storage.list_folders(self.path("checkpoints"))
-        # Another writer that is ahead has written a longer one.
+        # A writer that is ahead has written a longer history.
         if max(names) <= _epoch_name(epoch):
             self._write_history(state.history)
         best, oldest_kept = _epoch_name(best_epoch(state.history)), _epoch_name(epoch - _KEPT_CHECKPOINTS + 1)
@@ -257,7 +258,7 @@ class RunFolder:
         """Writes best/ from the checkpoint with the lowest validation loss, unless another writer has done so.
 
         Raises:
-          CheckpointError: that or the newest checkpoint is damaged.
+          CheckpointError: this or the newest checkpoint is damaged.
         """
         if not self.is_finished():
             self._create_best()
@@ -267,7 +268,7 @@ class RunFolder:
         state = self.latest_state()
         num_epochs = len(self.history())
         if state is None or len(state.history) < num_epochs:
-            # The best of fewer epochs may be another one.
+            # The best of fewer epochs may be a different one.
             raise CheckpointError(
                 f"run {self.run!r}: checkpoints/{_epoch_name(num_epochs)} is damaged or missing; train it again with "
                 "--resume"
@@ -276,7 +277,7 @@ class RunFolder:
         document, weights = self._read(folder, "model.safetensors")
         document |= {
             "files": {"model.safetensors": document["files"]["model.safetensors"]},
-            # The newest checkpoint may be another writer's, whose epochs took other times.
+            # The newest checkpoint may come from another writer, whose epochs took different times.
             "metrics": asdict(state.history[document["epoch"] - 1]),
             "history": [asdict(row) for row in state.history],
             "status": asdict(self._end(self._config(document, f"{folder}/checkpoint.json"), state.history)),
@@ -285,19 +286,19 @@ class RunFolder:
             self.storage.write_bytes(self.path("best", "model.safetensors"), weights)
 
     def _end(self, config: TrainConfig, history: tuple[EpochResult, ...]) -> RunStatus:
-        """Returns how a run ends with these epochs: stopped only if that was noted, and epochs are missing."""
+        """Returns the final status with these epochs: stopped only if so recorded and epochs are missing."""
         if is_finished(config, history) or not self.is_marked("stopped"):
             return RunStatus("finished")
         return RunStatus("stopped", json.loads(self.storage.read_bytes(self.path("status.json")))["reason"])
 
     def latest_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState | None:
-        """Returns the state after the last epoch whose checkpoint is whole, or None before the first.
+        """Returns the state after the last epoch whose checkpoint is intact; None before the first.
 
         Args:
-          say: told of each damaged checkpoint that is passed over: its epochs are trained again, to the same bits.
+          say: called if a damaged checkpoint is skipped: its epochs are trained again, to the same bits.
 
         Raises:
-          CheckpointError: there are checkpoints and none is whole, or one belongs to another run.
+          CheckpointError: there are checkpoints but none is intact, or one belongs to another run.
         """
         names = self._checkpoint_names()
         damaged: DamagedCheckpoint | None = None
@@ -313,7 +314,7 @@ class RunFolder:
                 say(f"{damaged}; going on from epoch {state.history[-1].epoch}")
             return state
         if names != self._checkpoint_names():
-            # Another writer went on meanwhile, and has deleted what was old.
+            # Meanwhile another writer continued and deleted old checkpoints.
             return self.latest_state(say)
         if damaged:
             raise CheckpointError(f"{damaged}; no older one is whole: delete {self.path()} to train it anew")
@@ -348,16 +349,16 @@ class RunFolder:
         """Returns best/checkpoint.json and the weights that it names."""
         if self.storage.exists(self.path("best", "model.safetensors")):
             return self._read("best", "model.safetensors")
-        # The writer was killed, or is, between the two: the weights are still in the checkpoint that they come from.
+        # The writer is, or was killed, between the two writes: the weights are still in their original checkpoint.
         document = self._document("best")
         epoch = _epoch_name(document["epoch"])
-        found, weights = self._read(f"checkpoints/{epoch}", "model.safetensors")
-        if found["files"]["model.safetensors"] != document["files"]["model.safetensors"]:
+        original, weights = self._read(f"checkpoints/{epoch}", "model.safetensors")
+        if original["files"]["model.safetensors"] != document["files"]["model.safetensors"]:
             raise DamagedCheckpoint(f"run {self.run!r}: best/model.safetensors is missing, and {epoch} has others")
         return document, weights
 
     def _check_presence(self) -> None:
-        """Makes sure that the run's folder is still there: a disk that was unmounted leaves a folder to write into."""
+        """Checks that the run's folder is still there: an unmounted disk leaves an empty folder to write into."""
         if not self.storage.exists(self.path("config.json")):
             raise StorageError(
                 f"storage={self.storage.uri!r}: {self.path('config.json')} is gone: deleted, or no longer mounted; "
@@ -390,7 +391,7 @@ class RunFolder:
         self.storage.write_bytes(self.path(folder, "checkpoint.json"), with_checksum(document))
 
     def _read(self, folder: str, name: str) -> tuple[dict[str, Any], bytes]:
-        """Returns checkpoint.json and a file of the folder, both as they were written for this run and its config."""
+        """Returns a folder's checkpoint.json and a file, after checking that both are intact and belong to this run."""
         where = f"run {self.run!r}: {folder}/{name}"
         document = self._document(folder)
         try:
@@ -402,7 +403,7 @@ class RunFolder:
         return document, content
 
     def _document(self, folder: str) -> dict[str, Any]:
-        """Returns checkpoint.json of a folder, as it was written for this run and its config."""
+        """Returns a folder's checkpoint.json, after checking that it was written for this run and its config."""
         of_run, source = self.document(), f"run {self.run!r}: {folder}/checkpoint.json"
         try:
             text = self.storage.read_bytes(self.path(folder, "checkpoint.json"))

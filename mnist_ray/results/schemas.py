@@ -29,26 +29,26 @@ _LABEL = (
     Column("label_name", NAME, "", "name of the true class"),
 )
 _PREDICTED_LABEL = (
-    Column("predicted_label", INT64, "class", "most probable class, the first of equals"),
+    Column("predicted_label", INT64, "class", "most probable class; the first in a tie"),
     Column("predicted_label_name", NAME, "", "name of the predicted class"),
 )
 _CONFIG_HASH = Column(
     "config_hash", STRING, "", "SHA-256 of the run's settings that differ from the defaults, as JSON, hexadecimal"
 )
-_ACCURACY = Column("accuracy", FLOAT64, "fraction", "examples whose predicted class is the true one, of all")
+_ACCURACY = Column("accuracy", FLOAT64, "fraction", "share of examples whose predicted class is the true one")
 
 PREDICTIONS = Table(
     "predictions",
     "a run × an example",
     (
         *_EVALUATION,
-        Column("example_index", INT64, "", "place of the example in the split, from 0"),
+        Column("example_index", INT64, "", "index of the example in the split, from 0"),
         *_LABEL,
         *_PREDICTED_LABEL,
         Column("correct", BOOL, "", "whether the predicted class is the true one"),
         Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
         Column("label_probability", FLOAT32, "probability", "probability of the true class"),
-        Column("loss", FLOAT32, "nats", "cross-entropy: minus the logarithm of the true class's probability"),
+        Column("loss", FLOAT32, "nats", "cross-entropy: negative logarithm of the true class's probability"),
         Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
     ),
 )
@@ -66,31 +66,18 @@ METRICS = Table(
         Column("accuracy_high", FLOAT64, "fraction", "upper end of the 95 % Wilson interval of the accuracy"),
         Column("log_loss", FLOAT64, "nats", "mean cross-entropy"),
         Column(
-            "brier",
-            FLOAT64,
-            "",
-            "mean over examples of the squared errors of the probabilities, summed over the classes",
+            "brier", FLOAT64, "", "mean over examples of the probabilities' squared errors, summed over the classes"
         ),
         Column("ece", FLOAT64, "fraction", "expected calibration error over the bins of the calibration table"),
         Column(
-            "top2_accuracy", FLOAT64, "fraction", "examples whose true class is among the two most probable, of all"
+            "top2_accuracy", FLOAT64, "fraction", "share of examples whose true class is among the two most probable"
         ),
-        Column(
-            "precision_macro",
-            FLOAT64,
-            "fraction",
-            "mean of the classes' precision; one without examples counts as 0",
-        ),
-        Column(
-            "recall_macro",
-            FLOAT64,
-            "fraction",
-            "mean of the classes' recall; one without examples counts as 0",
-        ),
-        Column("f1_macro", FLOAT64, "fraction", "mean of the classes' F1; one without examples counts as 0"),
-        Column("precision_weighted", FLOAT64, "fraction", "mean of the classes' precision, weighted by support"),
-        Column("recall_weighted", FLOAT64, "fraction", "mean of the classes' recall, weighted by support"),
-        Column("f1_weighted", FLOAT64, "fraction", "mean of the classes' F1, weighted by support"),
+        Column("precision_macro", FLOAT64, "fraction", "mean precision of the classes; 0 for a class without examples"),
+        Column("recall_macro", FLOAT64, "fraction", "mean recall of the classes; 0 for a class without examples"),
+        Column("f1_macro", FLOAT64, "fraction", "mean F1 of the classes; 0 for a class without examples"),
+        Column("precision_weighted", FLOAT64, "fraction", "mean precision of the classes, weighted by support"),
+        Column("recall_weighted", FLOAT64, "fraction", "mean recall of the classes, weighted by support"),
+        Column("f1_weighted", FLOAT64, "fraction", "mean F1 of the classes, weighted by support"),
         Column("epoch", INT64, "epochs", "epoch after which the evaluated checkpoint was saved, from 1"),
         _CONFIG_HASH,
         Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
@@ -106,9 +93,11 @@ PER_CLASS = Table(
         *_EVALUATION,
         Column("class", INT64, "class", "class, from 0"),
         Column("class_name", NAME, "", "name of the class"),
-        Column("precision", FLOAT64, "fraction", "right predictions of the class, of its predictions; 0 without any"),
-        Column("recall", FLOAT64, "fraction", "right predictions of the class, of its examples; 0 without any"),
-        Column("f1", FLOAT64, "fraction", "harmonic mean of precision and recall; 0 where both are"),
+        Column(
+            "precision", FLOAT64, "fraction", "correct share of the predictions of the class; 0 without predictions"
+        ),
+        Column("recall", FLOAT64, "fraction", "correctly predicted share of the class's examples; 0 without examples"),
+        Column("f1", FLOAT64, "fraction", "harmonic mean of precision and recall; 0 if both are 0"),
         Column("support", INT64, "examples", "examples of the class"),
     ),
 )
@@ -120,7 +109,7 @@ CONFUSION = Table(
         *_EVALUATION,
         *_LABEL,
         *_PREDICTED_LABEL,
-        Column("count", INT64, "examples", "examples of the true class that were given the predicted class"),
+        Column("count", INT64, "examples", "examples of the true class with this predicted class"),
     ),
 )
 
@@ -129,8 +118,8 @@ CALIBRATION = Table(
     "a run × a bin of the confidence",
     (
         *_EVALUATION,
-        Column("confidence_low", FLOAT64, "probability", "lower edge of the bin, not in it except for 0"),
-        Column("confidence_high", FLOAT64, "probability", "upper edge of the bin, in it"),
+        Column("confidence_low", FLOAT64, "probability", "lower edge of the bin, exclusive except for 0"),
+        Column("confidence_high", FLOAT64, "probability", "upper edge of the bin, inclusive"),
         Column("mean_confidence", FLOAT64, "probability", "mean confidence in the bin", nullable=True),
         Column("accuracy", FLOAT64, "fraction", "accuracy in the bin", nullable=True),
         Column("count", INT64, "examples", "examples whose confidence is in the bin"),
@@ -139,12 +128,7 @@ CALIBRATION = Table(
 
 _EPOCHS = (
     Column("epoch", INT64, "epochs", "epoch, from 1"),
-    Column(
-        "train_loss",
-        FLOAT64,
-        "nats",
-        "loss that training minimizes, mean over the epoch's steps as the weights moved",
-    ),
+    Column("train_loss", FLOAT64, "nats", "minimized loss, mean over the epoch's steps while the weights changed"),
     Column("train_accuracy", FLOAT64, "fraction", "accuracy on the training examples over the same steps"),
     Column("val_loss", FLOAT64, "nats", "mean cross-entropy on the validation split after the epoch"),
     Column("val_accuracy", FLOAT64, "fraction", "accuracy on the validation split after the epoch"),
@@ -156,7 +140,7 @@ LEARNING_CURVES = Table("learning_curves", "an epoch of an evaluated run", (_RUN
 
 IMAGES = Table(
     "images",
-    "an image that a report shows, under one reason to show it",
+    "an image that a report shows × a reason to show it",
     (
         *_EVALUATION[1:],
         Column(
@@ -165,16 +149,13 @@ IMAGES = Table(
             "",
             "hardest: wrong in the most runs; disputed: the runs differ most; sample: the first of the split",
         ),
-        Column("rank", INT64, "", "place among the images of the same reason, from 0"),
-        Column("example_index", INT64, "", "place of the example in the split, from 0"),
+        Column("rank", INT64, "", "rank among the images with the same reason, from 0"),
+        Column("example_index", INT64, "", "index of the example in the split, from 0"),
         *_LABEL,
         Column("image", BINARY, "", "PNG, 28 x 28 grey"),
         Column("num_runs_wrong", INT64, "runs", "runs whose predicted class is not the true one"),
         Column(
-            "vote_entropy",
-            FLOAT64,
-            "nats",
-            "entropy of the runs' predicted classes, each run one vote: 0 if they agree",
+            "vote_entropy", FLOAT64, "nats", "entropy of the runs' predicted classes, one vote per run; 0 if all agree"
         ),
         Column("mean_loss", FLOAT64, "nats", "cross-entropy, mean over the runs"),
     ),
@@ -182,7 +163,7 @@ IMAGES = Table(
 
 LINEAGE = Table(
     "lineage",
-    "a run, with what its evaluated weights were made by",
+    "a run, with the origin of its evaluated weights",
     (
         *_EVALUATION,
         _CONFIG_HASH,
@@ -193,7 +174,7 @@ LINEAGE = Table(
         Column("python", STRING, "", "version of Python that trained the run"),
         Column("libraries", STRING, "", "versions of the libraries that trained the run, as JSON: name -> version"),
         Column("cpu", STRING, "", "processor that trained the run"),
-        Column("num_cpus", INT64, "", "its logical processors"),
+        Column("num_cpus", INT64, "", "number of its logical processors"),
         Column("gpu", STRING, "", "GPU that trained the run", nullable=True),
         Column("os", STRING, "", "operating system that trained the run"),
         Column("num_workers", INT64, "", "data-parallel workers that trained the run"),
@@ -206,12 +187,7 @@ HISTORY = Table(
     (
         _RUN,
         *_EPOCHS,
-        Column(
-            "epoch_seconds",
-            FLOAT64,
-            "s",
-            "wall time of the epoch, validation included; in a stack the run's equal share of it",
-        ),
+        Column("epoch_seconds", FLOAT64, "s", "wall time with validation; in a stack, the run's equal share of it"),
     ),
 )
 
@@ -226,14 +202,14 @@ RUNS = Table(
             "status",
             NAME,
             "",
-            "finished; stopped: ended early by the scheduler; diverged: its loss was no number; unfinished",
+            "finished; stopped: ended early by the scheduler; diverged: its loss was not a number; unfinished",
         ),
         Column("reason", STRING, "", "why the run was stopped or diverged", nullable=True),
         Column("epochs_done", INT64, "epochs", "epochs trained"),
         Column("best_epoch", INT64, "epochs", "epoch with the lowest validation loss, from 1", nullable=True),
         Column("best_val_loss", FLOAT64, "nats", "validation loss of the best epoch", nullable=True),
         Column("best_val_accuracy", FLOAT64, "fraction", "validation accuracy of the best epoch", nullable=True),
-        Column("seconds", FLOAT64, "s", "training time; in a stack the run's equal share of each epoch's"),
+        Column("seconds", FLOAT64, "s", "training time; in a stack, the run's equal share of each epoch"),
         Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
     ),
 )
@@ -249,27 +225,23 @@ EFFECTS = Table(
         Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats)"),
         Column("kind", NAME, "", "main, or interaction of two settings"),
         Column("axis", NAME, "", "setting"),
-        Column("level", STRING, "", "its level, as JSON"),
-        Column("reference_level", STRING, "", "the level that it is compared with, as JSON"),
+        Column("level", STRING, "", "level of the setting, as JSON"),
+        Column("reference_level", STRING, "", "level that it is compared with, as JSON"),
         Column("second_axis", NAME, "", "second setting of an interaction", nullable=True),
-        Column("second_level", STRING, "", "its level, as JSON", nullable=True),
-        Column("second_reference_level", STRING, "", "the level that it is compared with, as JSON", nullable=True),
+        Column("second_level", STRING, "", "level of the second setting, as JSON", nullable=True),
+        Column("second_reference_level", STRING, "", "level that it is compared with, as JSON", nullable=True),
         Column(
             "effect",
             FLOAT64,
             "the metric's",
-            "difference of the level from its reference, averaged over the other settings and the seeds; of an "
-            "interaction, how much that difference changes with the second setting",
+            "difference of the level from its reference, averaged over the other settings and the seeds; for an "
+            "interaction, the change of that difference with the second setting",
         ),
         Column("effect_low", FLOAT64, "the metric's", "lower end of the 95 % t interval over seeds", nullable=True),
         Column("effect_high", FLOAT64, "the metric's", "upper end of the 95 % t interval over seeds", nullable=True),
-        Column("p_value", FLOAT64, "probability", "of a two-sided paired t test over seeds", nullable=True),
+        Column("p_value", FLOAT64, "probability", "p value of a two-sided paired t test over seeds", nullable=True),
         Column(
-            "p_adjusted",
-            FLOAT64,
-            "probability",
-            "p_value after Holm's correction over all effects of the metric",
-            nullable=True,
+            "p_adjusted", FLOAT64, "probability", "p_value, Holm-corrected over the metric's effects", nullable=True
         ),
         Column("num_seeds", INT64, "seeds", "seeds that were averaged"),
         Column("num_pairs", INT64, "combinations", "combinations of the other settings averaged for each seed"),
@@ -292,22 +264,22 @@ COMPARISONS = Table(
             for metric, unit, words in (("accuracy", "fraction", "accuracy"), ("log_loss", "nats", "cross-entropy"))
             for place in ("first", "second")
         ),
-        Column("accuracy_difference", FLOAT64, "fraction", "accuracy of the first less that of the second"),
+        Column("accuracy_difference", FLOAT64, "fraction", "accuracy of the first minus accuracy of the second"),
         Column(
             "accuracy_difference_low",
             FLOAT64,
             "fraction",
             "lower end of its paired 95 % interval over seeds and examples, not adjusted for the number of pairs; null "
-            "where all differences are the same and not zero",
+            "if all differences are equal and not zero",
             nullable=True,
         ),
         Column("accuracy_difference_high", FLOAT64, "fraction", "upper end of that interval", nullable=True),
-        Column("log_loss_difference", FLOAT64, "nats", "cross-entropy of the first less that of the second"),
+        Column("log_loss_difference", FLOAT64, "nats", "cross-entropy of the first minus cross-entropy of the second"),
         Column(
             "log_loss_difference_low",
             FLOAT64,
             "nats",
-            "lower end of its paired 95 % interval, likewise; null also where a loss is not finite",
+            "lower end of its paired 95 % interval, likewise; null also if a loss is not finite",
             nullable=True,
         ),
         Column("log_loss_difference_high", FLOAT64, "nats", "upper end of that interval", nullable=True),
@@ -323,60 +295,60 @@ COMPARISONS = Table(
             "p_value",
             FLOAT64,
             "probability",
-            "of accuracy_difference, two-sided; from its interval, null like it",
+            "two-sided p value of accuracy_difference, from its interval; null if that is",
             nullable=True,
         ),
         Column("p_adjusted", FLOAT64, "probability", "p_value after Holm's correction over all pairs", nullable=True),
-        Column("first_right", INT64, "examples", "examples on which the first is right with more of the seeds"),
-        Column("second_right", INT64, "examples", "examples on which the second is right with more of the seeds"),
-        Column("mcnemar_p", FLOAT64, "probability", "McNemar's exact test of these two counts"),
+        Column("first_right", INT64, "examples", "examples that the first predicts correctly with more seeds"),
+        Column("second_right", INT64, "examples", "examples that the second predicts correctly with more seeds"),
+        Column("mcnemar_p", FLOAT64, "probability", "p value of McNemar's exact test on these two counts"),
         Column("mcnemar_p_adjusted", FLOAT64, "probability", "mcnemar_p after Holm's correction over all pairs"),
         Column(
             "num_seeds_needed",
             INT64,
             "seeds",
-            "seeds with which the interval's half width would be 0.001 of accuracy; null with one seed, and where no "
-            "number up to 9,999 is enough for these examples",
+            "seeds needed for an interval half width of 0.001 of accuracy; null with one seed, or if 9,999 seeds are "
+            "not enough for these examples",
             nullable=True,
         ),
         Column(
             "verdict",
             NAME,
             "",
-            "on the first's accuracy: better or worse where p_adjusted and mcnemar_p_adjusted are below 0.05 and their "
-            "directions agree, unresolved with one seed or without a p_value, else tie: not told apart",
+            "accuracy of the first: better or worse if p_adjusted and mcnemar_p_adjusted are below 0.05 and their "
+            "directions agree; unresolved with one seed or without a p_value; otherwise tie: not told apart",
         ),
     ),
 )
 
 _IMAGE = (
     _RUN,
-    Column("path", STRING, "", "file of the image, relative to the images' folder; of a single file, its name"),
-    Column("row", INT64, "", "place of the image in a Parquet or IDX file, from 0; else null", nullable=True),
+    Column("path", STRING, "", "file of the image, relative to the images' folder; for a single file, its name"),
+    Column("row", INT64, "", "index of the image in a Parquet or IDX file, from 0; otherwise null", nullable=True),
 )
 
 IMAGE_PREDICTIONS = Table(
     "image_predictions",
-    "an image of the user's own, in the order of path and row; files predictions-*.parquet of a prediction",
+    "one of the user's images, in the order of path and row; files predictions-*.parquet of a prediction",
     (
         *_IMAGE,
         Column(
             "label",
             INT64,
             "",
-            "class that the image's topmost folder, or the column label of its Parquet file, names; null where none",
+            "class named by the image's topmost folder, or by the column label of its Parquet file; null if none",
             nullable=True,
         ),
         *_PREDICTED_LABEL,
         Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
-        Column("inverted", BOOL, "", "whether the image was inverted, to have the ground of the training images"),
+        Column("inverted", BOOL, "", "whether the image was inverted to match the training images' background"),
         Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
     ),
 )
 
 IMAGE_ERRORS = Table(
     "image_errors",
-    "an image of the user's own that can't be read, in the order of path and row; file errors.parquet of a prediction",
+    "one of the user's images that can't be read, in the order of path and row; file errors.parquet of a prediction",
     (*_IMAGE, Column("error", STRING, "", "why it can't be read")),
 )
 
@@ -411,13 +383,13 @@ _MARKDOWN_HEAD = f"""# The tables
 Made by `python -m mnist_ray.results.schemas > docs/tables.md`; do not edit.
 
 Parquet, zstd, schema version {SCHEMA_VERSION}. Rates are fractions, not percent. No column has nulls unless it says so.
-The file's metadata holds `table`, `schema_version` and `code_version`; each column's metadata its `description` and
-`unit`; a setting is described as in the config, its unit included. A string (dictionary) reads as text everywhere, and
-as a categorical in pandas and Polars.
+The file's metadata holds `table`, `schema_version` and `code_version`; each column's metadata holds its `description`
+and `unit`. A setting is described as in the config, including its unit. A string (dictionary) reads as text everywhere,
+and as a categorical in pandas and Polars.
 
-A version that adds a column keeps the schema version. mnist-ray reads the column as null from a file without it, a
-setting's column as the setting's default, and leaves out columns that it doesn't know. It refuses a file with another
-schema version, without a column that it needs, or with another type.
+Adding a column keeps the schema version. If a file lacks the column, mnist-ray reads it as null, or as the default if
+it is a setting's column; it ignores unknown columns. It rejects a file that has another schema version, lacks a
+required column, or has a column of another type.
 """
 
 
@@ -431,7 +403,7 @@ def _table_markdown(table: Table) -> str:
 
 A row is {table.row}.
 
-| column | type | unit | what it says |
+| column | type | unit | meaning |
 | --- | --- | --- | --- |
 {rows}
 """
