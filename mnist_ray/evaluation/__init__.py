@@ -1,1 +1,1 @@
-"""Networks on a split: predictions, metrics, tables."""
+"""Evaluates networks on a split: predictions, metrics, tables."""

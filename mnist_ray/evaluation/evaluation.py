@@ -1,4 +1,4 @@
-"""Evaluating checkpoints on a split, shard by shard, and committing the tables in one step; no Ray here."""
+"""Evaluates checkpoints on a split, shard by shard, and commits the tables in one step; does not import Ray."""
 
 import hashlib
 import json
@@ -26,20 +26,20 @@ from mnist_ray.results.columns import SCHEMA_VERSION, config_columns
 from mnist_ray.results.run_folder import Checkpoint
 from mnist_ray.storage.storage import PendingFolder, StoredFile
 
-# Of a part file: 256 MB of them. A process holds a few times as many while it evaluates a shard.
+# Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
 _MOST_PROBABILITIES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the shards of one evaluation have in common.
+    """What the shards of one evaluation have in common.
 
     Attributes:
-      config: the evaluation's config, its data set chosen.
+      config: the evaluation's config, with a data set.
       checkpoints: the runs' best checkpoints, sorted by run.
-      class_names: one a class.
-      data_sha256: fingerprint of the split; None until all its images were read.
-      code_version: of the process that planned; the shards' workers write it too, whatever lies on their disks.
+      class_names: one per class.
+      data_sha256: fingerprint of the split; None until all its images are read.
+      code_version: of the planning process; workers write it too, whatever version is on their disks.
     """
 
     config: EvaluationConfig
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The evaluation's name; its last part is a hash of all that the result depends on."""
+        """The evaluation's name; its last part is a hash of everything that the result depends on."""
         return f"{self.stem}-{self.content_hash[:12]}"
 
     @property
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def shard_size(self) -> int:
-        """Images in one part file: the config's, or fewer where many classes and runs would fill the memory."""
+        """Images per part file: as configured, or fewer if many classes and runs would fill the memory."""
         return min(self.config.shard_size, max(1, _MOST_PROBABILITIES // (len(self.class_names) * len(self.runs))))
 
     @property
@@ -97,7 +97,7 @@ class Shard:
     """Consecutive examples of the split.
 
     Attributes:
-      number: of the shard, from 0.
+      number: index of the shard, from 0.
       first: index of its first example.
       images: uint8 [n, 1, 28, 28].
       labels: int64 [n].
@@ -109,18 +109,18 @@ class Shard:
     labels: Tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles arrays, which Ray copies once: a pickled tensor is copied three times on either side."""
+        """Pickles arrays, which Ray copies once; it would copy a pickled tensor three times on either side."""
         return _shard_of_arrays, (self.number, self.first, self.images.numpy(), self.labels.numpy())
 
 
 def _shard_of_arrays(number: int, first: int, images: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]") -> Shard:
-    # Copies: torch warns of memory that it must not write to.
+    # Copied, because torch warns about read-only memory.
     return Shard(number, first, torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What evaluating a shard leaves: its part file, one tally a run, and the images that the gallery may show."""
+    """Result of evaluating a shard: its part file, one tally per run, and the images that the gallery may show."""
 
     number: int
     file: StoredFile
@@ -141,7 +141,7 @@ def make_plan(
       config: the evaluation's config.
       checkpoints: the runs' best checkpoints, checked by check_checkpoints.
       examples: the split.
-      data_sha256: its fingerprint, if it is known already.
+      data_sha256: fingerprint of the split, if already known.
     """
     ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
     return Plan(config, ordered, examples.class_names, data_sha256, code_version())
@@ -164,10 +164,10 @@ def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint
 
 
 def trained_wide_bits(checkpoints: Sequence[Checkpoint]) -> int | None:
-    """Returns what the training images of more than 8 bits were scaled from; None if no run had or noted such.
+    """Returns the bit depth that training images of more than 8 bits were scaled from; None if no run recorded one.
 
     Raises:
-      CheckpointError: runs differ in it, so that the same images would have to be scaled in several ways.
+      CheckpointError: runs differ, so the same images would have to be scaled in several ways.
     """
     noted = {checkpoint.document.get("wide_bits"): checkpoint.run for checkpoint in checkpoints}
     noted.pop(None, None)
@@ -194,13 +194,13 @@ def load_network(checkpoint: Checkpoint) -> nn.Sequential:
 
 
 class ShardStream:
-    """The split in pieces that depend on it and the plan alone, not on who will evaluate them; to be gone through once.
+    """The split as shards that depend only on it and the plan, not on the workers; can be iterated once.
 
-    The images of one shard are in memory at a time.
+    Holds the images of one shard in memory at a time.
 
     Attributes:
-      data_sha256: fingerprint of the split, once all shards were taken.
-      conversion: what was converted, see ImagePieces, once all shards were taken.
+      data_sha256: fingerprint of the split, after the last shard.
+      conversion: what was converted, see ImagePieces, after the last shard.
     """
 
     def __init__(self, examples: ExampleStream, plan: Plan) -> None:
@@ -212,8 +212,8 @@ class ShardStream:
         """Yields the shards.
 
         Raises:
-          DataError: an image is damaged, or there are not as many as labels: it comes after the last shard, before
-            anything is committed.
+          DataError: an image is damaged, or the numbers of images and labels differ; raised after the last shard,
+            before anything is committed.
           StorageError: the images can't be read.
         """
         examples = self._examples
@@ -221,19 +221,19 @@ class ShardStream:
         first = 0
         for number, images in enumerate(_in_pieces(pieces, self._plan.shard_size)):
             fingerprint.add(images)
-            # A copy: a view would be sent to another process with the labels of the whole split.
+            # A clone: pickling a view would send the labels of the whole split.
             yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
             first += len(images)
         self.data_sha256, self.conversion = fingerprint.hexdigest(), pieces.conversion
 
 
 def num_shards(examples: ExampleStream, plan: Plan) -> int:
-    """Returns how many shards the split has."""
+    """Returns the number of shards of the split."""
     return math.ceil(len(examples) / plan.shard_size)
 
 
 def _in_pieces(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Yields the same rows in pieces of a size, the last one smaller."""
+    """Yields the same rows in pieces of this size; the last may be smaller."""
     held: list[Tensor] = []
     count = 0
     for piece in images:
@@ -272,7 +272,7 @@ class ShardEvaluator:
     def evaluate(self, shard: Shard, pending: PendingFolder) -> ShardResult:
         """Evaluates every checkpoint on a shard in one pass and stores its part of the predictions.
 
-        The same shard gives the same bytes, wherever and however often it is evaluated.
+        Idempotent: the same shard gives the same bytes on any worker.
 
         Raises:
           StorageError: the part can't be written.
@@ -286,33 +286,33 @@ class ShardEvaluator:
             device=self._device,
         )
         names = np.asarray(plan.class_names, dtype=object)
-        found = [predictions(of_run, shard.labels) for of_run in scores]
+        by_run = [predictions(scores_of_run, shard.labels) for scores_of_run in scores]
         parts = []
-        for checkpoint, shown in zip(plan.checkpoints, found, strict=True):
+        for checkpoint, of_run in zip(plan.checkpoints, by_run, strict=True):
             columns = {
                 "run": checkpoint.run,
                 "dataset": plan.dataset,
                 "split": plan.config.split,
                 "example_index": np.arange(shard.first, shard.first + len(shard.labels)),
-                "label": shown.label,
-                "label_name": names[shown.label],
-                "predicted_label": shown.predicted_label,
-                "predicted_label_name": names[shown.predicted_label],
-                "correct": shown.correct,
-                "confidence": shown.confidence,
-                "label_probability": shown.label_probability,
-                "loss": shown.loss,
-                "probabilities": shown.probabilities,
+                "label": of_run.label,
+                "label_name": names[of_run.label],
+                "predicted_label": of_run.predicted_label,
+                "predicted_label_name": names[of_run.predicted_label],
+                "correct": of_run.correct,
+                "confidence": of_run.confidence,
+                "label_probability": of_run.label_probability,
+                "loss": of_run.loss,
+                "probabilities": of_run.probabilities,
             }
             parts.append(_table(plan, "predictions", columns))
         data = parquet.to_parquet_bytes(pa.concat_tables(parts))
         file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
-        tallies = tuple(tally(shown, num_bins=plan.config.num_bins) for shown in found)
-        return ShardResult(shard.number, file, tallies, candidates(shard.images, found, first=shard.first))
+        tallies = tuple(tally(of_run, num_bins=plan.config.num_bins) for of_run in by_run)
+        return ShardResult(shard.number, file, tallies, candidates(shard.images, by_run, first=shard.first))
 
 
 def gather(results: Iterable[ShardResult]) -> list[ShardResult]:
-    """Returns the results of all shards with no more images among them than the gallery shows: memory stays small."""
+    """Returns the results of all shards, keeping only the images that the gallery shows to save memory."""
     gathered: list[ShardResult] = []
     shown: list[ShownImage] = []
     for result in results:
@@ -322,7 +322,7 @@ def gather(results: Iterable[ShardResult]) -> list[ShardResult]:
 
 
 def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFolder) -> list[StoredFile]:
-    """Stores the tables that are computed from the tallies of all shards, in their order."""
+    """Stores the tables computed from the tallies of all shards, which are summed in the given order."""
     totals = [sum(rest, start=first) for first, *rest in zip(*(result.tallies for result in results), strict=True)]
     made = {
         "metrics": [
@@ -346,7 +346,7 @@ def write_tables(plan: Plan, results: Sequence[ShardResult], pending: PendingFol
 
 
 def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
-    """Returns what the committed folder says of itself."""
+    """Returns the manifest of the committed folder."""
     return {
         "evaluation": plan.name,
         "schema_version": SCHEMA_VERSION,
@@ -361,7 +361,7 @@ def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
 
 
 def _curve(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Returns the epochs of a run without their wall times, which are no part of its result."""
+    """Returns the epochs of a run without their wall times, which are not part of its result."""
     rows = [asdict(epoch) for epoch in checkpoint.history]
     return [{name: value for name, value in row.items() if name != "epoch_seconds"} for row in rows]
 
@@ -434,7 +434,7 @@ def _confusion(plan: Plan, totals: Sequence[Tally]) -> Iterator[pa.Table]:
     """Yields the confusion table in pieces: with thousands of classes a single run has millions of rows."""
     runs = np.asarray([checkpoint.run for checkpoint in plan.checkpoints], dtype=object)
     names, num_classes = np.asarray(plan.class_names, dtype=object), len(plan.class_names)
-    # Places in the table of the cells that are not 0, in order.
+    # Row numbers of the nonzero cells, in order.
     filled = np.concatenate([run * num_classes**2 + total.pairs for run, total in enumerate(totals)])
     counts = np.concatenate([total.pair_count for total in totals])
     for first in range(0, len(totals) * num_classes**2, parquet.ROWS_IN_PIECE):

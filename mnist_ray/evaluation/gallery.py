@@ -1,7 +1,6 @@
-"""The images that a report shows: those that most runs get wrong, those that they dispute, and the first ones.
+"""Selects the images of a report: images that most runs get wrong, images that they dispute, and the first images.
 
-Each shard names its own candidates, and the best of all shards' are those of the split: memory and table stay small
-however many images there are.
+Each shard selects its candidates and the split's images are the best of these, so memory and table stay small.
 """
 
 import io
@@ -24,15 +23,15 @@ SHOWN = {HARDEST: 40, DISPUTED: 40, SAMPLE: 20}
 
 @dataclass(frozen=True)
 class ShownImage:
-    """An image and what all runs together say of it.
+    """An image and the combined predictions of all runs.
 
     Attributes:
       reason: hardest, disputed or sample.
-      example_index: place in the split, from 0.
+      example_index: index in the split, from 0.
       label: true class.
       image: PNG.
       num_runs_wrong: runs whose predicted class is not the true one.
-      vote_entropy: entropy of the runs' predicted classes in nats, each run one vote.
+      vote_entropy: entropy of the runs' predicted classes in nats, one vote per run.
       mean_loss: cross-entropy in nats, mean over the runs.
     """
 
@@ -56,8 +55,8 @@ class ShownImage:
 def candidates(images: "Tensor", predictions: Sequence[Predictions], *, first: int) -> tuple[ShownImage, ...]:
     """Returns the images of one shard that the split's gallery may show.
 
-    Hardest are those that the most runs get wrong, among equals the higher mean loss; disputed are those with the
-    highest vote entropy, none where the runs agree (Dagan and Engelson, "Committee-based sampling", ICML 1995).
+    The hardest images are wrong in the most runs, then have the highest mean loss. Disputed images have the highest
+    vote entropy above 0 (Dagan and Engelson, "Committee-based sampling", ICML 1995).
 
     Args:
       images: uint8 [n, 1, 28, 28].
@@ -93,8 +92,8 @@ def vote_entropy(predicted: NDArray[np.int64]) -> NDArray[np.float64]:
     """
     num_classes = int(predicted.max()) + 1
     pieces = range(0, predicted.shape[1], max(1, _VOTES_AT_ONCE // num_classes))
-    found = [_vote_entropy(predicted[:, first : first + pieces.step], num_classes) for first in pieces]
-    return np.concatenate(found)
+    entropies = [_vote_entropy(predicted[:, first : first + pieces.step], num_classes) for first in pieces]
+    return np.concatenate(entropies)
 
 
 def _vote_entropy(predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
@@ -102,21 +101,21 @@ def _vote_entropy(predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.
     votes = np.zeros((num_examples, num_classes), dtype=np.int64)
     for of_run in predicted:
         votes[np.arange(num_examples), of_run] += 1
-    # Sorted: the same counts have the same sum, to the last bit, whichever classes they are of.
+    # Sorted, so equal counts give bit-identical sums for any classes.
     share = np.sort(votes, axis=1) / num_runs
     logs = np.log(share, where=share > 0, out=np.zeros_like(share))
-    # 0.0 - x rather than -x: runs that agree have 0, not -0.
+    # 0.0 - x, not -x: runs that agree get 0, not -0.
     return np.asarray(0.0 - (share * logs).sum(axis=1))
 
 
 def gallery(of_shards: Iterable[ShownImage]) -> list[ShownImage]:
-    """Returns the images that are shown, reason by reason, the first by rank first.
+    """Returns the shown images by reason, then by rank.
 
     Args:
       of_shards: candidates of every shard, in any order.
     """
-    found = sorted(of_shards, key=lambda image: image._place)
-    return [image for reason, count in SHOWN.items() for image in _of_reason(found, reason)[:count]]
+    ranked = sorted(of_shards, key=lambda image: image._place)
+    return [image for reason, count in SHOWN.items() for image in _of_reason(ranked, reason)[:count]]
 
 
 def _of_reason(images: Sequence[ShownImage], reason: str) -> list[ShownImage]:

@@ -1,4 +1,4 @@
-"""Probabilities for images: one pass over the images serves any number of networks."""
+"""Class probabilities of images; one pass over the images serves any number of networks."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def log_probabilities(
 ) -> Tensor:
     """Computes the class log-probabilities of every image under every network.
 
-    A network's result does not depend on which others are there.
+    A network's result does not depend on the other networks.
 
     Args:
       networks: plain modules in evaluation mode, on the device.
@@ -28,7 +28,7 @@ def log_probabilities(
       device: where the networks are.
 
     Returns:
-      [networks, n, classes] on the CPU, float64 if a network computes in it, else float32.
+      [networks, n, classes] on the CPU, float64 if any network computes in float64, else float32.
     """
     dtypes = [next(network.parameters()).dtype for network in networks]
     batches = []

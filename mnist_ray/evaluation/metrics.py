@@ -1,6 +1,6 @@
-"""From log-probabilities to counts that add up over shards, and from counts to rates, intervals and calibration.
+"""Turns log-probabilities into counts that add up over shards, and counts into rates, intervals and calibration.
 
-A Tally holds all that the rates need, so a split can be evaluated in any number of pieces. All rates are fractions.
+A Tally holds all the rates need, so a split can be evaluated in any number of pieces. All rates are fractions.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ NUM_BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one run says about n examples; the columns of the predictions table.
+    """Predictions of one run for n examples; the columns of the predictions table.
 
     Attributes:
       label: int64 [n], the true classes.
-      predicted_label: int64 [n], the most probable class, the first of equals.
+      predicted_label: int64 [n], the most probable class; the first in a tie.
       correct: bool [n].
       confidence: float32 [n], probability of the predicted class.
       label_probability: float32 [n], probability of the true class.
-      label_rank: int64 [n], place of the true class among the classes by probability, from 0, the first of equals
-        ahead; an example is correct when it is 0.
+      label_rank: int64 [n], rank of the true class by probability, from 0; the first in a tie ranks higher, and an
+        example is correct if the rank is 0.
       loss: float32 [n], cross-entropy in nats; finite also where label_probability rounds to 0.
       probabilities: float32 [n, classes].
     """
@@ -45,7 +45,7 @@ class Predictions:
 
 
 def predictions(log_probabilities: "Tensor", labels: "Tensor") -> Predictions:
-    """Reads predictions off the log-probabilities of one run.
+    """Derives predictions from the log-probabilities of one run.
 
     Args:
       log_probabilities: floating [n, classes], natural logarithms, on any device.
@@ -56,7 +56,7 @@ def predictions(log_probabilities: "Tensor", labels: "Tensor") -> Predictions:
     """
     scores: NDArray[np.float32] = log_probabilities.detach().cpu().float().numpy()
     label: NDArray[np.int64] = labels.detach().cpu().numpy()
-    # A comparison with NaN is false, so NaN would count as the first rank: as a right answer.
+    # Comparisons with NaN are false, so NaN would get rank 0 and count as correct.
     broken = np.flatnonzero(np.isnan(scores).any(axis=1))
     if broken.size:
         raise CheckpointError(
@@ -64,9 +64,9 @@ def predictions(log_probabilities: "Tensor", labels: "Tensor") -> Predictions:
             f"{broken[0]}; the model's weights overflow: train the run again with a lower learning rate"
         )
     rows = np.arange(len(scores))
-    # torch.argmax promises no order among equals, numpy's takes the first.
+    # numpy's argmax takes the first in a tie, torch's guarantees no order.
     predicted_label = scores.argmax(axis=1)
-    # Through float64, the rounded result does not depend on the vector instructions of the machine.
+    # Computed in float64, so the rounded result does not depend on the machine's vector instructions.
     probabilities = np.exp(scores.astype(np.float64)).astype(np.float32)
     label_score = scores[rows, label][:, None]  # [n, 1]
     equal_before = (scores == label_score) & (np.arange(scores.shape[1]) < label[:, None])  # [n, classes]
@@ -77,7 +77,7 @@ def predictions(log_probabilities: "Tensor", labels: "Tensor") -> Predictions:
         confidence=probabilities[rows, predicted_label],
         label_probability=probabilities[rows, label],
         label_rank=((scores > label_score) | equal_before).sum(axis=1),
-        # 0.0 - x rather than -x: a certain answer costs 0, not -0.
+        # 0.0 - x, not -x: a certain answer costs 0, not -0.
         loss=np.float32(0) - label_score[:, 0],
         probabilities=probabilities,
     )
@@ -89,12 +89,12 @@ class Tally:
 
     Attributes:
       num_classes: number of classes.
-      pairs: int64 [pairs], the pairs of true and predicted class that occur, as true * num_classes + predicted, in
-        order: of thousands of classes they are far fewer than all.
-      pair_count: int64 [pairs], examples of each.
+      pairs: int64 [pairs], occurring pairs of true and predicted class as true * num_classes + predicted, in order;
+        with thousands of classes, far fewer than all pairs.
+      pair_count: int64 [pairs], examples of each pair.
       bin_count: int64 [bins], examples by confidence, see `bin_edges`.
-      bin_correct: int64 [bins], the correct ones among them.
-      bin_confidence: float64 [bins], sum of their confidence.
+      bin_correct: int64 [bins], correct examples among them.
+      bin_confidence: float64 [bins], sum of their confidences.
       log_loss_sum: sum of the cross-entropy, nats.
       brier_sum: sum over examples and classes of (probability - 1 if the class is the true one else 0) squared.
       top2_correct: examples whose true class is among the two most probable.
@@ -124,9 +124,9 @@ class Tally:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """Examples by true class (row) and predicted class (column), int64 [classes, classes]."""
-        found = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
-        found.flat[self.pairs] = self.pair_count
-        return found
+        matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        matrix.flat[self.pairs] = self.pair_count
+        return matrix
 
     def __add__(self, other: "Tally") -> "Tally":
         pairs, place = np.unique(np.concatenate((self.pairs, other.pairs)), return_inverse=True)
@@ -146,10 +146,9 @@ class Tally:
 
 
 def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
-    """Counts and sums the predictions of one run on some examples, none included.
+    """Counts and sums the predictions of one run on zero or more examples.
 
-    The float sums are taken in float64 in an order that depends on the shard alone, so that a retried shard gives
-    the same bits.
+    Sums floats in float64 in an order that depends only on the shard, so a retried shard gives the same bits.
 
     Args:
       shard: the predictions.
@@ -157,7 +156,7 @@ def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
     """
     num_classes = shard.probabilities.shape[1]
     pairs, pair_count = np.unique(shard.label * num_classes + shard.predicted_label, return_counts=True)
-    # The inner edges alone: what lies at or below the first falls into bin 0, above the last into the last bin.
+    # Inner edges only: values at or below the first fall into bin 0, values above the last into the last bin.
     bins = np.searchsorted(bin_edges(num_bins)[1:-1], shard.confidence.astype(np.float64), side="left")
     bin_confidence = np.zeros(num_bins)
     np.add.at(bin_confidence, bins, shard.confidence)
@@ -179,7 +178,7 @@ def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
 def bin_edges(num_bins: int) -> NDArray[np.float64]:
     """Returns the edges of equal-width bins of [0, 1], float64 [bins + 1].
 
-    Bin b is what lies above edge b and at or below edge b + 1; 0 belongs to bin 0.
+    Bin b holds values above edge b and at or below edge b + 1; 0 belongs to bin 0.
     """
     return np.arange(num_bins + 1) / num_bins
 
@@ -192,20 +191,20 @@ class Rates:
       num_examples: examples evaluated.
       accuracy: share of examples whose predicted class is the true one.
       accuracy_low: lower end of the 95 % Wilson interval of the accuracy.
-      accuracy_high: upper end of it.
+      accuracy_high: upper end of the interval.
       log_loss: mean cross-entropy, nats.
       brier: mean over examples of the sum over classes of squared errors of the probabilities, in [0, 2] (Brier 1950,
         'Verification of forecasts expressed in terms of probability'): for two classes twice the one-sided score.
       ece: expected calibration error, mean over examples of |accuracy - mean confidence| of the example's bin (Guo et
         al. 2017, 'On calibration of modern neural networks').
-      top2_accuracy: share of examples whose true class is among the two most probable; of equally probable classes
-        those of lower index come first, so never more than two count.
-      precision_macro: mean over all classes of the class's precision.
-      recall_macro: the same of recall.
-      f1_macro: the same of F1.
-      precision_weighted: mean over classes of precision, weighted by support.
-      recall_weighted: the same of recall.
-      f1_weighted: the same of F1.
+      top2_accuracy: share of examples whose true class is among the two most probable; equally probable classes are
+        ordered by index, so at most two count.
+      precision_macro: mean precision over all classes.
+      recall_macro: mean recall over all classes.
+      f1_macro: mean F1 over all classes.
+      precision_weighted: mean precision over classes, weighted by support.
+      recall_weighted: mean recall over classes, weighted by support.
+      f1_weighted: mean F1 over classes, weighted by support.
     """
 
     num_examples: int
@@ -256,7 +255,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
     Reference: Wilson 1927, 'Probable inference, the law of succession, and statistical inference'.
     """
-    # Imported here: it takes long, and workers don't need it.
+    # Imported here: the import is slow, and workers don't need it.
     from scipy import stats
 
     interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
@@ -267,11 +266,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 class ClassRates:
     """Rates by class, named as the columns of the per_class table.
 
-    As scikit-learn computes them with labels=range(classes) and zero_division=0: a rate whose denominator is 0 is 0,
-    and a class without examples counts in the macro averages, where its three rates are 0.
+    As in scikit-learn with labels=range(classes) and zero_division=0: a rate whose denominator is 0 is 0, and a class
+    without examples counts as 0 in the macro averages.
 
     Attributes:
-      precision: float64 [classes], share of the predictions of the class that are right.
+      precision: float64 [classes], share of the predictions of the class that are correct.
       recall: float64 [classes], share of the examples of the class that are found.
       f1: float64 [classes], harmonic mean of the two.
       support: int64 [classes], examples of the class.
@@ -301,12 +300,12 @@ def class_rates(confusion: NDArray[np.int64]) -> ClassRates:
 
 
 def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
-    # Where the denominator is 0 so is the numerator, and the ratio is 0.
+    # If the denominator is 0, so is the numerator, and the ratio is 0.
     return numerator / np.maximum(denominator, 1)
 
 
 def calibration(total: Tally) -> dict[str, list[Any]]:
-    """Returns the calibration table of one run: column name -> one value a bin, None where the bin is empty."""
+    """Returns the calibration table of one run: column name -> one value per bin, None for an empty bin."""
     edges = bin_edges(len(total.bin_count)).tolist()
     counts = total.bin_count.tolist()
 
@@ -327,7 +326,7 @@ def classification_report(confusion: NDArray[np.int64], class_names: Sequence[st
 
     Args:
       confusion: int64 [classes, classes], rows true, columns predicted, of at least one example.
-      class_names: one name a class.
+      class_names: one name per class.
       digits: decimals of the rates.
     """
     width = max(len(name) for name in (*class_names, "weighted avg"))
@@ -338,8 +337,8 @@ def classification_report(confusion: NDArray[np.int64], class_names: Sequence[st
     weighted = ((rates_by_class * classes.support).sum(axis=1) / num_examples).tolist()
 
     def line(name: str, cells: Sequence[float | None], support: int) -> str:
-        shown = [" " * 9 if cell is None else f"{cell:9.{digits}f}" for cell in cells]
-        return f"{name:>{width}}  {' '.join(shown)} {support:9d}"
+        texts = [" " * 9 if cell is None else f"{cell:9.{digits}f}" for cell in cells]
+        return f"{name:>{width}}  {' '.join(texts)} {support:9d}"
 
     columns = (classes.precision.tolist(), classes.recall.tolist(), classes.f1.tolist(), classes.support.tolist())
     lines = [

@@ -1,4 +1,4 @@
-"""Predictions for the user's own images, shard by shard, committed in one step; no Ray here."""
+"""Predicts the user's own images, shard by shard, and commits the tables in one step; does not import Ray."""
 
 import hashlib
 import itertools
@@ -35,16 +35,16 @@ _BATCH_SIZE = 1024
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """All that the shards of one prediction have in common.
+    """What the shards of one prediction have in common.
 
     Attributes:
-      checkpoint: the run's best.
-      images: the place that was named.
-      kind: of the images.
-      polarity: what the images are.
-      inversion: which of them are inverted.
-      shard_size: images in one part file.
-      code_version: of the process that planned.
+      checkpoint: the run's best checkpoint.
+      images: path or URI of the images.
+      kind: kind of the images.
+      polarity: polarity of the images.
+      inversion: which images are inverted.
+      shard_size: images per part file.
+      code_version: of the planning process.
     """
 
     checkpoint: Checkpoint
@@ -57,7 +57,7 @@ class PredictionPlan:
 
     @property
     def wide_bits(self) -> int | None:
-        """What the training images of more than 8 bits were scaled from; None if there were none, or nobody noted."""
+        """Bit depth that training images of more than 8 bits were scaled from; None if none had, or if unrecorded."""
         return cast(int | None, self.checkpoint.document.get("wide_bits"))
 
     @property
@@ -66,7 +66,7 @@ class PredictionPlan:
         return tuple(self.checkpoint.document["class_names"])
 
     def facts(self) -> dict[str, Any]:
-        """Returns all that the result depends on but the images' content, as JSON values."""
+        """Returns everything that the result depends on, except the images' content, as JSON values."""
         return {
             "run": self.checkpoint.run,
             "checkpoint_sha256": self.checkpoint.sha256,
@@ -82,19 +82,19 @@ class PredictionPlan:
 
 @dataclass(frozen=True)
 class ShardPrediction:
-    """What predicting a shard leaves.
+    """Result of predicting a shard.
 
     Attributes:
       number: of the shard.
-      file: its part of the predictions; empty if none of its images could be read.
+      file: part file of the predictions; empty if no image could be read.
       num_images: images that could be read.
-      num_inverted, num_converted: those among them that were inverted, and that had another size or colours.
-      num_wide: those among them that had more than 8 bits.
-      num_one_shade, first_one_shade: how many of them became one shade, and where the first few are.
-      num_labelled, num_correct: those among them that have a label, and that were predicted as it says.
-      has_label_column: whether some are of a Parquet file with a column label.
-      first_unlabelled: the first one without; None if all have one.
-      errors: path, row and reason of those that couldn't.
+      num_inverted, num_converted: readable images that were inverted; that had another size or colours.
+      num_wide: readable images of more than 8 bits.
+      num_one_shade, first_one_shade: number of readable images that became one shade; location of the first few.
+      num_labelled, num_correct: readable images with a label; whose label was predicted.
+      has_label_column: whether some images come from a Parquet file with a column label.
+      first_unlabelled: location of the first readable image without a label; None if all have one.
+      errors: path, row and reason of each unreadable image.
     """
 
     number: int
@@ -151,7 +151,7 @@ class Predictor:
 
         Raises:
           DataError: a Parquet or IDX file is damaged.
-          StorageError: the images can't be read, or a part not be written.
+          StorageError: the images can't be read, or a part can't be written.
         """
         for number, images in enumerate(
             shards(span.read(self._plan.wide_bits), self._plan.shard_size), start=span.first_shard
@@ -162,20 +162,20 @@ class Predictor:
         """Predicts one image.
 
         Raises:
-          DataError: it can't be read.
+          DataError: the image can't be read.
         """
         if image.error is not None:
             raise DataError(f"images={self._plan.images}: no readable image: {image.error}")
         if image.one_shade is not None:
             raise all_one_shade(f"images={self._plan.images}", [printable(image.path)], 1)
-        shown, inverted = self._predict(_joined([image]))
+        predicted, inverted = self._predict(_joined([image]))
         names = self._plan.class_names
-        probabilities = dict(zip(names, map(float, shown.probabilities[0]), strict=True))
-        return Answer(names[shown.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
+        probabilities = dict(zip(names, map(float, predicted.probabilities[0]), strict=True))
+        return Answer(names[predicted.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
 
     def _predict_shard(self, number: int, images: Sequence[ReadImages], pending: PendingFolder) -> ShardPrediction:
         readable = [some for some in images if some.error is None]
-        shown, inverted = self._predict(_joined(readable))
+        predicted, inverted = self._predict(_joined(readable))
         names = np.asarray(self._plan.class_names, dtype=object)
         paths = [path for some in readable for path in [some.path] * len(some)]
         labels = [label for some in readable for label in self._labels_of(some)]
@@ -187,11 +187,11 @@ class Predictor:
             "path": paths,
             "row": rows,
             "label": labels,
-            "predicted_label": shown.predicted_label,
-            "predicted_label_name": names[shown.predicted_label],
-            "confidence": shown.confidence,
+            "predicted_label": predicted.predicted_label,
+            "predicted_label_name": names[predicted.predicted_label],
+            "confidence": predicted.confidence,
             "inverted": inverted,
-            "probabilities": shown.probabilities,
+            "probabilities": predicted.probabilities,
         }
         return ShardPrediction(
             number=number,
@@ -203,7 +203,7 @@ class Predictor:
             num_one_shade=len(one_shade),
             first_one_shade=tuple(one_shade[:MAX_NAMES_SAID]),
             num_labelled=len(labels) - labels.count(None),
-            num_correct=sum(map(operator.eq, labels, shown.predicted_label.tolist())),
+            num_correct=sum(map(operator.eq, labels, predicted.predicted_label.tolist())),
             has_label_column=any(some.labels is not None for some in images),
             first_unlabelled=next(unlabelled, None),
             errors=tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None),
@@ -212,13 +212,13 @@ class Predictor:
     def _labels_of(self, images: ReadImages) -> Sequence[int | None]:
         if images.labels is not None:
             return [None if name is None else self._labels.get(name) for name in images.labels]
-        # Only of a folder of images do the paths have folders that say what the images show.
+        # Only in a folder of images do folder names name the classes.
         folder, slash, _ = images.path.partition("/")
         is_named = bool(slash) and self._plan.kind == "folder"
         return [self._labels.get(folder) if is_named else None] * len(images)
 
     def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
-        """Inverts in place what needs it of uint8 [n, 28, 28]; returns the predictions and what that was, bool [n]."""
+        """Inverts uint8 [n, 28, 28] in place where needed; returns the predictions and what was inverted, bool [n]."""
         normalization = self._plan.checkpoint.document["normalization"]
         inverted = to_be_inverted(grey, self._plan.inversion)
         np.subtract(255, grey, out=grey, where=inverted[:, None, None])
@@ -230,7 +230,7 @@ class Predictor:
             batch_size=_BATCH_SIZE,
             device=self._device,
         )
-        # There are no labels; what is compared with these is not looked at.
+        # There are no labels; results that depend on these zeros are ignored.
         return predictions(scores, torch.zeros(len(images), dtype=torch.int64)), inverted
 
 
@@ -240,7 +240,7 @@ def _joined(images: Sequence[ReadImages]) -> "np.ndarray[Any, np.dtype[np.uint8]
 
 
 def _one_shade(images: ReadImages) -> list[str]:
-    """Returns where those are that became one shade."""
+    """Returns the locations of images that became one shade."""
     places = [] if images.one_shade is None else images.one_shade.nonzero()[0].tolist()
     rows = (images.rows[place] for place in places)
     return [_place(images.path, row) for row in rows]
@@ -251,7 +251,7 @@ def _place(path: str, row: int | None) -> str:
 
 
 def _text(name: str) -> str:
-    """Returns a file's name in Unicode, whatever bytes it has."""
+    """Returns a file's name as valid Unicode, whatever bytes it has."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -265,13 +265,13 @@ class Totals:
     """Sums over the shards of a prediction.
 
     Attributes:
-      num_images: images that were predicted.
-      num_errors: those that can't be read.
-      num_inverted, num_converted: predicted ones that were inverted, and that had another size or colours.
-      num_wide: predicted ones that had more than 8 bits.
-      num_one_shade: predicted ones that became one shade.
-      num_labelled: predicted ones whose folder, or column label, names a class.
-      accuracy: share of the predicted ones that have the class that is named so; None unless all are labelled.
+      num_images: predicted images.
+      num_errors: unreadable images.
+      num_inverted, num_converted: predicted images that were inverted; that had another size or colours.
+      num_wide: predicted images of more than 8 bits.
+      num_one_shade: predicted images that became one shade.
+      num_labelled: predicted images whose folder, or column label, names a class.
+      accuracy: share of predicted images whose label was predicted; None unless all are labelled.
     """
 
     num_images: int
@@ -291,12 +291,12 @@ class Committed:
     Attributes:
       name: of its folder in predictions/.
       uri: of the folder.
-      already_done: whether the same was there before.
-      totals: its numbers of images.
-      first_error: the first image that can't be read, and why; None if there is none.
-      has_label_column: whether some images are of a Parquet file with a column label.
-      first_unlabelled: the first predicted image without a label that is a class; None if there is none.
-      first_one_shade: where the first few images are that became one shade.
+      already_done: whether the same prediction already existed.
+      totals: its counts.
+      first_error: the first unreadable image, and why; None if there is none.
+      has_label_column: whether some images come from a Parquet file with a column label.
+      first_unlabelled: location of the first predicted image without a label that names a class; None if there is none.
+      first_one_shade: locations of the first few images that became one shade.
     """
 
     name: str
@@ -328,12 +328,12 @@ def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> l
     """Returns all shards.
 
     Args:
-      shards: in their order.
-      images: the place that was named, for the message.
-      strict: whether an image that can't be read ends it, with the first shard that has one.
+      shards: in order.
+      images: path or URI of the images, for the message.
+      strict: whether to stop at the first shard with an unreadable image.
 
     Raises:
-      DataError: there is such an image, and it must not be.
+      DataError: an image is unreadable, and `strict` is set.
     """
     gathered = []
     for shard in shards:
@@ -341,7 +341,7 @@ def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> l
             count = shard.num_images + len(shard.errors)
             raise DataError(
                 f"images={images}: {len(shard.errors)} of the first {count} images of shard {shard.number} cannot be "
-                f"read, the first is {_error_text(shard.errors[0])}; mend or remove them, or leave out --strict"
+                f"read, the first is {_error_text(shard.errors[0])}; repair or remove them, or leave out --strict"
             )
         gathered.append(shard)
     return gathered
@@ -372,13 +372,13 @@ def commit(
     Args:
       plan: the prediction.
       shards: all of them, in order.
-      pending: the folder that their parts lie in, of any path.
-      name: of the final folder; None for one made of the run, the images' place and a hash of all content.
+      pending: the folder that holds their parts, at any path.
+      name: of the final folder; None to make it from the run, the images' URI and a hash of all content.
 
     Raises:
       DataError: all images became one shade.
       ConflictError: the name exists with other content.
-      StorageError: it can't be written.
+      StorageError: the storage can't be written.
     """
     errors = [error for shard in shards for error in shard.errors]
     columns = {name: [error[place] for error in errors] for place, name in enumerate(("path", "row", "error"))}
@@ -419,11 +419,11 @@ def _totals(shards: Sequence[ShardPrediction]) -> Totals:
 
 
 def answer_image(plan: PredictionPlan, images: Images) -> Answer:
-    """Predicts the only image of a place of kind "image", in this process.
+    """Predicts a single image, of kind "image", in this process.
 
     Raises:
-      DataError: it can't be read.
-      StorageError: its storage can't be read.
+      DataError: the image can't be read.
+      StorageError: the storage can't be read.
     """
     (span,) = images.spans(1)
     (image,) = span.read(plan.wide_bits)
@@ -431,7 +431,7 @@ def answer_image(plan: PredictionPlan, images: Images) -> Answer:
 
 
 def _stem(uri: str) -> str:
-    """Returns the last part of a place as letters that a folder's name may have."""
+    """Returns the last part of a URI, reduced to characters allowed in a folder's name."""
     name = uri.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9]+", "-", name.partition(".")[0]).strip("-")[:24] or "images"
 
