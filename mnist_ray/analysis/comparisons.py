@@ -1,6 +1,6 @@
-"""Which of two settings is better: paired intervals over seeds and test examples, McNemar's test, one word.
+"""Compares two settings: paired intervals over seeds and test examples, McNemar's test, a verdict.
 
-Everything is paired: two settings are compared on the seeds that both have, and on the same examples.
+Everything is paired: two settings are compared on their common seeds and on the same examples.
 """
 
 import math
@@ -22,11 +22,11 @@ _OPPOSITES = {"better": "worse", "worse": "better"}
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What the runs of one setting do on the examples.
+    """Results of one setting's runs on the examples.
 
     Attributes:
       label: of the setting.
-      seeds: one a run, each once.
+      seeds: one per run, without duplicates.
       correct: bool [seeds, examples].
       loss: float32 [seeds, examples], nats.
     """
@@ -43,10 +43,10 @@ class Interval:
 
     Attributes:
       difference: the mean.
-      low, high: ends of the interval; None where the differences say nothing of their uncertainty: all are the same
-        and not zero, or one is not finite.
+      low, high: ends of the interval; None if the differences do not show their uncertainty: all are equal and not
+        zero, or one is not finite.
       p_value: two-sided, of no difference; None likewise.
-      seed_error: standard error from the seeds, the residual's part in it; None with one seed.
+      seed_error: standard error from the seeds, including the residual; None with one seed.
       example_error: standard error from the examples.
     """
 
@@ -64,12 +64,12 @@ class Comparison:
 
     Attributes:
       first, second: labels of the settings.
-      num_seeds, num_examples: what both have.
-      accuracy, log_loss: means of the first over seeds and examples; the second's are these less the difference.
-      accuracy_difference, log_loss_difference: the first less the second.
-      p_adjusted: p_value of accuracy_difference after Holm's correction; None like it.
-      first_right, second_right: examples on which this setting is right with more of the seeds.
-      mcnemar_p, mcnemar_p_adjusted: McNemar's exact test of these, and after Holm's correction.
+      num_seeds, num_examples: common seeds and examples.
+      accuracy, log_loss: means of the first over seeds and examples; subtract the difference to get the second's.
+      accuracy_difference, log_loss_difference: first minus second.
+      p_adjusted: p_value of accuracy_difference after Holm's correction; None if p_value is None.
+      first_right, second_right: examples that this setting predicts correctly with more seeds.
+      mcnemar_p, mcnemar_p_adjusted: p value of McNemar's exact test on these, and after Holm's correction.
       num_seeds_needed: see `seeds_needed`.
       verdict: see `judge`.
     """
@@ -112,13 +112,13 @@ class Comparison:
 
 
 def _negative(given: Interval) -> Interval:
-    # Not -x, which prints a zero as -0.00.
+    # 0.0 - x, not -x, which prints zero as -0.00.
     low, high = (None if end is None else 0.0 - end for end in (given.high, given.low))
     return replace(given, difference=0.0 - given.difference, low=low, high=high)
 
 
 def compare(settings: Sequence[Scores]) -> list[Comparison]:
-    """Compares every setting with every one before it and judges the pairs; without a common seed a pair is left out.
+    """Compares each setting with every earlier one and judges the pairs; leaves out pairs without a common seed.
 
     Args:
       settings: all with the same examples, in the same order.
@@ -133,14 +133,13 @@ def compare(settings: Sequence[Scores]) -> list[Comparison]:
 
 
 def judge(pairs: Sequence[Comparison]) -> list[Comparison]:
-    """Returns the pairs with p values corrected over all of them, and with the verdicts that follow.
+    """Returns the pairs with p values corrected over all pairs, and with the resulting verdicts.
 
-    The verdict is 'better' or 'worse' where two tests of no difference agree on its direction, each below 0.05 after
-    Holm's correction: the t test of the interval of `paired_interval`, which knows that other seeds would give other
-    models but trusts in a normal distribution, and McNemar's exact test, which knows nothing of other seeds but stays
-    right where a handful of examples decides. The 95 % interval then leaves out zero. One seed says nothing of others:
-    such a pair is 'unresolved', as is one without a p value. Anything else is a 'tie': not shown to be equal, but not
-    told apart.
+    The verdict is 'better' or 'worse' if two tests of no difference agree on the direction, each below 0.05 after
+    Holm's correction: the t test of the interval of `paired_interval`, which covers other seeds but assumes a normal
+    distribution, and McNemar's exact test, which ignores other seeds but stays valid if a handful of examples decides.
+    The 95 % interval then excludes zero. A pair with one seed, which says nothing about other seeds, or without a p
+    value is 'unresolved'. Any other pair is a 'tie': not shown to be equal, but not told apart.
 
     Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
@@ -188,17 +187,16 @@ def _judged(pair: Comparison, p_adjusted: float | None, mcnemar_p: float | None)
 def paired_interval(differences: NDArray[np.generic]) -> Interval:
     """Returns the mean of paired differences with a 95 % interval that covers other seeds and other examples.
 
-    A difference is its mean + a part of the seed + a part of the example + a residual, all random (seeds and examples
-    are crossed). The variance of the mean is estimated in two independent parts, v_seed = variance of the seeds' means
-    / seeds, which holds the residual too, and v_example = (MS_example - MS_residual) / (seeds * examples), not below
-    0; the quantile is their t quantiles' mean, weighted with these. Of 6,000 simulated draws of each of 18 mixes of
-    the three, from seeds alone to examples alone, the interval covered the truth in 94.2 to 97.8 % with 2 seeds, 94.8
-    to 97.2 % with 3, 95.0 to 96.5 % with 5 and 94.8 to 95.8 % with 10. Satterthwaite's degrees of freedom gave 92.2 %
-    in the worst of them with 3 seeds. A percentile bootstrap over a few seeds knows nothing of the t distribution,
-    and resampling seeds and examples together counts the residual three times (Owen).
+    A difference is the mean + a seed effect + an example effect + a residual, all random (seeds and examples are
+    crossed). The variance of the mean is estimated in two independent parts, v_seed = variance of the seeds' means /
+    seeds, which includes the residual, and v_example = (MS_example - MS_residual) / (seeds * examples), at least 0; the
+    quantile is the mean of their t quantiles, weighted by these parts. In 6,000 simulated draws of each of 18 mixes of
+    the three, from seeds only to examples only, the interval covered the truth in 94.2 to 97.8 % with 2 seeds, 94.8 to
+    97.2 % with 3, 95.0 to 96.5 % with 5 and 94.8 to 95.8 % with 10. Satterthwaite's degrees of freedom gave 92.2 % in
+    the worst mix with 3 seeds. A percentile bootstrap over a few seeds ignores the t distribution, and resampling seeds
+    and examples together counts the residual three times (Owen).
 
-    With one seed, nothing is known of others: the interval covers other examples only. Differences that are all zero
-    have an interval of no width and p = 1.
+    With one seed, the interval covers only other examples. All-zero differences give an interval of width 0 and p = 1.
 
     Args:
       differences: number [seeds, examples].
@@ -216,7 +214,7 @@ def paired_interval(differences: NDArray[np.generic]) -> Interval:
     no_error = 0.0 if num_seeds > 1 else None
     if not values.any():
         return Interval(0.0, 0.0, 0.0, 1.0, no_error, 0.0)
-    # Not by its variance: that of equal numbers may be a little above zero, for their mean is rounded.
+    # Not the variance, which rounding of the mean can make positive for equal numbers.
     if not np.ptp(values) > 0 or not np.isfinite(values).all():
         return Interval(float(values.mean()), None, None, None, no_error, 0.0)
     mean = float(values.mean())
@@ -229,7 +227,7 @@ def paired_interval(differences: NDArray[np.generic]) -> Interval:
 
 
 def _variances(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the parts of seeds and examples in the variance of the mean."""
+    """Returns the seed part and the example part of the variance of the mean."""
     num_seeds, num_examples = values.shape
     of_seeds, of_examples = values.mean(axis=1), values.mean(axis=0)
     if num_examples == 1:
@@ -238,21 +236,21 @@ def _variances(values: NDArray[np.float64]) -> tuple[float, float]:
         return 0.0, float(of_examples.var(ddof=1)) / num_examples
     residuals = values - of_seeds[:, None] - of_examples + values.mean()
     residual = float((residuals**2).sum()) / ((num_seeds - 1) * (num_examples - 1)) / (num_seeds * num_examples)
-    # Few seeds on few examples may have the very same accuracy by chance. The residual alone spreads the seeds' means:
-    # less than the 5 % quantile of what it gives is not believed.
+    # Few seeds on few examples may have equal accuracies by chance. The residual alone spreads the seeds' means, so
+    # the variance is at least the 5 % quantile of what the residual gives.
     least = float(stats.chi2.ppf(0.05, num_seeds - 1)) / (num_seeds - 1) * residual
     seed = max(float(of_seeds.var(ddof=1)) / num_seeds, least)
     return seed, max(float(of_examples.var(ddof=1)) / num_examples - residual, 0.0)
 
 
 def _quantile(p_value: float, seed: float, example: float, degrees: tuple[int, int]) -> float:
-    # Not stats.t.isf, which takes a hundred times as long for one number.
+    # Not stats.t.isf, which takes a hundred times as long for a single number.
     of_seeds, of_examples = (-float(special.stdtrit(number, p_value / 2)) for number in degrees)
     return (of_seeds * seed + of_examples * example) / (seed + example)
 
 
 def _p_value(statistic: float, seed: float, example: float, degrees: tuple[int, int]) -> float:
-    """Returns the p value whose quantile is the statistic, by bisection of its logarithm; 1e-50 where it is less."""
+    """Returns the p value whose quantile is the statistic, by bisection of its logarithm; at least 1e-50."""
     low, high = math.log(_SMALLEST_P), 0.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -266,28 +264,26 @@ def _p_value(statistic: float, seed: float, example: float, degrees: tuple[int, 
 def mcnemar(first_right: int, second_right: int) -> float:
     """Returns the two-sided p value of McNemar's exact test.
 
-    With several seeds an example counts once, for the setting that is right on it with more of the seeds. Tests of
-    each seed by itself share their examples and can't be combined as if they were independent, and the majority's
-    predictions are an ensemble's: two settings of unlike accuracy may have equal ones. With one seed it is McNemar's
-    test as it is known.
+    With several seeds, an example counts once, for the setting that is right with more of them. Tests per seed share
+    their examples, so they can't be combined as independent tests; majority predictions are an ensemble's and may be
+    equal for settings of different accuracy. With one seed, this is the usual McNemar test.
 
     Args:
       first_right: examples on which the first is right and the second is not.
-      second_right: the other way round.
+      second_right: the reverse.
 
     Reference: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
     """
     count = first_right + second_right
-    # The p value of scipy.stats.binomtest, which finds the other tail by search and takes ten times as long: a minute
-    # for the pairs of 160 settings.
+    # Equals scipy.stats.binomtest, which takes ten times as long: a minute for the pairs of 160 settings.
     return min(1.0, float(2 * stats.binom.cdf(min(first_right, second_right), count, 0.5)))
 
 
 def seeds_needed(interval: Interval, *, num_seeds: int, num_examples: int) -> int | None:
-    """Returns with how many seeds the interval's half width would be 0.1 points of accuracy or less.
+    """Returns the number of seeds for an interval half width of 0.1 points of accuracy or less.
 
     Returns:
-      2 or more; None where none up to 9,999 do, or where one seed says nothing of it.
+      2 or more; None if 9,999 seeds are not enough, or with one seed.
     """
     if interval.seed_error is None:
         return None
@@ -304,20 +300,20 @@ def seeds_needed(interval: Interval, *, num_seeds: int, num_examples: int) -> in
 
 
 def half_width_of_examples(interval: Interval, num_examples: int) -> float:
-    """Returns the half width that would be left of an interval with any number of seeds."""
+    """Returns the half width that remains with any number of seeds."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, max(num_examples - 1, 1))) * interval.example_error
 
 
 def tie_groups(labels: Sequence[str], pairs: Sequence[Comparison]) -> dict[str, int]:
-    """Returns the group of each setting: the place of the best that it is not told apart from; 1, 1, 3 for example.
+    """Returns the group of each setting: the rank of its leader, for example 1, 1, 3.
 
     The first setting leads group 1. A setting joins the best leader that it is not told apart from (a tie, or
-    unresolved), or leads a group of its own. So the settings of one group are not told apart from its leader, but may
-    be from each other.
+    unresolved), or leads a new group. Settings of one group are not told apart from its leader, but may be told apart
+    from each other.
 
     Args:
       labels: the settings, the best first.
-      pairs: of these settings; two that were never compared are in no group together.
+      pairs: of these settings; a setting never joins a leader that it was not compared with.
     """
     tied = {frozenset((pair.first, pair.second)) for pair in pairs if not pair.is_decided}
     groups: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What each setting of a grid changes: main effects and two-way interactions, with intervals over seeds."""
+"""Main effects and two-way interactions of a grid's settings, with intervals over seeds."""
 
 import json
 import math
@@ -23,12 +23,12 @@ class Effect:
       metric: accuracy (fraction) or log_loss (nats).
       kind: main or interaction.
       axis, level, reference_level: the setting, its level and the level that it is compared with.
-      second_axis, second_level, second_reference_level: of an interaction; None for a main effect.
+      second_axis, second_level, second_reference_level: the same for an interaction; None for a main effect.
       effect: the mean difference.
       effect_low, effect_high: its 95 % interval over seeds; None with one seed.
       p_value: of a two-sided paired t test over seeds; None with one seed.
       p_adjusted: p_value after Holm's correction over all effects of the metric.
-      num_seeds: seeds that count.
+      num_seeds: averaged seeds.
       num_pairs: combinations of the other axes that are averaged for each seed.
     """
 
@@ -53,32 +53,33 @@ def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]
     """Computes every main effect and two-way interaction of a grid.
 
     The main effect of a level is the difference from the axis's first level, averaged over all combinations of the
-    other axes; an interaction is how much the difference of one axis changes with the level of another,
-    m(a, b) - m(a0, b) - m(a, b0) + m(a0, b0). Both are averaged within each seed first: runs with the same seed share
-    batches and noise, so the seeds' averages are paired differences, independent of each other. Their mean has a t
-    interval. It covers what other seeds would give on this very test set, not other test examples.
+    other axes; an interaction is the change of one axis's difference with the level of another,
+    m(a, b) - m(a0, b) - m(a, b0) + m(a0, b0). Both are first averaged within each seed: runs with the same seed share
+    batches and noise, so the seeds' averages are independent paired differences. The t interval of their mean covers
+    other seeds on this test set, not other test examples.
 
-    Where runs are missing (diverged), a combination counts only if all its cells are there for every seed; so every
-    seed averages the same combinations, and what is left is unbiased for them. An effect without any is left out:
-    missing_runs says so. Sums are exact, accuracies as numbers of examples, so that equal sums are equal.
+    If runs are missing (diverged), a combination counts only if all its cells exist for every seed, so every seed
+    averages the same combinations without bias. An effect without any combination is left out; missing_runs reports
+    it. Sums are exact, with accuracies as numbers of examples, so equal sums compare equal.
 
     Args:
-      rows: rows of a metrics table: run, the settings, seed, num_examples, accuracy, log_loss. Where two have the same
+      rows: rows of a metrics table: run, the settings, seed, num_examples, accuracy, log_loss. If two have the same
         levels and seed, the first by name counts.
       axes: setting -> its levels; the first is the reference.
 
     Reference: Montgomery, "Design and Analysis of Experiments", chapter 5; Holm 1979.
     """
-    found: list[Effect] = []
+    computed: list[Effect] = []
     for metric in METRICS:
         of_metric = list(_effects_of(metric, _Cells(rows, axes, metric)))
         adjusted = holm([effect.p_value for effect in of_metric])
-        found += [Effect(**{**asdict(effect), "p_adjusted": p}) for effect, p in zip(of_metric, adjusted, strict=True)]
-    return found
+        pairs = zip(of_metric, adjusted, strict=True)
+        computed += [Effect(**{**asdict(effect), "p_adjusted": p}) for effect, p in pairs]
+    return computed
 
 
 def missing_runs(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> str | None:
-    """Returns what effects() leaves out for want of runs, in words; None if no run is missing. Args as there."""
+    """Returns a message about what effects() leaves out; None if no run is missing. Args as in effects()."""
     if not rows:
         return None
     cells = _Cells(rows, axes, METRICS[0])
@@ -94,26 +95,26 @@ def missing_runs(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[
 
 
 class _Cells:
-    """One metric of every cell: values[level of axis 1, ..., seed], NaN where there is no run.
+    """One metric of every cell: values[level of axis 1, ..., seed], NaN for a missing run.
 
     Attributes:
-      scale: what a value is to be divided by; accuracies are whole numbers of examples.
+      scale: divisor of the values; accuracies are stored as whole numbers of examples.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]], metric: str) -> None:
-        # An axis of one level has no effect.
+        # An axis with one level has no effect.
         self.axes = {name: [level_text(level) for level in levels] for name, levels in axes.items() if len(levels) > 1}
         self.seeds = sorted({row["seed"] for row in rows})
         self.scale = rows[0]["num_examples"] if rows and metric == "accuracy" else 1
         self.values = np.full([*map(len, self.axes.values()), len(self.seeds)], np.nan)
-        # The first by name is the last to be written.
+        # Reversed, so the first by name is written last.
         for row in sorted(rows, key=lambda row: str(row["run"]), reverse=True):
             levels_of_row = [levels.index(level_text(row[name])) for name, levels in self.axes.items()]
             value = round(row[metric] * self.scale) if metric == "accuracy" else row[metric]
             self.values[(*levels_of_row, self.seeds.index(row["seed"]))] = value
 
     def contrast(self, parts: Sequence[tuple[str, int]]) -> npt.NDArray[np.float64]:
-        """Returns the cells of a difference from the first level, of one axis or of two, with their signs.
+        """Returns the signed cells of a difference from the first level of one or two axes.
 
         Returns:
           [cells of one difference, combinations of the other axes, seeds].
@@ -168,8 +169,8 @@ def _effect(metric: str, cells: _Cells, parts: Sequence[tuple[str, int]]) -> Ite
 def t_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
     """Returns the 95 % t interval of the mean and the two-sided p value of a mean of zero; None for one value.
 
-    Values that are all zero give an interval of no width and 1. Other values without spread, as accuracies on few
-    examples can be by chance, say nothing of their uncertainty: None.
+    All-zero values give an interval of width 0 and p = 1. Other equal values, which accuracies on few examples can be
+    by chance, do not show their uncertainty: None.
     """
     count = len(values)
     if not values.any() and count > 1:
@@ -193,7 +194,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def level_text(level: Any) -> str:
-    """Returns a level as JSON; numbers alike, however they were written."""
+    """Returns a level as JSON; equal numbers give equal text."""
     if isinstance(level, tuple | list):
         return json.dumps(list(level))
     if isinstance(level, int | float) and not isinstance(level, bool):

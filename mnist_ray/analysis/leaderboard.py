@@ -10,17 +10,16 @@ from mnist_ray.text.tables import print_table
 
 
 def leaderboard(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Groups the rows of a runs table by all settings but the seed.
+    """Groups the rows of a runs table by all settings except the seed.
 
     Args:
       rows: rows of a runs table.
-      columns: the settings that are shown, such as the axes of the grid.
+      columns: the settings to show, such as the axes of the grid.
 
     Returns:
-      A row for each group: the shown settings; num_runs and num_done (with a best checkpoint); mean and standard
-      deviation (of a sample; None for one run) of best_val_accuracy, and the means of best_val_loss and best_epoch,
-      over the runs that are done. The highest mean accuracy comes first, then the lowest loss; groups without any
-      run that is done come last.
+      One row per group: the shown settings; num_runs and num_done (with a best checkpoint); mean and standard deviation
+      (of a sample; None for one run) of best_val_accuracy, and the means of best_val_loss and best_epoch, over the done
+      runs. The highest mean accuracy comes first, then the lowest loss; groups without a done run come last.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -32,12 +31,12 @@ def leaderboard(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> li
 def test_leaderboard(
     rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Adds an evaluation to the leaderboard; the ranking stays that of the validation data.
+    """Adds an evaluation to the leaderboard, which stays ranked by validation data.
 
     Args:
       rows: rows of a runs table.
       metrics: rows of the metrics table of an evaluation of the same runs.
-      columns: the settings that are shown.
+      columns: the settings to show.
 
     Returns:
       The rows of leaderboard(), with accuracy_mean, accuracy_std and log_loss_mean of the evaluated runs.
@@ -48,7 +47,7 @@ def test_leaderboard(
 
 def _summary(group: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
     done = [row for row in group if row["checkpoint"] is not None]
-    found = [row["evaluated"] for row in group if row.get("evaluated")]
+    evaluated = [row["evaluated"] for row in group if row.get("evaluated")]
     return {
         **{name: group[0][name] for name in columns},
         "num_runs": len(group),
@@ -58,8 +57,8 @@ def _summary(group: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict
         **_mean_and_std("val_accuracy", [row["best_val_accuracy"] for row in done]),
         **_mean_and_std("val_loss", [row["best_val_loss"] for row in done]),
         **_mean_and_std("best_epoch", [row["best_epoch"] for row in done]),
-        **(_mean_and_std("accuracy", [row["accuracy"] for row in found]) if found else {}),
-        **(_mean_and_std("log_loss", [row["log_loss"] for row in found]) if found else {}),
+        **(_mean_and_std("accuracy", [row["accuracy"] for row in evaluated]) if evaluated else {}),
+        **(_mean_and_std("log_loss", [row["log_loss"] for row in evaluated]) if evaluated else {}),
     }
 
 
@@ -90,9 +89,9 @@ def print_leaderboard(
 
     Args:
       board: rows of leaderboard(), or of test_leaderboard().
-      columns: the settings that are shown.
+      columns: the settings to show.
       title: of the table.
-      limit: most rows.
+      limit: maximum number of rows.
     """
     has_test = any("accuracy_mean" in row for row in board)
     names = ["", *columns, "runs", "val accuracy", "val loss", "best epoch", "seconds a run"]
@@ -116,7 +115,7 @@ def print_leaderboard(
 
 
 def setting_text(value: Any) -> str:
-    """Returns a setting as a person would write it on the command line."""
+    """Returns a setting as a user would write it on the command line."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Honest selection: the setting that validation chooses, what it does on test data, and what choosing it promised."""
+"""Honest selection: the setting that validation chooses, its test accuracy, and the optimism of choosing it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Selection:
 
     Attributes:
       setting: its label.
-      num_settings: from how many it was chosen.
-      num_seeds: of its runs.
-      val_accuracy, test_accuracy: its means over these.
-      optimism: val_accuracy less test_accuracy.
-      selection_bias: see `selection_bias`, over the seeds that all settings have; None where it can't be told.
+      num_settings: number of candidates.
+      num_seeds: number of its seeds.
+      val_accuracy, test_accuracy: means over its seeds.
+      optimism: val_accuracy minus test_accuracy.
+      selection_bias: see `selection_bias`, over the seeds that all settings have; None if it can't be estimated.
     """
 
     setting: str
@@ -36,7 +36,7 @@ class Selection:
 
 
 def select(groups: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Selection:
-    """Chooses by the mean of best_val_accuracy, then by the lower mean of best_val_loss, as the leaderboard does.
+    """Chooses the highest mean best_val_accuracy, then the lowest mean best_val_loss, as the leaderboard does.
 
     Args:
       groups: label of a setting -> seed -> row of the metrics table, with the run's best_val_accuracy, best_val_loss.
@@ -63,12 +63,12 @@ def select(groups: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Selection:
 
 
 def selection_bias(values: NDArray[np.float64]) -> float | None:
-    """Estimates how much the best mean of several settings promises too much, because it was chosen as the best.
+    """Estimates how much the best mean of several settings is inflated by choosing it as the best.
 
-    Seeds are resampled with replacement, the same for all settings; each time the best of the resampled means is
-    chosen, and the bias is how much that mean exceeds the one that the chosen setting really has in the sample,
-    averaged over 2,000 resamples with a fixed seed. The resampled deviations are widened by sqrt(n / (n - 1)), which
-    resampling n seeds loses. It knows the seeds' noise only, not that of the validation examples.
+    Resamples seeds with replacement, the same for all settings, and chooses the best resampled mean each time. The bias
+    is the excess of that mean over the chosen setting's mean in the sample, averaged over 2,000 resamples with a fixed
+    seed. The resampled deviations are widened by sqrt(n / (n - 1)), which resampling n seeds loses. The estimate covers
+    only the noise of the seeds, not of the validation examples.
 
     Args:
       values: float64 [settings, seeds], higher is better.
@@ -90,15 +90,15 @@ def selection_bias(values: NDArray[np.float64]) -> float | None:
 
 
 def print_selection(found: Selection) -> None:
-    """Prints it in two or three lines."""
+    """Prints the selection in two or three lines."""
     print(
-        f"Chosen on validation, of {found.num_settings} settings: {printable(found.setting)}; validation accuracy "
+        f"Chosen by validation from {found.num_settings} settings: {printable(found.setting)}; validation accuracy "
         f"{found.val_accuracy:.4f}, test accuracy {found.test_accuracy:.4f}, optimism "
         f"{100 * found.optimism:+.2f} points."
     )
     if found.selection_bias is not None:
         print(
-            f"Of the validation accuracy, about {100 * found.selection_bias:.2f} points come from choosing the best of "
+            f"About {100 * found.selection_bias:.2f} points of the validation accuracy come from choosing the best of "
             f"{found.num_settings} (bootstrap over seeds)."
         )
-    print("The best epochs were chosen on the same validation examples, which makes its accuracy optimistic too.")
+    print("The best epochs were chosen on the same validation examples, which makes validation optimistic too.")

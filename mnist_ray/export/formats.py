@@ -1,4 +1,4 @@
-"""Trained networks as files that other programs load, each with a model card beside it."""
+"""Exports trained networks as files for other programs, each with a model card."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ from mnist_ray.storage.storage import open_storage
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A kind of file.
+    """A file format.
 
     Attributes:
       suffix: of the file's name.
@@ -36,7 +36,7 @@ class ExportFormat:
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported network and the model card beside it."""
+    """An exported network and its model card."""
 
     path: Path
     card: Path
@@ -66,18 +66,18 @@ class PixelNetwork(nn.Module):
 def export_run(
     storage_uri: str, run: str, *, format_name: str, output: str | None = None, force: bool = False
 ) -> Exported:
-    """Writes a run's best network in a format of FORMATS, and its model card, FILE.md; each appears whole.
+    """Writes a run's best network in a format of FORMATS, and its model card, FILE.md, each atomically.
 
     Args:
       storage_uri: where the run is.
       run: its name.
       format_name: a key of FORMATS.
-      output: local file, or a folder to put it in; RUN with the format's suffix in the working folder if None.
+      output: local file, or a folder for it; None for RUN with the format's suffix in the working folder.
       force: whether existing files may be replaced.
 
     Raises:
       CheckpointError: no such run, not finished, or damaged.
-      ConfigError: the output is not local, its folder is missing, or a package that the format needs.
+      ConfigError: the output is not local, or its folder or a package that the format needs is missing.
       ConflictError: a file exists, and force is not set.
       StorageError: the run can't be read, or a file can't be written.
     """
@@ -129,7 +129,7 @@ def _write(path: Path, content: bytes, *, force: bool) -> None:
         if force:
             os.replace(temporary, path)
         else:
-            # Unlike a rename, a link never replaces what somebody else has put there meanwhile.
+            # Unlike a rename, a link never replaces a file that was created meanwhile.
             os.link(temporary, path)
     except OSError as error:
         if not force:
@@ -164,7 +164,7 @@ def _onnx(checkpoint: Checkpoint) -> bytes:
     )  # fmt: skip
     assert program is not None
     model = program.model_proto
-    # What the exporter notes here are stack traces, with the paths of this machine.
+    # The exporter stores stack traces here, with the paths of this machine.
     for node in model.graph.node:
         node.ClearField("metadata_props")
     return bytes(model.SerializeToString())
@@ -181,11 +181,11 @@ def _torch_export(checkpoint: Checkpoint) -> bytes:
 
 
 def _traceable(checkpoint: Checkpoint) -> tuple[PixelNetwork, Tensor, tuple[dict[int, torch.export.Dim]]]:
-    """Returns the network with its normalization, an example input and which of its axes may have any length."""
+    """Returns the network with its normalization, an example input, and the input's dynamic axes."""
     normalization = checkpoint.document["normalization"]
-    # A network trained in float64 computes in float32 there: onnxruntime has no float64 convolution.
+    # Exports compute in float32, even after training in float64: onnxruntime has no float64 convolution.
     network = PixelNetwork(load_network(checkpoint).float(), mean=normalization["mean"], std=normalization["std"])
-    # Two images: an axis of length one is taken for a constant.
+    # Two images, because the exporter treats an axis of length one as a constant.
     return network.eval(), torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE), ({0: torch.export.Dim("batch")},)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what an exported network is, how to load it, what it was trained on, and what it is not for."""
+"""The model card: describes an exported network, how to load it, its training data and its limits."""
 
 import json
 import platform
@@ -11,7 +11,7 @@ from mnist_ray.results.code_version import code_version
 from mnist_ray.results.lineage import libraries
 from mnist_ray.text.escape import printable
 
-# Others are where the card says.
+# The card says where to find the rest.
 _CLASSES_SHOWN = 100
 
 _ONNX = """import numpy as np
@@ -64,7 +64,7 @@ def model_card(
     return f"""# {document["run"]}
 
 A classifier of 28x28 grey images into {len(classes)} classes, trained by mnist-ray: variant `{config["variant"]}`,
-seed {config["seed"]}, the weights of epoch {document["epoch"]}, the one with the lowest validation loss.
+seed {config["seed"]}, the weights of epoch {document["epoch"]}, which has the lowest validation loss.
 
 | | |
 | --- | --- |
@@ -77,8 +77,8 @@ seed {config["seed"]}, the weights of epoch {document["epoch"]}, the one with th
 
 {_input_text(document, takes_pixels=takes_pixels)}
 
-Output: logits [batch, {len(classes)}], one a class in this order: {_classes_text(classes)}. Softmax makes
-probabilities of them. `images` below are pixel values from 0 to 255, a torch tensor [batch, 1, 28, 28].
+Output: logits [batch, {len(classes)}], one per class in this order: {_classes_text(classes)}. Softmax turns
+them into probabilities. `images` below are pixel values from 0 to 255, a torch tensor [batch, 1, 28, 28].
 
 ```python
 {_code(document, format_name, file_name, layers)}
@@ -115,13 +115,13 @@ Its hash is `{document["config_hash"]}`.
 ## Intended use
 
 Comparing regularization on small images, teaching, and classifying images like those of the training data: the same
-size, polarity (which of ink and ground is bright) and framing.
+size, polarity (whether ink or background is bright) and framing.
 
 ## Limits
 
 - Every image gets one of the {len(classes)} classes, whatever it shows; a high probability is no proof.
-- Other cameras, pens, framings and populations than those of the training data were not tried: measure on your own
-  labelled images first.
+- Not tested on cameras, pens, framings or populations that the training data lack: measure on your own labelled images
+  first.
 - Not for decisions about people, money or safety without a person who checks them.
 """
 
@@ -141,15 +141,15 @@ def _input_text(document: Mapping[str, Any], *, takes_pixels: bool) -> str:
         )
     return (
         f"Input: {_dtype(document)} [batch, 1, 28, 28], normalized: pixel values / 255, minus the mean, divided by the "
-        "std below. The file\nholds the weights alone, under the names of the plain PyTorch module."
+        "std below. The file\nholds only the weights, under the names of the plain PyTorch module."
     )
 
 
 def _classes_text(classes: Sequence[str]) -> str:
-    shown = ", ".join(map(_code_span, classes[:_CLASSES_SHOWN]))
+    spans = ", ".join(map(_code_span, classes[:_CLASSES_SHOWN]))
     if len(classes) <= _CLASSES_SHOWN:
-        return shown
-    return f"{shown} and {len(classes) - _CLASSES_SHOWN:,} more: `class_names` in the run's `best/checkpoint.json`"
+        return spans
+    return f"{spans} and {len(classes) - _CLASSES_SHOWN:,} more: `class_names` in the run's `best/checkpoint.json`"
 
 
 def _dtype(document: Mapping[str, Any]) -> str:
@@ -180,7 +180,7 @@ def _metrics_text(metrics: Mapping[str, Any]) -> str:
     return f"""| | loss, nats | accuracy |
 | --- | --- | --- |
 | validation | {metrics["val_loss"]:.4f} | {metrics["val_accuracy"]:.4f} |
-| training, as it went | {metrics["train_loss"]:.4f} | {metrics["train_accuracy"]:.4f} |"""
+| training, during the epoch | {metrics["train_loss"]:.4f} | {metrics["train_accuracy"]:.4f} |"""
 
 
 def _versions_text(document: Mapping[str, Any]) -> str:
@@ -197,7 +197,7 @@ Trained on {where}, {made_by["os"]}, by {_code_span(made_by["command_line"])}.""
 
 
 def _code_span(value: object) -> str:
-    """Returns a text as a code span of Markdown, in which nothing is markup."""
+    """Returns text as a Markdown code span, in which nothing is markup."""
     text = printable(str(value))
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""

@@ -1,1 +1,1 @@
-"""Reports, from the tables of a committed evaluation alone."""
+"""Reports, made only from the tables of a committed evaluation."""

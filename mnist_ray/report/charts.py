@@ -1,4 +1,4 @@
-"""How a chart of a report is drawn: its style, its colours on a page, its files; and how its axes are labelled."""
+"""Draws the charts of a report: style, page colours, files and axis labels."""
 
 import io
 import re
@@ -15,11 +15,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from mnist_ray.report.glyphs import FONTS, lacks_glyphs, replace_missing
 from mnist_ray.text.escape import printable
 
-# Okabe and Ito's colours, told apart by the colour-blind too, in an order of contrast on white and on black; lines
-# and markers differ as well: https://jfly.uni-koeln.de/color/
+# Okabe and Ito's colours, safe for colour-blind readers and ordered by contrast on white and on black; lines and
+# markers differ too: https://jfly.uni-koeln.de/color/
 BLUE, VERMILION, GREY = "#0072b2", "#d55e00", "#8c8c8c"
 INK, GRID, CELL = "#1a1b1e", "#d4d6db", "#0073b3"
-# On a page, in light and in dark, each of them is what the page says.
+# The page defines these colours for its light and dark modes.
 _PAGE_COLORS = {
     INK: "currentColor",
     GRID: "var(--grid)",
@@ -27,7 +27,7 @@ _PAGE_COLORS = {
     BLUE: "var(--blue)",
     VERMILION: "var(--vermilion)",
 }
-# Points; a chart is drawn as wide as a phone shows it, so its text is legible there.
+# Inches, and points for the font; a chart is drawn as wide as a phone shows it, so its text is legible there.
 WIDTH, HEIGHT, _FONT = 3.9, 2.75, 7.5
 _STYLE = {
     "font.size": _FONT,
@@ -53,9 +53,9 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 _PNG_DPI = 200
-# Characters of a label beside a matrix.
+# Maximum characters of a label next to a matrix.
 LONGEST_IN_MATRIX = 22
-# Ids that nothing refers to, and which every figure has.
+# Ids that every figure repeats and nothing refers to.
 _IDLE_ID = re.compile(r' id="[A-Za-z][A-Za-z0-9.]*_[0-9]+"')
 
 
@@ -66,11 +66,11 @@ class Chart:
     Attributes:
       name: of its files, such as loss-baseline.
       title: what it shows.
-      alternative: the same in words and numbers, for those who can't see it.
-      caption: what its marks mean.
-      width: in inches; up to the default one it fits a phone, a wider one must scroll there.
+      alternative: the chart in words and numbers, for readers who can't see it.
+      caption: meaning of its marks.
+      width: in inches; up to the default width, the chart fits a phone, a wider chart scrolls there.
       svg: the image, with the figure's own colours.
-      png: the same on white.
+      png: the image on white.
     """
 
     name: str
@@ -83,11 +83,11 @@ class Chart:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it is wider than a phone's screen."""
+        """Whether the chart is wider than a phone's screen."""
         return self.width > 1.2 * WIDTH
 
     def inline_svg(self) -> str:
-        """Returns the SVG element for a page, in the page's colours of light and dark."""
+        """Returns the SVG element for a page, in the page's light and dark colours."""
         text = self.svg.decode()
         text = _IDLE_ID.sub("", text[text.index("<svg") :])
         for color, variable in _PAGE_COLORS.items():
@@ -111,7 +111,7 @@ def draw(
       title: what it shows.
       paint: puts axes into the figure.
       alternative: the chart in words.
-      caption: what its marks mean.
+      caption: meaning of its marks.
       size: width and height in inches.
     """
     # The salt makes the ids of clip paths and markers differ between the charts of a page.
@@ -120,10 +120,10 @@ def draw(
         paint(figure)
         svg, png = io.BytesIO(), io.BytesIO()
         with warnings.catch_warnings():
-            # What is written with a reader's font is only measured here; `glyphs.note` says it once for all charts.
+            # The SVG's text gets the reader's font and is only measured here; `glyphs.note` reports missing glyphs.
             warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
             figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        # Laid out once: that takes as long as drawing.
+        # Lay out only once: layout takes as long as drawing.
         figure.set_layout_engine("none")
         replace_missing(figure)
         figure.savefig(png, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
@@ -137,8 +137,8 @@ def size_for_rows(num_rows: int) -> tuple[float, float]:
 
 def label_rows(axes: Any, labels: Sequence[str]) -> None:
     """Labels the rows of a chart, the first at the top."""
-    names, shown = without_names(labels)
-    axes.set_yticks(range(len(labels)), [short(label) for label in shown])
+    names, values = without_names(labels)
+    axes.set_yticks(range(len(labels)), [short(value) for value in values])
     axes.set_ylabel(names)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -146,7 +146,7 @@ def label_rows(axes: Any, labels: Sequence[str]) -> None:
 
 
 def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Labels the rows and columns of a matrix, and takes lines and frame away."""
+    """Labels the rows and columns of a matrix, and removes lines and frame."""
     # Letters that fit below the cells.
     room = 6.5 * axes.figure.get_figwidth()
     is_long = max(map(len, columns)) * len(columns) > room
@@ -161,13 +161,13 @@ def label_matrix(axes: Any, rows: Sequence[str], columns: Sequence[str]) -> None
 
 
 def label_epochs(axes: Any, num_epochs: int) -> None:
-    """Makes x an axis of epochs, from 1, in whole numbers."""
+    """Makes x an axis of epochs from 1, with whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(0.7 if num_epochs > 1 else 0.5, num_epochs + (0.3 if num_epochs > 1 else 0.5))
 
 
 def without_names(labels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Splits labels such as dropout=0 batch_norm=no, if all name the same settings, into these names and the values."""
+    """Splits labels such as dropout=0 batch_norm=no into names and values, if all name the same settings."""
     parts = [[part.partition("=") for part in label.split(" ")] for label in labels]
     names = {tuple(name for name, _, _ in label) for label in parts}
     if len(labels) < 2 or len(names) > 1 or not all(sign for label in parts for _, sign, _ in label):
@@ -176,7 +176,7 @@ def without_names(labels: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def label_losses(axes: Any, limits: tuple[float, float]) -> None:
-    """Makes y an axis of losses, logarithmic, with plain numbers."""
+    """Makes y a logarithmic axis of losses, with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -186,7 +186,7 @@ def label_losses(axes: Any, limits: tuple[float, float]) -> None:
 
 
 def class_labels(class_names: Sequence[str], places: Sequence[int]) -> list[str]:
-    """Returns the names of some classes for a matrix; with their number where the font lacks it or two look alike."""
+    """Returns class names for a matrix, with the number if the font lacks glyphs or two shortened names are equal."""
     names = [class_names[place] for place in places]
     times = Counter(short(name, LONGEST_IN_MATRIX) for name in names)
     return [
@@ -196,8 +196,8 @@ def class_labels(class_names: Sequence[str], places: Sequence[int]) -> list[str]
 
 
 def short(label: str, longest: int = 34) -> str:
-    """Returns a label that fits beside a chart in one line, and that is no formula."""
-    shown = printable(label)
+    """Shortens a label to fit in one line next to a chart, and escapes formulas."""
+    text = printable(label)
     half = longest // 2
-    shown = shown if len(shown) <= longest else f"{shown[: half - 1]}…{shown[-half:]}"
-    return shown.replace("$", r"\$")
+    text = text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
+    return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What an evaluation's confusion table says of the classes: whole as text, or of many classes those that matter."""
+"""Reports an evaluation's confusion table by class: all classes as text, or the most relevant of many."""
 
 from collections.abc import Collection, Sequence
 
@@ -20,11 +20,11 @@ def confusions(folder: EvaluationFolder, settings: Sequence[Collection[str]]) ->
 
     Args:
       folder: the evaluation.
-      settings: the runs of each, which are summed; a run is of one setting at most.
+      settings: the runs of each setting, which are summed; a run belongs to at most one setting.
     """
     size = len(folder.class_names)
-    found = np.zeros((len(settings) + 1, size, size), dtype=np.int64)
-    # What is of no setting goes into the last matrix.
+    matrices = np.zeros((len(settings) + 1, size, size), dtype=np.int64)
+    # Runs of no setting go into the last matrix.
     places = {run: place for place, runs in enumerate(settings) for run in runs}
     for batch in folder.batches("confusion", columns=["run", "label", "predicted_label", "count"]):
         runs = batch["run"]
@@ -32,12 +32,12 @@ def confusions(folder: EvaluationFolder, settings: Sequence[Collection[str]]) ->
         count = batch["count"].to_numpy()
         some = np.flatnonzero(count)
         cell = batch["label"].to_numpy()[some], batch["predicted_label"].to_numpy()[some]
-        np.add.at(found, (setting[runs.indices.to_numpy()[some]], *cell), count[some])
-    return list(found[:-1])
+        np.add.at(matrices, (setting[runs.indices.to_numpy()[some]], *cell), count[some])
+    return list(matrices[:-1])
 
 
 def frequent_mistakes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns every kind of mistake, the most frequent first, of equals the first by true and by predicted class.
+    """Returns every kind of mistake, the most frequent first, then by true and by predicted class.
 
     Args:
       counts: int64 [classes, classes], rows true, columns predicted.
@@ -47,17 +47,16 @@ def frequent_mistakes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     label, predicted = np.nonzero(counts)
     is_mistake = label != predicted
-    found: NDArray[np.int64] = np.column_stack((label, predicted, counts[label, predicted]))[is_mistake]
-    order = np.argsort(-found[:, 2], kind="stable")
-    return found[order]
+    mistakes: NDArray[np.int64] = np.column_stack((label, predicted, counts[label, predicted]))[is_mistake]
+    return mistakes[np.argsort(-mistakes[:, 2], kind="stable")]
 
 
 def confused_classes(counts: NDArray[np.int64], most: int) -> list[int]:
-    """Returns the classes of the most frequent mistakes, and if these have fewer the first others, in their order.
+    """Returns the classes of the most frequent mistakes, then the first other classes, up to a number and sorted.
 
     Args:
       counts: int64 [classes, classes], rows true, columns predicted.
-      most: number of classes that are returned at most.
+      most: maximum number of classes.
     """
     in_order = np.concatenate((frequent_mistakes(counts)[:, :2].ravel(), np.arange(len(counts))))
     _, first = np.unique(in_order, return_index=True)
@@ -65,13 +64,13 @@ def confused_classes(counts: NDArray[np.int64], most: int) -> list[int]:
 
 
 def weakest_classes(counts: NDArray[np.int64], most: int) -> list[int]:
-    """Returns the classes in their order, or where these are more the ones with the lowest F1, the lowest first.
+    """Returns all classes in order or, if there are too many, the classes with the lowest F1, the lowest first.
 
-    Classes without examples come last: their F1 says nothing.
+    Classes without examples come last: their F1 is meaningless.
 
     Args:
       counts: int64 [classes, classes], rows true, columns predicted.
-      most: number of classes that are returned at most.
+      most: maximum number of classes.
     """
     if len(counts) <= most:
         return list(range(len(counts)))

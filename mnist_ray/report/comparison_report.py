@@ -1,4 +1,4 @@
-"""The verdicts on every pair of an evaluation's settings, printed and stored."""
+"""Computes and stores the verdicts on every pair of an evaluation's settings."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,21 +30,21 @@ _Runs = Mapping[int, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """What an evaluation says of its settings.
+    """The comparison of an evaluation's settings.
 
     Attributes:
       evaluation: name of the evaluation.
       num_examples: examples evaluated.
-      settings: a row a setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
+      settings: one row per setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
         num_stopped (of these, ended early by a scheduler), accuracy_mean, accuracy_low and accuracy_high (see
         `accuracy_interval`), accuracy_std, log_loss_mean, val_accuracy_mean.
-      comparisons: of all pairs, or of those with the baseline, each against it; judged among themselves.
-      num_pairs: pairs in all.
+      comparisons: all pairs, or all pairs against the baseline, judged together.
+      num_pairs: total number of pairs.
       unpaired: pairs without a common seed.
-      num_repeated: runs left out, because another run of the same setting has the same seed.
+      num_repeated: runs left out because another run of the same setting has the same seed.
       selection: None with one setting, or if the runs were validated on different examples.
-      trained_on: which runs were trained on another data set than these examples', in words; None if none was.
-      num_earlier: evaluations in the storage that had read the same split before.
+      trained_on: message about runs that were trained on another data set; None if there are none.
+      num_earlier: earlier evaluations of the same split in the storage.
       uri: of the stored comparisons.parquet, None with one setting.
     """
 
@@ -62,12 +62,12 @@ class ComparisonReport:
 
 
 def report_comparisons(folder: EvaluationFolder, *, baseline: str | None = None) -> ComparisonReport:
-    """Compares every pair of settings of an evaluation and stores that as reports/<evaluation>/comparisons.parquet.
+    """Compares every pair of settings of an evaluation and stores reports/<evaluation>/comparisons.parquet.
 
     Args:
       folder: of the evaluation.
-      baseline: a setting's label, or its variant: only the pairs with it are returned, and Holm's correction is over
-        these; stored are all pairs, corrected over all.
+      baseline: a setting's label, or its variant: returns only the pairs with it, corrected by Holm over these; stores
+        all pairs, corrected over all.
 
     Raises:
       ConfigError: no such baseline.
@@ -102,10 +102,10 @@ def report_comparisons(folder: EvaluationFolder, *, baseline: str | None = None)
 
 
 def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Groups the rows of a metrics table by all settings but the seed.
+    """Groups the rows of a metrics table by all settings except the seed.
 
-    A label says what varies: the variant, and whatever differs among the runs of one variant; of two runs with the
-    same settings and seed the first by name counts.
+    A label names what varies: the variant, and the settings that differ among the runs of one variant. If two runs have
+    the same settings and seed, the first by name counts.
 
     Returns:
       Label -> seed -> row, the variants in the order of VARIANTS, then by the values.
@@ -114,7 +114,7 @@ def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Map
     for row in rows:
         by_variant.setdefault(row["variant"], []).append(row)
     names = [name for name in SETTING_COLUMNS if any(_num_values(name, group) > 1 for group in by_variant.values())]
-    # Where six digits don't tell the values apart, all of them do.
+    # Use all digits if six don't tell the values apart.
     texts = {
         name: setting_text if _num_values(name, rows, setting_text) == _num_values(name, rows) else json.dumps
         for name in names
@@ -138,23 +138,23 @@ def _place(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def find_setting(groups: Mapping[str, _Runs], name: str) -> str:
-    """Returns the label of a setting that is named by its label, or by a variant that it alone has.
+    """Returns the label of the setting with this label, or of the only setting with this variant.
 
     Raises:
       ConfigError: no such setting, or several.
     """
     if name in groups:
         return name
-    found = [label for label, runs in groups.items() if next(iter(runs.values()))["variant"] == name]
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} settings have this variant" if found else "no such setting in the evaluation"
-    labels = ", ".join(repr(label) for label in found or groups)
+    matching = [label for label, runs in groups.items() if next(iter(runs.values()))["variant"] == name]
+    if len(matching) == 1:
+        return matching[0]
+    what = f"{len(matching)} settings have this variant" if matching else "no such setting in the evaluation"
+    labels = ", ".join(repr(label) for label in matching or groups)
     raise ConfigError(f"--baseline {name!r}: {what}; give one of {labels}")
 
 
 def _scores(folder: EvaluationFolder, groups: Mapping[str, _Runs]) -> list[Scores]:
-    """Reads the part files of the predictions, one after the other."""
+    """Reads the part files of the predictions one by one."""
     places = {run: place for place, run in enumerate(folder.runs)}
     shape = len(places), folder.num_examples
     correct: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
@@ -164,7 +164,7 @@ def _scores(folder: EvaluationFolder, groups: Mapping[str, _Runs]) -> list[Score
     if missing := int(np.isnan(loss).sum()):
         raise DataError(f"{folder.uri}: {missing} predictions of {loss.size} are missing; evaluate again")
     rows = {label: [places[row["run"]] for row in runs.values()] for label, runs in groups.items()}
-    return [Scores(label, tuple(groups[label]), correct[found], loss[found]) for label, found in rows.items()]
+    return [Scores(label, tuple(groups[label]), correct[some], loss[some]) for label, some in rows.items()]
 
 
 def _read_part(
@@ -207,9 +207,9 @@ def _setting_row(runs: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str,
 def accuracy_interval(runs: Sequence[Mapping[str, Any]], scores: Scores) -> tuple[float, float]:
     """Returns the 95 % interval of a setting's mean accuracy.
 
-    With several seeds it covers other seeds and other examples, as `paired_interval` does, of which this is the case of
-    a difference from nothing. With one seed it is Wilson's interval, over other examples; so it is where every answer
-    is right, or every one wrong, and nothing varies.
+    With several seeds, it is the `paired_interval` of the difference from zero, which covers other seeds and other
+    examples. With one seed, or if nothing varies because all answers are right or all are wrong, it is Wilson's
+    interval, which covers other examples.
 
     Args:
       runs: rows of the metrics table.
@@ -217,10 +217,10 @@ def accuracy_interval(runs: Sequence[Mapping[str, Any]], scores: Scores) -> tupl
     """
     if len(runs) == 1 or scores.correct.all() or not scores.correct.any():
         return runs[0]["accuracy_low"], runs[0]["accuracy_high"]
-    found = paired_interval(scores.correct)
-    assert found.low is not None
-    assert found.high is not None
-    return max(found.low, 0.0), min(found.high, 1.0)
+    interval = paired_interval(scores.correct)
+    assert interval.low is not None
+    assert interval.high is not None
+    return max(interval.low, 0.0), min(interval.high, 1.0)
 
 
 def _labels(pair: Comparison) -> tuple[str, str]:
@@ -228,8 +228,8 @@ def _labels(pair: Comparison) -> tuple[str, str]:
 
 
 def _against(baseline: str, pairs: Sequence[Comparison]) -> list[Comparison]:
-    found = [pair for pair in pairs if baseline in _labels(pair)]
-    return judge([pair if pair.second == baseline else pair.reversed() for pair in found])
+    chosen = [pair for pair in pairs if baseline in _labels(pair)]
+    return judge([pair if pair.second == baseline else pair.reversed() for pair in chosen])
 
 
 def _store(folder: EvaluationFolder, pairs: Sequence[Comparison]) -> str:

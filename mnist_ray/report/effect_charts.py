@@ -1,4 +1,4 @@
-"""The charts of a grid: what each setting changes, and the accuracy over each pair of settings."""
+"""The charts of a grid: the effects of each setting, and the accuracy over each pair of settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,30 +25,28 @@ def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
     """Returns the charts of the main effects and of the largest interactions, on accuracy; none without effects."""
     charts = []
     for kind, title in (("main", "Main effects"), ("interaction", "Largest interactions")):
-        found = [effect for effect in effects if (effect.metric, effect.kind) == ("accuracy", kind)]
+        of_kind = [effect for effect in effects if (effect.metric, effect.kind) == ("accuracy", kind)]
         if kind == "interaction":
-            found = sorted(found, key=lambda effect: -abs(effect.effect))
-        if found:
-            rows = [_effect_row(effect) for effect in found[: limits.EFFECTS]]
-            left_out = (
-                f"{len(rows)} of {len(found):,} effects; effects.parquet has all. " if len(rows) < len(found) else ""
-            )
+            of_kind = sorted(of_kind, key=lambda effect: -abs(effect.effect))
+        if of_kind:
+            rows, total = [_effect_row(effect) for effect in of_kind[: limits.EFFECTS]], len(of_kind)
+            left_out = f"{len(rows)} of {total:,} effects; effects.parquet has all. " if len(rows) < total else ""
             caption = left_out + _EFFECT_CAPTIONS[kind]
             charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, split=split, caption=caption))
     return charts
 
 
 def heat_maps(rows: Sequence[Mapping[str, Any]], effects: Sequence[Effect], *, split: str) -> list[Chart]:
-    """Returns the mean accuracy over each pair of a grid's axes.
+    """Returns charts of the mean accuracy over each pair of a grid's axes.
 
     Args:
       rows: of the metrics table.
-      effects: they name the axes.
-      split: that the accuracy is measured on.
+      effects: effects that name the axes.
+      split: split that the accuracy is measured on.
     """
     axes = list(dict.fromkeys(effect.axis for effect in effects if effect.kind == "main"))
     levels = {axis: sorted({_level(row, axis) for row in rows}, key=_level_order) for axis in axes}
-    # The axis with more levels has the rows: a page is narrow.
+    # The axis with more levels goes into the rows: a page is narrow.
     pairs = [sorted(pair, key=lambda axis: -len(levels[axis])) for pair in combinations(axes, 2)]
     return [_heat_map(rows, (down, levels[down]), (across, levels[across]), split=split) for down, across in pairs]
 
@@ -59,9 +57,9 @@ def _heat_map(
     values = np.full((len(down[1]), len(across[1])), np.nan)
     for place in np.ndindex(*values.shape):
         cell = (down[1][place[0]], across[1][place[1]])
-        found = [row["accuracy"] for row in rows if (_level(row, down[0]), _level(row, across[0])) == cell]
-        if found:
-            values[place] = 100 * fmean(found)
+        accuracies = [row["accuracy"] for row in rows if (_level(row, down[0]), _level(row, across[0])) == cell]
+        if accuracies:
+            values[place] = 100 * fmean(accuracies)
     return plots.heat_map(
         f"grid-{down[0]}-{across[0]}",
         values,
@@ -91,6 +89,6 @@ def _level_text(level: str) -> str:
 
 def _level_order(level: str) -> tuple[bool, Any]:
     value = json.loads(level)
-    # Numbers by value, booleans and texts by name, lists by their text.
+    # Numbers by value, all others by their text.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return not is_number, value if is_number else level

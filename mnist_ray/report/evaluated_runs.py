@@ -1,4 +1,4 @@
-"""The runs of an evaluation: a row of its metrics table each, with what its learning curve adds."""
+"""The runs of an evaluation: rows of its metrics table, extended from its learning curves."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
 def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
-    """Returns the rows of an evaluation's metrics table, in its order, with three more columns.
+    """Returns the rows of an evaluation's metrics table, in the same order, with three more columns.
 
     Returns:
-      Rows with best_val_accuracy and best_val_loss, those of the evaluated epoch, and was_stopped: whether the run was
-      ended before its last epoch by something else than its own patience, such as the scheduler of a grid.
+      Rows with best_val_accuracy and best_val_loss of the evaluated epoch, and was_stopped: whether something other
+      than the run's own patience, such as the scheduler of a grid, ended it before its last epoch.
 
     Raises:
       DataError: a table is damaged.
@@ -40,5 +40,5 @@ def _with_curve(row: Mapping[str, Any], kept: Mapping[str, Any], num_epochs: int
 
 
 def share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Tells whether runs were validated on the same examples, so that one can be chosen among them."""
+    """Tells whether runs were validated on the same examples, so validation can choose among them."""
     return len({tuple(row[column_of(name)] for name in DATA_SETTINGS) for row in rows}) == 1

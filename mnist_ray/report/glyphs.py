@@ -1,4 +1,4 @@
-"""What the font of the charts has no glyphs for: an SVG's reader has fonts of its own, a PNG can't show it."""
+"""Handles characters without glyphs in the charts' font: SVG readers have their own fonts, a PNG can't show them."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from mnist_ray.text.escape import printable
 
-# The first comes with matplotlib, so charts are the same everywhere; the others are for the reader of an SVG.
+# The first comes with matplotlib, so charts are the same everywhere; the others are for readers of an SVG.
 FONTS = ("DejaVu Sans", "Verdana", "Arial")
 _MISSING = "\ufffd"
 
@@ -21,12 +21,12 @@ def _characters() -> frozenset[int]:
 
 
 def lacks_glyphs(text: str) -> bool:
-    """Whether a text, once it is printable, has characters that the font lacks."""
+    """Tells whether a text, made printable, has characters that the font lacks."""
     return any(ord(character) not in _characters() for character in printable(text))
 
 
 def note(class_names: Sequence[str]) -> str | None:
-    """Returns how the charts show classes whose names the font can't write, in a line; None if it can write all."""
+    """Returns a line on how the charts show class names that the font can't write; None if it can write all."""
     places = [place for place, name in enumerate(class_names) if lacks_glyphs(name)]
     if not places:
         return None
@@ -40,11 +40,11 @@ def note(class_names: Sequence[str]) -> str | None:
 
 
 def replace_missing(figure: Any) -> None:
-    """Puts one mark in the place of characters that the font lacks, in every text of a figure that was laid out."""
+    """Replaces characters that the font lacks by one mark, in every text of a laid-out figure."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         labels = [label.get_text() for label in axis.get_ticklabels()]
         if any(map(lacks_glyphs, labels)):
-            # By itself the text of a tick's label would be overwritten by the axis.
+            # The axis would overwrite a text that is set on the tick's label.
             axis.set_ticks(axis.get_majorticklocs(), labels=list(map(_without_missing, labels)))
     for text in figure.findobj(Text):
         if lacks_glyphs(text.get_text()):
@@ -52,5 +52,5 @@ def replace_missing(figure: Any) -> None:
 
 
 def _without_missing(text: str) -> str:
-    shown = "".join(character if ord(character) in _characters() else _MISSING for character in text)
-    return re.sub(f"{_MISSING}([\\s\u200d\ufe0f]*{_MISSING})*", _MISSING, shown)
+    marked = "".join(character if ord(character) in _characters() else _MISSING for character in text)
+    return re.sub(f"{_MISSING}([\\s\u200d\ufe0f]*{_MISSING})*", _MISSING, marked)

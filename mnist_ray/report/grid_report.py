@@ -1,4 +1,4 @@
-"""The effects of a grid's settings, printed and stored."""
+"""Computes, stores and prints the effects of a grid's settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +20,15 @@ _SHOWN_INTERACTIONS = 10
 
 @dataclass(frozen=True)
 class GridReport:
-    """What an evaluation says of its grid.
+    """The effects of an evaluation's grid.
 
     Attributes:
       evaluation: name of the evaluation.
-      grid: name of the grid; None if the evaluation was of no grid, or its grid is not there.
-      metrics: its runs, see `evaluated_runs`.
-      effects: main effects and interactions; none without a grid, or with one setting only.
-      uri: of the stored effects.parquet, None without effects.
-      note: why there are no effects, or what they leave out; None if there is nothing to say.
+      grid: name of the grid; None if no grid was evaluated, or it is missing.
+      metrics: the evaluation's runs, see `evaluated_runs`.
+      effects: main effects and interactions; empty without a grid, or with only one setting.
+      uri: of the stored effects.parquet; None without effects.
+      note: why there are no effects, or what they leave out; None if neither.
     """
 
     evaluation: str
@@ -52,35 +52,35 @@ def report_grid(folder: EvaluationFolder) -> GridReport:
         return GridReport(evaluation, None, metrics, [], None, why)
     folder_of_grid = GridFolder(storage, grid)
     if folder_of_grid.document() is None:
-        # An evaluation may be copied without its grid; all but the effects comes from its own tables.
-        why = f"effects: grid {grid!r}, which knows the axes, is not in {storage.uri}"
+        # An evaluation may be copied without its grid; only the effects need it.
+        why = f"effects: grid {grid!r}, which defines the axes, is not in {storage.uri}"
         return GridReport(evaluation, None, metrics, [], None, why)
     settings = folder_of_grid.settings()
     if settings.ranges:
         reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"
         return GridReport(evaluation, grid, metrics, [], None, reason)
-    # Which runs a scheduler stops depends on the others: what is left of them is no fair comparison.
+    # A scheduler stops runs depending on the others, so stopped runs would not be a fair comparison.
     whole = [
         {**row, **{axis: row[column_of(axis)] for axis in settings.axes}} for row in metrics if not row["was_stopped"]
     ]
     axes = evaluated_levels(settings.axes, whole)
     note = _left_out(metrics, whole, missing_runs(whole, axes))
-    found = effects(whole, axes)
-    if not found:
+    computed = effects(whole, axes)
+    if not computed:
         return GridReport(evaluation, grid, metrics, [], None, note)
-    columns: dict[str, Any] = {name: [getattr(row, name) for row in found] for name in asdict(found[0])}
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in computed] for name in asdict(computed[0])}
     named = {"evaluation": evaluation, "grid": grid, "dataset": metrics[0]["dataset"], "split": metrics[0]["split"]}
-    columns |= {name: [value] * len(found) for name, value in named.items()}
+    columns |= {name: [value] * len(computed) for name, value in named.items()}
     path = report_path(evaluation, "effects.parquet")
     table = parquet.make_table("effects", columns, code_version=code_version())
     storage.write_bytes(path, parquet.to_parquet_bytes(table))
-    return GridReport(evaluation, grid, metrics, found, storage.uri_of(path), note)
+    return GridReport(evaluation, grid, metrics, computed, storage.uri_of(path), note)
 
 
 def _left_out(
     metrics: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]], missing: str | None
 ) -> str | None:
-    """Returns what the effects leave out, None if nothing."""
+    """Returns what the effects leave out; None if nothing."""
     num_stopped = len(metrics) - len(whole)
     num_repeated = len(whole) - sum(map(len, group_settings(whole).values()))
     stopped = f"without the {num_stopped} runs that were stopped early" if num_stopped else None
@@ -90,7 +90,7 @@ def _left_out(
 
 
 def evaluated_levels(axes: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Returns of each axis the levels that some row has: the grid may have grown since it was evaluated.
+    """Returns the levels of each axis that occur in the rows: the grid may have grown since its evaluation.
 
     Args:
       axes: setting -> the levels that the grid has now, in order.
@@ -102,11 +102,11 @@ def evaluated_levels(axes: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[s
 
 def print_effects(found: Sequence[Effect]) -> None:
     """Prints the effects on accuracy, in points: main effects setting by setting, then the largest interactions."""
-    shown = [effect for effect in found if effect.metric == "accuracy"]
+    accuracies = [effect for effect in found if effect.metric == "accuracy"]
     losses = {_key(effect): effect for effect in found if effect.metric == "log_loss"}
-    main = [effect for effect in shown if effect.kind == "main"]
+    main = [effect for effect in accuracies if effect.kind == "main"]
     interactions = sorted(
-        (effect for effect in shown if effect.kind == "interaction"), key=lambda effect: -abs(effect.effect)
+        (effect for effect in accuracies if effect.kind == "interaction"), key=lambda effect: -abs(effect.effect)
     )
     names = ["effect of", "against", "accuracy, points", "95 % interval", "p (Holm)", "log loss", "seeds", "pairs"]
     for title, rows in (
@@ -117,8 +117,8 @@ def print_effects(found: Sequence[Effect]) -> None:
             print_table(names, [_line(effect, losses[_key(effect)]) for effect in rows], title=title)
     if len(interactions) > _SHOWN_INTERACTIONS:
         print(f"{len(interactions) - _SHOWN_INTERACTIONS} smaller interactions are in effects.parquet.")
-    if shown and shown[0].num_seeds < 2:
-        print("One seed gives no intervals; --seeds 5 or more does.")
+    if accuracies and accuracies[0].num_seeds < 2:
+        print("One seed gives no intervals; use --seeds 5 or more.")
     else:
         print(
             "Intervals: paired t over seeds, for this test set; p: over all effects of the metric, Holm's correction."

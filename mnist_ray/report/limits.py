@@ -1,4 +1,4 @@
-"""The most that a report shows of each kind. The page says what is left out, and which table has it."""
+"""Limits on what a report shows. The page says what is left out, and which table has it."""
 
 CURVES = 12
 SETTINGS = 24
@@ -8,5 +8,5 @@ EFFECTS = 24
 CLASSES_IN_MATRIX = 50
 CLASSES_IN_TABLE = 100
 MISTAKES = 8
-# What an image is read as.
+# Predicted classes that are listed for an image.
 VOTES = 4

@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML file and its charts as files, from the evaluation's tables alone."""
+"""Writes an evaluation's report as one HTML file, and its charts as files, only from the evaluation's tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ from mnist_ray.results.paths import report_path
 from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
 
-# Label of a setting -> seed -> row of the metrics table.
 PAGE = "report.html"
+# Label of a setting -> seed -> row of the metrics table.
 _Groups = dict[str, dict[int, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What reporting an evaluation leaves.
+    """The written report of an evaluation.
 
     Attributes:
       grid: the effects of a grid's settings.
@@ -62,26 +62,26 @@ def report_evaluation(folder: EvaluationFolder) -> Report:
     page = view.render().encode()
     if (line := glyphs.note(folder.class_names)) is not None:
         say_line(line)
-    # Those of an earlier report may have other names.
+    # Plots of an earlier report may have other names.
     folder.storage.delete_folder(report_path(folder.name, "plots"))
     for chart in view.charts:
         for suffix, content in ((".svg", chart.svg), (".png", chart.png)):
             folder.storage.write_bytes(report_path(folder.name, "plots", f"{chart.name}{suffix}"), content)
-    # Last: a page that is there has its plots.
+    # Written last, so a page always has its plots.
     folder.storage.write_bytes(report_path(folder.name, PAGE), page)
     return Report(grid, folder.storage.uri_of(report_path(folder.name, PAGE)))
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """What the page says of a setting; means over its seeds, rates are fractions.
+    """A setting on the page; means are over its seeds, rates are fractions.
 
     Attributes:
       label: of the setting.
       runs: its rows of the metrics table, by seed.
-      kept: of each of its runs, the row of learning_curves that belongs to the kept epoch.
-      against: its comparison with the reference, None for the reference itself and without a common seed.
-      group: of ties, see tie_groups.
+      kept: for each of its runs, the row of learning_curves of the kept epoch.
+      against: its comparison with the reference; None for the reference itself and without a common seed.
+      group: group of ties, see tie_groups.
       interval: ends of the 95 % interval of its accuracy, see accuracy_interval.
     """
 
@@ -114,7 +114,7 @@ class _Setting:
 
 
 class View:
-    """All that the page shows, computed once."""
+    """The content of the page, computed once."""
 
     def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, grid: GridReport) -> None:
         self.folder, self.compared, self.grid = folder, compared, grid
@@ -130,29 +130,29 @@ class View:
         self.gap_chart = plots.gaps(
             "gap",
             {
-                found.label: (found.kept_mean("train_accuracy"), found.kept_mean("val_accuracy"))
-                for found in self.settings[: limits.SETTINGS]
+                setting.label: (setting.kept_mean("train_accuracy"), setting.kept_mean("val_accuracy"))
+                for setting in self.settings[: limits.SETTINGS]
             },
         )
         self.pictured = [self.chosen]
         if self.reference != self.chosen.label:
-            self.pictured.append(next(found for found in self.settings if found.label == self.reference))
+            self.pictured.append(next(setting for setting in self.settings if setting.label == self.reference))
         self.class_names = folder.class_names
-        self.confusions = confusions(folder, [found.run_names for found in self.pictured])
+        self.confusions = confusions(folder, [setting.run_names for setting in self.pictured])
         self.classes_in_matrix = confused_classes(np.sum(self.confusions, axis=0), limits.CLASSES_IN_MATRIX)
         self.classes_in_table = weakest_classes(self.confusions[0], limits.CLASSES_IN_TABLE)
-        # Side by side: what stands for the chosen setting, and the same for the reference.
+        # Side by side for the chosen setting and the reference.
         self.confusion_charts = [
-            self._confusion_chart(found, kind) for kind in ("counts", "shares") for found in self.pictured
+            self._confusion_chart(setting, kind) for kind in ("counts", "shares") for setting in self.pictured
         ]
-        self.reliability_charts = [self._reliability_chart(found) for found in self.pictured]
+        self.reliability_charts = [self._reliability_chart(setting) for setting in self.pictured]
         self.effect_charts = effect_charts(grid.effects, split=folder.split)
         whole = [row for row in self.rows if not row["was_stopped"]]
         self.heat_maps = heat_maps(whole, grid.effects, split=folder.split)
 
     @property
     def accuracy_shown(self) -> int:
-        """How many settings a chart shows at most."""
+        """Maximum number of settings in a chart."""
         return limits.SETTINGS
 
     @property
@@ -182,12 +182,12 @@ class View:
         environment.filters.update(
             points=_points, rate=_rate, interval=_interval, signed=_signed, svg=_svg, value=setting_text, p=p_text
         )
-        shown = self.folder.manifest
+        manifest = self.folder.manifest
         return environment.get_template("report.html").render(
             view=self,
             folder=self.folder,
-            manifest=shown,
-            made_by=shown["volatile"].get("made_by"),
+            manifest=manifest,
+            made_by=manifest["volatile"].get("made_by"),
             compared=self.compared,
             notes=notes(self.compared.comparisons) if self.compared.comparisons else [],
             remarks=remarks(self.compared),
@@ -198,14 +198,14 @@ class View:
             num_hidden_pairs=max(0, len(self.compared.comparisons) - limits.PAIRS),
             varying=self._varying(),
             per_class=self._per_class(),
-            mistakes=[(found.label, *self._mistakes(found)) for found in self.pictured],
+            mistakes=[(setting.label, *self._mistakes(setting)) for setting in self.pictured],
             runs=self._runs(),
             gallery=read_pictures(self.folder, self.chosen.run_names),
             lineage=_lineage(self.folder),
         )
 
     def _settings(self) -> list[_Setting]:
-        """Returns the settings by validation accuracy, then loss, as the leaderboard has them."""
+        """Returns the settings by validation accuracy, then loss, as in the leaderboard."""
         against: dict[str, Comparison] = {}
         for pair in self.compared.comparisons:
             if pair.second == self.reference:
@@ -214,7 +214,7 @@ class View:
                 against[pair.second] = pair.reversed()
         kept = {(row["run"], row["epoch"]): row for row in self.curves}
         compared = {row["setting"]: row for row in self.compared.settings}
-        found = [
+        settings = [
             _Setting(
                 label,
                 runs,
@@ -225,7 +225,7 @@ class View:
             )
             for label, runs in self.groups.items()
         ]
-        return sorted(found, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))
+        return sorted(settings, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))
 
     def _verdict_words(self) -> str:
         """Returns the verdict on the chosen setting in a sentence; empty if nothing is compared with it."""
@@ -236,39 +236,39 @@ class View:
             return f"It is {pair.verdict} than {self.reference}."
         words = f"These data do not tell it apart from {self.reference}"
         if pair.num_seeds == 1:
-            return f"{words}: one seed says nothing of others."
+            return f"{words}: one seed says nothing about others."
         low, high = pair.accuracy_difference.low, pair.accuracy_difference.high
         if low is None or high is None or low <= 0 <= high:
             return f"{words}."
         return (
-            f"{words}: by itself the interval of the difference leaves out zero, but among {self.compared.num_pairs} "
-            "pairs one may do so by chance."
+            f"{words}: the interval of the difference excludes zero, but among {self.compared.num_pairs} pairs, one "
+            "may do so by chance."
         )
 
     @property
     def num_compared(self) -> int:
-        """How many settings the chosen one is compared with: those that have a seed in common with it."""
+        """Number of settings that share a seed with the chosen setting and are compared with it."""
         return len(self._decided())
 
     @property
     def ties(self) -> list[str]:
-        """Returns the settings that the verdicts don't tell apart from the chosen one, the best first."""
+        """Settings that the verdicts don't tell apart from the chosen setting, the best first."""
         decided = self._decided()
         return [one.label for one in self.settings if decided.get(one.label) is False]
 
     def _decided(self) -> dict[str, bool]:
-        """Returns of each pair with the chosen setting whether it is decided, by the other one."""
+        """Returns other setting -> whether its pair with the chosen setting is decided."""
         pairs = [(pair, {pair.first, pair.second}) for pair in self.compared.comparisons]
         chosen = {self.chosen.label}
         return {(labels - chosen).pop(): pair.is_decided for pair, labels in pairs if labels & chosen}
 
     def _reference_words(self) -> str:
-        """Returns what makes the reference one."""
+        """Returns why the reference was chosen; empty for the baseline."""
         variants = {row["variant"] for row in self.groups[self.reference].values()}
         return "" if "baseline" in variants and len(variants) == 1 else ", the first by the values of its settings"
 
     def _varying(self) -> list[str]:
-        """Returns the page's settings that differ among the runs, unless the labels name them already."""
+        """Returns the page's settings that differ among the runs, except those in the labels."""
         return [
             name
             for name in map(column_of, settings_where(TrainConfig, lambda setting: setting.is_on_page))
@@ -285,31 +285,31 @@ class View:
         return plots.accuracies(
             "accuracy",
             f"Accuracy on {self.folder.split} examples",
-            {found.label: [row["accuracy"] for row in found.runs.values()] for found in shown},
-            intervals={found.label: found.interval for found in shown},
-            caption=f"A dot: a seed; the bar: their mean; the line: its 95 % interval over {covers}. In the order of "
-            "validation accuracy.",
+            {setting.label: [row["accuracy"] for row in setting.runs.values()] for setting in shown},
+            intervals={setting.label: setting.interval for setting in shown},
+            caption=f"Dots: seeds; bar: their mean; line: its 95 % interval over {covers}. Ordered by validation "
+            "accuracy.",
         )
 
     def _loss_charts(self, settings: Sequence[_Setting]) -> list[Chart]:
-        of_settings = [self._losses(found) for found in settings]
+        of_settings = [self._losses(setting) for setting in settings]
         shown = np.concatenate([values.ravel() for epochs in of_settings for values in epochs.values()])
         # A logarithmic scale has no zero.
         low, high = max(float(np.nanmin(shown)), 1e-4), float(np.nanmax(shown))
         return [
             plots.learning_curves(
                 f"loss-{place:02d}",
-                found.label,
+                setting.label,
                 epochs,
-                best=fmean(row["epoch"] for row in found.kept),
+                best=fmean(row["epoch"] for row in setting.kept),
                 limits=(low / 1.15, high * 1.15),
             )
-            for place, (found, epochs) in enumerate(zip(settings, of_settings, strict=True))
+            for place, (setting, epochs) in enumerate(zip(settings, of_settings, strict=True))
         ]
 
-    def _losses(self, found: _Setting) -> dict[str, NDArray[np.float64]]:
+    def _losses(self, setting: _Setting) -> dict[str, NDArray[np.float64]]:
         """Returns train_loss and val_loss, float64 [seeds, epochs], NaN after a run's last epoch."""
-        of_runs = [[row for row in self.curves if row["run"] == run] for run in found.run_names]
+        of_runs = [[row for row in self.curves if row["run"] == run] for run in setting.run_names]
         num_epochs = max(map(len, of_runs))
         epochs = {}
         for name in ("train_loss", "val_loss"):
@@ -318,27 +318,27 @@ class View:
                 epochs[name][seed, : len(rows)] = [row[name] for row in rows]
         return epochs
 
-    def _confusion_chart(self, found: _Setting, kind: str) -> Chart:
+    def _confusion_chart(self, setting: _Setting, kind: str) -> Chart:
         return plots.confusion(
-            f"confusion-{self.pictured.index(found)}-{kind}",
-            found.label,
-            self._confusion(found),
+            f"confusion-{self.pictured.index(setting)}-{kind}",
+            setting.label,
+            self._confusion(setting),
             self.class_names,
             places=self.classes_in_matrix,
             normalized=kind == "shares",
         )
 
-    def _confusion(self, found: _Setting) -> NDArray[np.int64]:
-        return self.confusions[self.pictured.index(found)]
+    def _confusion(self, setting: _Setting) -> NDArray[np.int64]:
+        return self.confusions[self.pictured.index(setting)]
 
-    def _mistakes(self, found: _Setting) -> tuple[list[tuple[str, str, int]], int]:
-        """Returns true class, predicted class and count of the most frequent mistakes, and how many kinds there are."""
-        mistakes, names = frequent_mistakes(self._confusion(found)), self.class_names
+    def _mistakes(self, setting: _Setting) -> tuple[list[tuple[str, str, int]], int]:
+        """Returns true class, predicted class and count of the most frequent mistakes, and the number of kinds."""
+        mistakes, names = frequent_mistakes(self._confusion(setting)), self.class_names
         rows = mistakes[: limits.MISTAKES].tolist()
         return [(names[label], names[predicted], count) for label, predicted, count in rows], len(mistakes)
 
     def _per_class(self) -> list[dict[str, Any]]:
-        """Returns precision, recall and F1 of the classes shown, all seeds of the chosen setting together."""
+        """Returns precision, recall and F1 of the shown classes, all seeds of the chosen setting together."""
         rates = class_rates(self._confusion(self.chosen))
         num_seeds = len(self.chosen.runs)
         return [
@@ -359,20 +359,25 @@ class View:
         classes: dict[str, list[dict[str, Any]]] = {}
         for row in sorted(shown, key=lambda row: order[row["class"]]):
             classes.setdefault(row["run"], []).append(row)
-        places = {run: (place, found.label) for place, found in enumerate(self.settings) for run in found.run_names}
-        # What repeats another run's setting and seed is in no setting.
+        places = {
+            run: (place, setting.label) for place, setting in enumerate(self.settings) for run in setting.run_names
+        }
+        # Runs that repeat another run's setting and seed are in no setting.
         rest = (len(self.settings), "another run's setting again")
         rows = sorted(self.rows, key=lambda row: (places.get(row["run"], rest)[0], row["seed"]))
         return [{**row, "setting": places.get(row["run"], rest)[1], "classes": classes[row["run"]]} for row in rows]
 
-    def _reliability_chart(self, found: _Setting) -> Chart:
+    def _reliability_chart(self, setting: _Setting) -> Chart:
         bins: dict[float, list[Mapping[str, Any]]] = {}
         for row in self.calibration:
-            if row["run"] in found.run_names:
+            if row["run"] in setting.run_names:
                 bins.setdefault(row["confidence_low"], []).append(row)
-        place = self.pictured.index(found)
+        place = self.pictured.index(setting)
         return plots.reliability(
-            f"reliability-{place}", found.label, [_pooled(rows) for _, rows in sorted(bins.items())], found.mean("ece")
+            f"reliability-{place}",
+            setting.label,
+            [_pooled(rows) for _, rows in sorted(bins.items())],
+            setting.mean("ece"),
         )
 
 
@@ -392,17 +397,17 @@ def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:
-    """Returns what made the runs, once for each different maker, with the names of its runs."""
+    """Returns each distinct origin of runs, with its runs."""
     makers: dict[str, dict[str, Any]] = {}
     for row in folder.rows("lineage"):
-        shown = {
+        origin = {
             name: row[name]
             for name in (
                 *("command_line", "train_code_version", "python", "libraries", "cpu", "num_cpus", "gpu", "os"),
                 *("num_workers", "train_data_sha256"),
             )
         }
-        maker = makers.setdefault(json.dumps(shown, sort_keys=True), {**shown, "runs": []})
+        maker = makers.setdefault(json.dumps(origin, sort_keys=True), {**origin, "runs": []})
         maker["runs"].append(row)
     return [{**maker, "libraries": json.loads(maker["libraries"])} for maker in makers.values()]
 
@@ -426,7 +431,7 @@ def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
 
 
 def _shown(value: Any) -> Any:
-    # Control characters and marks of direction in names; a page's own markup is no str but a Markup.
+    # Escapes control characters and direction marks in names; the page's own markup is a Markup, not a str.
     return printable(value) if type(value) is str else value
 
 

@@ -1,4 +1,4 @@
-"""The charts of a report, from plain numbers alone."""
+"""Draws the charts of a report from plain numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,9 +29,9 @@ from mnist_ray.report.charts import (
 )  # fmt: skip
 from mnist_ray.report.classification import frequent_mistakes
 
-# Cells of more classes are too narrow for tenths of a percent.
+# With more classes, cells are too narrow for tenths of a percent.
 _CLASSES_IN_TENTHS = 15
-# So are they beside longer names, which take their room.
+# So are cells next to longer names.
 _LETTERS_BESIDE_TENTHS = 12
 
 
@@ -45,7 +45,7 @@ def learning_curves(
       setting: its label.
       epochs: train_loss and val_loss, float64 [seeds, epochs], NaN after a run's last epoch.
       best: mean over the seeds of the epoch whose weights are kept.
-      limits: of the scale, nats; the same for all settings that stand side by side.
+      limits: of the scale, nats; the same for all settings shown side by side.
     """
     num_seeds, num_epochs = epochs["val_loss"].shape
     x = np.arange(1, num_epochs + 1)
@@ -87,14 +87,14 @@ def accuracies(
     intervals: Mapping[str, tuple[float, float]],
     caption: str,
 ) -> Chart:
-    """Draws one row a setting, with a dot a seed, their mean, and its interval.
+    """Draws one row per setting, with a dot per seed, the mean, and its interval.
 
     Args:
       name: of the files.
       title: what it shows.
       values: setting -> accuracy of each seed, fractions; the first setting at the top.
       intervals: setting -> ends of the interval of the mean.
-      caption: what the marks mean.
+      caption: meaning of the marks.
     """
 
     def paint(figure: Figure) -> None:
@@ -102,9 +102,9 @@ def accuracies(
         for row, (setting, seeds) in enumerate(values.items()):
             low, high = intervals[setting]
             axes.plot([100 * low, 100 * high], [row, row], color=GREY, linewidth=1.2, zorder=1)
-            shown = 100 * np.asarray(seeds)
-            axes.plot(shown, np.full(len(shown), row), "o", color=BLUE, alpha=0.55, markersize=4, markeredgewidth=0)
-            axes.plot([shown.mean()], [row], "|", color=VERMILION, markersize=13, markeredgewidth=2)
+            rates = 100 * np.asarray(seeds)
+            axes.plot(rates, np.full(len(rates), row), "o", color=BLUE, alpha=0.55, markersize=4, markeredgewidth=0)
+            axes.plot([rates.mean()], [row], "|", color=VERMILION, markersize=13, markeredgewidth=2)
         label_rows(axes, list(values))
         axes.set(xlabel="accuracy, %")
 
@@ -162,11 +162,11 @@ def confusion(
 
     Args:
       name: of the files.
-      setting: whose it is.
+      setting: label of the setting.
       all_counts: int64 [classes, classes].
-      class_names: one a class.
-      places: of the classes that are shown.
-      normalized: show each row's shares of all examples of the class, in percent, rather than counts.
+      class_names: one per class.
+      places: indices of the classes to show.
+      normalized: show each row's shares of all examples of the class, in percent, instead of counts.
     """
     counts, classes = all_counts[np.ix_(places, places)], class_labels(class_names, places)
     support = np.maximum(all_counts.sum(axis=1, keepdims=True)[places], 1)
@@ -187,15 +187,15 @@ def confusion(
         lambda figure: _paint_matrix(figure, shown, classes, text),
         alternative=f"Confusion matrix of {setting}, {unit}: {right:.2f} % on the diagonal. "
         f"{_worst(all_counts, class_names)}",
-        caption=f"{left_out}Rows: true class, columns: predicted; {unit}, all seeds together. Painted: the mistakes, "
-        "the stronger the more.",
+        caption=f"{left_out}Rows: true class, columns: predicted; {unit}, all seeds together. Coloured: mistakes, "
+        "more strongly if more frequent.",
         size=(side, min(side, 0.45 * len(classes) + 1.4)),
     )
 
 
 def _paint_matrix(figure: Figure, shown: NDArray[Any], classes: Sequence[str], text: str) -> None:
     axes = figure.subplots()
-    # The diagonal would outshine everything, and what is of interest are the mistakes: they alone are painted.
+    # Only mistakes are coloured: the diagonal would outshine them.
     is_mistake = ~np.eye(len(classes), dtype=bool) & (shown > 0)
     most = float(shown[is_mistake].max()) if is_mistake.any() else 1.0
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in np.argwhere(is_mistake)]
@@ -204,7 +204,7 @@ def _paint_matrix(figure: Figure, shown: NDArray[Any], classes: Sequence[str], t
     for row, column in np.argwhere(shown > 0):
         weight = "bold" if row == column else "normal"
         value = text.format(shown[row, column])
-        # Thousands of numbers: the layout need not measure what lies inside of the axes.
+        # The layout needn't measure thousands of numbers inside the axes.
         axes.text(column, row, value, ha="center", va="center", fontsize=6, fontweight=weight, in_layout=False)
     ends = (-0.5, len(classes) - 0.5)
     axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xlabel="predicted class", ylabel="true class")
@@ -217,11 +217,11 @@ def _paint_matrix(figure: Figure, shown: NDArray[Any], classes: Sequence[str], t
 
 
 def _worst(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
-    found = frequent_mistakes(counts)[:3].tolist()
+    worst = frequent_mistakes(counts)[:3].tolist()
     said = ", ".join(
-        f"{classes[label]} taken for {classes[predicted]} {count} times" for label, predicted, count in found
+        f"{classes[label]} taken for {classes[predicted]} {count} times" for label, predicted, count in worst
     )
-    return f"The most frequent mistakes: {said}." if found else "No mistakes."
+    return f"The most frequent mistakes: {said}." if worst else "No mistakes."
 
 
 def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: float) -> Chart:
@@ -229,7 +229,7 @@ def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: f
 
     Args:
       name: of the files.
-      title: whose it is.
+      title: label of the setting.
       bins: confidence_low, confidence_high, mean_confidence, accuracy and count of each bin.
       ece: mean expected calibration error, a fraction.
     """
@@ -271,8 +271,8 @@ def effect_intervals(
       name: of the files.
       title: what it shows.
       rows: label, effect, lower and upper end of each; None without an interval.
-      split: of the examples that the accuracy is measured on.
-      caption: what the marks mean.
+      split: split that the accuracy is measured on.
+      caption: meaning of the marks.
     """
 
     def paint(figure: Figure) -> None:
@@ -306,10 +306,10 @@ def heat_map(
 
     Args:
       name: of the files.
-      values: float64 [rows, columns], percent, NaN where there is no run.
+      values: float64 [rows, columns], percent, NaN without a run.
       rows: name and levels of the setting of the rows.
       columns: likewise.
-      split: of the examples that the accuracy is measured on.
+      split: split that the accuracy is measured on.
       caption: what is averaged.
     """
     title = f"{rows[0]} × {columns[0]}"

@@ -1,8 +1,8 @@
-"""SQL over the tables of a committed evaluation, by DuckDB; neither torch nor ray is imported here.
+"""Runs SQL over the tables of a committed evaluation with DuckDB; imports neither torch nor ray.
 
-The small tables are read whole, their SHA-256 checked. The predictions stay where they are, as does the confusion table
-of many classes: a statement reads the columns and row groups that it needs, page checksums verified, so memory holds
-what the statement needs of them.
+Small tables are read whole and their SHA-256 checked. The predictions, and the confusion table of many classes, stay in
+the storage: a statement reads and holds in memory only the columns and row groups that it needs, with page checksums
+verified.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import MissingError, Storage
 
 _ROWS_AT_ONCE = 10_000
-# How long a statement is asked to end.
+# How long to keep interrupting a statement.
 _INTERRUPTS_S = 0.5
-# Beside the evaluation, and replaced whole whenever `mnist-ray report` makes them again.
+# Stored outside the evaluation, and replaced as a whole by each `mnist-ray report`.
 _REPORT_TABLES = ("effects", "comparisons")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a statement returns.
+    """The result of a statement.
 
     Attributes:
-      columns: names, in order; one can stand twice.
+      columns: names, in order; may repeat.
       rows: values in the order of columns; can be read once, inside the `with` of query.
     """
 
@@ -45,22 +45,21 @@ class Answer:
 
 @contextlib.contextmanager
 def query(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
-    """Runs a statement on a committed evaluation's tables; it can't reach any other file, to read or to write.
+    """Runs a statement on a committed evaluation's tables; it can't read or write any other file.
 
-    The views are the evaluation's tables; effects and comparisons if they were reported; runs if the evaluation is of a
-    grid.
+    The views are the evaluation's tables, effects and comparisons if reported, and runs if a grid was evaluated.
 
     Args:
       folder: of the evaluation.
-      sql: DuckDB's SQL.
+      sql: statement in DuckDB's SQL.
 
     Raises:
       ConfigError: DuckDB is not installed, or refuses the statement.
-      DataError: a file isn't what was committed.
+      DataError: a file differs from what was committed.
       StorageError: the storage can't be read.
     """
     duckdb = _duckdb()
-    # Nothing is spilled to the disk: a statement that needs more memory than there is ends with a message.
+    # Nothing is spilled to disk: a statement that runs out of memory ends with a message.
     with contextlib.closing(_Connection(duckdb.connect(":memory:", config={"temp_directory": ""}))) as connection:
         with _errors(folder):
             for name, content in _views(folder):
@@ -68,7 +67,7 @@ def query(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
             connection.duckdb.execute("SET enable_external_access = false")
             connection.duckdb.execute("SET lock_configuration = true")
             result = connection.call(lambda: connection.duckdb.execute(sql))
-        # Older versions return the connection, newer ones None, for a text without a statement.
+        # For a text without a statement, older versions return the connection, newer versions None.
         if result is None or result.description is None:
             raise ConfigError("SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'")
 
@@ -83,10 +82,10 @@ def query(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
 
 
 class _Connection:
-    """A connection of DuckDB whose calls end at a signal.
+    """A DuckDB connection whose calls end at a signal.
 
-    DuckDB keeps the thread that calls it until the statement has ended, and Python's signal handlers run in the main
-    thread alone: so each call has a thread of its own.
+    DuckDB blocks the calling thread until the statement ends, and Python runs signal handlers only in the main thread,
+    so each call has its own thread.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -94,7 +93,7 @@ class _Connection:
         self._calls: list[Future[Any]] = []
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """Returns what a call of DuckDB returns; a signal interrupts it, and gives it up where it doesn't hear."""
+        """Returns the result of a DuckDB call; a signal interrupts the call, or gives it up if it doesn't respond."""
         pool = ThreadPoolExecutor(1)
         call = pool.submit(function)
         pool.shutdown(wait=False)
@@ -102,14 +101,14 @@ class _Connection:
         try:
             return call.result()
         finally:
-            # Again and again: an interrupt before the statement has begun is lost. A sort, for one, takes no notice.
+            # Repeated: an interrupt before the statement begins is lost. A sort, for example, ignores all.
             given_up = time.monotonic() + _INTERRUPTS_S
             while not call.done() and time.monotonic() < given_up:
                 self.duckdb.interrupt()
                 wait([call], timeout=0.05)
 
     def close(self) -> None:
-        """Closes the connection, unless a call was given up: that would wait for it."""
+        """Closes the connection, unless a call was given up: closing would wait for the call."""
         if all(call.done() for call in self._calls):
             self.duckdb.close()
 
@@ -123,7 +122,7 @@ def _duckdb() -> Any:
 
 
 def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Dataset]]:
-    """Yields name and content of each view; that of a large table is read when a statement asks for it."""
+    """Yields name and content of each view; large tables are read on demand."""
     storage, files = folder.storage, folder.files()
     for table in files:
         if table in _large_tables(folder):
@@ -147,7 +146,7 @@ def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     file_format = ds.ParquetFileFormat(default_fragment_scan_options=options)
     if storage.is_local:
-        # By path, not open: there may be more parts than a process may hold open.
+        # Paths, not open files: there may be more parts than a process can hold open.
         return ds.dataset([storage.uri_of(path) for path in paths], format=file_format)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         fragments = [file_format.make_fragment(file) for file in pool.map(storage.open_input, paths)]
@@ -156,7 +155,7 @@ def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
 
 @contextlib.contextmanager
 def _errors(folder: EvaluationFolder) -> Iterator[None]:
-    """Turns DuckDB's errors into one line, and tells a damaged or unreachable file from a mistake in the SQL."""
+    """Turns DuckDB's errors into one line, and separates damaged or unreachable files from mistakes in the SQL."""
     duckdb = _duckdb()
     try:
         yield
@@ -170,5 +169,5 @@ def _errors(folder: EvaluationFolder) -> Iterator[None]:
 
 
 def _sql_message(error: Exception) -> str:
-    # Behind an empty line DuckDB repeats the statement, with a mark under the place.
+    # After an empty line, DuckDB repeats the statement with a mark under the error.
     return "SQL: " + " ".join(str(error).partition("\n\nLINE ")[0].split())

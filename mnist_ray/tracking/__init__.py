@@ -1,1 +1,1 @@
-"""Progress for trackers and for the terminal."""
+"""Reports progress to trackers and to the terminal."""

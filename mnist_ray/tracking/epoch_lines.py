@@ -1,4 +1,4 @@
-"""What a person sees while a single run trains: a line for each epoch."""
+"""Terminal output while a single run trains: one line per epoch."""
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.results.history import EpochResult
@@ -7,22 +7,22 @@ from mnist_ray.tracking.trackers import Tracking
 
 
 class EpochLines:
-    """Prints a line for each epoch once it is in the storage, and has it tracked."""
+    """Prints a line for each stored epoch and passes it to the trackers."""
 
     def __init__(self, run: str, config: TrainConfig, tracking: Tracking, *, num_before: int) -> None:
-        """Takes the run up.
+        """Starts after the epochs of earlier commands.
 
         Args:
           run: name of the run.
           config: of the run.
-          tracking: told after each epoch.
-          num_before: epochs that an earlier command has trained.
+          tracking: updated after each epoch.
+          num_before: epochs that earlier commands have trained.
         """
         self._run, self._config, self._tracking = run, config, tracking
         self._num_before = self._num_shown = num_before
 
     def show(self, history: tuple[EpochResult, ...]) -> None:
-        """Shows the epochs that are new in a run's history."""
+        """Shows the new epochs of a run's history."""
         if 0 < self._num_shown == self._num_before:
             say_line(f"{self._run}: went on after epoch {self._num_before}")
         for row in history[self._num_shown :]:

@@ -1,4 +1,4 @@
-"""What a person sees while a grid trains: counts, the best so far, the pace and the time left."""
+"""Terminal output while a grid trains: counts, the best run so far, the pace and the time left."""
 
 import sys
 import time
@@ -19,10 +19,10 @@ _LINE_INTERVAL_S = 10.0
 
 
 class GridProgress:
-    """Keeps count of a grid's runs; shows a live table on a terminal, a line now and then elsewhere.
+    """Counts a grid's runs; shows a live table on a terminal, or else a line at intervals.
 
     Attributes:
-      progress: run name -> how far it is, the newest known.
+      progress: run name -> its latest known progress.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class GridProgress:
 
         Args:
           runs: all runs of the grid.
-          before: how far each was before this command.
+          before: progress of each run before this command.
           now: the clock, in seconds.
-          console: where to show it; stderr by default.
+          console: where to show the progress; stderr by default.
         """
         self.progress = dict(before)
         self._epochs = {run.run: run.config.epochs for run in runs}
@@ -61,17 +61,17 @@ class GridProgress:
     ) -> None:
         if self._live:
             self._live.stop()
-        # A mistake that ends it before anything was trained is one line.
+        # After an error before any training, print nothing but the error.
         if kind is None or self._touched:
             self.say(self.line())
 
     def add(self, runs: Iterable[GridRun]) -> None:
-        """Takes up runs that weren't known at the start: those of a search."""
+        """Adds runs of a search, which weren't known at the start."""
         for run in runs:
             self._epochs[run.run] = run.config.epochs
 
     def update(self, found: Iterable[RunProgress]) -> None:
-        """Takes up news of some runs and shows them."""
+        """Records the progress of some runs and shows it."""
         for row in found:
             self.progress[row.run] = row
             self._touched.add(row.run)
@@ -93,7 +93,7 @@ class GridProgress:
         return {**done, "running": running, "waiting": len(self._epochs) - sum(done.values()) - running}
 
     def seconds_left(self) -> float | None:
-        """Returns the time left at the pace so far, None before there is one."""
+        """Returns the time left at the pace so far; None before any epoch is trained."""
         trained = sum(self.progress[run].epochs_done - self._epochs_before(run) for run in self._touched)
         elapsed = self._now() - self._started
         left = sum(
@@ -107,7 +107,7 @@ class GridProgress:
         return self._before[run].epochs_done if run in self._before else 0
 
     def runs_per_minute(self) -> float:
-        """Returns the runs that ended in this command by the minutes since its start."""
+        """Returns the runs that ended per minute since this command started."""
         ended = sum(1 for run in self._touched if self.progress[run].status != "unfinished")
         return 60 * ended / max(self._now() - self._started, 1e-9)
 
@@ -117,7 +117,7 @@ class GridProgress:
         return max(rows, key=lambda row: (row.best_val_accuracy or 0, row.run), default=None)
 
     def line(self) -> str:
-        """Returns it all as one line."""
+        """Returns the progress as one line."""
         counts = self.counts()
         done = counts["finished"] + counts["stopped"] + counts["diverged"]
         parts = [f"{done}/{len(self._epochs)} runs done"]

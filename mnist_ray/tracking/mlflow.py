@@ -1,4 +1,4 @@
-"""Runs for MLflow: at MLFLOW_TRACKING_URI, or in <storage>/mlflow/mlflow.db, a SQLite file that `mlflow ui` opens."""
+"""Logs runs to MLflow: at MLFLOW_TRACKING_URI, or in <storage>/mlflow/mlflow.db, a SQLite file for `mlflow ui`."""
 
 import contextlib
 import hashlib
@@ -19,16 +19,15 @@ from mnist_ray.storage.storage import Storage
 from mnist_ray.tracking.seen_run import METRICS, STORE_FILE, SeenRun, mlflow_store
 
 _ID_TAG = "mnist_ray.id"
-# MLflow takes 1000 metrics in a request.
+# MLflow accepts 1000 metrics per request.
 _EPOCHS_AT_ONCE = 1000 // len(METRICS)
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED"}
 
 
 def make_store(folder: Path) -> None:
-    """Makes MLflow's own store unless it is there.
+    """Creates MLflow's own store atomically, unless it exists.
 
-    MLflow makes its tables in many steps: a store whose maker was killed, or that two are making, is of no use. So
-    it appears whole.
+    MLflow creates its tables in many steps, so a killed or a concurrent creator would leave an unusable store.
     """
     store = folder / STORE_FILE
     if store.exists():
@@ -43,7 +42,7 @@ def make_store(folder: Path) -> None:
 
 @dataclass
 class _Logged:
-    """What MLflow has of a run."""
+    """The state of a run in MLflow."""
 
     run_id: str
     epochs: set[int]
@@ -51,10 +50,10 @@ class _Logged:
 
 
 class MLflow:
-    """Writes to MLflow's tracking store: one experiment, one MLflow run a run."""
+    """Writes to MLflow's tracking store: one experiment, with one MLflow run per run."""
 
     def __init__(self, storage: Storage, experiment: str) -> None:
-        # It tells at INFO that it makes its tables.
+        # At INFO they log the creation of tables.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
@@ -64,14 +63,14 @@ class MLflow:
             artifacts = (folder / "artifacts").as_uri()
         keep_off_proxies(uri)
         self._client = MlflowClient(tracking_uri=uri)
-        found = self._client.get_experiment_by_name(experiment)
+        known = self._client.get_experiment_by_name(experiment)
         self._experiment = (
-            found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=artifacts)
+            known.experiment_id if known else self._client.create_experiment(experiment, artifact_location=artifacts)
         )
         self._logged: dict[str, _Logged] = {}
 
     def write(self, seen: SeenRun) -> None:
-        """Writes the epochs that MLflow lacks; of a run that is done its files too."""
+        """Writes the epochs that MLflow lacks, and the files of a done run."""
         if seen.folder.run not in self._logged:
             self._logged[seen.folder.run] = self._find(seen) or self._create(seen)
         logged = self._logged[seen.folder.run]
@@ -84,13 +83,13 @@ class MLflow:
             self._end(logged, seen)
 
     def close(self) -> None:
-        """Marks what is not done as killed; the next command that writes it says that it runs again."""
+        """Marks unfinished runs as killed; the next command that writes them marks them as running."""
         for logged in self._logged.values():
             if not logged.has_ended:
                 self._client.set_terminated(logged.run_id, "KILLED")
 
     def _find(self, seen: SeenRun) -> _Logged | None:
-        """Returns what an earlier command has written of this run."""
+        """Returns the state that an earlier command left of this run."""
         runs = self._client.search_runs(
             [self._experiment], filter_string=f"tags.`{_ID_TAG}` = '{_id(seen)}'", max_results=1
         )
@@ -128,7 +127,7 @@ class MLflow:
         logged.epochs |= {row.epoch for row in rows}
 
     def _end(self, logged: _Logged, seen: SeenRun) -> None:
-        """Writes the run's files, and last that it has ended: without that, the next command does it again."""
+        """Writes the run's files, then marks its end: without the mark, the next command writes them again."""
         names = ["config.json", "history.parquet"]
         self._client.set_tag(logged.run_id, "status", seen.status.status)
         if seen.status.reason:
@@ -151,7 +150,7 @@ class MLflow:
 
 
 def _id(seen: SeenRun) -> str:
-    """Returns what tells a run from all others: its place, config and data."""
+    """Returns a run's unique ID, a hash of its URI, config and data."""
     uri = seen.folder.storage.uri_of(seen.folder.path())
     text = "\n".join((uri, seen.document["config_hash"], seen.document["data_sha256"]))
     return hashlib.sha256(text.encode()).hexdigest()

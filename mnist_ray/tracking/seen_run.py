@@ -1,4 +1,4 @@
-"""What trackers are told of a run, and where they keep it in a storage."""
+"""A run as trackers receive it, and their paths in a storage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning
 
 @dataclass(frozen=True)
 class SeenRun:
-    """A run as the storage holds it now.
+    """A snapshot of a stored run.
 
     Attributes:
-      folder: where it is.
+      folder: folder of the run.
       document: config.json.
       history: the epochs so far.
-      status: how far it is.
+      status: status of the run.
     """
 
     folder: RunFolder

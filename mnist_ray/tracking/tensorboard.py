@@ -1,6 +1,6 @@
-"""Runs for TensorBoard: <storage>/tensorboard/<run>/, one event file an epoch.
+"""Logs runs to TensorBoard: <storage>/tensorboard/<run>/, one event file per epoch.
 
-Each appears whole under a name that tells its epoch, so what is there tells what is missing, on S3 too. A running
+Each file appears whole under a name with its epoch, so the names show which epochs are missing, on S3 too. A running
 TensorBoard shows a new file at its next reload.
 """
 
@@ -45,16 +45,16 @@ class TensorBoard:
             written.add(epoch)
 
     def close(self) -> None:
-        """Does nothing: TensorBoard knows no status."""
+        """Does nothing: TensorBoard has no status."""
 
     def _find(self, run: str, content: str) -> set[int]:
-        """Returns the epochs that have a file; a folder with files of an earlier run of the name alone is removed."""
+        """Returns the epochs that have a file; deletes an earlier run's folder of this name, if without other files."""
         names = [entry.path.rsplit("/", 1)[1] for entry in self._storage.list_files(f"{FOLDER}/{run}")]
-        ours = [found for found in map(_EVENT_FILE.fullmatch, names) if found]
-        if len(ours) == len(names) and any(found["content"] != content for found in ours):
+        ours = [match for match in map(_EVENT_FILE.fullmatch, names) if match]
+        if len(ours) == len(names) and any(match["content"] != content for match in ours):
             self._storage.delete_folder(f"{FOLDER}/{run}")
             return set()
-        return {int(found["epoch"]) for found in ours if found["content"] == content}
+        return {int(match["epoch"]) for match in ours if match["content"] == content}
 
 
 def _content_id(document: Mapping[str, Any]) -> str:
@@ -62,7 +62,7 @@ def _content_id(document: Mapping[str, Any]) -> str:
 
 
 def _settings(document: Mapping[str, Any]) -> list[Summary]:
-    """Returns what the HPARAMS and TEXT pages show."""
+    """Returns the content of the HPARAMS and TEXT pages."""
     config = {name: _plain(value) for name, value in document["config"].items()}
     kept = {name: document[name] for name in ("config", "config_hash", "data_sha256")}
     indented = "\n".join(f"    {line}" for line in json.dumps(kept, indent=1).splitlines())
@@ -70,7 +70,7 @@ def _settings(document: Mapping[str, Any]) -> list[Summary]:
 
 
 def _plain(value: object) -> bool | int | float | str:
-    """Returns a setting as HPARAMS takes it."""
+    """Returns a setting in a type that HPARAMS accepts."""
     if isinstance(value, bool | int | float | str):
         return value
     return json.dumps(value)

@@ -1,8 +1,7 @@
-"""Runs in the trackers that people already use, written beside the training from what the storage holds.
+"""Logs stored runs to external trackers during training.
 
-A tracker is asked to write a run again and again, and writes what it doesn't have yet: so an epoch is never there
-twice, and a run that was interrupted, or whose server was down, is completed by the next command. Nothing here
-changes a run.
+Tracker.write is idempotent: it writes only what the tracker lacks, so no epoch is logged twice, and the next command
+completes a run after an interruption or a failure of the server. Nothing here changes a run.
 """
 
 import importlib.util
@@ -22,11 +21,11 @@ from mnist_ray.storage.storage import Storage, without_secrets
 from mnist_ray.text.escape import printable, say_line
 from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER, SeenRun, mlflow_store
 
-# The package to install -> the modules that it must bring.
+# Extra to install -> modules that it must provide.
 _EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 TRACKERS = tuple(_EXTRAS)
 
-# A server that is down is given up after seconds, not minutes; nothing is told to MLflow's makers.
+# Give up an unreachable server after seconds, not minutes; send no telemetry.
 _MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -36,13 +35,13 @@ _PATIENCE_S = 10.0
 
 
 class Tracker(Protocol):
-    """Where runs are written to."""
+    """A destination for runs."""
 
     def write(self, seen: SeenRun) -> None:
-        """Writes what the tracker doesn't have of a run yet."""
+        """Writes the parts of a run that the tracker lacks."""
 
     def close(self) -> None:
-        """Marks runs that were not written to their ends as interrupted, where the tracker tells that."""
+        """Marks incompletely written runs as interrupted, if the tracker has a status."""
 
 
 def check_trackers(names: Sequence[str], storage: Storage, environ: Mapping[str, str] = os.environ) -> None:
@@ -66,12 +65,12 @@ def check_trackers(names: Sequence[str], storage: Storage, environ: Mapping[str,
 def track(
     names: Sequence[str], storage: Storage, *, experiment: str, say: Callable[[str], None] | None = None
 ) -> "AbstractContextManager[Tracking]":
-    """Returns what writes runs to trackers, and with no tracker does nothing.
+    """Returns a context that writes runs to trackers; without trackers it does nothing.
 
     Args:
-      names: of TRACKERS, checked.
+      names: checked names of TRACKERS.
       storage: where the runs are.
-      experiment: name that a tracker groups them by.
+      experiment: name by which a tracker groups the runs.
       say: shows a line; on stderr by default.
     """
     show = say or (lambda line: say_line(f"mnist-ray: {line}"))
@@ -81,7 +80,7 @@ def track(
 
 
 def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Returns for each tracker the command that shows what was written."""
+    """Returns the command or address that shows each tracker's runs."""
     server = environ.get("MLFLOW_TRACKING_URI")
     commands = {
         "tensorboard": shlex.join(["tensorboard", "--logdir", storage.uri_of(TENSORBOARD_FOLDER)]),
@@ -93,7 +92,7 @@ def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, st
 
 
 def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracker]:
-    """Returns what opens a tracker, its package imported: in a thread, that meets Ray's own import of MLflow."""
+    """Imports a tracker's package and returns its opener: in a thread, the import would race with Ray's of MLflow."""
     if name == "tensorboard":
         from mnist_ray.tracking.tensorboard import TensorBoard
 
@@ -106,18 +105,18 @@ def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracke
 
 
 class Tracking:
-    """Writes runs to trackers in a thread of its own: training never waits for a server.
+    """Writes runs to trackers in its own thread: training never waits for a server.
 
-    A tracker that fails is told of in one line and left alone until the next command.
+    A failed tracker is reported in one line and skipped until the next command.
     """
 
     def __init__(
         self, openers: Mapping[str, Callable[[], Tracker]], storage: Storage, *, say: Callable[[str], None]
     ) -> None:
-        """Prepares; the thread starts with the context.
+        """Prepares the thread; entering the context starts it.
 
         Args:
-          openers: tracker's name -> what opens it.
+          openers: tracker's name -> function that opens it.
           storage: where the runs are.
           say: shows a line.
         """
@@ -126,7 +125,7 @@ class Tracking:
         self._pending: dict[str, None] = {}
         self._ended = False
         self._news = threading.Condition()
-        # A daemon, so that the process ends without it.
+        # A daemon, so the process can exit without waiting for it.
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
@@ -139,11 +138,11 @@ class Tracking:
         with self._news:
             self._ended = True
             self._news.notify()
-        # Whoever interrupts a command doesn't wait long for a server.
+        # Don't let an interrupted command wait long for a server.
         self._thread.join(None if kind is None else _PATIENCE_S)
 
     def update(self, runs: Iterable[str]) -> None:
-        """Tells that there may be news of some runs."""
+        """Announces that some runs may have changed."""
         with self._news:
             self._pending.update(dict.fromkeys(runs))
             self._news.notify()
@@ -161,7 +160,7 @@ class Tracking:
         self._trackers[name] = opener()
 
     def _next(self) -> str | None:
-        """Returns a run of which there may be news, None after the end."""
+        """Returns a run that may have changed; None after the end."""
         with self._news:
             self._news.wait_for(lambda: self._pending or self._ended)
             if not self._pending:
@@ -172,16 +171,16 @@ class Tracking:
 
     def _write(self, run: str, tracker: Tracker) -> None:
         folder = RunFolder(self._storage, run)
-        # A grid's run that no worker has come to.
+        # A worker may not have started this run of a grid yet.
         if self._storage.exists(folder.path("config.json")):
-            # The status first: a run that is done has all its epochs.
+            # Read the status first: a done run has all its epochs.
             status = folder.status()
             tracker.write(SeenRun(folder, folder.document(), folder.history(), status))
 
     def _attempt(self, name: str, action: Callable[[], object]) -> None:
         try:
             action()
-        # Whatever a tracker raises, the run must not suffer.
+        # No exception of a tracker may harm the run.
         except Exception as error:
             self._trackers.pop(name, None)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

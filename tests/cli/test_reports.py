@@ -138,7 +138,7 @@ def test_a_baseline_restricts_what_is_shown_and_corrected_and_not_what_is_stored
     assert "Holm's correction over these 3 pairs" in shown
     assert "The groups and comparisons.parquet are corrected over all 6 pairs." in shown
     assert "Too few seeds to tell 0.1 points apart in 2 of 3 pairs." in shown
-    assert "Chosen on validation, of 4 settings: learning_rate=0.01" in shown
+    assert "Chosen by validation from 4 settings: learning_rate=0.01" in shown
     assert f"all pairs: {root}/reports/{evaluation}/comparisons.parquet" in shown
 
 
@@ -150,8 +150,10 @@ def test_variants_without_a_common_seed_are_left_out_and_one_seed_is_said(
     assert run_command(["compare", evaluation, "--storage", str(root)]) == 0
     shown = capsys.readouterr().out
     assert "Left out, without a seed in common: 2 pairs: dropout_batchnorm / baseline, dropout_batchnorm" in shown
-    assert "One seed in 1 of 1 pairs: unresolved, for their intervals and p values cover other examples only" in shown
-    assert "Chosen on validation, of 3 settings: dropout_batchnorm;" in shown
+    assert (
+        "One seed in 1 of 1 pairs: unresolved, because their intervals and p values cover other examples only" in shown
+    )
+    assert "Chosen by validation from 3 settings: dropout_batchnorm;" in shown
 
     # A second look at the same examples.
     again = evaluate(root, capsys, *names[:4])

@@ -101,7 +101,7 @@ def test_settings_that_were_never_compared_are_no_ties(tmp_path: Path, capsys: A
             enumerate((("a", 0.0), ("b", 0.1), ("c", 0.2)))]  # fmt: skip
     evaluation = evaluate_runs(str(tmp_path), runs)
     page = page_of(tmp_path, evaluation)
-    assert "no other one has a seed in common" in page
+    assert "no other setting has a seed in common" in page
     assert "Left out, without a seed in common: 3 pairs:" in page
     assert run_command(["compare", evaluation, "--storage", str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "dropout=0" in line and "/" not in line]
@@ -133,9 +133,9 @@ def test_the_examples_are_blamed_only_where_they_leave_more_than_a_tenth_of_a_po
         return notes([given])[1:]
 
     assert said(0.001, 0.0006) == [
-        "1 of 1 pairs stay so with any number of seeds: the 10,000 examples alone leave more than 0.1 points."
+        "1 of 1 pairs stay so with any number of seeds: the 10,000 examples alone leave more than ±0.1 points."
     ]
-    assert said(0.43, 0.00023) == ["1 of 1 pairs vary so much that it takes more than 9,999 seeds."]
+    assert said(0.43, 0.00023) == ["1 of 1 pairs vary so much that they need more than 9,999 seeds."]
 
 
 def test_the_entropy_of_the_same_counts_is_the_same_to_the_last_bit() -> None:

@@ -76,5 +76,5 @@ def test_an_evaluation_without_its_grid_is_reported_without_effects(
     shutil.copytree(tmp_path / "there/evaluations", tmp_path / "here/evaluations")
     assert run_command(["report", evaluation, "--storage", str(tmp_path / "here")]) == 0
     shown = capsys.readouterr().out
-    assert f"effects: grid 'g', which knows the axes, is not in {tmp_path}/here" in shown
+    assert f"effects: grid 'g', which defines the axes, is not in {tmp_path}/here" in shown
     assert (tmp_path / "here/reports" / evaluation / "report.html").is_file()
