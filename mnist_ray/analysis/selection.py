@@ -89,16 +89,16 @@ def selection_bias(values: NDArray[np.float64]) -> float | None:
     return float(deviations[np.arange(_RESAMPLES), chosen].mean())
 
 
-def print_selection(found: Selection) -> None:
+def print_selection(selection: Selection) -> None:
     """Prints the selection in two or three lines."""
     print(
-        f"Chosen by validation from {found.num_settings} settings: {printable(found.setting)}; validation accuracy "
-        f"{found.val_accuracy:.4f}, test accuracy {found.test_accuracy:.4f}, optimism "
-        f"{100 * found.optimism:+.2f} points."
+        f"Chosen by validation from {selection.num_settings} settings: {printable(selection.setting)}; validation "
+        f"accuracy {selection.val_accuracy:.4f}, test accuracy {selection.test_accuracy:.4f}, optimism "
+        f"{100 * selection.optimism:+.2f} points."
     )
-    if found.selection_bias is not None:
+    if selection.selection_bias is not None:
         print(
-            f"About {100 * found.selection_bias:.2f} points of the validation accuracy come from choosing the best of "
-            f"{found.num_settings} (bootstrap over seeds)."
+            f"About {100 * selection.selection_bias:.2f} points of the validation accuracy come from choosing the best "
+            f"of {selection.num_settings} (bootstrap over seeds)."
         )
     print("The best epochs were chosen on the same validation examples, which makes validation optimistic too.")

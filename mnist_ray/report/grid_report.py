@@ -100,10 +100,10 @@ def evaluated_levels(axes: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[s
     return {axis: [level for level in levels if level_text(level) in seen[axis]] for axis, levels in axes.items()}
 
 
-def print_effects(found: Sequence[Effect]) -> None:
+def print_effects(all_effects: Sequence[Effect]) -> None:
     """Prints the effects on accuracy, in points: main effects setting by setting, then the largest interactions."""
-    accuracies = [effect for effect in found if effect.metric == "accuracy"]
-    losses = {_key(effect): effect for effect in found if effect.metric == "log_loss"}
+    accuracies = [effect for effect in all_effects if effect.metric == "accuracy"]
+    losses = {_key(effect): effect for effect in all_effects if effect.metric == "log_loss"}
     main = [effect for effect in accuracies if effect.kind == "main"]
     interactions = sorted(
         (effect for effect in accuracies if effect.kind == "interaction"), key=lambda effect: -abs(effect.effect)

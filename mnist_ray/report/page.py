@@ -280,22 +280,22 @@ class View:
         return sorted(self.compared.comparisons, key=evidence)[: limits.PAIRS]
 
     def _accuracy_chart(self) -> Chart:
-        shown = self.settings[: limits.SETTINGS]
+        settings = self.settings[: limits.SETTINGS]
         covers = "other seeds and other examples" if len(self.chosen.runs) > 1 else "other examples"
         return plots.accuracies(
             "accuracy",
             f"Accuracy on {self.folder.split} examples",
-            {setting.label: [row["accuracy"] for row in setting.runs.values()] for setting in shown},
-            intervals={setting.label: setting.interval for setting in shown},
+            {setting.label: [row["accuracy"] for row in setting.runs.values()] for setting in settings},
+            intervals={setting.label: setting.interval for setting in settings},
             caption=f"Dots: seeds; bar: their mean; line: its 95 % interval over {covers}. Ordered by validation "
             "accuracy.",
         )
 
     def _loss_charts(self, settings: Sequence[_Setting]) -> list[Chart]:
         of_settings = [self._losses(setting) for setting in settings]
-        shown = np.concatenate([values.ravel() for epochs in of_settings for values in epochs.values()])
+        losses = np.concatenate([values.ravel() for epochs in of_settings for values in epochs.values()])
         # A logarithmic scale has no zero.
-        low, high = max(float(np.nanmin(shown)), 1e-4), float(np.nanmax(shown))
+        low, high = max(float(np.nanmin(losses)), 1e-4), float(np.nanmax(losses))
         return [
             plots.learning_curves(
                 f"loss-{place:02d}",
@@ -354,10 +354,10 @@ class View:
 
     def _runs(self) -> list[dict[str, Any]]:
         rates = self.folder.table("per_class")
-        shown = rates.filter(pc.is_in(rates["class"], pa.array(self.classes_in_table))).to_pylist()
+        class_rows = rates.filter(pc.is_in(rates["class"], pa.array(self.classes_in_table))).to_pylist()
         order = {place: number for number, place in enumerate(self.classes_in_table)}
         classes: dict[str, list[dict[str, Any]]] = {}
-        for row in sorted(shown, key=lambda row: order[row["class"]]):
+        for row in sorted(class_rows, key=lambda row: order[row["class"]]):
             classes.setdefault(row["run"], []).append(row)
         places = {
             run: (place, setting.label) for place, setting in enumerate(self.settings) for run in setting.run_names

@@ -108,13 +108,13 @@ def accuracies(
         label_rows(axes, list(values))
         axes.set(xlabel="accuracy, %")
 
-    said = "; ".join(
+    summary = "; ".join(
         f"{setting} {100 * float(np.mean(seeds)):.2f} ({100 * intervals[setting][0]:.2f} to "
         f"{100 * intervals[setting][1]:.2f})"
         for setting, seeds in values.items()
     )
     return draw(
-        name, title, paint, alternative=f"{title}, mean and interval in percent: {said}.", caption=caption,
+        name, title, paint, alternative=f"{title}, mean and interval in percent: {summary}.", caption=caption,
         size=size_for_rows(len(values)),
     )  # fmt: skip
 
@@ -137,12 +137,12 @@ def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
         axes.set(xlabel="accuracy, %")
         figure.legend(loc="outside upper center", ncols=2)
 
-    said = "; ".join(f"{name} {100 * (train - val):+.2f}" for name, (train, val) in values.items())
+    summary = "; ".join(f"{name} {100 * (train - val):+.2f}" for name, (train, val) in values.items())
     return draw(
         name,
         "Over- and under-fitting",
         paint,
-        alternative=f"Training less validation accuracy, in points: {said}.",
+        alternative=f"Training minus validation accuracy, in points: {summary}.",
         caption="At the kept epoch, mean over seeds. Training accuracy is taken as the weights move, with dropout and "
         "augmentation on: it can be below validation. Far above it: over-fitting; both low: under-fitting.",
         size=size_for_rows(len(values)),
@@ -170,7 +170,7 @@ def confusion(
     """
     counts, classes = all_counts[np.ix_(places, places)], class_labels(class_names, places)
     support = np.maximum(all_counts.sum(axis=1, keepdims=True)[places], 1)
-    shown = 100 * counts / support if normalized else counts
+    values = 100 * counts / support if normalized else counts
     longest = min(max(map(len, classes)), LONGEST_IN_MATRIX)
     has_room = len(classes) <= _CLASSES_IN_TENTHS and longest <= _LETTERS_BESIDE_TENTHS
     text = "{:.1f}" if normalized and has_room else "{:.0f}"
@@ -184,7 +184,7 @@ def confusion(
     return draw(
         name,
         f"{setting}, {'shares' if normalized else 'counts'}",
-        lambda figure: _paint_matrix(figure, shown, classes, text),
+        lambda figure: _paint_matrix(figure, values, classes, text),
         alternative=f"Confusion matrix of {setting}, {unit}: {right:.2f} % on the diagonal. "
         f"{_worst(all_counts, class_names)}",
         caption=f"{left_out}Rows: true class, columns: predicted; {unit}, all seeds together. Coloured: mistakes, "
@@ -193,17 +193,17 @@ def confusion(
     )
 
 
-def _paint_matrix(figure: Figure, shown: NDArray[Any], classes: Sequence[str], text: str) -> None:
+def _paint_matrix(figure: Figure, values: NDArray[Any], classes: Sequence[str], text: str) -> None:
     axes = figure.subplots()
     # Only mistakes are coloured: the diagonal would outshine them.
-    is_mistake = ~np.eye(len(classes), dtype=bool) & (shown > 0)
-    most = float(shown[is_mistake].max()) if is_mistake.any() else 1.0
+    is_mistake = ~np.eye(len(classes), dtype=bool) & (values > 0)
+    most = float(values[is_mistake].max()) if is_mistake.any() else 1.0
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in np.argwhere(is_mistake)]
-    colors = [to_rgba(CELL, 0.1 + 0.5 * share / most) for share in shown[is_mistake]]
+    colors = [to_rgba(CELL, 0.1 + 0.5 * share / most) for share in values[is_mistake]]
     axes.add_collection(PatchCollection(cells, facecolors=colors, linewidths=0), autolim=False)
-    for row, column in np.argwhere(shown > 0):
+    for row, column in np.argwhere(values > 0):
         weight = "bold" if row == column else "normal"
-        value = text.format(shown[row, column])
+        value = text.format(values[row, column])
         # The layout needn't measure thousands of numbers inside the axes.
         axes.text(column, row, value, ha="center", va="center", fontsize=6, fontweight=weight, in_layout=False)
     ends = (-0.5, len(classes) - 0.5)
@@ -218,10 +218,10 @@ def _paint_matrix(figure: Figure, shown: NDArray[Any], classes: Sequence[str], t
 
 def _worst(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
     worst = frequent_mistakes(counts)[:3].tolist()
-    said = ", ".join(
+    summary = ", ".join(
         f"{classes[label]} taken for {classes[predicted]} {count} times" for label, predicted, count in worst
     )
-    return f"The most frequent mistakes: {said}." if worst else "No mistakes."
+    return f"The most frequent mistakes: {summary}." if worst else "No mistakes."
 
 
 def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: float) -> Chart:
@@ -250,12 +250,12 @@ def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: f
         below.set_yscale("symlog", linthresh=1)
         below.set(xlabel="confidence (probability of the predicted class)", ylabel="examples", xlim=(0, 1))
 
-    said = "; ".join(f"{row['mean_confidence']:.2f}: {row['accuracy']:.2f} of {row['count']}" for row in filled)
+    summary = "; ".join(f"{row['mean_confidence']:.2f}: {row['accuracy']:.2f} of {row['count']}" for row in filled)
     return draw(
         name,
         title,
         paint,
-        alternative=f"Accuracy by mean confidence of {title}: {said}. Expected calibration error {ece:.4f}.",
+        alternative=f"Accuracy by mean confidence of {title}: {summary}. Expected calibration error {ece:.4f}.",
         caption=f"{len(bins)} bins of the confidence, all seeds together; expected calibration error {ece:.4f}. "
         "Below: examples in each bin, logarithmic.",
         size=(WIDTH, 3.4),
@@ -286,11 +286,11 @@ def effect_intervals(
         label_rows(axes, [label for label, *_ in rows])
         axes.set(xlabel=f"change of {split} accuracy, points")
 
-    said = "; ".join(
+    summary = "; ".join(
         f"{label} {effect:+.2f}" + ("" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})")
         for label, effect, low, high in rows
     )
-    return draw(name, title, paint, alternative=f"{title}: {said}.", caption=caption, size=size_for_rows(len(rows)))
+    return draw(name, title, paint, alternative=f"{title}: {summary}.", caption=caption, size=size_for_rows(len(rows)))
 
 
 def heat_map(

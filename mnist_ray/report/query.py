@@ -129,10 +129,10 @@ def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Datase
             yield table, _dataset(storage, folder.stored_paths(table))
         else:
             yield table, folder.table(table)
-    beside = {name: report_path(folder.name, f"{name}.parquet") for name in _REPORT_TABLES}
+    others = {name: report_path(folder.name, f"{name}.parquet") for name in _REPORT_TABLES}
     if folder.grid is not None:
-        beside["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
-    for table, path in beside.items():
+        others["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
+    for table, path in others.items():
         with contextlib.suppress(MissingError):
             yield table, parquet.read_parquet(storage.read_bytes(path), source=path)
 

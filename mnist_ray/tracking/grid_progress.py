@@ -70,9 +70,9 @@ class GridProgress:
         for run in runs:
             self._epochs[run.run] = run.config.epochs
 
-    def update(self, found: Iterable[RunProgress]) -> None:
+    def update(self, rows: Iterable[RunProgress]) -> None:
         """Records the progress of some runs and shows it."""
-        for row in found:
+        for row in rows:
             self.progress[row.run] = row
             self._touched.add(row.run)
         if self._live:
