@@ -89,7 +89,7 @@ def missing_runs(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[
         return None
     fewest = int(there.sum(axis=0).argmin())
     return (
-        f"{num_missing} of {len(there)} settings have no run of some seed and are left out (seed {cells.seeds[fewest]} "
+        f"{num_missing} of {len(there)} settings lack a run of some seed and are left out (seed {cells.seeds[fewest]} "
         f"has {int(there[:, fewest].sum())} of {len(there)})"
     )
 

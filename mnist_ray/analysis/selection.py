@@ -101,4 +101,4 @@ def print_selection(selection: Selection) -> None:
             f"About {100 * selection.selection_bias:.2f} points of the validation accuracy come from choosing the best "
             f"of {selection.num_settings} (bootstrap over seeds)."
         )
-    print("The best epochs were chosen on the same validation examples, which makes validation optimistic too.")
+    print("Choosing the best epochs on the same validation examples makes the validation accuracy optimistic too.")

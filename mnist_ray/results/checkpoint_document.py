@@ -96,7 +96,7 @@ class CheckpointDocument(RunDocument):
         if [row.epoch for row in self.history] != list(range(1, len(self.history) + 1)):
             raise ValueError("history: its epochs are not 1, 2, ...")
         if not 1 <= self.epoch <= len(self.history) or self.metrics != self.history[self.epoch - 1]:
-            raise ValueError("epoch and metrics are not those of an epoch in history")
+            raise ValueError("epoch and metrics match no epoch in history")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class_names: two classes have the same name")
         return self

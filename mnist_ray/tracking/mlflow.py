@@ -53,7 +53,7 @@ class MLflow:
     """Writes to MLflow's tracking store: one experiment, with one MLflow run per run."""
 
     def __init__(self, storage: Storage, experiment: str) -> None:
-        # At INFO they log the creation of tables.
+        # At INFO, these loggers report the creation of tables.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None

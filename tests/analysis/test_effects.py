@@ -164,9 +164,7 @@ def test_runs_that_are_missing_are_said() -> None:
     # The third seed was interrupted after its first run.
     some = [row for row in rows if row["seed"] < 20 or (row["dropout"] == 0 and not row["batch_norm"])]
     assert effects(some, axes) == []
-    assert missing_runs(some, axes) == (
-        "3 of 4 settings have no run of some seed and are left out (seed 20 has 1 of 4)"
-    )
+    assert missing_runs(some, axes) == ("3 of 4 settings lack a run of some seed and are left out (seed 20 has 1 of 4)")
 
 
 def test_holm_multiplies_the_smallest_by_the_count_and_never_steps_down() -> None:
