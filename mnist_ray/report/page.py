@@ -373,12 +373,8 @@ class View:
             if row["run"] in setting.run_names:
                 bins.setdefault(row["confidence_low"], []).append(row)
         place = self.pictured.index(setting)
-        return plots.reliability(
-            f"reliability-{place}",
-            setting.label,
-            [_pooled(rows) for _, rows in sorted(bins.items())],
-            setting.mean("ece"),
-        )
+        pooled = [_pooled(rows) for _, rows in sorted(bins.items())]
+        return plots.reliability(f"reliability-{place}", setting.label, pooled, setting.mean("ece"))
 
 
 def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

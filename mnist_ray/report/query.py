@@ -1,8 +1,7 @@
 """Runs SQL over the tables of a committed evaluation with DuckDB; imports neither torch nor ray.
 
 Small tables are read whole and their SHA-256 checked. The predictions, and the confusion table of many classes, stay in
-the storage: a statement reads and holds in memory only the columns and row groups that it needs, with page checksums
-verified.
+the storage: a statement loads only the columns and row groups that it needs, with page checksums verified.
 """
 
 import contextlib
