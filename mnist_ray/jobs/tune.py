@@ -59,7 +59,7 @@ def tune(job: TuneJob) -> TuneOutcome:
     _mend(storage, view)
     with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
         num_trained = _train_missing(job, storage, runs, view, tracking)
-        if job.search and samples is not None and len(samples) < job.search.num_samples:
+        if job.search and job.suggests and samples is not None and len(samples) < job.search.num_samples:
             from mnist_ray.cluster.optuna import train_suggestions
 
             num_trained += train_suggestions(job, job.search, storage, samples, view, tracking)
