@@ -18,16 +18,14 @@ from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.yaml_files import parse_override, parse_value
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
 from mnist_ray.interruption import Stop
 from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
 from mnist_ray.storage.storage import check_uri, open_storage
 from mnist_ray.text.escape import say_line
 
-DATASET_HELP = (
-    "mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits, or your own: idx:FOLDER, "
-    "folder:URI, parquet:URI."
-)
+DATASET_HELP = f"{', '.join(DATASETS)}, or your own: idx:FOLDER, folder:URI, parquet:URI."
 
 # One slash is enough: check_uri reports a missing second one.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

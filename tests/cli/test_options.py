@@ -7,6 +7,7 @@ import pytest
 
 from mnist_ray.cli.main import cli
 from mnist_ray.cli.options import forwarded
+from mnist_ray.data.datasets import DATASETS
 
 LAUNCHER_ALONE = {"address", "no_wait", "pip", "as_json"}
 COMMANDS = {
@@ -42,3 +43,10 @@ def test_a_value_is_replaced_or_left_out_by_the_name_of_its_parameter() -> None:
     line = forwarded(context, {"images": "s3://b/there", "name": None, "strict": False})
     assert line[:4] == ["--run", "a", "--images", "s3://b/there"]
     assert not {"--strict", "--name"} & {*line}
+
+
+@pytest.mark.parametrize("name", ["train", "tune"])
+def test_the_help_names_every_data_set(name: str) -> None:
+    (option,) = (option for option in cli.commands[name].params if option.name == "dataset")
+    assert isinstance(option, click.Option)
+    assert str(option.help).split(", or your own")[0].split(", ") == list(DATASETS)
