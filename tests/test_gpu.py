@@ -10,6 +10,7 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
+from mnist_ray.optimizers.optimizers import OPTIMIZERS
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import Divergence, StackTraining, fit
@@ -80,7 +81,7 @@ def test_recorded_steps_do_what_steps_do_that_are_not_recorded(network: str, opt
         assert_close(recorded, plain, 1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_gpu_gives_the_weights_of_a_cpu(optimizer: str) -> None:
     configs = configs_of("mlp", optimizer=optimizer, precision="float64", epochs=2)
     for on_gpu, on_cpu in zip(trained(configs), trained(configs, device=CPU), strict=True):

@@ -14,6 +14,8 @@ from mnist_ray.config.settings import (
     make_config,
 )
 from mnist_ray.config.yaml_files import parse_value, yaml_text
+from mnist_ray.data.augmentation import AUGMENTATIONS
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import OPTIMIZERS, SCHEDULES
 from mnist_ray.setting import settings_where
@@ -115,7 +117,7 @@ LATER_DEFAULTS: dict[str, object] = {}
 
 def test_no_default_ever_changes() -> None:
     assert TrainConfig().model_dump() == {**DEFAULTS, **LATER_DEFAULTS}
-    assert list(TrainConfig.model_fields) == [*DEFAULTS, *LATER_DEFAULTS]
+    assert [name for name in TrainConfig.model_fields if name not in LATER_DEFAULTS] == list(DEFAULTS)
     assert settings_where(TrainConfig, lambda setting: setting.is_later) == tuple(LATER_DEFAULTS)
 
 
@@ -175,11 +177,11 @@ def test_every_setting_says_what_it_is() -> None:
         ({"seed": -1}, "seed=-1: must be greater than or equal to 0"),
         ({"seed": 2**63}, "seed=9223372036854775808: must be less than 9223372036854775808"),
         ({"validation_fraction": 1}, "validation_fraction=1: must be less than 1"),
-        ({"optimizer": "adm"}, "optimizer='adm': choose one of adam, adamw, sgd, rmsprop; did you mean adam?"),
-        ({"schedule": "x"}, "schedule='x': choose one of constant, cosine, step"),
+        ({"optimizer": "adm"}, f"optimizer='adm': choose one of {', '.join(OPTIMIZERS)}; did you mean adam?"),
+        ({"schedule": "x"}, f"schedule='x': choose one of {', '.join(SCHEDULES)}"),
         (
             {"augmentation": "afine"},
-            "augmentation='afine': choose one of none, shift, affine, elastic, affine_elastic; did you mean affine?",
+            f"augmentation='afine': choose one of {', '.join(AUGMENTATIONS)}; did you mean affine?",
         ),
         ({"model": "rnn"}, "model='rnn': must be 'mlp' or 'cnn'"),
         ({"precision": "fp8"}, "precision='fp8': must be 'bf16', 'tf32', 'float32' or 'float64'"),
@@ -203,8 +205,8 @@ def test_every_setting_says_what_it_is() -> None:
         (
             {"dataset": "mnits"},
             (
-                "dataset='mnits': choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, "
-                "digits, or idx:FOLDER, folder:URI, parquet:URI; did you mean mnist?"
+                f"dataset='mnits': choose one of {', '.join(DATASETS)}, "
+                "or idx:FOLDER, folder:URI, parquet:URI; did you mean mnist?"
             ),
         ),
     ],

@@ -32,17 +32,14 @@ def test_the_variant_asked_for_wins_over_one_in_the_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "advice"),
     [
-        (
-            "batchnorm",
-            "choose one of baseline, dropout, dropout_batchnorm, tuned, cnn; did you mean dropout_batchnorm?",
-        ),
-        ("x", "choose one of baseline, dropout, dropout_batchnorm, tuned, cnn"),
+        ("batchnorm", "; did you mean dropout_batchnorm?"),
+        ("x", ""),
     ],
 )
-def test_an_unknown_variant_is_refused_with_the_nearest(name: str, message: str) -> None:
+def test_an_unknown_variant_is_refused_with_the_nearest(name: str, advice: str) -> None:
     with pytest.raises(ConfigError) as caught:
         variant_config(name)
-    assert str(caught.value) == f"variant={name!r}: {message}"
+    assert str(caught.value) == f"variant={name!r}: choose one of {', '.join(VARIANTS)}{advice}"
     assert caught.value.exit_code == 2

@@ -6,10 +6,7 @@ import pytest
 
 from mnist_ray.data.datasets import DATASETS, check_dataset, default_data_dir, load_examples
 
-CHOICES = (
-    "choose one of mnist, fashion_mnist, kmnist, qmnist, emnist_balanced, emnist_letters, digits,"
-    " or idx:FOLDER, folder:URI, parquet:URI"
-)
+CHOICES = f"choose one of {', '.join(DATASETS)}, or idx:FOLDER, folder:URI, parquet:URI"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mnist_ray.models.stack import Stack
 from mnist_ray.models.stack_layers import TrainingPass
 from mnist_ray.noise.random_streams import draws16, stream_key
 from mnist_ray.noise.step_streams import SeededStreams
-from mnist_ray.optimizers.optimizers import make_optimizer
+from mnist_ray.optimizers.optimizers import OPTIMIZERS, make_optimizer
 from mnist_ray.training.steps import StepSettings, cross_entropy, train_step
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ DIFFERENT: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_gives_the_same_weights_alone_and_in_a_stack(optimizer: str) -> None:
     configs = [variant_config("dropout_batchnorm", {**settings, "optimizer": optimizer}) for settings in DIFFERENT]
     together = trained(configs, steps=30, batch_size=32)

@@ -18,6 +18,7 @@ from mnist_ray.errors import DataError, RunFailedError
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.noise.random_streams import draws16, permutation, stream_key
+from mnist_ray.optimizers.optimizers import OPTIMIZERS
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import normalize, prepare_data, split_validation
@@ -162,7 +163,7 @@ def assert_equals_plain_training(config: TrainConfig, data: TrainingData) -> Non
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("optimizer", PLAIN_OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_training_equals_a_plain_pytorch_loop_with_a_partial_last_batch(optimizer: str, recipe: str) -> None:
     rate = 0.05 if optimizer == "sgd" else 1e-3
     config = small_config(precision="float64", optimizer=optimizer, learning_rate=rate, **RECIPES[recipe])
@@ -192,7 +193,7 @@ def test_variants_of_one_seed_see_the_same_batches_and_the_same_dropout_noise(ba
     assert_equals_plain_training(config, digits_for(config, 200))
 
 
-@pytest.mark.parametrize("optimizer", PLAIN_OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_stopped_after_each_epoch_goes_on_to_the_same_bits(optimizer: str) -> None:
     config = small_config(
         optimizer=optimizer, learning_rate=3e-3, augmentation="affine_elastic", schedule="cosine", warmup_epochs=0.5
