@@ -1,1 +1,4 @@
-"""Statistics on arrays and rows; no storage, no torch."""
+"""Statistics on arrays and rows; reads no storage, uses no torch.
+
+May import models and every room below it, not training.
+"""

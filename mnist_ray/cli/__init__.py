@@ -1,1 +1,4 @@
-"""The command line: turns options into a job and prints its outcome."""
+"""The command line: turns options into a job and prints its outcome.
+
+May import every room; no torch.
+"""

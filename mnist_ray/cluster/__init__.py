@@ -1,1 +1,4 @@
-"""The only package that imports ray."""
+"""Work on Ray: sessions, trainer, tuner, and the pool of workers; the only room that imports Ray.
+
+May import report, export, tracking, and every room below them.
+"""

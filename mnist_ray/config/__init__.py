@@ -1,1 +1,4 @@
-"""Settings and their sources."""
+"""Settings and their sources.
+
+May import data, optimizers, noise, and every room below them; no torch.
+"""

@@ -1,1 +1,4 @@
-"""Named data sets and the user's own data, augmentation, polarity; may import storage, text and errors."""
+"""Named data sets and the user's own data, augmentation, polarity.
+
+May import optimizers, noise, storage, and every room below them.
+"""

@@ -1,1 +1,4 @@
-"""Weights in other formats, with a model card."""
+"""Weights in other formats, with a model card.
+
+May import evaluation and every room below it, neither report nor tracking.
+"""

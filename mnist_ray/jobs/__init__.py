@@ -1,1 +1,4 @@
-"""The work behind the commands, with or without Ray."""
+"""The work behind the commands, with or without Ray.
+
+May import every room but cli; imports cluster where there is something to distribute.
+"""

@@ -1,1 +1,4 @@
-"""Networks and stacks of networks."""
+"""Networks and stacks of networks.
+
+May import results and every room below it.
+"""

@@ -1,1 +1,4 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers and learning-rate schedules.
+
+May import storage and every room below it, not noise.
+"""

@@ -1,1 +1,4 @@
-"""Submits commands to an existing cluster."""
+"""Submits commands to an existing cluster.
+
+May import cluster and every room below it; no torch.
+"""

@@ -1,1 +1,4 @@
-"""Printed text: escaping, tables, suggestions."""
+"""Printed text: escaping, tables, suggestions.
+
+May import errors and interruption.
+"""
