@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CLUSTER = (ROOT / "docs/cluster.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 SECURITY = (ROOT / "docs/security.md").read_text()
+EXTENDING = (ROOT / "docs/extending.md").read_text()
 
 
 def blocks(text: str, languages: str = "sh|console|") -> list[str]:
@@ -84,14 +86,31 @@ def test_the_documents_have_command_lines_of_both_programs() -> None:
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:
-    text = CLUSTER + OPERATIONS + SECURITY
+    text = CLUSTER + OPERATIONS + SECURITY + EXTENDING
     named = re.findall(r"\b((?:deploy|jobs|docs|tests|mnist_ray)/[\w./-]+\.\w+|cluster\.yaml|constraints\.txt)", text)
     assert len(set(named)) >= 7
     for path in named:
-        assert (ROOT / path).is_file(), path
+        assert "NAME" in path or (ROOT / path).is_file(), path
     for text in (CLUSTER, OPERATIONS):
         for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
             assert (ROOT / "docs" / link).is_file(), link
+
+
+def test_every_name_in_code_that_extending_names_is_there() -> None:
+    code = "".join(path.read_text() for room in ("mnist_ray", "tests") for path in (ROOT / room).rglob("*.py"))
+    named = re.findall(r"`((?:test_|_)\w+|[A-Z_]{6,}|_?[a-z_]+(?=\(\)`))", EXTENDING)
+    assert len(set(named)) >= 15
+    for name in named:
+        assert re.search(rf"^ *(?:def |class )?{name}\b", code, re.MULTILINE), name
+
+
+def test_the_layout_in_the_readme_lists_the_rooms_as_the_contract_does() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rooms = [name for layer in layers for name in layer.split(" | ") if (ROOT / "mnist_ray" / name).is_dir()]
+    layout = (ROOT / "README.md").read_text().partition("\n## Layout\n")[2]
+    lines = re.findall(r"^mnist_ray/(.*?)  ", layout, re.MULTILINE)
+    assert [name for line in lines for name in re.findall(r"(\w+)/", line)] == rooms
 
 
 def test_operations_has_every_exit_code() -> None:
