@@ -32,7 +32,7 @@ from mnist_ray.training.distributed import from_rank_0, shared_errors
 from mnist_ray.training.train_run import train_run
 
 _History = tuple[EpochResult, ...]
-# Time limit for the last progress lines to arrive when a command ends.
+# Time limit for the last progress lines to arrive when a run fails or is stopped.
 _LAST_LINES_S = 2.0
 
 
@@ -74,12 +74,15 @@ def _histories(show: Callable[[_History], None]) -> Iterator[Queue]:
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
+    patience: float | None = _LAST_LINES_S
     try:
         yield queue
+        # A finished run loses no line, however busy the machine is.
+        patience = None
     finally:
         with suppress(RayError):
             queue.put(None)
-        thread.join(_LAST_LINES_S)
+        thread.join(patience)
 
 
 def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scratch: Path | None = None) -> None:
