@@ -5,12 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from mnist_ray.cluster.background import beside
 from mnist_ray.config.placement import Placement, not_shared
 from mnist_ray.errors import ClusterError, RunFailedError, StorageError
 from mnist_ray.interruption import give_up
@@ -128,8 +126,14 @@ def watched(needs: Needs, placement: Placement, kind: str) -> Iterator[None]:
         # give_up works by a signal, which reaches only the main thread.
         yield
         return
-    with beside(partial(_watch, needs, placement, kind)):
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(needs, placement, kind, ended), daemon=True)
+    watcher.start()
+    try:
         yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _watch(needs: Needs, placement: Placement, kind: str, ended: threading.Event) -> None:
