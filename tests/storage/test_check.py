@@ -151,7 +151,7 @@ def test_a_bad_moment_and_a_damaged_proof_are_no_refusal_of_damage(monkeypatch: 
     with scripted_server(lambda _method, _path, times: answers.get(times, (200, b""))) as (endpoint, asked):
         backend = S3Backend("s3://bucket/prefix")
         storage_at(endpoint, monkeypatch)
-        backend.client  # noqa: B018
+        backend.client  # noqa: B018  (made now, while the endpoint is set)
         assert backend.refuses_damage("damaged")
     assert asked.count("PUT /bucket/prefix/damaged") == 2
     with scripted_server(always(refusal(403, "AccessDenied"))) as (endpoint, _):

@@ -28,5 +28,5 @@ class CheckingApplication(server.DomainDispatcherApplication):
 
 
 if __name__ == "__main__":
-    server.DomainDispatcherApplication = CheckingApplication  # type: ignore[misc]
+    server.DomainDispatcherApplication = CheckingApplication
     server.main()

@@ -32,7 +32,7 @@ def test_each_epoch_is_shown_and_tracked_once_also_when_a_history_arrives_twice(
 
 
 def test_a_resumed_run_says_once_where_it_went_on(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = EpochLines("a", TrainConfig(epochs=3), tracking=Tracked(), num_before=1)  # type: ignore[arg-type]
+    lines = EpochLines("a", TrainConfig(epochs=3), tracking=Tracked(), num_before=1)
     for num_epochs in (2, 3):
         lines.show(history(num_epochs))
     assert capsys.readouterr().err == "a: went on after epoch 1\n" + line(2) + line(3)
