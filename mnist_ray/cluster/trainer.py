@@ -52,6 +52,8 @@ def train_on_workers(
     """
     # Train logs every report at INFO; our progress lines say more.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # A relative path would mean another place to the workers, and to this process once a session has begun.
+    job = replace(job, storage_uri=storage.uri)
     needs = Needs(f"run {job.run!r}", storage, job.num_workers, least=job.num_workers)
     with ray_session(needs, job.placement) as use_gpu:
         begin()
@@ -89,7 +91,7 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
     """Trains a claimed run on Ray Train's workers.
 
     Args:
-      job: the run.
+      job: the run; its storage_uri is absolute.
       use_gpu: whether each worker gets a GPU.
       histories: gets the run's history after each epoch.
       scratch: an existing folder for Ray's bookkeeping; by default the system's folder for temporary files.
@@ -97,8 +99,6 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
     Raises:
       MnistRayError: see mnist_ray.errors.
     """
-    # Ray's workers run in other folders, where a relative path would mean another place.
-    job = replace(job, storage_uri=open_storage(job.storage_uri).uri, data_dir=job.data_dir.absolute())
     # Only for Ray's bookkeeping: train_run writes the checkpoints to the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
         trainer = _Trainer(

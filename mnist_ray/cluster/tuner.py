@@ -101,9 +101,7 @@ def run_tuner(
         at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
         trials = make_trials(at_once, _smallest_gpu_memory() if use_gpu else None)
         rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
-        settings = WorkerSettings(
-            replace(job, storage_uri=storage.uri, data_dir=job.data_dir.absolute()), use_gpu, rungs
-        )
+        settings = WorkerSettings(replace(job, storage_uri=storage.uri), use_gpu, rungs)
         trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
         tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(job, use_gpu=use_gpu)),

@@ -113,4 +113,4 @@ def default_data_dir() -> Path:
     """Returns MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
     if chosen := os.environ.get("MNIST_RAY_DATA"):
         return Path(chosen).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-ray"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mnist-ray"

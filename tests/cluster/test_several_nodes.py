@@ -1,6 +1,5 @@
-"""Jobs on clusters of several nodes, which get lost: each node a raylet of its own, ended with all its processes."""
+"""Jobs on clusters that lose a node: each node is a raylet, ended with all its processes."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 GRID = ["--grid", "smoke", "--seeds", "2", "--epochs", "40", "--name", "g"]
 TRAIN = ["--dataset", "digits", "--variant", "dropout_batchnorm", "--epochs", "12"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.fault]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.fault, pytest.mark.series]
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +75,6 @@ def assert_equal(found: Mapping[str, Mapping[str, torch.Tensor]], expected: Mapp
         assert all(torch.equal(value, expected[run][name]) for name, value in tensors.items()), run
 
 
-def test_a_job_waits_for_the_cpus_that_it_needs(head: RayHead, tmp_path: Path) -> None:
-    # The first test: no other node is there yet.
-    train = ["train", *TRAIN, "--epochs", "1", "--name", "a", "--shared-storage", "--storage", str(tmp_path)]
-    with contextlib.ExitStack() as nodes:
-        comes = (lambda log: "\n" in log, lambda _: nodes.enter_context(more_node(head)))
-        done = run_job(head, *train, steps=[comes])
-    assert done.code == 0, done.log
-    assert done.log.splitlines()[0] == "waiting up to 600 s for 1 CPU: the cluster has 0"
-
-
 def test_a_grid_is_spread_over_nodes_and_loses_one(
     head: RayHead, lasting: int, s3_uri: str, expected: dict[str, Mapping[str, torch.Tensor]]
 ) -> None:
@@ -107,7 +96,6 @@ def test_a_grid_is_spread_over_nodes_and_loses_one(
     assert_equal(best_weights(storage, sorted(expected)), expected)
 
 
-@pytest.mark.series
 def test_an_evaluation_is_spread_over_nodes_and_loses_one(
     head: RayHead, lasting: int, s3_uri: str, tmp_path: Path
 ) -> None:
@@ -149,7 +137,6 @@ def test_a_run_that_loses_a_node_for_good_ends_with_7(head: RayHead, tmp_path: P
     )
 
 
-@pytest.mark.series
 def test_a_run_that_lost_a_node_goes_on_when_another_comes(head: RayHead, lasting: int, tmp_path: Path) -> None:
     shared = ["--shared-storage", "--storage", str(tmp_path)]
     storage = open_storage(str(tmp_path))
@@ -178,42 +165,6 @@ def test_a_run_that_lost_a_node_goes_on_when_another_comes(head: RayHead, lastin
         torch.testing.assert_close(value, found["alone"][name], rtol=0, atol=1e-9)
 
 
-@pytest.mark.usefixtures("lasting")
-def test_a_job_whose_cpus_do_not_come_ends_with_5_and_leaves_the_name_free(head: RayHead, tmp_path: Path) -> None:
-    train = ["train", *TRAIN, "--num-workers", "2", "--name", "a", "--resource-timeout", "2"]
-    refused = run_job(head, *train, "--shared-storage", "--storage", str(tmp_path))
-    assert refused.code == 5
-    assert refused.log.splitlines() == [
-        "waiting up to 2 s for 2 CPU: the cluster has 1",
-        "mnist-ray: error: num_workers=2: needs a CPU for each, the cluster has 1; use --num-workers 1 or less",
-    ]
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_gpu_that_is_asked_for_and_not_there_is_named(head: RayHead, tmp_path: Path) -> None:
-    train = ["train", *TRAIN, "--use-gpu", "--resource-timeout", "0", "--shared-storage", "--storage", str(tmp_path)]
-    done = run_job(head, *train)
-    assert done.code == 5
-    assert done.log == (
-        "mnist-ray: error: num_workers=1: needs a GPU for each, the cluster has 0; leave out --use-gpu, or add nodes "
-        "with a GPU\n"
-    )
-
-
-@pytest.mark.usefixtures("lasting")
-def test_a_local_folder_is_refused_as_the_storage_of_several_nodes(head: RayHead, tmp_path: Path) -> None:
-    for command in (["tune", *GRID], ["train", *TRAIN]):
-        done = run_job(head, *command, "--storage", str(tmp_path))
-        assert done.code == 4
-        # What was understood of the data is said before.
-        (line,) = [line for line in done.log.splitlines() if not line.startswith("dataset digits: ")]
-        assert line == (
-            f"mnist-ray: error: storage='{tmp_path}': a local folder, and the cluster has 2 nodes, each with disks "
-            "of its own; use s3://bucket/prefix, or --shared-storage if this folder is the same on all of them"
-        )
-
-
-@pytest.mark.series
 def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
     s3_server: S3Server, s3_uri: str, expected: dict[str, Mapping[str, torch.Tensor]]
 ) -> None:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.support.processes import descendants, wait_until_gone, with_variable, written_so_far
 from tests.support.ray_head import RayHead
-from tests.support.ray_jobs import run_here, run_job
+from tests.support.ray_jobs import Step, run_here, run_job
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -36,6 +37,11 @@ def train_here(storage: Path, name: str, *more: str) -> None:
     assert run_here("train", *SETTINGS, "--storage", str(storage), "--name", name, *more).code == 0
 
 
+def train_workers_under(pid: int) -> list[int]:
+    """Returns the pids of the Ray Train workers among a process's descendants."""
+    return descendants(pid, title=b"RayTrainWorker")
+
+
 def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(storage / f"runs/{name}/best/model.safetensors")
 
@@ -47,38 +53,44 @@ def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
     ids=["one rank", "each rank, and reproduced"],
 )
 def test_two_ray_workers_give_the_result_of_one_process_and_killing_them_changes_no_bit(
-    tmp_path: Path, killed: dict[int, Callable[[list[int]], int]], again: bool
+    shared_head: RayHead,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: dict[int, Callable[[list[int]], int]],
+    again: bool,
 ) -> None:
     float64 = ["--epochs", "6", "--precision", "float64"]
     train_here(tmp_path, "one", *float64)
+
+    def workers_after(epoch: int, _: str) -> list[int]:
+        written = (tmp_path / f"runs/two/checkpoints/epoch-{epoch:04d}/checkpoint.json").exists()
+        return train_workers_under(shared_head.pid) if written else []
+
+    def kill(which: Callable[[list[int]], int], workers: list[int]) -> None:
+        os.kill(which(workers), signal.SIGKILL)
+
     # A relative storage means the same place for the workers, which run elsewhere.
-    arguments = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "2"]
-    arguments += ["--storage", ".", "--name", "two"]
-    process = subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    for epoch, which in killed.items():
-        while not (tmp_path / f"runs/two/checkpoints/epoch-{epoch:04d}/checkpoint.json").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(which(descendants(process.pid, title=b"RayTrainWorker")), signal.SIGKILL)
-    _, log = process.communicate(timeout=200)
-    assert process.returncode == 0, log
+    monkeypatch.chdir(tmp_path)
+    train = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "2", "--storage", "."]
+    steps: list[Step] = [(partial(workers_after, epoch), partial(kill, which)) for epoch, which in killed.items()]
+    done = run_job(shared_head, *train, "--name", "two", steps=steps)
+    assert done.code == 0, done.log
     # Started anew from the first epoch, it would say so twice.
-    assert [f"epoch {epoch}/6" in log for epoch in range(1, 7)] == [True] * 6
-    assert log.count("epoch 1/6") == 1
+    assert all(f"epoch {epoch}/6" in done.log for epoch in range(1, 7))
+    assert done.log.count("epoch 1/6") == 1
     one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-9)
     lineage = json.loads((tmp_path / "runs/two/best/checkpoint.json").read_text())["lineage"]
     assert lineage["num_workers"] == 2
-    assert lineage["command_line"].startswith("python -m mnist_ray train --dataset digits")
+    assert lineage["command_line"].startswith("mnist-ray train --dataset digits")
 
     if again:
-        # Once more with two workers, of which nobody is killed: the same bits.
-        command = mnist_ray("reproduce", "two", "--storage", str(tmp_path), "--json")
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["result"] == "equal"
-        assert len(done.stderr.splitlines()) == 8, done.stderr
+        # Once more with two workers, none of which is killed: the same bits.
+        done = run_job(shared_head, "reproduce", "two", "--storage", str(tmp_path), "--json")
+        assert done.code == 0, done.log
+        assert json.loads(done.output)["result"] == "equal"
+        assert len(done.log.splitlines()) == 8, done.log
 
 
 @pytest.mark.fault
@@ -90,7 +102,7 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
         assert process.stderr is not None
         while "epoch 1/500" not in process.stderr.readline():
             assert process.poll() is None
-        worker = a_train_worker_under(process.pid)
+        worker, *_ = train_workers_under(process.pid)
         process.send_signal(number)
         rest = process.stderr.read()
         assert process.wait(timeout=100) == code, rest
@@ -105,8 +117,8 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
     ("number", "code", "num_workers"),
     [
         (signal.SIGTERM, 143, "1"),
-        (signal.SIGINT, 130, "2"),
         pytest.param(signal.SIGINT, 130, "1", marks=pytest.mark.series),
+        pytest.param(signal.SIGINT, 130, "2", marks=pytest.mark.series),
         pytest.param(signal.SIGTERM, 143, "2", marks=pytest.mark.series),
     ],
 )
@@ -159,7 +171,8 @@ def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: 
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("moment", ["start", pytest.param("training", marks=pytest.mark.series)])
+@pytest.mark.series
+@pytest.mark.parametrize("moment", ["start", "training"])
 def test_ctrl_c_again_and_again_leaves_no_process_and_no_folder_behind(tmp_path: Path, moment: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp") as temporary:
         environment = {**ENVIRONMENT, "TMPDIR": temporary, "RAY_TMPDIR": temporary}
@@ -186,11 +199,6 @@ def test_ctrl_c_again_and_again_leaves_no_process_and_no_folder_behind(tmp_path:
         assert [path.name for path in Path(temporary).iterdir() if path.name.startswith(("ray-", "mnist-ray"))] == []
 
 
-def a_train_worker_under(driver: int) -> int:
-    """Returns the pid of a Ray Train worker among the driver's descendants."""
-    return descendants(driver, title=b"RayTrainWorker")[0]
-
-
 def test_an_error_that_rank_0_alone_meets_ends_all_workers(shared_head: RayHead, tmp_path: Path) -> None:
     train_here(tmp_path, "a", "--epochs", "2")
     shutil.rmtree(tmp_path / "runs/a/best")
@@ -213,40 +221,28 @@ def test_a_checkpoint_that_rank_0_alone_cannot_write_ends_all_workers(shared_hea
     assert "can't be written" in unwritable.log.splitlines()[-1]
 
 
-def test_more_workers_than_cpus_end_with_5_and_what_there_is_and_leave_the_name_free(tmp_path: Path) -> None:
-    command = mnist_ray("train", *SETTINGS, "--storage", str(tmp_path), "--name", "a", "--num-workers", "900")
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 5
-    assert "num_workers=900" in done.stderr.splitlines()[-1]
-    assert f"has {os.cpu_count()}" in done.stderr
-    assert not (tmp_path / "runs").exists()
-    train_here(tmp_path, "a", "--epochs", "1")
-
-
 @pytest.mark.fault
 def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_workers_one_of_them_killed(
-    tmp_path: Path,
+    shared_head: RayHead, tmp_path: Path
 ) -> None:
     for name, rate in {"a": "1e-3", "b": "2e-3"}.items():
         train_here(tmp_path, name, "--epochs", "1", "--learning-rate", rate)
+    evaluate = ["evaluate", "--run", "a", "--run", "b", "--dataset", "digits", "--shard-size", "1", "--no-report"]
+    evaluate += ["--storage", str(tmp_path), "--json"]
+
+    def at_work(_: str) -> list[int]:
+        begun = written_so_far(tmp_path, ".staging/*/predictions-*.parquet")
+        # Between two shards a worker has another title.
+        return descendants(shared_head.pid, title=b"ray::PoolWorker.work") if begun else []
+
+    loss: Step = (at_work, lambda workers: os.kill(workers[0], signal.SIGKILL))
     files = {}
-    for workers in ("1", "2"):
-        arguments = ["evaluate", "--run", "a", "--run", "b", "--dataset", "digits", "--shard-size", "1", "--no-report"]
-        arguments += ["--num-workers", workers, "--storage", str(tmp_path), "--json"]
-        process = subprocess.Popen(
-            mnist_ray(*arguments), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        if workers == "2":
-            while not written_so_far(tmp_path, ".staging/*/predictions-*.parquet"):
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.001)
-            # Between two shards it has another title.
-            while not (at_work := descendants(process.pid, title=b"ray::PoolWorker.work")):
-                assert process.poll() is None, process.communicate()
-            os.kill(at_work[0], signal.SIGKILL)
-        output, log = process.communicate(timeout=200)
-        assert process.returncode == 0, log
-        folder = Path(json.loads(output)["uri"])
+    for workers in ("2", "1"):
+        # With one worker: this process.
+        run = partial(run_job, shared_head, steps=[loss]) if workers == "2" else run_here
+        done = run(*evaluate, "--num-workers", workers)
+        assert done.code == 0, done.log
+        folder = Path(json.loads(done.output)["uri"])
         files[workers] = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
         counts = duckdb.sql(
             "SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) "

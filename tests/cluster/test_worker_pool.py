@@ -2,39 +2,38 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.worker_pool import results_of_workers
 from mnist_ray.config.placement import ANYWHERE
+from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.errors import CheckpointError, DataError, RunFailedError, StorageError
 from mnist_ray.storage.storage import open_storage
 from tests.support.processes import descendants
-from tests.support.ray_head import RayHead, ray_head
+from tests.support.ray_head import RayHead
 
-ROOT = Path(__file__).parents[2]
 WAIT_S = 60
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
-    with ray_head(variables={"PYTHONPATH": str(ROOT)}) as running:
-        yield running
+# The workers of the head don't have this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture
-def folder(head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(shared_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the workers leave notes; the test is a job on the head."""
-    monkeypatch.setenv("RAY_ADDRESS", head.gcs_address)
-    monkeypatch.setenv("MNIST_RAY_IN_JOB", "1")
+    monkeypatch.setenv("RAY_ADDRESS", shared_head.gcs_address)
+    monkeypatch.setenv(JOB_VARIABLE, "1")
     # A job leaves its folder; the tests after it need theirs.
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -189,7 +188,7 @@ def test_a_bug_on_a_worker_keeps_the_workers_traceback(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [DataError("images=x: damaged"), KeyboardInterrupt()])
-def test_an_error_here_ends_the_workers_in_their_work(folder: Path, head: RayHead, error: BaseException) -> None:
+def test_an_error_here_ends_the_workers_in_their_work(folder: Path, shared_head: RayHead, error: BaseException) -> None:
     def spans() -> Iterator[tuple[int, int]]:
         yield 0, 0
         yield 1, 1
@@ -199,6 +198,6 @@ def test_an_error_here_ends_the_workers_in_their_work(folder: Path, head: RayHea
     with pytest.raises(type(error)):
         results(folder, never_end, 2, spans())
     deadline = time.monotonic() + WAIT_S
-    while descendants(head.pid, title=b"PoolWorker"):
+    while descendants(shared_head.pid, title=b"PoolWorker"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
