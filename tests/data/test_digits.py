@@ -4,6 +4,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.examples import rows_of_split
 
 
 def load(split, tmp_path):
@@ -23,9 +24,12 @@ def test_the_digits_are_scaled_to_255_and_resized(tmp_path):
     assert train.images.shape == (1442, 1, 28, 28)
     assert train.images.dtype == torch.uint8
     assert train.images.max() == 255
-    first = np.rint(load_digits().images[0] * 255 / 16).astype(np.uint8)
-    expected = Image.fromarray(first).resize((28, 28), Image.Resampling.BILINEAR)
-    assert np.array_equal(train.images[0, 0].numpy(), np.asarray(expected))
+    bunch = load_digits()
+    chosen = rows_of_split(bunch.target, "train")
+    assert np.array_equal(train.labels.numpy(), bunch.target[chosen])
+    for image, pixels in zip(train.images[:, 0].numpy(), bunch.images[chosen], strict=True):
+        scaled = Image.fromarray(np.rint(pixels * 255 / 16).astype(np.uint8))
+        assert np.array_equal(image, np.asarray(scaled.resize((28, 28), Image.Resampling.BILINEAR)))
     assert train.conversion == "1442 images of 8x8 grey -> 28x28 grey"
 
 
