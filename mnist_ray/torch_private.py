@@ -6,10 +6,13 @@ interleaved, CPU time of an epoch at batch 64, median (quartiles) of the ratios:
 - With torch.optim.Adam(fused=True) instead of direct calls of its kernels, a stack of one takes 1.12 (1.10-1.20)
   times as long for `baseline`, 1.01 (0.94-1.08) for `dropout`, 1.02 (0.96-1.11) for `dropout_batchnorm`; a stack of
   four 1.15 (1.08-1.19), 1.02 (0.98-1.09), 1.03 (0.99-1.11).
+- torch.optim.Optimizer's methods import torch's compiler when they are first called, to tell it to leave them alone:
+  1.9 s of CPU time for each process that trains, where `import torch` takes 2.5 s.
 - Larger products take half as long with oneDNN as with MKL on an AMD EPYC with AVX-512 (benchmarks/stack.py).
 """
 
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -22,6 +25,21 @@ fused_adamw_: Callable[..., Any] = torch._fused_adamw_
 linear_pointwise: Callable[..., Any] | None = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
+
+
+class Uncompiled:
+    """A mixin for optimizers that are not compiled: the methods that torch hides from its compiler, as they are."""
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+def plain_step(kind: type[torch.optim.Optimizer]) -> Callable[..., None]:
+    """Returns the step of a class of optimizers, without gradients of its own and without the compiler."""
+    step: Callable[..., None] = torch.no_grad()(unwrap(kind.step))
+    return step
 
 
 def add_one(steps: list[Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import mnist_ray
 from mnist_ray import torch_private
+from mnist_ray.optimizers.optimizers import OPTIMIZERS
 
 PACKAGE = Path(mnist_ray.__file__).parent
 
@@ -66,6 +69,21 @@ def test_private_names_are_used_in_one_file_each() -> None:
         "torch_private.py": {"_fused_adam_", "_fused_adamw_", "_foreach_add_"},
         "cluster/ray_private.py": {"_common", "_private"},
     }
+
+
+def test_training_and_evaluating_import_neither_torchs_compiler_nor_scikit_learn(tmp_path: Path) -> None:
+    train = ["train", "--dataset", "digits", "--train-limit", "100", "--epochs", "1", "--storage", str(tmp_path)]
+    commands = [[*train, "--name", name, "--set", f"optimizer={name}"] for name in OPTIMIZERS]
+    commands += [[*train, "--name", "adam", "--resume"], ["evaluate", "--run", "adam", "--storage", str(tmp_path)]]
+    code = (
+        "import sys\n"
+        "from mnist_ray.cli.main import run_command\n"
+        f"codes = [run_command(arguments) for arguments in {commands!r}]\n"
+        "loaded = {'torch._dynamo', 'torch.fx.experimental.symbolic_shapes', 'sklearn'} & sys.modules.keys()\n"
+        "sys.exit(f'{codes} {loaded}' if any(codes) or loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_torch_has_the_names() -> None:

@@ -43,8 +43,8 @@ def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tens
     for name in sorted(expected.keys() | given.keys()):
         if expected.get(name) != given.get(name):
             raise ValueError(f"{name}: {given.get(name, 'missing')} instead of {expected.get(name, 'none')}")
-    network = network.to_empty(device="cpu")
-    network.load_state_dict(dict(weights))
+    # With to_empty, torch would import its symbolic shapes: 0.6 s of CPU time.
+    network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     return network
 
 

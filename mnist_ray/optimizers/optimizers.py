@@ -18,27 +18,27 @@ _MAX_COUNT = 2**31 - 1
 
 
 def _adam(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
-    from mnist_ray.optimizers.fused_adam import Adam
+    from mnist_ray.optimizers.lean_optimizers import Adam
 
     return Adam(groups, fused=True)
 
 
 def _adamw(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
-    from mnist_ray.optimizers.fused_adam import AdamW
+    from mnist_ray.optimizers.lean_optimizers import AdamW
 
     return AdamW(groups, fused=True)
 
 
 def _sgd(groups: list[dict[str, Any]], config: "OptimizerConfig") -> "torch.optim.Optimizer":
-    import torch
+    from mnist_ray.optimizers.lean_optimizers import SGD
 
-    return torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+    return SGD(groups, momentum=config.momentum, fused=True)
 
 
 def _rmsprop(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
-    import torch
+    from mnist_ray.optimizers.lean_optimizers import RMSprop
 
-    return torch.optim.RMSprop(groups)
+    return RMSprop(groups)
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], "OptimizerConfig"], "torch.optim.Optimizer"]] = {
