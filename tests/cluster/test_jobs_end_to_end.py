@@ -39,13 +39,13 @@ def test_plain_ray_job_submit_trains_from_the_checkout(shared_head: RayHead, tmp
 
 def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(shared_head: RayHead, tmp_path: Path) -> None:
     storage = ["--storage", str(tmp_path)]
-    train = ["train", "--dataset", "digits", "--epochs", "2", "--name", "a", *storage]
+    train = ["train", "--dataset", "digits", "--epochs", "1", "--name", "a", *storage]
     done = launch(shared_head, *train)
     assert done.code == 0, done.log
     assert "a is finished" in done.log
     job_id = done.output.strip()
     lineage = json.loads((tmp_path / "runs/a/best/checkpoint.json").read_text())["lineage"]
-    assert lineage["command_line"].startswith("mnist-ray train --dataset digits --epochs 2 --name a")
+    assert lineage["command_line"].startswith("mnist-ray train --dataset digits --epochs 1 --name a")
 
     conflict = launch(shared_head, *train, "--set", "dropout=0.1")
     assert conflict.code == 6
@@ -58,10 +58,6 @@ def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(shared_
     assert job_id.startswith("train-a-")
     logs = launch(shared_head, "jobs", "logs", job_id)
     assert "a is finished" in logs.output
-
-    too_many = launch(shared_head, *train, "--num-workers", "900")
-    assert too_many.code == 5
-    assert too_many.log.count("\n") == 1, too_many.log
 
 
 @pytest.mark.parametrize("pip", [[], pytest.param(["--pip"], marks=pytest.mark.series)], ids=["", "pip"])

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from ray.tune.execution import class_cache
 
+from mnist_ray.errors import ClusterError
+from mnist_ray.submission.job_api import connect, jobs_list
 from tests.support.processes import written_so_far
 from tests.support.ray_head import RayHead, ray_head
 from tests.test_security import CANARIES, FILES, files_below, leaks
@@ -39,6 +41,19 @@ def told(head: RayHead, path: str) -> tuple[str, bytes]:
     request = urllib.request.Request(head.address + path, headers={"Authorization": f"Bearer {TOKEN}"})
     with urllib.request.urlopen(request, timeout=30) as response:
         return path, response.read()
+
+
+def test_a_cluster_with_a_token_refuses_others_and_says_where_to_give_it(head: RayHead, tmp_path: Path) -> None:
+    where = "give this cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    with pytest.raises(ClusterError) as missing:
+        connect(head.address, environ={"HOME": str(tmp_path)})
+    assert str(missing.value) == f"{head.address}: HTTP 401: a token is needed and none was found; {where}"
+    with pytest.raises(ClusterError) as wrong:
+        connect(head.address, environ={"RAY_AUTH_TOKEN": "wrong-token"})
+    assert str(wrong.value) == f"{head.address}: HTTP 403: wrong token in RAY_AUTH_TOKEN; {where}"
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    client = connect(head.address, environ={"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
+    assert isinstance(jobs_list(client), list)
 
 
 @pytest.mark.parametrize("job", [TUNE, pytest.param(TRAIN, marks=pytest.mark.series)], ids=["tune", "train"])
@@ -69,6 +84,7 @@ def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(
     assert leaks(iter(found), marker="marker") == []
 
 
+@pytest.mark.series
 def test_no_secret_is_in_the_folder_of_a_local_ray_that_tunes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mnist_ray", *TUNE, "--epochs", "500", "--storage", str(tmp_path / "storage")]
     with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as name:

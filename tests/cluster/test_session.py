@@ -16,6 +16,7 @@ from mnist_ray.cluster.session import _private_folder
 from mnist_ray.errors import ConfigError
 from tests.support.processes import descendants, listening, title_of, wait_until_gone
 from tests.support.ray_jobs import run_here
+from tests.test_security import CANARIES, files_below, leaks
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,8 @@ def test_a_local_ray_listens_on_the_loopback_keeps_to_one_user_and_ends_at_a_sig
     ray_folder.mkdir(mode=0o755)
     hidden = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME")
     inherited = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment = {**inherited, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    keys = {name: secret for name, secret in CANARIES.items() if name.startswith("AWS_")}
+    environment = {**inherited, **keys, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "mnist_ray", "train", "--dataset", "digits", "--epochs", "1000"]
     command += ["--num-workers", "2", "--storage", str(tmp_path / "results"), "--name", "a"]
     with subprocess.Popen(
@@ -48,6 +50,7 @@ def test_a_local_ray_listens_on_the_loopback_keeps_to_one_user_and_ends_at_a_sig
         mode = scratch.stat().st_mode
         sockets = [(address, title_of(pid)) for address, pid in listening(pids)]
         workers = descendants(process.pid, title=b"RayTrainWorker")
+        files = list(files_below(scratch))
         process.send_signal(signal.SIGTERM)
         lines += process.stderr.read().splitlines()
     assert process.returncode == 143, lines
@@ -63,6 +66,7 @@ def test_a_local_ray_listens_on_the_loopback_keeps_to_one_user_and_ends_at_a_sig
     exposed = [title for address, title in sockets if not is_loopback(address)]
     assert [title.partition(".")[0] for title in exposed] == ["ray::RayTrainWorker"]
     assert (scratch.name.startswith("ray-"), oct(mode), scratch.exists()) == (True, "0o40700", False)
+    assert leaks(iter(files), marker="PL_DISABLE_FORK") == []
     assert oct(ray_folder.stat().st_mode) == "0o40700"
     assert oct((ray_folder / "auth_token").stat().st_mode) == "0o100600"
 

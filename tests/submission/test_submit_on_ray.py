@@ -19,7 +19,7 @@ from mnist_ray.submission import submit as submission
 from mnist_ray.submission.follow import follow
 from mnist_ray.submission.job_api import JobClient, connect, job_logs, job_status, job_stop, jobs_list
 from mnist_ray.submission.submit import stage_working_dir
-from tests.support.ray_head import RayHead, ray_head
+from tests.support.ray_head import RayHead
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -244,29 +244,3 @@ def test_a_cut_connection_repeats_and_loses_no_line(client: JobClient, working_d
     assert len(cuts) >= 2
     assert _lines(output.getvalue()) == [f"line {number}" for number in range(30)]
     assert output.getvalue() == job_logs(client, job_id)
-
-
-def test_a_cluster_with_tokens_takes_its_own_and_no_other(
-    working_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    with ray_head(token="right-token-of-this-test") as head:
-        with pytest.raises(ClusterError) as missing:
-            connect(head.address, environ={"HOME": str(tmp_path)})
-        assert str(missing.value) == (
-            f"{head.address}: HTTP 401: a token is needed and none was found; "
-            "give this cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        )
-        with pytest.raises(ClusterError) as wrong:
-            connect(head.address, environ={"RAY_AUTH_TOKEN": "wrong-token"})
-        assert str(wrong.value) == (
-            f"{head.address}: HTTP 403: wrong token in RAY_AUTH_TOKEN; "
-            "give this cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        )
-        (tmp_path / "token").write_text("right-token-of-this-test\n")
-        client = connect(head.address, environ={"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
-        job_id = submit(client, script="echo", arguments=["exit", "3"], working_dir=working_dir, resources={"CPU": 2})
-        exit_code, log = _follow(client, job_id)
-        assert exit_code == 3
-        assert "ARGUMENTS" in log
