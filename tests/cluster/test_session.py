@@ -66,7 +66,7 @@ def test_a_local_ray_listens_on_the_loopback_keeps_to_one_user_and_ends_at_a_sig
     exposed = [title for address, title in sockets if not is_loopback(address)]
     assert [title.partition(".")[0] for title in exposed] == ["ray::RayTrainWorker"]
     assert (scratch.name.startswith("ray-"), oct(mode), scratch.exists()) == (True, "0o40700", False)
-    assert leaks(iter(files), marker="PL_DISABLE_FORK") == []
+    assert leaks(iter(files), marker="RAY_TRAIN_HEALTH_CHECK_INTERVAL_S") == []
     assert oct(ray_folder.stat().st_mode) == "0o40700"
     assert oct((ray_folder / "auth_token").stat().st_mode) == "0o100600"
 
