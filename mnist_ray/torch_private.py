@@ -12,6 +12,7 @@ interleaved, CPU time of an epoch at batch 64, median (quartiles) of the ratios:
 """
 
 from collections.abc import Callable
+from functools import cache
 from inspect import unwrap
 from typing import Any
 
@@ -36,10 +37,10 @@ class Uncompiled:
     load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
 
 
-def plain_step(kind: type[torch.optim.Optimizer]) -> Callable[..., None]:
-    """Returns the step of a class of optimizers, without gradients of its own and without the compiler."""
-    step: Callable[..., None] = torch.no_grad()(unwrap(kind.step))
-    return step
+@cache
+def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Returns a class of optimizers as one that is not compiled."""
+    return type(kind.__name__, (Uncompiled, kind), {"step": torch.no_grad()(unwrap(kind.step))})
 
 
 def add_one(steps: list[Tensor]) -> None:

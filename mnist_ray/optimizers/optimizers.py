@@ -18,27 +18,31 @@ _MAX_COUNT = 2**31 - 1
 
 
 def _adam(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
-    from mnist_ray.optimizers.lean_optimizers import Adam
+    from mnist_ray.optimizers.fused_adam import Adam
 
     return Adam(groups, fused=True)
 
 
 def _adamw(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
-    from mnist_ray.optimizers.lean_optimizers import AdamW
+    from mnist_ray.optimizers.fused_adam import AdamW
 
     return AdamW(groups, fused=True)
 
 
 def _sgd(groups: list[dict[str, Any]], config: "OptimizerConfig") -> "torch.optim.Optimizer":
-    from mnist_ray.optimizers.lean_optimizers import SGD
+    import torch
 
-    return SGD(groups, momentum=config.momentum, fused=True)
+    from mnist_ray.torch_private import uncompiled
+
+    return uncompiled(torch.optim.SGD)(groups, momentum=config.momentum, fused=True)
 
 
 def _rmsprop(groups: list[dict[str, Any]], _: "OptimizerConfig") -> "torch.optim.Optimizer":
-    from mnist_ray.optimizers.lean_optimizers import RMSprop
+    import torch
 
-    return RMSprop(groups)
+    from mnist_ray.torch_private import uncompiled
+
+    return uncompiled(torch.optim.RMSprop)(groups)
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], "OptimizerConfig"], "torch.optim.Optimizer"]] = {

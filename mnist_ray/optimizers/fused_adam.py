@@ -1,4 +1,4 @@
-"""torch's optimizers without its compiler, and fused Adam and AdamW with less overhead per parameter group.
+"""torch's fused Adam and AdamW with less overhead per parameter group.
 
 A stack has a parameter group for each learning rate and weight decay; for networks of this size, torch's overhead
 per group takes as long as the kernel.
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mnist_ray.torch_private import Uncompiled, add_one, fused_adam_, fused_adamw_, make_state, plain_step, unprofiled
+from mnist_ray.torch_private import Uncompiled, add_one, fused_adam_, fused_adamw_, make_state, unprofiled
 
 
 class _FusedStep:
@@ -63,15 +63,3 @@ class AdamW(_FusedStep, Uncompiled, torch.optim.AdamW):  # type: ignore[misc]
     """torch.optim.AdamW(fused=True)."""
 
     _kernel = staticmethod(fused_adamw_)
-
-
-class SGD(Uncompiled, torch.optim.SGD):
-    """torch.optim.SGD."""
-
-    step = plain_step(torch.optim.SGD)
-
-
-class RMSprop(Uncompiled, torch.optim.RMSprop):
-    """torch.optim.RMSprop."""
-
-    step = plain_step(torch.optim.RMSprop)
