@@ -154,7 +154,7 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
 
 
 def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:
-    from mnist_ray.data.images import one_shade_words
+    from mnist_ray.data.decoded_images import one_shade_words
 
     totals = done.totals
     if done.first_error is not None:

@@ -27,7 +27,7 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
     import numpy as np
     import torch
 
-    from mnist_ray.data.images import resize_grey
+    from mnist_ray.data.decoding import resize_grey
 
     # The file behind sklearn.datasets.load_digits, whose import alone would take 1.8 s of a command's 8.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")

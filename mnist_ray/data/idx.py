@@ -199,7 +199,8 @@ def _existing(folder: Path, name: str) -> Path:
 
 def _resized(images: "npt.NDArray[np.uint8]", source: str) -> tuple["npt.NDArray[np.uint8]", str | None]:
     """Resizes images [n, rows, columns] to [n, 28, 28]; returns them and the conversion."""
-    from mnist_ray.data.images import all_one_shade, one_shade_words, resize_all
+    from mnist_ray.data.decoded_images import all_one_shade, one_shade_words
+    from mnist_ray.data.decoding import resize_all
 
     count, rows, columns = images.shape
     if rows == columns == IMAGE_SIDE:

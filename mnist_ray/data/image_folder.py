@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mnist_ray.data.decoded_images import DecodedImages
+from mnist_ray.data.decoding import MAX_IMAGE_BYTES
 from mnist_ray.data.examples import (
     ExampleStream,
     Found,
@@ -12,7 +14,6 @@ from mnist_ray.data.examples import (
     rows_of_split,
     sorted_class_names,
 )
-from mnist_ray.data.images import MAX_IMAGE_BYTES, DecodedImages
 from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.data.splits import PARTS, Part, check_parts, common_folders, one_part, splits_note, words_in
 from mnist_ray.errors import DataError
@@ -32,7 +33,7 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     Folders or file names may name the splits (see splits.py): train/CLASS/..., CLASS/train/FILE or CLASS/train-1.png,
     and the same with test and validation. Without test images, the fifth, tenth, ... training image of each class by
     name is a test image. A validation set comes last in the training split. Classes are the sorted folder names, by
-    value if all are whole numbers. images.DecodedImages converts the images. Hidden files and the junk of file managers
+    value if all are whole numbers. DecodedImages converts the images. Hidden files and the junk of file managers
     are left out.
 
     Args:

@@ -1,32 +1,26 @@
 """Spans of images: any process can read a span, and knows the numbers of its shards beforehand."""
 
-import gzip
-import io
 import itertools
 import math
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from mnist_ray.data.decoding import MAX_IMAGE_BYTES, UnreadableImageError, decode_image, is_converted, is_wide
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
-from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
-from mnist_ray.data.images import MAX_IMAGE_BYTES, UnreadableImageError, decode_image, is_converted, is_wide, resize_all
-from mnist_ray.data.parquet import (
+from mnist_ray.data.parquet_file import (
     byte_lengths,
-    has_labels,
+    image_batches,
     image_layout,
     label_texts,
     open_parquet,
-    rows_per_batch,
     whole_images,
 )
 from mnist_ray.data.sources import FILES_AHEAD
-from mnist_ray.errors import DataError, StorageError
+from mnist_ray.errors import StorageError
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import FileEntry, MissingError, Storage, storage_errors
 
@@ -38,9 +32,6 @@ if TYPE_CHECKING:
 
 # Maximum bytes read ahead of decoding, so that images of any size fit into memory.
 BYTES_AHEAD = 64 << 20
-READ_BYTES = 1 << 20
-IDX_HEADER_BYTES = 16
-GZIP_MAGIC = b"\x1f\x8b"
 
 _Item = TypeVar("_Item")
 
@@ -161,20 +152,6 @@ def parquet_spans(storage: Storage, paths: Sequence[str], source: str, shard_siz
             row += num_rows
 
 
-def idx_spans(storage: Storage, path: str, source: str, shard_size: int) -> Iterator[Span]:
-    """Yields spans of one shard each for an IDX file; a packed file is a single span, readable only from its beginning.
-
-    Raises:
-      DataError: the header or size shows that the file is damaged.
-      StorageError: the storage can't be read.
-    """
-    (count, rows, columns), is_packed = _idx_header(storage, path, source)
-    step = count if is_packed else shard_size
-    for first in range(0, count, step):
-        shape = (min(step, count - first), rows, columns)
-        yield IdxSpan(first // shard_size, storage, path, source, first, shape, is_packed)
-
-
 def first_bytes(storage: Storage, name: str) -> bytes:
     """Returns the first four bytes of a file."""
     with storage_errors(storage.uri_of(name)), storage.open_input(name) as file:
@@ -266,28 +243,17 @@ class ParquetSpan:
 
     def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """See Span.read."""
-        row = self.first_row
+        done = 0
         with open_parquet(self.storage, self.path, self.source) as file:
             layout = image_layout(file, f"{self.source}: {self.path}")
-            column = "image.bytes" if layout == "struct" else "image"
-            num_rows = rows_per_batch(file, self.groups)
-            labels = label_texts(file, self.groups) if has_labels(file) else None
-            for batch in file.iter_batches(num_rows, row_groups=list(self.groups), columns=[column]):
-                values = batch.column(0)
-                if layout == "pixels":
-                    images = _pixels(self.path, row, values)
-                else:
-                    contents = values.field("bytes") if layout == "struct" else values
-                    images = _encoded(self.path, row, contents, wide_bits)
-                yield from images if labels is None else _with_labels(images, self.first_row, labels)
-                row += len(batch)
-
-
-def _with_labels(images: Iterable[ReadImages], first_row: int, labels: Sequence[str | None]) -> Iterator[ReadImages]:
-    for some in images:
-        assert some.row is not None
-        first = some.row - first_row
-        yield replace(some, labels=labels[first : first + len(some)])
+            labels = label_texts(file, self.groups)
+            for values in image_batches(file, layout, self.groups):
+                place = self.path, self.first_row + done
+                read = _pixels(*place, values) if layout == "pixels" else _encoded(*place, values, wide_bits)
+                for images in read:
+                    rows = slice(done, done + len(images))
+                    yield images if labels is None else replace(images, labels=labels[rows])
+                    done = rows.stop
 
 
 def _encoded(path: str, first_row: int, values: Any, wide_bits: int | None) -> Iterator[ReadImages]:
@@ -328,76 +294,3 @@ def _runs_of_groups(counts: Sequence[int], at_least: int) -> Iterator[list[int]]
             groups, num_rows = [], 0
     if num_rows:
         yield groups
-
-
-@dataclass(frozen=True)
-class IdxSpan:
-    """Consecutive images of an IDX file; see Span.
-
-    Attributes:
-      first_row: index of the first image in the file; 0 if the file is packed.
-      shape: number of images, rows and columns.
-      is_packed: whether the file is a .gz.
-    """
-
-    first_shard: int
-    storage: Storage
-    path: str
-    source: str
-    first_row: int
-    shape: tuple[int, int, int]
-    is_packed: bool
-
-    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
-        """See Span.read."""
-        import numpy as np
-
-        del wide_bits  # IDX images have 8 bits
-        count, rows, columns = self.shape
-        is_resized = (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE)
-        with _open_idx(self.storage, self.path, self.source, is_packed=self.is_packed) as file:
-            file.seek(IDX_HEADER_BYTES + self.first_row * rows * columns)
-            # As many images as fit into READ_BYTES, both as stored and as resized.
-            at_once = max(READ_BYTES // max(rows * columns, IMAGE_BYTES), 1)
-            for some in batches(range(self.first_row, self.first_row + count), at_once):
-                content = file.read(len(some) * rows * columns)
-                if len(content) < len(some) * rows * columns:
-                    there = some[0] + len(content) // (rows * columns)
-                    raise DataError(
-                        f"{self.source}: cut short: {there} images are there, fewer than announced; get it again"
-                    )
-                grey = np.frombuffer(content, dtype=np.uint8).reshape(-1, rows, columns)
-                resized, one_shade = resize_all(grey) if is_resized else (grey, None)
-                yield ReadImages(self.path, some[0], resized, is_resized, one_shade=one_shade)
-            # Only reading to the end makes gzip verify its checksum.
-            if self.is_packed and file.read(1):
-                raise DataError(f"{self.source}: more bytes follow than were announced; get it again")
-
-
-def _idx_header(storage: Storage, path: str, source: str) -> tuple[tuple[int, int, int], bool]:
-    """Returns number of images, rows and columns of an IDX file, and whether it is packed."""
-    size = file_size(storage, path)
-    is_packed = first_bytes(storage, path).startswith(GZIP_MAGIC)
-    with _open_idx(storage, path, source, is_packed=is_packed) as file:
-        capacity = size * MAX_GZIP_RATIO if is_packed else size
-        count, rows, columns = read_shape(file, source, IMAGES_MAGIC, capacity=capacity)
-    if rows * columns > MAX_IMAGE_BYTES:
-        raise DataError(f"{source}: images of {columns}x{rows}; more than {MAX_IMAGE_BYTES} pixels are refused")
-    if not is_packed and size > IDX_HEADER_BYTES + count * rows * columns:
-        raise DataError(f"{source}: {announcement((count, rows, columns))}, but more bytes follow; get it again")
-    return (count, rows, columns), is_packed
-
-
-@contextmanager
-def _open_idx(storage: Storage, path: str, source: str, *, is_packed: bool) -> Iterator[BinaryIO]:
-    """Opens an IDX file, unpacked; a damaged .gz raises DataError inside the block."""
-    # Buffer: on S3, each read of the raw file is a request.
-    with (
-        storage_errors(storage.uri_of(path)),
-        storage.open_input(path) as raw,
-        io.BufferedReader(raw, READ_BYTES) as buffered,
-    ):
-        try:
-            yield cast(BinaryIO, gzip.GzipFile(fileobj=buffered)) if is_packed else buffered
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{source}: damaged .gz file ({error}); get it again") from None

@@ -6,7 +6,7 @@ Reference: `PageHeader` in parquet.thrift of the Parquet format, in Thrift's com
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-from mnist_ray.data.images import MAX_IMAGE_BYTES
+from mnist_ray.data.decoding import MAX_IMAGE_BYTES
 from mnist_ray.errors import DataError
 
 # For unpacked pages of images: Arrow holds a page and a copy of the values read from it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
-from mnist_ray.storage.storage import is_path
+from mnist_ray.storage.storage import is_path, open_storage
 from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:
@@ -65,6 +65,15 @@ class LeftOutFiles:
         """Returns the folders with entries left out and none of the given paths below them."""
         filled = {parent for path in paths for parent in _parents(path)}
         return sorted(self._folders - filled)
+
+
+def file_at(uri: str) -> tuple["Storage", str] | None:
+    """Returns the folder and the name of the file at a URI in its normal form, None if there is no file."""
+    parent, _, name = uri.rpartition("/")
+    if parent == "s3:/" or not name:
+        return None
+    folder = open_storage(parent or "/")
+    return (folder, name) if folder.exists(name) else None
 
 
 def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None) -> Listing:

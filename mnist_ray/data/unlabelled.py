@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from mnist_ray.data.image_spans import GZIP_MAGIC, Span, file_size, file_spans, first_bytes, idx_spans, parquet_spans
-from mnist_ray.data.parquet import find_parquet_files, image_layout, open_parquet
-from mnist_ray.data.sources import LeftOutFiles, iter_entries
+from mnist_ray.data.idx_spans import GZIP_MAGIC, idx_spans
+from mnist_ray.data.image_spans import Span, file_size, file_spans, first_bytes, parquet_spans
+from mnist_ray.data.parquet import is_kept_apart, is_parquet_name, list_parquet_files
+from mnist_ray.data.parquet_file import image_layout, open_parquet
+from mnist_ray.data.sources import LeftOutFiles, file_at, iter_entries
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import FileEntry, Storage, check_uri, open_storage
 
@@ -80,10 +82,10 @@ def find_images(place: str) -> Images:
     """
     kind, uri = split_kind(place)
     source = _source(uri)
-    file = _file_at(uri)
+    file = file_at(uri)
     if kind == "parquet":
-        storage, paths = find_parquet_files(uri, source)
-        return _checked_parquet(Images(uri, "parquet", storage, tuple(paths)))
+        storage, listing = list_parquet_files(uri, source)
+        return _checked_parquet(Images(uri, "parquet", storage, tuple(listing.paths)))
     if file and kind != "folder":
         storage, name = file
         judged: ImagesKind = "idx" if kind == "idx" else _kind_of_file(storage, name)
@@ -95,13 +97,11 @@ def find_images(place: str) -> Images:
     if storage.is_local and not Path(uri).exists():
         raise DataError(f"{source}: there is no such file or folder; check the path")
     left_out = LeftOutFiles()
-    first = next(iter_entries(storage, source, left_out=left_out), None)
-    if first is None and left_out.counts:
-        raise DataError(f"{source}: has no readable files; left out: {', '.join(left_out.clauses())}")
-    if first is None:
+    if next(iter_entries(storage, source, left_out=left_out), None) is None:
+        if left_out.counts:
+            raise DataError(f"{source}: has no readable files; left out: {', '.join(left_out.clauses())}")
         raise DataError(f"{source}: there are no files in {uri}; check the path")
-    paths = [] if kind == "folder" else _parquet_paths(storage, source)
-    if paths:
+    if kind != "folder" and (paths := _parquet_paths(storage, source)):
         return _checked_parquet(Images(uri, "parquet", storage, tuple(paths)))
     return Images(uri, "folder", storage, ())
 
@@ -122,15 +122,6 @@ def _source(uri: str) -> str:
     return f"images={uri}"
 
 
-def _file_at(uri: str) -> tuple[Storage, str] | None:
-    """Returns the folder and the name of the file at a URI, None if there is no file."""
-    parent, _, name = uri.rpartition("/")
-    if parent == "s3:/" or not name:
-        return None
-    folder = open_storage(parent or "/")
-    return (folder, name) if folder.exists(name) else None
-
-
 def _kind_of_file(storage: Storage, name: str) -> ImagesKind:
     first = first_bytes(storage, name)
     if first == b"PAR1":
@@ -141,12 +132,9 @@ def _kind_of_file(storage: Storage, name: str) -> ImagesKind:
 
 def _parquet_paths(storage: Storage, source: str) -> list[str]:
     """Returns the files of a folder of Parquet files, an empty list for another folder."""
-    paths = (entry.path for entry in iter_entries(storage, source))
-    # Parquet writers reserve names that begin with '_' for metadata.
-    content = (path for path in paths if not any(part.startswith("_") for part in path.split("/")))
     parquet: list[str] = []
-    for path in content:
-        if not path.lower().endswith(".parquet"):
+    for path in (entry.path for entry in iter_entries(storage, source) if not is_kept_apart(entry.path)):
+        if not is_parquet_name(path):
             if not parquet:
                 return []
             raise DataError(

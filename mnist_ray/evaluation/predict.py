@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from mnist_ray.data.decoded_images import all_one_shade
 from mnist_ray.data.image_spans import ReadImages, Span, shards
-from mnist_ray.data.images import all_one_shade
 from mnist_ray.data.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
 from mnist_ray.data.sources import MAX_NAMES_SAID
 from mnist_ray.data.unlabelled import Images

@@ -11,8 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ray.data import images as decoding
-from mnist_ray.data import parquet, parquet_pages
+from mnist_ray.data import decoded_images, parquet_file, parquet_pages
 from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.data.parquet_pages import unpacked_sizes
 from mnist_ray.data.unlabelled import find_images
@@ -111,7 +110,7 @@ def test_folders_or_file_names_give_the_splits(tmp_path, names):
 
 
 def test_without_splits_every_fifth_row_of_a_class_is_a_test_row_over_all_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(parquet_file, "ROWS_PER_BATCH", 2)
     write(tmp_path / "a.parquet", PNGS[:7], ["x"] * 4 + ["y"] * 3)
     write(tmp_path / "b.parquet", PNGS[7:], ["x"] * 1 + ["y"] * 4)
     train, test = load(tmp_path), load(tmp_path, "test")
@@ -238,8 +237,8 @@ def test_a_place_without_parquet_files_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("images", [PNGS, list(PIXELS.reshape(-1, 784))], ids=["encoded", "pixels"])
 def test_a_stream_has_the_images_and_the_fingerprint_of_the_split_in_memory(tmp_path, monkeypatch, images):
-    monkeypatch.setattr(parquet, "ROWS_PER_BATCH", 5)
-    monkeypatch.setattr(decoding, "IMAGES_PER_PIECE", 4)
+    monkeypatch.setattr(parquet_file, "ROWS_PER_BATCH", 5)
+    monkeypatch.setattr(decoded_images, "IMAGES_PER_PIECE", 4)
     image_type = None if isinstance(images[0], bytes) else pa.list_(pa.uint8())
     write(tmp_path / "a.parquet", images[:7], ["x"] * 7, image_type=image_type)
     write(tmp_path / "b.parquet", images[7:], ["y"] * 5, image_type=image_type)

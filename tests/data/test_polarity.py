@@ -9,8 +9,8 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.decoding import resize_grey
 from mnist_ray.data.idx import read_images
-from mnist_ray.data.images import resize_grey
 from mnist_ray.data.polarity import (
     Polarity,
     bright_ground_share,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.data.datasets import load_examples
-from mnist_ray.data.images import UnreadableImageError, decode_image
+from mnist_ray.data.decoding import UnreadableImageError, decode_image
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.evaluation import trained_wide_bits

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.data import parquet as parquet_data
+from mnist_ray.data import parquet_file
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.evaluation.evaluation import load_network
@@ -487,7 +487,7 @@ def test_the_labels_of_parquet_give_labels_and_accuracy(
     storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, kind: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(parquet_data, "ROWS_PER_BATCH", 9)
+    monkeypatch.setattr(parquet_file, "ROWS_PER_BATCH", 9)
     labels = load_examples("digits", "test", data_dir=Path("unused")).labels[:40].tolist()
     images = [pixels.reshape(-1).tolist() if kind == "pixels" else png(pixels) for pixels in digits[:40]]
     column = pa.array(labels if kind in ("integers", "pixels") else [str(label) for label in labels])
