@@ -44,9 +44,9 @@ def test_a_run_is_trained_resumed_evaluated_and_listed_on_s3(s3_uri: str, capsys
 
     folder = f"evaluations/{first['evaluation']}"
     opened = open_storage(s3_uri)
-    names = [uri.rsplit("/", 1)[1] for uri in opened.committed_files(folder, "predictions")]
-    assert len(names) == 2
-    rows = [row for name in names for row in pq.read_table(opened.open_input(f"{folder}/{name}")).to_pylist()]
+    paths = [entry.path for entry in opened.list_files(folder) if "/predictions" in entry.path]
+    assert len(paths) == 2
+    rows = [row for path in paths for row in pq.read_table(opened.open_input(path)).to_pylist()]
     assert [row["example_index"] for row in rows] == list(range(355))
     assert sum(row["correct"] for row in rows) / 355 == first["metrics"][0]["accuracy"]
 

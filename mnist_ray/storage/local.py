@@ -52,18 +52,7 @@ class LocalBackend:
             raise NotAnObjectError(f"{target}: a pipe, socket or device, not an object")
         return target
 
-    def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
-        # Follow links: class folders of images often are links. A loop of links ends with ELOOP.
-        for folder, subfolders, names in os.walk(self.root / path, onerror=_raise_unless_missing, followlinks=True):
-            subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
-            for name in names:
-                # Skip a file that vanishes after the listing.
-                with contextlib.suppress(FileNotFoundError):
-                    if not name.startswith("."):
-                        file = Path(folder, name)
-                        yield FileEntry(file.relative_to(self.root).as_posix(), file.stat().st_size)
-
-    def files_in_order(
+    def files(
         self, path: str, left_out: LeftOut, *, above: frozenset[tuple[int, int]] = frozenset()
     ) -> Iterator[FileEntry]:
         """Yields the regular files below a folder sorted by path, following links.
@@ -88,7 +77,7 @@ class LocalBackend:
             if isinstance(status_or_kind, str):
                 left_out(below, status_or_kind)
             elif name.endswith("/"):
-                yield from self.files_in_order(below.rstrip("/"), left_out, above=above)
+                yield from self.files(below.rstrip("/"), left_out, above=above)
             elif status_or_kind is not None:
                 yield FileEntry(below, status_or_kind.st_size)
 
@@ -218,11 +207,6 @@ def _status_or_kind(entry: os.DirEntry[str]) -> os.stat_result | str | None:
 
 def _is_folder(status: os.stat_result | str | None) -> bool:
     return isinstance(status, os.stat_result) and stat.S_ISDIR(status.st_mode)
-
-
-def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
 
 
 def _write_durably(path: Path, data: bytes) -> None:

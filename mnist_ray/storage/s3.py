@@ -160,23 +160,19 @@ class S3Backend:
         paginator = self.client.get_paginator("list_objects_v2")
         yield from paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(path), **options)
 
-    def objects(self, path: str, **options: str) -> Iterator[tuple[str, Any]]:
+    def objects(self, path: str) -> Iterator[tuple[str, Any]]:
         """Yields (path relative to the folder, S3's entry) of every object below a folder."""
-        for page in self.pages(path, **options):
+        for page in self.pages(path):
             for entry in page.get("Contents", []):
                 yield entry["Key"].removeprefix(self.folder_key(path)), entry
 
-    def files(self, path: str, *, recursive: bool) -> Iterator[FileEntry]:
-        options = {} if recursive else {"Delimiter": "/"}
-        for name, entry in self.objects(path, **options):
+    def files(self, path: str, left_out: LeftOut) -> Iterator[FileEntry]:
+        """Yields the objects below a folder in S3's listing order: by the bytes of their keys, like sorted paths."""
+        del left_out  # all objects can be read
+        for name, entry in self.objects(path):
             # A key that ends with a slash is a console's placeholder for a folder.
             if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
                 yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
-
-    def files_in_order(self, path: str, left_out: LeftOut) -> Iterator[FileEntry]:
-        """Yields the objects below a folder in S3's listing order: by the bytes of their keys, like sorted paths."""
-        del left_out  # all objects can be read
-        return self.files(path, recursive=True)
 
     def folders(self, path: str) -> list[str]:
         prefixes = [

@@ -23,7 +23,7 @@ from mnist_ray.storage.failures import OS_REASONS, MissingError, storage_errors
 from mnist_ray.storage.local import LocalBackend
 from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
 from mnist_ray.storage.s3 import MULTIPART_BYTES, S3Backend
-from mnist_ray.storage.uri import CONTROL, check_uri, without_secrets
+from mnist_ray.storage.uri import check_uri, is_path, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow
@@ -120,25 +120,23 @@ class Storage:
         with storage_errors(self.uri_of(path), "read"):
             return self._backend.open(path)
 
-    def list_files(self, path: str = "", *, recursive: bool = True) -> list[FileEntry]:
-        """Returns the objects below a folder, sorted by path; none if there is no folder.
-
-        Leaves out names beginning with '.', and everything in folders with these names.
-        """
-        with storage_errors(self.uri_of(path), "listed"):
-            return sorted(self._backend.files(path, recursive=recursive), key=lambda entry: entry.path)
+    def list_files(self, path: str = "") -> list[FileEntry]:
+        """Returns the objects of iter_files as a list."""
+        return sorted(self.iter_files(path), key=lambda entry: entry.path)
 
     def iter_files(self, path: str = "", *, left_out: LeftOut | None = None) -> Iterator[FileEntry]:
-        """Yields the entries of list_files in the same order, but holds one folder's names at a time (S3: one page).
+        """Yields the objects below a folder, sorted by path; none if there is no folder.
 
-        Locally, leaves out everything but regular files and links to them: reading a pipe might never end.
+        Holds one folder's names at a time (S3: one page). Leaves out names beginning with '.', and everything in
+        folders with these names; locally, also everything but regular files and links to them, as reading a pipe might
+        never end.
 
         Args:
           path: the folder.
-          left_out: called with the path and the kind, for instance "FIFO", of each entry left out.
+          left_out: called with the path and the kind, for instance "FIFO", of each entry that is no regular file.
         """
         with storage_errors(self.uri_of(path), "listed"):
-            yield from self._backend.files_in_order(path, left_out or (lambda _path, _kind: None))
+            yield from self._backend.files(path, left_out or (lambda _path, _kind: None))
 
     def list_folders(self, path: str = "") -> list[str]:
         """Returns the sorted names of a folder's direct subfolders, except names beginning with '.' or '_'."""
@@ -265,7 +263,10 @@ class Storage:
           DataError: the content differs from the committed content.
           MissingError: the folder isn't committed, or doesn't have the file.
         """
-        for file in self._committed(path):
+        manifest = self.read_manifest(path)
+        if manifest is None:
+            raise MissingError(f"{self.uri_of(path)}: not there, or not committed")
+        for file in files_of(manifest):
             if file.name == name:
                 data = self.read_bytes(f"{path}/{file.stored_name}")
                 if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
@@ -274,25 +275,10 @@ class Storage:
                 return data
         raise MissingError(f"{self.uri_of(path)}: has no file {name!r}")
 
-    def committed_files(self, path: str, name_prefix: str = "") -> list[str]:
-        """Returns the URIs of a committed folder's files whose names begin with the prefix, sorted by name.
-
-        Raises:
-          MissingError: the folder isn't committed.
-        """
-        files = [file for file in self._committed(path) if file.name.startswith(name_prefix)]
-        return [self.uri_of(f"{path}/{file.stored_name}") for file in files]
-
     def complete_commit(self, path: str) -> None:
         """Adds the _SUCCESS marker if the writer was killed after writing the manifest."""
         if self.read_manifest(path) is not None and not self.exists(f"{path}/{SUCCESS}"):
             self.write_bytes(f"{path}/{SUCCESS}", b"")
-
-    def _committed(self, path: str) -> list[StoredFile]:
-        manifest = self.read_manifest(path)
-        if manifest is None:
-            raise MissingError(f"{self.uri_of(path)}: not there, or not committed")
-        return files_of(manifest)
 
 
 @dataclass(frozen=True)
@@ -364,11 +350,6 @@ class PendingFolder:
 
 def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key != "volatile"}
-
-
-def is_path(path: str) -> bool:
-    """Tells whether a path can name an object here; some names of files on a disk or objects on S3 can't."""
-    return not CONTROL.search(path) and not any(segment in ("", ".", "..") for segment in path.split("/"))
 
 
 def _check_path(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The rules for a storage's URI, and its display without secrets."""
+"""The rules for a storage's URI and the paths in it, and its display without secrets."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import urllib.parse
 
 from mnist_ray.errors import ConfigError
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
@@ -24,7 +24,7 @@ def check_uri(uri: str, setting: str = "storage") -> str:
 
     if not uri.strip():
         raise refuse("give a folder, or s3://bucket/prefix")
-    if CONTROL.search(uri):
+    if _CONTROL.search(uri):
         raise refuse("remove the control characters")
     scheme = _SCHEME.match(uri)
     if scheme is None:
@@ -48,9 +48,14 @@ def check_uri(uri: str, setting: str = "storage") -> str:
     if not _BUCKET.fullmatch(authority):
         raise refuse("needs a bucket name of letters, digits, '.', '_' or '-': s3://bucket/prefix")
     prefix = path.rstrip("/")
-    if prefix and any(segment in ("", ".", "..") for segment in prefix.split("/")):
+    if prefix and not is_path(prefix):
         raise refuse("no empty, '.' or '..' parts in the prefix")
     return f"s3://{authority}/{prefix}".rstrip("/")
+
+
+def is_path(path: str) -> bool:
+    """Tells whether a path can name an object in a storage; some names of files on a disk or objects on S3 can't."""
+    return not _CONTROL.search(path) and not any(segment in ("", ".", "..") for segment in path.split("/"))
 
 
 def without_secrets(text: str) -> str:
