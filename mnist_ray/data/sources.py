@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
-from mnist_ray.storage.storage import is_path, open_storage
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.storage.uri import is_path
 from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:

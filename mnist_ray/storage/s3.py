@@ -31,6 +31,8 @@ MULTIPART_BYTES = 64 << 20
 PART_BYTES = 8 << 20
 # Maximum attempts to fetch an object whose content arrives damaged.
 _BODY_ATTEMPTS = 6
+# Answers about multipart uploads: some servers lack the function, and some roles the permission; no job depends on it.
+_NOT_ALLOWED = (403, 405, 501)
 # Metadata key of a conditional write: a token that identifies the call.
 _CREATOR = "creator"
 
@@ -75,12 +77,10 @@ class S3Backend:
     @cached_property
     def client(self) -> Any:
         """The boto3 client; credentials, region, profile and endpoint come from AWS's standard places."""
-        from botocore.exceptions import ClientError
-
         probe = s3_requests.make_client(self.session, attempts=6, read_timeout_s=5)
         # Ten attempts outlast half a minute of server errors but are too slow for a wrong endpoint. So probe first with
         # fewer attempts; any answer, even a refusal, shows that the server exists.
-        with contextlib.suppress(ClientError):
+        with contextlib.suppress(probe.exceptions.ClientError):
             probe.head_bucket(Bucket=self.bucket)
         probe.close()
         return s3_requests.make_client(self.session)
@@ -122,18 +122,19 @@ class S3Backend:
         return True
 
     def exists(self, path: str) -> bool:
-        from botocore.exceptions import ClientError
-
         # Not by listing: a listing has no checksum, so one flipped bit could hide the object.
-        try:
-            self.client.head_object(Bucket=self.bucket, Key=self.key(path))
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-                raise
-            return not self.has_bucket
-        return True
+        return self._head(path) is not None or not self.has_bucket
 
-    def read(self, path: str, *, attempts: int = _BODY_ATTEMPTS) -> bytes:
+    def _head(self, path: str) -> dict[str, Any] | None:
+        """Returns what the server says about an object, None if it finds none."""
+        try:
+            return dict(self.client.head_object(Bucket=self.bucket, Key=self.key(path)))
+        except self.client.exceptions.ClientError as error:
+            if _status(error) != 404:
+                raise
+            return None
+
+    def read(self, path: str) -> bytes:
         from botocore.exceptions import (
             FlexibleChecksumError,
             IncompleteReadError,
@@ -141,14 +142,14 @@ class S3Backend:
             ResponseStreamingError,
         )
 
-        for attempt in range(1, attempts + 1):
+        for attempt in range(1, _BODY_ATTEMPTS + 1):
             body = self.client.get_object(Bucket=self.bucket, Key=self.key(path))["Body"]
             try:
                 with contextlib.closing(body):
                     return bytes(body.read())
             except (FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
                 # The client retries requests, but not those whose body is truncated or damaged.
-                if attempt == attempts:
+                if attempt == _BODY_ATTEMPTS:
                     raise
                 time.sleep(s3_requests.pause_s(attempt))
         raise AssertionError("the last attempt returns or raises")
@@ -183,10 +184,7 @@ class S3Backend:
     def write(self, path: str, data: bytes) -> None:
         if len(data) <= MULTIPART_BYTES:
             self.client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data)
-        else:
-            self._upload_in_parts(path, data)
-
-    def _upload_in_parts(self, path: str, data: bytes) -> None:
+            return
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(multipart_chunksize=PART_BYTES)
@@ -194,7 +192,6 @@ class S3Backend:
 
     def refuses_damage(self, path: str) -> bool:
         """Tells whether the server refuses an object that is damaged after signing; with TLS, the connection does."""
-        from botocore.exceptions import ClientError
 
         def damage(request: Any, **_: Any) -> None:
             request.body = b"CONTENT"
@@ -205,7 +202,7 @@ class S3Backend:
         client.meta.events.register("before-send.s3.PutObject", damage)
         try:
             client.put_object(Bucket=self.bucket, Key=self.key(path), Body=b"content")
-        except ClientError as error:
+        except client.exceptions.ClientError as error:
             if error.response["Error"]["Code"] not in s3_requests.DAMAGED_ON_ITS_WAY:
                 raise
             return True
@@ -214,8 +211,6 @@ class S3Backend:
         return False
 
     def create(self, path: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
         # Content doesn't identify the writer: two commands may begin a run with the same content.
         token = {_CREATOR: secrets.token_hex(16)}
         for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
@@ -223,29 +218,18 @@ class S3Backend:
                 self.client.put_object(
                     Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*", Metadata=token
                 )
-            except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 412:
+            except self.client.exceptions.ClientError as error:
+                if _status(error) == 412:
                     # After a lost answer, or behind a proxy that retries, the object may be this call's.
-                    return self._metadata(path) == token
-                if status != 409 or delay_s is None:
+                    head = self._head(path)
+                    return head is not None and head["Metadata"] == token
+                if _status(error) != 409 or delay_s is None:
                     raise
                 # 409: another writer's request is still running and may fail, so retry.
                 time.sleep(delay_s)
             else:
                 return True
         raise AssertionError("the last attempt returns or raises")
-
-    def _metadata(self, path: str) -> dict[str, str]:
-        """Returns the metadata set by create; empty if the object was written otherwise or deleted."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return dict(self.client.head_object(Bucket=self.bucket, Key=self.key(path))["Metadata"])
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-                raise
-            return {}
 
     def delete_folder(self, path: str) -> None:
         names = [name for name, _ in self.objects(path)]
@@ -274,8 +258,6 @@ class S3Backend:
 
     def uploads(self) -> list[Upload]:
         """Returns the unfinished multipart uploads, whose invisible parts cost as much as objects."""
-        from botocore.exceptions import ClientError
-
         paginator = self.client.get_paginator("list_multipart_uploads")
         try:
             return [
@@ -283,27 +265,22 @@ class S3Backend:
                 for page in paginator.paginate(Bucket=self.bucket, Prefix=self.folder_key(""))
                 for upload in page.get("Uploads", [])
             ]
-        except ClientError as error:
-            # Some servers lack the function, and some roles the permission; no job depends on it.
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+        except self.client.exceptions.ClientError as error:
+            if _status(error) not in _NOT_ALLOWED:
                 raise
             return []
 
     def abort(self, uploads: Sequence[Upload]) -> None:
         """Aborts multipart uploads."""
-        from botocore.exceptions import ClientError
-
         for upload in uploads:
             try:
-                self._abort_upload(upload.key, upload.upload_id)
-            except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (403, 405, 501):
+                self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
+            except self.client.exceptions.NoSuchUpload:
+                # Another process has aborted it.
+                continue
+            except self.client.exceptions.ClientError as error:
+                if _status(error) not in _NOT_ALLOWED:
                     raise
-
-    def _abort_upload(self, key: str, upload: str) -> None:
-        # Another process may have aborted it.
-        with contextlib.suppress(self.client.exceptions.NoSuchUpload):
-            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Copies the staged files, then commits by creating the manifest; returns False if there is one already."""
@@ -332,6 +309,10 @@ class S3Backend:
         for file in files:
             if file.stored_name not in kept:
                 self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
+
+
+def _status(error: Any) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
 # botocore's names for sources of credentials -> names for users.

@@ -22,15 +22,13 @@ from mnist_ray.errors import ConflictError, DataError, StorageError
 from mnist_ray.storage.failures import OS_REASONS, MissingError, storage_errors
 from mnist_ray.storage.local import LocalBackend
 from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
-from mnist_ray.storage.s3 import MULTIPART_BYTES, S3Backend
+from mnist_ray.storage.s3 import S3Backend
 from mnist_ray.storage.uri import check_uri, is_path, without_secrets
 
 if TYPE_CHECKING:
     import pyarrow
 
 __all__ = [
-    "MANIFEST",
-    "MULTIPART_BYTES",
     "FileEntry",
     "MissingError",
     "PendingFolder",
@@ -38,7 +36,6 @@ __all__ = [
     "Storage",
     "StoredFile",
     "check_uri",
-    "is_path",
     "open_storage",
     "storage_errors",
     "without_secrets",
@@ -162,11 +159,7 @@ class Storage:
             self._backend.delete_folder(_check_path(path))
 
     def check(self) -> None:
-        """Checks all capabilities that prove shows, making a missing local folder.
-
-        Raises:
-          StorageError: a capability is missing; the message names it, the reason and the remedy.
-        """
+        """Checks all capabilities that prove shows, making a missing local folder; raises as it does."""
         for _ in self.prove():
             pass
 
@@ -338,7 +331,7 @@ class PendingFolder:
         if committed:
             return True
         existing = self.storage.read_manifest(self.path)
-        if existing is None or _content(existing) != _content(json.loads(text)):
+        if existing is None or {**existing, "volatile": None} != {**json.loads(text), "volatile": None}:
             raise ConflictError(f"{uri}: exists with other content; choose another name or move it away")
         self.storage.complete_commit(self.path)
         return False
@@ -346,10 +339,6 @@ class PendingFolder:
     def abort(self) -> None:
         """Removes uncommitted files; does nothing after a commit."""
         self.storage.delete_folder(self._staging)
-
-
-def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key != "volatile"}
 
 
 def _check_path(path: str) -> str:

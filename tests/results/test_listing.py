@@ -8,7 +8,8 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.errors import CheckpointError
 from mnist_ray.results.listing import list_evaluations, list_runs
 from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.storage.storage import MANIFEST, open_storage
+from mnist_ray.storage.manifest import MANIFEST
+from mnist_ray.storage.storage import open_storage
 
 CONFIG = b'{"config": {"variant": "baseline", "dataset": "digits", "seed": 0}}'
 

@@ -14,7 +14,8 @@ import pytest
 
 from mnist_ray.errors import StorageError
 from mnist_ray.storage import retries
-from mnist_ray.storage.storage import MULTIPART_BYTES, FileEntry, MissingError, open_storage, storage_errors
+from mnist_ray.storage.s3 import MULTIPART_BYTES
+from mnist_ray.storage.storage import FileEntry, MissingError, open_storage, storage_errors
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.s3_fixtures import S3Server
 from tests.support.scripted_s3 import Answer, always, refusal, scripted_server, storage_at
@@ -117,7 +118,8 @@ def multipart_uploads(s3_uri: str) -> list[str]:
 KILLED_UPLOAD = """
 import os, signal, sys
 from mnist_ray.storage import retries
-from mnist_ray.storage.storage import MULTIPART_BYTES, open_storage
+from mnist_ray.storage.s3 import MULTIPART_BYTES
+from mnist_ray.storage.storage import open_storage
 
 storage = open_storage(sys.argv[1])
 upload_part = storage._backend.client.meta.events
