@@ -1,9 +1,7 @@
 """Writes an evaluation's report as one HTML file, and its charts as files, only from the evaluation's tables."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
 import jinja2
@@ -17,13 +15,14 @@ from mnist_ray.analysis.comparisons import Comparison
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.evaluation.metrics import class_rates
-from mnist_ray.report import glyphs, limits, plots
+from mnist_ray.report import glyphs, limits, page_charts
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
 from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons
 from mnist_ray.report.comparison_text import evidence, notes, p_text, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
 from mnist_ray.report.grid_report import GridReport, report_grid
+from mnist_ray.report.page_settings import PageSetting, page_settings
 from mnist_ray.report.pictures import read_pictures
 from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
@@ -32,8 +31,6 @@ from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
 
 PAGE = "report.html"
-# Label of a setting -> seed -> row of the metrics table.
-_Groups = dict[str, dict[int, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -72,107 +69,44 @@ def report_evaluation(folder: EvaluationFolder) -> Report:
     return Report(grid, folder.storage.uri_of(report_path(folder.name, PAGE)))
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """A setting on the page; means are over its seeds, rates are fractions.
-
-    Attributes:
-      label: of the setting.
-      runs: its rows of the metrics table, by seed.
-      kept: for each of its runs, the row of learning_curves of the kept epoch.
-      against: its comparison with the reference; None for the reference itself and without a common seed.
-      group: group of ties, see tie_groups.
-      interval: ends of the 95 % interval of its accuracy, see accuracy_interval.
-    """
-
-    label: str
-    runs: Mapping[int, Mapping[str, Any]]
-    kept: Sequence[Mapping[str, Any]]
-    against: Comparison | None
-    group: int
-    interval: tuple[float, float]
-
-    def mean(self, name: str) -> float:
-        return fmean(row[name] for row in self.runs.values())
-
-    def kept_mean(self, name: str) -> float:
-        return fmean(row[name] for row in self.kept)
-
-    @property
-    def accuracy_std(self) -> float | None:
-        values = [row["accuracy"] for row in self.runs.values()]
-        return stdev(values) if len(values) > 1 else None
-
-    @property
-    def num_stopped(self) -> int:
-        """Runs that a scheduler ended early."""
-        return sum(row["was_stopped"] for row in self.runs.values())
-
-    @property
-    def run_names(self) -> list[str]:
-        return [row["run"] for row in self.runs.values()]
-
-
 class View:
     """The content of the page, computed once."""
 
     def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, grid: GridReport) -> None:
         self.folder, self.compared, self.grid = folder, compared, grid
-        self.curves = folder.rows("learning_curves")
         self.rows = grid.metrics
-        self.groups: _Groups = group_settings(self.rows)
+        self.groups = group_settings(self.rows)
         self.reference = next(iter(self.groups))
-        self.settings = self._settings()
+        curves = folder.rows("learning_curves")
+        self.settings = page_settings(self.groups, curves, compared)
         self.chosen = self.settings[0]
-        self.calibration = folder.rows("calibration")
-        self.loss_charts = self._loss_charts(self.settings[: limits.CURVES])
-        self.accuracy_chart = self._accuracy_chart()
-        self.gap_chart = plots.gaps(
-            "gap",
-            {
-                setting.label: (setting.kept_mean("train_accuracy"), setting.kept_mean("val_accuracy"))
-                for setting in self.settings[: limits.SETTINGS]
-            },
-        )
-        self.pictured = [self.chosen]
-        if self.reference != self.chosen.label:
-            self.pictured.append(next(setting for setting in self.settings if setting.label == self.reference))
+        # Side by side: the chosen setting and the reference.
+        self.pictured = [self.chosen, *(one for one in self.settings[1:] if one.label == self.reference)]
         self.class_names = folder.class_names
         self.confusions = confusions(folder, [setting.run_names for setting in self.pictured])
-        self.classes_in_matrix = confused_classes(np.sum(self.confusions, axis=0), limits.CLASSES_IN_MATRIX)
         self.classes_in_table = weakest_classes(self.confusions[0], limits.CLASSES_IN_TABLE)
-        # Side by side for the chosen setting and the reference.
-        self.confusion_charts = [
-            self._confusion_chart(setting, kind) for kind in ("counts", "shares") for setting in self.pictured
-        ]
-        self.reliability_charts = [self._reliability_chart(setting) for setting in self.pictured]
+        self.accuracy_chart = page_charts.accuracy_chart(self.settings, split=folder.split)
+        self.gap_chart = page_charts.gap_chart(self.settings)
+        self.loss_charts = page_charts.loss_charts(self.settings, curves)
+        classes_in_matrix = confused_classes(np.sum(self.confusions, axis=0), limits.CLASSES_IN_MATRIX)
+        self.confusion_charts = page_charts.confusion_charts(
+            self.pictured, self.confusions, self.class_names, places=classes_in_matrix
+        )
+        self.reliability_charts = page_charts.reliability_charts(self.pictured, folder.rows("calibration"))
         self.effect_charts = effect_charts(grid.effects, split=folder.split)
         whole = [row for row in self.rows if not row["was_stopped"]]
         self.heat_maps = heat_maps(whole, grid.effects, split=folder.split)
 
     @property
-    def accuracy_shown(self) -> int:
-        """Maximum number of settings in a chart."""
-        return limits.SETTINGS
-
-    @property
     def charts(self) -> list[Chart]:
         """Every chart of the page."""
-        return [
-            self.accuracy_chart,
-            self.gap_chart,
-            *self.loss_charts,
-            *self.confusion_charts,
-            *self.reliability_charts,
-            *self.effect_charts,
-            *self.heat_maps,
-        ]
+        charts = [self.accuracy_chart, self.gap_chart, *self.loss_charts, *self.confusion_charts]
+        return [*charts, *self.reliability_charts, *self.effect_charts, *self.heat_maps]
 
     def render(self) -> str:
         """Returns the page."""
-        loader = jinja2.PackageLoader("mnist_ray.report")
         environment = jinja2.Environment(
-            loader=loader,
+            loader=jinja2.PackageLoader("mnist_ray.report"),
             autoescape=True,
             finalize=_shown,
             undefined=jinja2.StrictUndefined,
@@ -185,6 +119,7 @@ class View:
         manifest = self.folder.manifest
         return environment.get_template("report.html").render(
             view=self,
+            most_settings=limits.SETTINGS,
             folder=self.folder,
             manifest=manifest,
             made_by=manifest["volatile"].get("made_by"),
@@ -198,34 +133,11 @@ class View:
             num_hidden_pairs=max(0, len(self.compared.comparisons) - limits.PAIRS),
             varying=self._varying(),
             per_class=self._per_class(),
-            mistakes=[(setting.label, *self._mistakes(setting)) for setting in self.pictured],
+            mistakes=[self._mistakes(*each) for each in zip(self.pictured, self.confusions, strict=True)],
             runs=self._runs(),
             gallery=read_pictures(self.folder, self.chosen.run_names),
             lineage=_lineage(self.folder),
         )
-
-    def _settings(self) -> list[_Setting]:
-        """Returns the settings by validation accuracy, then loss, as in the leaderboard."""
-        against: dict[str, Comparison] = {}
-        for pair in self.compared.comparisons:
-            if pair.second == self.reference:
-                against[pair.first] = pair
-            elif pair.first == self.reference:
-                against[pair.second] = pair.reversed()
-        kept = {(row["run"], row["epoch"]): row for row in self.curves}
-        compared = {row["setting"]: row for row in self.compared.settings}
-        settings = [
-            _Setting(
-                label,
-                runs,
-                [kept[row["run"], row["epoch"]] for row in runs.values()],
-                against.get(label),
-                compared[label]["group"],
-                (compared[label]["accuracy_low"], compared[label]["accuracy_high"]),
-            )
-            for label, runs in self.groups.items()
-        ]
-        return sorted(settings, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))
 
     def _verdict_words(self) -> str:
         """Returns the verdict on the chosen setting in a sentence; empty if nothing is compared with it."""
@@ -279,67 +191,21 @@ class View:
     def _pairs(self) -> list[Comparison]:
         return sorted(self.compared.comparisons, key=evidence)[: limits.PAIRS]
 
-    def _accuracy_chart(self) -> Chart:
-        settings = self.settings[: limits.SETTINGS]
-        covers = "other seeds and other examples" if len(self.chosen.runs) > 1 else "other examples"
-        return plots.accuracies(
-            "accuracy",
-            f"Accuracy on {self.folder.split} examples",
-            {setting.label: [row["accuracy"] for row in setting.runs.values()] for setting in settings},
-            intervals={setting.label: setting.interval for setting in settings},
-            caption=f"Dots: seeds; bar: their mean; line: its 95 % interval over {covers}. Ordered by validation "
-            "accuracy.",
-        )
-
-    def _loss_charts(self, settings: Sequence[_Setting]) -> list[Chart]:
-        of_settings = [self._losses(setting) for setting in settings]
-        losses = np.concatenate([values.ravel() for epochs in of_settings for values in epochs.values()])
-        # A logarithmic scale has no zero.
-        low, high = max(float(np.nanmin(losses)), 1e-4), float(np.nanmax(losses))
-        return [
-            plots.learning_curves(
-                f"loss-{place:02d}",
-                setting.label,
-                epochs,
-                best=fmean(row["epoch"] for row in setting.kept),
-                limits=(low / 1.15, high * 1.15),
-            )
-            for place, (setting, epochs) in enumerate(zip(settings, of_settings, strict=True))
-        ]
-
-    def _losses(self, setting: _Setting) -> dict[str, NDArray[np.float64]]:
-        """Returns train_loss and val_loss, float64 [seeds, epochs], NaN after a run's last epoch."""
-        of_runs = [[row for row in self.curves if row["run"] == run] for run in setting.run_names]
-        num_epochs = max(map(len, of_runs))
-        epochs = {}
-        for name in ("train_loss", "val_loss"):
-            epochs[name] = np.full((len(of_runs), num_epochs), np.nan)
-            for seed, rows in enumerate(of_runs):
-                epochs[name][seed, : len(rows)] = [row[name] for row in rows]
-        return epochs
-
-    def _confusion_chart(self, setting: _Setting, kind: str) -> Chart:
-        return plots.confusion(
-            f"confusion-{self.pictured.index(setting)}-{kind}",
-            setting.label,
-            self._confusion(setting),
-            self.class_names,
-            places=self.classes_in_matrix,
-            normalized=kind == "shares",
-        )
-
-    def _confusion(self, setting: _Setting) -> NDArray[np.int64]:
-        return self.confusions[self.pictured.index(setting)]
-
-    def _mistakes(self, setting: _Setting) -> tuple[list[tuple[str, str, int]], int]:
-        """Returns true class, predicted class and count of the most frequent mistakes, and the number of kinds."""
-        mistakes, names = frequent_mistakes(self._confusion(setting)), self.class_names
+    def _mistakes(
+        self, setting: PageSetting, confusion: NDArray[np.int64]
+    ) -> tuple[str, list[tuple[str, str, int]], int]:
+        """Returns label, true class, predicted class and count of the most frequent mistakes, and their number."""
+        mistakes, names = frequent_mistakes(confusion), self.class_names
         rows = mistakes[: limits.MISTAKES].tolist()
-        return [(names[label], names[predicted], count) for label, predicted, count in rows], len(mistakes)
+        return (
+            setting.label,
+            [(names[label], names[predicted], count) for label, predicted, count in rows],
+            len(mistakes),
+        )
 
     def _per_class(self) -> list[dict[str, Any]]:
         """Returns precision, recall and F1 of the shown classes, all seeds of the chosen setting together."""
-        rates = class_rates(self._confusion(self.chosen))
+        rates = class_rates(self.confusions[0])
         num_seeds = len(self.chosen.runs)
         return [
             {
@@ -366,30 +232,6 @@ class View:
         rest = (len(self.settings), "another run's setting again")
         rows = sorted(self.rows, key=lambda row: (places.get(row["run"], rest)[0], row["seed"]))
         return [{**row, "setting": places.get(row["run"], rest)[1], "classes": classes[row["run"]]} for row in rows]
-
-    def _reliability_chart(self, setting: _Setting) -> Chart:
-        bins: dict[float, list[Mapping[str, Any]]] = {}
-        for row in self.calibration:
-            if row["run"] in setting.run_names:
-                bins.setdefault(row["confidence_low"], []).append(row)
-        place = self.pictured.index(setting)
-        pooled = [_pooled(rows) for _, rows in sorted(bins.items())]
-        return plots.reliability(f"reliability-{place}", setting.label, pooled, setting.mean("ece"))
-
-
-def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns one bin of the calibration, all runs together."""
-    count = sum(row["count"] for row in rows)
-    filled = [row for row in rows if row["count"]]
-    return {
-        "confidence_low": rows[0]["confidence_low"],
-        "confidence_high": rows[0]["confidence_high"],
-        "count": count,
-        **{
-            name: sum(row["count"] * row[name] for row in filled) / count if count else None
-            for name in ("mean_confidence", "accuracy")
-        },
-    }
 
 
 def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:

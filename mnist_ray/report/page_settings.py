@@ -1,0 +1,89 @@
+"""An evaluation's settings as its page shows them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from mnist_ray.analysis.comparisons import Comparison
+from mnist_ray.report.comparison_report import ComparisonReport
+
+
+@dataclass(frozen=True)
+class PageSetting:
+    """A setting on the page; means are over its seeds, rates are fractions.
+
+    Attributes:
+      label: of the setting.
+      runs: its rows of the metrics table, by seed.
+      kept: for each of its runs, the row of learning_curves of the kept epoch.
+      against: its comparison with the reference; None for the reference itself and without a common seed.
+      group: group of ties, see tie_groups.
+      interval: ends of the 95 % interval of its accuracy, see accuracy_interval.
+    """
+
+    label: str
+    runs: Mapping[int, Mapping[str, Any]]
+    kept: Sequence[Mapping[str, Any]]
+    against: Comparison | None
+    group: int
+    interval: tuple[float, float]
+
+    def mean(self, name: str) -> float:
+        """Returns the mean of a column of the metrics table."""
+        return fmean(row[name] for row in self.runs.values())
+
+    def kept_mean(self, name: str) -> float:
+        """Returns the mean of a column of learning_curves at the kept epochs."""
+        return fmean(row[name] for row in self.kept)
+
+    @property
+    def accuracy_std(self) -> float | None:
+        """Standard deviation of the accuracy; None with one seed."""
+        values = [row["accuracy"] for row in self.runs.values()]
+        return stdev(values) if len(values) > 1 else None
+
+    @property
+    def num_stopped(self) -> int:
+        """Runs that a scheduler ended early."""
+        return sum(row["was_stopped"] for row in self.runs.values())
+
+    @property
+    def run_names(self) -> list[str]:
+        """Names of the runs, in the order of the seeds."""
+        return [row["run"] for row in self.runs.values()]
+
+
+def page_settings(
+    groups: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    curves: Sequence[Mapping[str, Any]],
+    compared: ComparisonReport,
+) -> list[PageSetting]:
+    """Returns the settings by validation accuracy, then loss, as in the leaderboard.
+
+    Args:
+      groups: label of a setting -> seed -> row of the metrics table; the first setting is the reference.
+      curves: rows of the table learning_curves.
+      compared: comparisons of the settings.
+    """
+    reference = next(iter(groups))
+    against: dict[str, Comparison] = {}
+    for pair in compared.comparisons:
+        if pair.second == reference:
+            against[pair.first] = pair
+        elif pair.first == reference:
+            against[pair.second] = pair.reversed()
+    kept = {(row["run"], row["epoch"]): row for row in curves}
+    rows = {row["setting"]: row for row in compared.settings}
+    settings = [
+        PageSetting(
+            label,
+            runs,
+            [kept[row["run"], row["epoch"]] for row in runs.values()],
+            against.get(label),
+            rows[label]["group"],
+            (rows[label]["accuracy_low"], rows[label]["accuracy_high"]),
+        )
+        for label, runs in groups.items()
+    ]
+    return sorted(settings, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))
