@@ -25,7 +25,6 @@ class Scores:
     """Results of one setting's runs on the examples.
 
     Attributes:
-      label: of the setting.
       seeds: one per run, without duplicates.
       correct: bool [seeds, examples].
       loss: float32 [seeds, examples], nats.

@@ -36,7 +36,6 @@ def test_leaderboard(
     Args:
       rows: rows of a runs table.
       metrics: rows of the metrics table of an evaluation of the same runs.
-      columns: the settings to show.
 
     Returns:
       The rows of leaderboard(), with accuracy_mean, accuracy_std and log_loss_mean of the evaluated runs.
@@ -89,8 +88,6 @@ def print_leaderboard(
 
     Args:
       board: rows of leaderboard(), or of test_leaderboard().
-      columns: the settings to show.
-      title: of the table.
       limit: maximum number of rows.
     """
     has_test = any("accuracy_mean" in row for row in board)

@@ -241,7 +241,6 @@ def make_config(kind: type[_AnyConfig], settings: Mapping[str, Any], source: str
     Args:
       kind: TrainConfig, EvaluationConfig, ...
       settings: field name -> value.
-      source: where the settings came from, for the message.
 
     Raises:
       ConfigError: a setting breaks a rule; the message names the first, in one line.

@@ -46,7 +46,6 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
     """Reads a YAML config file: one mapping of setting names to values.
 
     Args:
-      path: the file.
       option: the option that named it, for messages.
 
     Raises:

@@ -49,9 +49,7 @@ def augment(name: str, images: "Tensor", *, streams: "StepStreams", rows: "Tenso
     """Distorts each image at random, the same way for the same (seed, step, row).
 
     Args:
-      name: a key of AUGMENTATIONS.
       images: float [runs, local_batch, 1, height, width]; pixels outside take the nearest edge pixel's value.
-      streams: each run's streams for the step.
       rows: int64 [local_batch], row numbers in the global batch.
 
     Returns:

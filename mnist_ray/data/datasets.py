@@ -76,9 +76,7 @@ def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool 
 
     Args:
       dataset: a name of DATASETS, idx:FOLDER, folder:URI or parquet:URI.
-      split: the split wanted.
       data_dir: folder of named sets' files, also for downloads.
-      download: whether named sets may be downloaded.
 
     Raises:
       ValueError: see check_dataset.

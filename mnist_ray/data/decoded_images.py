@@ -26,7 +26,6 @@ class DecodedImages:
 
     Args:
       encoded: name of each image for messages, and its bytes.
-      source: the data set, for messages.
       whole_set: returns the images of all splits, which determine how images of more than 8 bits are scaled; called
         only for those.
       given_bits: the bits to scale from instead.
@@ -112,11 +111,7 @@ def _as_images(grey: bytearray) -> "Tensor":
 
 
 def describe_conversion(kinds: Counter[Kind]) -> str | None:
-    """Returns a line like '120 images of 32x32 RGB -> 28x28 grey'; None if all images were 28x28 grey.
-
-    Args:
-      kinds: number of images of each kind.
-    """
+    """Returns a line like '120 images of 32x32 RGB -> 28x28 grey'; None if all images were 28x28 grey."""
     converted = Counter({kind: n for kind, n in kinds.items() if is_converted(kind)})
     if not converted:
         return None

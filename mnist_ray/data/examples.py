@@ -48,7 +48,6 @@ class Examples:
       fingerprint: SHA-256 of the content in hexadecimal, see Fingerprint.
       conversion: one line about how the source's images became 28x28 grey, None if they already were.
       num_validation: number of examples at the end that are the validation set that came with the data.
-      found: facts about the user's own data.
       wide_bits: see ImagePieces.
     """
 
@@ -189,9 +188,6 @@ def make_examples(
     Args:
       images: uint8 [n, 1, 28, 28].
       labels: int64 [n].
-      class_names: names of the classes 0, 1, ...
-      source: the data set or file, for messages.
-      conversion: see Examples.
 
     Raises:
       DataError: no examples, different counts, or a label outside the classes.
@@ -257,7 +253,6 @@ def rows_of_split(classes: "npt.NDArray[np.integer]", split: Split) -> "npt.NDAr
 
     Args:
       classes: [n], a number for the class of each example.
-      split: the requested split.
 
     Returns:
       bool [n].
@@ -287,7 +282,6 @@ def labels_of(numbers: "npt.NDArray[np.integer]", names: list[str], class_names:
     Args:
       numbers: [n], the index of each example's class in `names`.
       names: names of classes; those that examples have are all in class_names.
-      class_names: names of the classes 0, 1, ...
     """
     import numpy as np
     import torch

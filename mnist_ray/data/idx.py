@@ -104,8 +104,6 @@ def read_shape(
 
     Args:
       file: the file, at its beginning.
-      source: the file's name for messages.
-      magic: see read_idx.
       capacity: maximum bytes of header and elements, given the file's size.
       max_bytes: maximum bytes of the elements; None for no limit.
 
@@ -165,7 +163,6 @@ def load_idx_folder(place: str, split: Split) -> Examples:
 
     Args:
       place: a local folder, or its file:// URI.
-      split: the requested split.
 
     Raises:
       DataError: a file is missing or damaged, the counts differ, or a test label exceeds the training labels.

@@ -38,7 +38,6 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
 
     Args:
       uri: local folder, file:// or s3://.
-      split: the requested split.
 
     Raises:
       DataError: a missing place, a file of more than 256 MiB, a file outside the class folders, ambiguous split names,

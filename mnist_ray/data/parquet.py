@@ -52,7 +52,6 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
 
     Args:
       uri: local path, file:// or s3://.
-      split: the requested split.
 
     Raises:
       DataError: a missing place, ambiguous split names, a damaged file, a missing column, a wrong type, a null, or a
@@ -175,7 +174,6 @@ def _label_numbers(
     """Yields the numbers of a file's labels, batch by batch.
 
     Args:
-      storage, path, source: the file.
       numbers: label -> number; each new label gets the next number.
       splits: the values so far of each column that may tell splits; new values are added.
     """

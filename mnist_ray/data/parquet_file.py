@@ -120,9 +120,7 @@ def label_batches(
     """Yields the column label in batches, each as an Arrow dictionary array, with the record batch of other columns.
 
     Args:
-      file: the file.
       groups: numbers of the row groups to read; all by default.
-      others: names of the other columns.
     """
     import pyarrow.types as types
 
@@ -169,7 +167,6 @@ def image_batches(file: Any, layout: str, groups: Sequence[int] | None = None) -
     """Yields the column image in batches of about BATCH_BYTES: an Arrow array of binary values, or of lists of pixels.
 
     Args:
-      file: the file.
       layout: its image_layout.
       groups: numbers of the row groups to read; all by default.
     """

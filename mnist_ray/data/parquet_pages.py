@@ -25,7 +25,6 @@ def check_page_sizes(file: Any, place: str) -> None:
 
     Args:
       file: an open Parquet file, with the underlying file as its attribute raw.
-      place: its name for messages.
 
     Raises:
       DataError: an image or a page is too large.
@@ -64,8 +63,6 @@ def most_bytes_of_shared_image(file: Any, groups: Sequence[int], *, worth_a_requ
     """Returns the maximum size of an encoded image that several rows of a row group share; 0 if none is shared.
 
     Args:
-      file: see check_page_sizes.
-      groups: numbers of the row groups.
       worth_a_request: a row group whose images take at most this many bytes counts with their total, without a read.
     """
     largest = 0
@@ -81,7 +78,6 @@ def unpacked_sizes(file: BinaryIO, first: int, num_bytes: int) -> Iterator[int]:
     """Yields the unpacked size of each page of a column chunk, in bytes.
 
     Args:
-      file: the Parquet file.
       first: place of the chunk's first page.
       num_bytes: size of the chunk in the file.
 

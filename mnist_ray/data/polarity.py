@@ -62,7 +62,6 @@ def choose_inversion(polarity: Polarity, trained_share: float | None, run: str) 
     Args:
       polarity: of the images; "auto" judges each image by has_bright_ground, if the training images had one ground.
       trained_share: bright_ground_share of the training images; None if the run didn't record it.
-      run: the run's name, for the message.
 
     Raises:
       ConfigError: the images' polarity is given, but the training images had no common ground to compare with.

@@ -80,11 +80,6 @@ def file_at(uri: str) -> tuple["Storage", str] | None:
 def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None) -> Listing:
     """Lists all regular files in a storage, without hidden files and junk, and counts all other entries.
 
-    Args:
-      storage: the place.
-      source: the data set, for messages.
-      max_bytes: maximum size of a file; None for no limit.
-
     Raises:
       DataError: the folder is missing or empty, a folder in it has only entries left out, or a file is too large or has
         an unusable name.
@@ -114,8 +109,6 @@ def iter_entries(storage: "Storage", source: str, *, left_out: LeftOutFiles | No
     """Streams all regular files in a storage, sorted by path, without hidden files and junk.
 
     Args:
-      storage: the place.
-      source: the data set, for messages.
       left_out: counts all other entries.
 
     Raises:

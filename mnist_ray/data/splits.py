@@ -143,9 +143,7 @@ def check_column(column: str, values: set[str], place: str) -> None:
     """Checks that a column for which may_tell_splits is true doesn't divide rows that are read as one split.
 
     Args:
-      column: the column's name.
       values: the column's values in these rows.
-      place: the file, for messages.
 
     Raises:
       DataError: the column divides the rows.

@@ -28,7 +28,6 @@ class TorchvisionSet:
     Args:
       name: our name, and the folder in the data folder where users may put the files.
       torchvision_name: torchvision's class, and its folder.
-      class_names: names of the classes.
       file_names: names of the images and of the labels of each split, without .gz.
       torchvision_split: torchvision's argument `split` (EMNIST).
       first_label: the label of the first class in the files.
@@ -102,10 +101,7 @@ def load_torchvision_set(wanted: TorchvisionSet, split: Split, *, data_dir: Path
     """Loads a split from IDX files in the data folder, downloading them if they are missing.
 
     Args:
-      wanted: the data set.
-      split: the requested split.
       data_dir: folder to search; only a download writes to it, as <data_dir>/<Name>/raw.
-      download: whether torchvision may download.
 
     Raises:
       DataError: damaged files, images that aren't 28x28, or missing files that can't be downloaded.

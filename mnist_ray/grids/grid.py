@@ -59,7 +59,6 @@ class GridRun:
 
     Attributes:
       run: its name, the same in every grid of that name.
-      config: its config.
     """
 
     run: str
@@ -100,7 +99,6 @@ def read_grid(
       settings: setting -> value, as in a YAML file; seed is a number or a list, seeds a count or a list.
       seeds: "5" for the seeds 0 to 4, "3,7" for these two, None to take the settings' seeds.
       overrides: settings that replace others.
-      source: where the settings came from, for messages.
 
     Raises:
       ConfigError: an unknown setting, or an invalid level, range or value.
@@ -209,8 +207,6 @@ def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]
     """Returns all runs of a grid in the order of the axes' levels; the seeds vary fastest, then the last axis.
 
     Args:
-      grid: the grid.
-      name: the grid's name.
       max_runs: a limit against typing mistakes.
 
     Raises:
@@ -281,7 +277,6 @@ def stacks(runs: Sequence[GridRun], *, size: int) -> tuple[tuple[GridRun, ...], 
     the last stacks to end are short.
 
     Args:
-      runs: any runs.
       size: maximum number of runs in a stack.
     """
     groups: dict[tuple[object, ...], list[GridRun]] = {}

@@ -16,13 +16,7 @@ _COPIES_IN_VALIDATION = 3
 
 
 def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int) -> int:
-    """Conservatively estimates the device memory of one run of a stack, without the data.
-
-    Args:
-      config: the run's config.
-      num_classes: classes of its data set.
-      validation_batch: images per validation batch.
-    """
+    """Conservatively estimates the device memory of one run of a stack, without the data."""
     network = make_network(config, num_classes)
     size = next(network.parameters()).element_size()
     num_weights = sum(parameter.numel() for parameter in network.parameters())

@@ -33,7 +33,6 @@ class Stack:
 
         Args:
           networks: made by make_network, differing only in weights and dropout rates.
-          device: where the stack computes.
           bf16: whether matrix products and convolutions round their inputs to bfloat16.
         """
         template = networks[0]

@@ -141,8 +141,6 @@ def learning_rate(step: int, steps_per_epoch: int, config: "OptimizerConfig") ->
 
     Args:
       step: number of the step, from 0.
-      steps_per_epoch: steps in one epoch.
-      config: the run's config.
     """
     warmup_steps = config.warmup_epochs * steps_per_epoch
     if step + 1 <= warmup_steps:

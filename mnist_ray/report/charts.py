@@ -107,11 +107,7 @@ def draw(
     """Draws a chart; equal input gives equal bytes.
 
     Args:
-      name: of its files.
-      title: what it shows.
       paint: puts axes into the figure.
-      alternative: the chart in words.
-      caption: meaning of its marks.
       size: width and height in inches.
     """
     # The salt makes the ids of clip paths and markers differ between the charts of a page.

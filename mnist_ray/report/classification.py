@@ -19,7 +19,6 @@ def confusions(folder: EvaluationFolder, settings: Sequence[Collection[str]]) ->
     """Returns the examples by true (row) and predicted class (column) of each setting, int64 [classes, classes].
 
     Args:
-      folder: the evaluation.
       settings: the runs of each setting, which are summed; a run belongs to at most one setting.
     """
     size = len(folder.class_names)
@@ -56,7 +55,6 @@ def confused_classes(counts: NDArray[np.int64], most: int) -> list[int]:
 
     Args:
       counts: int64 [classes, classes], rows true, columns predicted.
-      most: maximum number of classes.
     """
     in_order = np.concatenate((frequent_mistakes(counts)[:, :2].ravel(), np.arange(len(counts))))
     _, first = np.unique(in_order, return_index=True)
@@ -70,7 +68,6 @@ def weakest_classes(counts: NDArray[np.int64], most: int) -> list[int]:
 
     Args:
       counts: int64 [classes, classes], rows true, columns predicted.
-      most: maximum number of classes.
     """
     if len(counts) <= most:
         return list(range(len(counts)))

@@ -33,7 +33,6 @@ class ComparisonReport:
     """The comparison of an evaluation's settings.
 
     Attributes:
-      evaluation: name of the evaluation.
       num_examples: examples evaluated.
       settings: one row per setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
         num_stopped (of these, ended early by a scheduler), accuracy_mean, accuracy_low and accuracy_high (see
@@ -65,7 +64,6 @@ def report_comparisons(folder: EvaluationFolder, *, baseline: str | None = None)
     """Compares every pair of settings of an evaluation and stores reports/<evaluation>/comparisons.parquet.
 
     Args:
-      folder: of the evaluation.
       baseline: a setting's label, or its variant: returns only the pairs with it, corrected by Holm over these; stores
         all pairs, corrected over all.
 

@@ -42,7 +42,6 @@ def heat_maps(rows: Sequence[Mapping[str, Any]], effects: Sequence[Effect], *, s
     Args:
       rows: of the metrics table.
       effects: effects that name the axes.
-      split: split that the accuracy is measured on.
     """
     axes = list(dict.fromkeys(effect.axis for effect in effects if effect.kind == "main"))
     levels = {axis: sorted({_level(row, axis) for row in rows}, key=_level_order) for axis in axes}

@@ -23,7 +23,6 @@ class GridReport:
     """The effects of an evaluation's grid.
 
     Attributes:
-      evaluation: name of the evaluation.
       grid: name of the grid; None if no grid was evaluated, or it is missing.
       metrics: the evaluation's runs, see `evaluated_runs`.
       effects: main effects and interactions; empty without a grid, or with only one setting.

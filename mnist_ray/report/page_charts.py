@@ -76,9 +76,7 @@ def confusion_charts(
     """Returns the confusion matrices of some settings, side by side: all as counts, then all as shares.
 
     Args:
-      settings: the settings.
       confusions: int64 [classes, classes] of each setting.
-      class_names: one per class.
       places: indices of the classes to show.
     """
     return [

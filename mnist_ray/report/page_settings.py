@@ -14,7 +14,6 @@ class PageSetting:
     """A setting on the page; means are over its seeds, rates are fractions.
 
     Attributes:
-      label: of the setting.
       runs: its rows of the metrics table, by seed.
       kept: for each of its runs, the row of learning_curves of the kept epoch.
       against: its comparison with the reference; None for the reference itself and without a common seed.
@@ -64,7 +63,6 @@ def page_settings(
     Args:
       groups: label of a setting -> seed -> row of the metrics table; the first setting is the reference.
       curves: rows of the table learning_curves.
-      compared: comparisons of the settings.
     """
     reference = next(iter(groups))
     against: dict[str, Comparison] = {}

@@ -20,7 +20,6 @@ def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, 
     Keeps a hardest image only if more than half of the runs get it wrong: others may be hard for only one setting.
 
     Args:
-      folder: the evaluation.
       chosen: the runs of the chosen setting; their votes are counted separately.
 
     Returns:

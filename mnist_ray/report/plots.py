@@ -41,8 +41,6 @@ def learning_curves(
     """Draws the training and validation loss of a setting on a logarithmic scale, with a band over its seeds.
 
     Args:
-      name: of the files.
-      setting: its label.
       epochs: train_loss and val_loss, float64 [seeds, epochs], NaN after a run's last epoch.
       best: mean over the seeds of the epoch whose weights are kept.
       limits: of the scale, nats; the same for all settings shown side by side.
@@ -90,11 +88,8 @@ def accuracies(
     """Draws one row per setting, with a dot per seed, the mean, and its interval.
 
     Args:
-      name: of the files.
-      title: what it shows.
       values: setting -> accuracy of each seed, fractions; the first setting at the top.
       intervals: setting -> ends of the interval of the mean.
-      caption: meaning of the marks.
     """
 
     def paint(figure: Figure) -> None:
@@ -123,7 +118,6 @@ def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
     """Draws the training and the validation accuracy of each setting, joined by a line.
 
     Args:
-      name: of the files.
       values: setting -> mean training and validation accuracy at the kept epoch, fractions.
     """
 
@@ -161,10 +155,7 @@ def confusion(
     """Draws a confusion matrix: rows are true classes, columns predicted ones.
 
     Args:
-      name: of the files.
-      setting: label of the setting.
       all_counts: int64 [classes, classes].
-      class_names: one per class.
       places: indices of the classes to show.
       normalized: show each row's shares of all examples of the class, in percent, instead of counts.
     """
@@ -228,8 +219,6 @@ def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]], ece: f
     """Draws accuracy against confidence, with the number of examples in each bin below.
 
     Args:
-      name: of the files.
-      title: label of the setting.
       bins: confidence_low, confidence_high, mean_confidence, accuracy and count of each bin.
       ece: mean expected calibration error, a fraction.
     """
@@ -268,11 +257,7 @@ def effect_intervals(
     """Draws effects on accuracy in points, with their intervals.
 
     Args:
-      name: of the files.
-      title: what it shows.
       rows: label, effect, lower and upper end of each; None without an interval.
-      split: split that the accuracy is measured on.
-      caption: meaning of the marks.
     """
 
     def paint(figure: Figure) -> None:
@@ -305,12 +290,9 @@ def heat_map(
     """Draws the mean accuracy over two settings.
 
     Args:
-      name: of the files.
       values: float64 [rows, columns], percent, NaN without a run.
       rows: name and levels of the setting of the rows.
       columns: likewise.
-      split: split that the accuracy is measured on.
-      caption: what is averaged.
     """
     title = f"{rows[0]} × {columns[0]}"
 

@@ -48,10 +48,6 @@ def query(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
 
     The views are the evaluation's tables, effects and comparisons if reported, and runs if a grid was evaluated.
 
-    Args:
-      folder: of the evaluation.
-      sql: statement in DuckDB's SQL.
-
     Raises:
       ConfigError: DuckDB is not installed, or refuses the statement.
       DataError: a file differs from what was committed.

@@ -35,7 +35,6 @@ def make_client(
     """Returns an S3 client; all settings but retries and timeouts come from AWS's standard places.
 
     Args:
-      session: boto3's session.
       attempts: maximum number of attempts per request; after timeouts at most TIMEOUT_ATTEMPTS.
       read_timeout_s: maximum seconds without a byte of an answer.
       repeats_damaged: whether to retry a request that the server found damaged.
@@ -80,7 +79,6 @@ def _is_passing(response: Any, error: Exception | None, attempts: int) -> bool:
     Args:
       response: HTTP response and its parsed content, None if there is none.
       error: the reason for no response.
-      attempts: attempts so far.
     """
     from botocore.exceptions import ConnectionError, ConnectTimeoutError, HTTPClientError, ReadTimeoutError
 

@@ -129,7 +129,6 @@ class Storage:
         never end.
 
         Args:
-          path: the folder.
           left_out: called with the path and the kind, for instance "FIFO", of each entry that is no regular file.
         """
         with storage_errors(self.uri_of(path), "listed"):
@@ -291,7 +290,6 @@ class PendingFolder:
 
         Args:
           name: letters, digits, '.', '_' and '-', the first a letter or digit.
-          data: the content.
         """
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"file name {name!r}: use letters, digits, '.', '_' and '-' after a letter or digit")

@@ -13,9 +13,6 @@ class EpochLines:
         """Starts after the epochs of earlier commands.
 
         Args:
-          run: name of the run.
-          config: of the run.
-          tracking: updated after each epoch.
           num_before: epochs that earlier commands have trained.
         """
         self._run, self._config, self._tracking = run, config, tracking

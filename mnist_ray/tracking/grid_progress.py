@@ -36,7 +36,6 @@ class GridProgress:
         """Starts the clock.
 
         Args:
-          runs: all runs of the grid.
           before: progress of each run before this command.
           now: the clock, in seconds.
           console: where to show the progress; stderr by default.

@@ -19,10 +19,8 @@ class SeenRun:
     """A snapshot of a stored run.
 
     Attributes:
-      folder: folder of the run.
       document: config.json.
       history: the epochs so far.
-      status: status of the run.
     """
 
     folder: RunFolder

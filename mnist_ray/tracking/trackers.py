@@ -69,7 +69,6 @@ def track(
 
     Args:
       names: checked names of TRACKERS.
-      storage: where the runs are.
       experiment: name by which a tracker groups the runs.
       say: shows a line; on stderr by default.
     """
@@ -117,8 +116,6 @@ class Tracking:
 
         Args:
           openers: tracker's name -> function that opens it.
-          storage: where the runs are.
-          say: shows a line.
         """
         self._openers, self._storage, self._say = openers, storage, say
         self._trackers: dict[str, Tracker] = {}

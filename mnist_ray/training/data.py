@@ -24,7 +24,6 @@ def split_validation(labels: Tensor, *, fraction: float, seed: int) -> tuple[Ten
     Args:
       labels: int64 [n].
       fraction: share of each class to hold out, rounded; at least one example of a class of two.
-      seed: seed of the split.
 
     Returns:
       Rows for training and rows for validation, each int64, ascending.
@@ -104,7 +103,6 @@ def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
     Args:
       labels: int64 [n].
       limit: number of examples, at most n.
-      source: the data set, for messages.
 
     Returns:
       The first rows of each class, int64 [limit], ascending.

@@ -16,8 +16,6 @@ def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: 
 
     Args:
       config: the config of one of the runs.
-      data: the runs' data.
-      global_batch_sizes: the runs' global batch sizes.
     """
     counts = [
         f"{len(data.labels)} training",
@@ -38,7 +36,6 @@ def evaluation_line(config: EvaluationConfig, examples: ExampleStream, trained_o
 
     Args:
       config: the evaluation's config, with a data set.
-      examples: the split.
       trained_on: see `trained_elsewhere`.
     """
     counts = f"{len(examples)} {config.split} images"

@@ -48,9 +48,7 @@ def fit(
     """Trains one run, from the start or from a state, and yields the state after each epoch.
 
     Args:
-      config: the run's config.
       data: the run's examples, the same on every rank.
-      device: where to compute.
       ranks: the processes that share every batch.
       state: the state to resume from; the result is bit for bit the same as without the interruption.
 
@@ -90,7 +88,6 @@ class StackTraining:
         Args:
           configs: one per run; they agree in all settings of settings.STACK_SETTINGS.
           data: the examples, the same for all runs and ranks.
-          device: where to compute.
           ranks: the processes that share every batch; more than one only for a single run.
           states: the states to resume from, all after the same epoch; None for a run that starts.
           tabled: whether steps read their changing inputs from tables on the device (see TabledSteps); None to do so

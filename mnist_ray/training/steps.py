@@ -86,12 +86,10 @@ def train_step(
     """Updates a stack on this rank's share of one global batch.
 
     Args:
-      stack: the runs.
       optimizer: over stack.parameters.
       images: [runs, local_batch, 1, 28, 28], normalized.
       labels: int64 [runs, local_batch], class indices.
       training: the step's streams, rows and ranks.
-      settings: the runs' step settings.
 
     Returns:
       This rank's share of each run's mean loss over the global batch (nats), [runs], and its number of correct
@@ -131,11 +129,9 @@ class StackSteps:
     """The steps of a stack, each determined by its number and the runs' seeds.
 
     Attributes:
-      stack: the runs.
       optimizer: over stack.parameters, made by make_optimizer.
       configs: one per run.
       data: the runs' examples, on the device.
-      device: where to compute.
       ranks: the processes that share every batch.
     """
 

@@ -28,12 +28,8 @@ def train_run(
     """Trains a claimed run to its end; rank 0 saves it after every epoch and writes its best checkpoint.
 
     Args:
-      folder: the run's folder.
-      config: the run's config.
       data: the run's examples on the device, the same on every rank.
-      device: where to compute.
       ranks: the processes that share every batch.
-      state: the state to resume from.
       command_line: see RunFolder.save.
       last_epoch: the epoch after which the run ends as a stopped one.
 

@@ -35,9 +35,6 @@ def train_stack(
 
     Args:
       runs: runs that agree in settings.STACK_SETTINGS.
-      data: the runs' examples.
-      storage: where the runs' folders are.
-      device: where to compute.
       goes_on: called after each epoch of an unfinished run; False stops the run.
       command_line: see RunFolder.save.
       say: see RunFolder.latest_state.
