@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
 IMAGE_SIDE = 28
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE
 TEST_EVERY = 5

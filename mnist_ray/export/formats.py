@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.data.examples import IMAGE_SIDE
 from mnist_ray.errors import ConfigError, ConflictError, StorageError
 from mnist_ray.evaluation.evaluation import load_network
 from mnist_ray.export.model_card import model_card
-from mnist_ray.models.networks import IMAGE_SIZE
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import open_storage
 
@@ -186,7 +186,7 @@ def _traceable(checkpoint: Checkpoint) -> tuple[PixelNetwork, Tensor, tuple[dict
     # Exports compute in float32, even after training in float64: onnxruntime has no float64 convolution.
     network = PixelNetwork(load_network(checkpoint).float(), mean=normalization["mean"], std=normalization["std"])
     # Two images, because the exporter treats an axis of length one as a constant.
-    return network.eval(), torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE), ({0: torch.export.Dim("batch")},)
+    return network.eval(), torch.zeros(2, 1, IMAGE_SIDE, IMAGE_SIDE), ({0: torch.export.Dim("batch")},)
 
 
 FORMATS: dict[str, ExportFormat] = {

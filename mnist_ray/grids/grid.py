@@ -261,15 +261,6 @@ def run_name(grid_name: str, config: TrainConfig) -> str:
     return f"{grid_name}-s{config.seed}-{config.config_hash()[:10]}"
 
 
-def settings_that_vary(configs: Sequence[TrainConfig]) -> tuple[str, ...]:
-    """Returns the settings, except the seed, that differ between the configs."""
-    return tuple(
-        name
-        for name in TrainConfig.model_fields
-        if name != "seed" and len({getattr(config, name) for config in configs}) > 1
-    )
-
-
 def stacks(runs: Sequence[GridRun], *, size: int) -> tuple[tuple[GridRun, ...], ...]:
     """Divides runs into as few stacks as possible, with sizes that differ by at most one and equal seeds together.
 

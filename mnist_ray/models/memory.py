@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from mnist_ray.config.batches import largest_batch
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.models.networks import IMAGE_SIZE, make_network
+from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.models.networks import make_network
 
 # Weights, their gradients, and up to two moments of the optimizer.
 _COPIES_OF_WEIGHTS = 4
@@ -20,7 +21,7 @@ def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int
     network = make_network(config, num_classes)
     size = next(network.parameters()).element_size()
     num_weights = sum(parameter.numel() for parameter in network.parameters())
-    outputs: list[int] = [IMAGE_SIZE**2]
+    outputs: list[int] = [IMAGE_SIDE**2]
 
     def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append(output.numel())
@@ -29,7 +30,7 @@ def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int
         layer.register_forward_hook(note)
     # The meta device propagates only shapes, without memory or arithmetic.
     network.to("meta").eval()(
-        torch.empty(1, 1, IMAGE_SIZE, IMAGE_SIZE, dtype=next(network.parameters()).dtype, device="meta")
+        torch.empty(1, 1, IMAGE_SIDE, IMAGE_SIDE, dtype=next(network.parameters()).dtype, device="meta")
     )
     # The sum of both: a recorded step keeps its memory during validation.
     in_training = _COPIES_IN_TRAINING * largest_batch(config.global_batch_size) * sum(outputs)

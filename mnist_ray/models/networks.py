@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data.examples import IMAGE_SIDE
 from mnist_ray.noise.random_streams import stream_key, uniform
 
-IMAGE_SIZE = 28
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -55,7 +55,7 @@ def _layers(config: TrainConfig, num_classes: int) -> nn.Sequential:
 
 def _mlp(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    inputs = IMAGE_SIZE * IMAGE_SIZE
+    inputs = IMAGE_SIDE * IMAGE_SIDE
     for number, size in enumerate(config.hidden_sizes, start=1):
         layers[f"fc{number}"] = nn.Linear(inputs, size)
         if config.batch_norm:
@@ -70,7 +70,7 @@ def _mlp(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
 
 def _cnn(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels, size = 1, IMAGE_SIZE
+    channels, size = 1, IMAGE_SIDE
     for number, filters in enumerate(config.hidden_sizes, start=1):
         layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=5, padding=2)
         if config.batch_norm:

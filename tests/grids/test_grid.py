@@ -18,7 +18,6 @@ from mnist_ray.grids.grid import (
     expand,
     grid_settings,
     read_grid,
-    settings_that_vary,
     stacks,
     written_grid,
 )
@@ -271,11 +270,6 @@ def test_a_name_that_its_runs_names_could_not_begin_with_is_refused() -> None:
 def test_an_unknown_grid_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"grid='regularisation': choose one of .*; did you mean regularization\?"):
         grid_settings("regularisation")
-
-
-def test_the_settings_that_vary_are_found_without_the_seed() -> None:
-    grid = read_grid(grid_settings("smoke"), seeds="2", overrides={}, source="test")
-    assert settings_that_vary([run.config for run in runs_of(grid)]) == ("dropout", "batch_norm")
 
 
 @pytest.mark.parametrize(
