@@ -8,7 +8,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.analysis.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
@@ -158,23 +157,14 @@ def _scores(folder: EvaluationFolder, groups: Mapping[str, _Runs]) -> list[Score
     correct: NDArray[np.bool_] = np.zeros(shape, dtype=np.bool_)
     loss: NDArray[np.float32] = np.full(shape, np.nan, dtype=np.float32)
     for part in folder.parts("predictions", columns=["run", "example_index", "correct", "loss"]):
-        _read_part(part, places, correct, loss)
+        runs = part["run"].combine_chunks()
+        places_of_runs = np.array([places[run] for run in runs.dictionary.to_pylist()], dtype=np.int64)
+        where = places_of_runs[runs.indices.to_numpy()], part["example_index"].to_numpy()
+        correct[where], loss[where] = part["correct"].to_numpy(), part["loss"].to_numpy()
     if missing := int(np.isnan(loss).sum()):
         raise DataError(f"{folder.uri}: {missing} predictions of {loss.size} are missing; evaluate again")
     rows = {label: [places[row["run"]] for row in runs.values()] for label, runs in groups.items()}
     return [Scores(label, tuple(groups[label]), correct[some], loss[some]) for label, some in rows.items()]
-
-
-def _read_part(
-    part: pa.Table, places: Mapping[str, int], correct: NDArray[np.bool_], loss: NDArray[np.float32]
-) -> None:
-    runs = part["run"].combine_chunks()
-    where = (
-        np.array([places[run] for run in runs.dictionary.to_pylist()], dtype=np.int64)[runs.indices.to_numpy()],
-        part["example_index"].to_numpy(),
-    )
-    correct[where] = part["correct"].to_numpy()
-    loss[where] = part["loss"].to_numpy()
 
 
 def _setting_rows(

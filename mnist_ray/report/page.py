@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Comparison
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.evaluation.metrics import class_rates
@@ -114,7 +113,13 @@ class View:
             lstrip_blocks=True,
         )
         environment.filters.update(
-            points=_points, rate=_rate, interval=_interval, signed=_signed, svg=_svg, value=setting_text, p=p_text
+            points=lambda fraction: _signed(100 * fraction),
+            rate=lambda fraction: f"{100 * fraction:.2f}",
+            interval=_interval,
+            signed=_signed,
+            svg=lambda chart: Markup(chart.inline_svg()),
+            value=setting_text,
+            p=p_text,
         )
         manifest = self.folder.manifest
         return environment.get_template("report.html").render(
@@ -129,7 +134,7 @@ class View:
             grid_note=self.grid.note if self.folder.grid else None,
             verdict_words=self._verdict_words(),
             reference_words=self._reference_words(),
-            pairs=self._pairs(),
+            pairs=sorted(self.compared.comparisons, key=evidence)[: limits.PAIRS],
             num_hidden_pairs=max(0, len(self.compared.comparisons) - limits.PAIRS),
             varying=self._varying(),
             per_class=self._per_class(),
@@ -187,9 +192,6 @@ class View:
             if len({json.dumps(row[name]) for row in self.rows}) > 1
             and not any(f"{name}=" in label for label in self.groups)
         ]
-
-    def _pairs(self) -> list[Comparison]:
-        return sorted(self.compared.comparisons, key=evidence)[: limits.PAIRS]
 
     def _mistakes(
         self, setting: PageSetting, confusion: NDArray[np.int64]
@@ -254,14 +256,6 @@ def _signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _points(fraction: float) -> str:
-    return _signed(100 * fraction)
-
-
-def _rate(fraction: float, digits: int = 2) -> str:
-    return f"{100 * fraction:.{digits}f}"
-
-
 def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
     if interval.low is None:
         return "unknown"
@@ -271,7 +265,3 @@ def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
 def _shown(value: Any) -> Any:
     # Escapes control characters and direction marks in names; the page's own markup is a Markup, not a str.
     return printable(value) if type(value) is str else value
-
-
-def _svg(chart: Chart) -> Markup:
-    return Markup(chart.inline_svg())

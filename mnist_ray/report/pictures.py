@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -33,7 +33,8 @@ def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, 
     for row in images:
         if row["reason"] == HARDEST and 2 * row["num_runs_wrong"] <= len(folder.runs):
             continue
-        by_reason[row["reason"]].append({**row, **_said(votes[row["example_index"]], chosen), "source": _source(row)})
+        source = "data:image/png;base64," + base64.b64encode(row["image"]).decode()
+        by_reason[row["reason"]].append({**row, **_said(votes[row["example_index"]], chosen), "source": source})
     return by_reason
 
 
@@ -58,7 +59,3 @@ def _said(votes: Sequence[tuple[str, str, float]], chosen: Sequence[str]) -> dic
         "label_probability": fmean(probability for *_, probability in votes),
         "chosen": of_chosen.most_common(1)[0][0],
     }
-
-
-def _source(row: Mapping[str, Any]) -> str:
-    return "data:image/png;base64," + base64.b64encode(row["image"]).decode()
