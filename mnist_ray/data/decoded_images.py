@@ -117,13 +117,11 @@ def describe_conversion(kinds: Counter[Kind]) -> str | None:
         return None
     # Sort by count, then by kind, so that the line doesn't depend on the order of the images.
     ordered = sorted(converted.items(), key=lambda item: (-item[1], item[0]))
-    originals = ", ".join(f"{n} images of {_kind_words(kind)}" for kind, n in ordered[:MAX_KINDS_SAID])
+    originals = ", ".join(
+        f"{n} images of {columns}x{rows} {MODE_WORDS.get(mode, mode)}"
+        for (columns, rows, mode), n in ordered[:MAX_KINDS_SAID]
+    )
     others = sum(n for _, n in ordered[MAX_KINDS_SAID:])
     if others:
         originals += f", {others} images of {len(ordered) - MAX_KINDS_SAID} other kinds"
     return f"{originals} -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
-
-
-def _kind_words(kind: Kind) -> str:
-    columns, rows, mode = kind
-    return f"{columns}x{rows} {MODE_WORDS.get(mode, mode)}"

@@ -108,19 +108,13 @@ def _opened(content: bytes) -> "Iterator[ImageFile]":
 
     # Set filters per image: the code that consumes the pieces keeps its own filters in between.
     with warnings.catch_warnings():
-        _choose_warnings()
+        # Accept files that Pillow only warns about (odd EXIF, a palette with transparency).
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.init()
         formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
         with Image.open(io.BytesIO(content), formats=formats) as opened:
             yield opened
-
-
-def _choose_warnings() -> None:
-    from PIL import Image
-
-    # Accept files that Pillow only warns about (odd EXIF, a palette with transparency).
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def _reason(error: Exception) -> str:

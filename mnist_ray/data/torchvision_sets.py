@@ -60,16 +60,8 @@ _QMNIST_NAMES: dict[Split, tuple[str, str]] = {
     "test": ("qmnist-test-images-idx3-ubyte", "qmnist-test-labels-idx2-int"),
 }
 _FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 _KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 # Small letters that look like their capitals share a class with them.
@@ -85,13 +77,7 @@ _SETS = (
         "emnist_balanced", "EMNIST", _BALANCED_CLASSES, _emnist_names("balanced"), "balanced", transposed=True
     ),
     TorchvisionSet(
-        "emnist_letters",
-        "EMNIST",
-        _LETTERS_CLASSES,
-        _emnist_names("letters"),
-        "letters",
-        first_label=1,
-        transposed=True,
+        "emnist_letters", "EMNIST", _LETTERS_CLASSES, _emnist_names("letters"), "letters", 1, transposed=True
     ),
 )
 TORCHVISION_SETS = {entry.name: entry for entry in _SETS}
@@ -179,20 +165,13 @@ def _download(wanted: TorchvisionSet, split: Split, data_dir: Path) -> None:
 
 
 def _download_with_torchvision(wanted: TorchvisionSet, split: Split, folder: str) -> None:
-    with _no_progress_without_terminal(), _socket_timeout(DOWNLOAD_TIMEOUT_S):
+    # torchvision's progress bar is for a terminal.
+    show = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    with show, _socket_timeout(DOWNLOAD_TIMEOUT_S):
         from torchvision import datasets
 
         options: dict[str, Any] = {"split": wanted.torchvision_split} if wanted.torchvision_split else {}
         getattr(datasets, wanted.torchvision_name)(folder, train=split == "train", download=True, **options)
-
-
-@contextlib.contextmanager
-def _no_progress_without_terminal() -> Iterator[None]:
-    """Hides torchvision's progress bar unless stderr is a terminal."""
-    with contextlib.ExitStack() as stack:
-        if not sys.stderr.isatty():
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield
 
 
 @contextlib.contextmanager
