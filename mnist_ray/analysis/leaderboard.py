@@ -84,12 +84,7 @@ def _text(values: Sequence[Any]) -> str:
 def print_leaderboard(
     board: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None, limit: int = 20
 ) -> None:
-    """Prints the best settings.
-
-    Args:
-      board: rows of leaderboard(), or of test_leaderboard().
-      limit: maximum number of rows.
-    """
+    """Prints the best settings: at most `limit` rows of leaderboard() or test_leaderboard()."""
     has_test = any("accuracy_mean" in row for row in board)
     names = ["", *columns, "runs", "val accuracy", "val loss", "best epoch", "seconds a run"]
     names += ["test accuracy", "test log loss"] if has_test else []

@@ -15,7 +15,7 @@ def batch_sizes(num_examples: int, global_batch_size: int) -> tuple[int, ...]:
     num_whole, rest = divmod(num_examples, global_batch_size)
     if not rest:
         return (global_batch_size,) * num_whole
-    if num_whole and _is_too_small(rest, global_batch_size):
+    if num_whole and (rest == 1 or rest * SMALLEST_SHARE < global_batch_size):
         return (*(global_batch_size,) * (num_whole - 1), global_batch_size + rest)
     return (*(global_batch_size,) * num_whole, rest)
 
@@ -23,7 +23,3 @@ def batch_sizes(num_examples: int, global_batch_size: int) -> tuple[int, ...]:
 def largest_batch(global_batch_size: int) -> int:
     """Returns the largest possible size of a batch."""
     return global_batch_size + max((global_batch_size - 1) // SMALLEST_SHARE, int(global_batch_size > 1))
-
-
-def _is_too_small(num_examples: int, global_batch_size: int) -> bool:
-    return num_examples == 1 or num_examples * SMALLEST_SHARE < global_batch_size

@@ -93,7 +93,8 @@ class GridProgress:
 
     def seconds_left(self) -> float | None:
         """Returns the time left at the pace so far; None before any epoch is trained."""
-        trained = sum(self.progress[run].epochs_done - self._epochs_before(run) for run in self._touched)
+        trained = sum(self.progress[run].epochs_done for run in self._touched)
+        trained -= sum(row.epochs_done for run, row in self._before.items() if run in self._touched)
         elapsed = self._now() - self._started
         left = sum(
             epochs - (self.progress[run].epochs_done if run in self.progress else 0)
@@ -101,9 +102,6 @@ class GridProgress:
             if run not in self.progress or self.progress[run].status == "unfinished"
         )
         return left * elapsed / trained if trained else None
-
-    def _epochs_before(self, run: str) -> int:
-        return self._before[run].epochs_done if run in self._before else 0
 
     def runs_per_minute(self) -> float:
         """Returns the runs that ended per minute since this command started."""

@@ -38,7 +38,9 @@ class TensorBoard:
         run, content = seen.folder.run, _content_id(seen.document)
         written = self._written.setdefault(run, self._find(run, content))
         files = {_SETTINGS: _settings(seen.document)}
-        files |= {row.epoch: [_scalars(row)] for row in seen.history}
+        for row in seen.history:
+            values = [Summary.Value(tag=name, simple_value=getattr(row, name)) for name in METRICS]
+            files[row.epoch] = [Summary(value=values)]
         for epoch in sorted(files.keys() - written):
             name = f"events.out.tfevents.{epoch:06d}.{content}"
             self._storage.write_bytes(f"{FOLDER}/{run}/{name}", _event_file(epoch, files[epoch]))
@@ -74,10 +76,6 @@ def _plain(value: object) -> bool | int | float | str:
     if isinstance(value, bool | int | float | str):
         return value
     return json.dumps(value)
-
-
-def _scalars(row: Any) -> Summary:
-    return Summary(value=[Summary.Value(tag=name, simple_value=getattr(row, name)) for name in METRICS])
 
 
 def _event_file(epoch: int, summaries: Sequence[Summary]) -> bytes:
