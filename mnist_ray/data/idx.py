@@ -10,6 +10,8 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -66,19 +68,23 @@ def read_idx(path: Path, magic: int) -> "IntegerArray":
     """
     import numpy as np
 
+    is_packed = path.suffix == ".gz"
     try:
-        with open(path, "rb") as file:
-            if path.suffix == ".gz":
-                capacity = path.stat().st_size * MAX_GZIP_RATIO
-                with gzip.GzipFile(fileobj=file) as unpacked:
-                    shape, content = _read_checked(cast(BinaryIO, unpacked), path, magic, capacity=capacity)
-            else:
-                shape, content = _read_checked(file, path, magic, capacity=path.stat().st_size)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: damaged .gz file ({error}); get it again") from None
+        with open(path, "rb") as raw, unpacked(raw, path, is_packed=is_packed) as file:
+            capacity = path.stat().st_size * (MAX_GZIP_RATIO if is_packed else 1)
+            shape, content = _read_checked(file, path, magic, capacity=capacity)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     return np.frombuffer(content, dtype=ELEMENT_TYPES[magic >> 8]).reshape(shape)
+
+
+@contextmanager
+def unpacked(file: BinaryIO, source: object, *, is_packed: bool) -> Iterator[BinaryIO]:
+    """Yields the content of a raw or .gz file; a damaged .gz raises DataError inside the block."""
+    try:
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_packed else file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{source}: damaged .gz file ({error}); get it again") from None
 
 
 def _read_checked(file: BinaryIO, path: Path, magic: int, *, capacity: int) -> tuple[tuple[int, ...], bytearray]:

@@ -1,16 +1,14 @@
 """Spans of an IDX file's images."""
 
-import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from mnist_ray.data.decoding import MAX_IMAGE_BYTES, resize_all
 from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
-from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape
+from mnist_ray.data.idx import IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape, unpacked
 from mnist_ray.data.image_spans import ReadImages, Span, batches, file_size, first_bytes
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import Storage, storage_errors
@@ -100,8 +98,6 @@ def _open_idx(storage: Storage, path: str, source: str, *, is_packed: bool) -> I
         storage_errors(storage.uri_of(path)),
         storage.open_input(path) as raw,
         io.BufferedReader(raw, _READ_BYTES) as buffered,
+        unpacked(buffered, source, is_packed=is_packed) as file,
     ):
-        try:
-            yield cast(BinaryIO, gzip.GzipFile(fileobj=buffered)) if is_packed else buffered
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{source}: damaged .gz file ({error}); get it again") from None
+        yield file
