@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,16 +24,8 @@ from mnist_ray.training.steps import StackSteps, TabledSteps, can_be_recorded, c
 VALIDATION_BATCH = 1024
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """Where and how a run's loss stopped being finite; str() gives the message for the user."""
-
-    epoch: int
-    step: int
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
+class Divergence(str):
+    """Where and how a run's loss stopped being finite, in words for the user."""
 
 
 def fit(
@@ -60,7 +51,7 @@ def fit(
     while training.active:
         reached = training.train_epoch()[0]
         if isinstance(reached, Divergence):
-            raise RunFailedError(str(reached))
+            raise RunFailedError(reached)
         yield training.state(0)
 
 
@@ -224,11 +215,10 @@ class StackTraining:
             return None
         step = bad[0] + 1 if bad else self._steps_per_epoch
         what = f"training loss is {float(losses[bad[0]])}" if bad else f"validation loss is {val_loss}"
-        message = (
+        return Divergence(
             f"epoch {self._epoch}, step {step} of {self._steps_per_epoch}: the {what}; "
             f"try a learning_rate below {self._configs[run].learning_rate:g} or a gradient_clip_norm"
         )
-        return Divergence(self._epoch, step, message)
 
     def _last_learning_rate(self, run: int) -> float:
         return learning_rate(self._epoch * self._steps_per_epoch - 1, self._steps_per_epoch, self._configs[run])

@@ -110,7 +110,7 @@ def _train(
 
 
 def _note(folder: RunFolder, divergence: Divergence) -> RunProgress:
-    folder.mark("diverged", str(divergence))
+    folder.mark("diverged", divergence)
     return progress_of(folder.run, folder.status(), folder.history())
 
 
