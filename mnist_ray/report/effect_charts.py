@@ -59,14 +59,8 @@ def _heat_map(
         accuracies = [row["accuracy"] for row in rows if (_level(row, down[0]), _level(row, across[0])) == cell]
         if accuracies:
             values[place] = 100 * fmean(accuracies)
-    return plots.heat_map(
-        f"grid-{down[0]}-{across[0]}",
-        values,
-        rows=(down[0], [_level_text(level) for level in down[1]]),
-        columns=(across[0], [_level_text(level) for level in across[1]]),
-        split=split,
-        caption=f"Mean accuracy on {split} examples over the seeds and the other settings.",
-    )
+    named = [(axis, [_level_text(level) for level in levels]) for axis, levels in (down, across)]
+    return plots.heat_map(values, rows=named[0], columns=named[1], split=split)
 
 
 def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]:

@@ -17,23 +17,19 @@ _Rows = Sequence[Mapping[str, Any]]
 
 def accuracy_chart(settings: Sequence[PageSetting], *, split: str) -> Chart:
     """Returns the chart of each seed's accuracy on a split, with the mean and its interval."""
-    covers = "other seeds and other examples" if len(settings[0].runs) > 1 else "other examples"
     shown = settings[: limits.SETTINGS]
     return plots.accuracies(
-        "accuracy",
-        f"Accuracy on {split} examples",
-        {setting.label: [row["accuracy"] for row in setting.runs.values()] for setting in shown},
-        intervals={setting.label: setting.interval for setting in shown},
-        caption=f"Dots: seeds; bar: their mean; line: its 95 % interval over {covers}. Ordered by validation accuracy.",
+        {one.label: [row["accuracy"] for row in one.runs.values()] for one in shown},
+        intervals={one.label: (one.summary["accuracy_low"], one.summary["accuracy_high"]) for one in shown},
+        split=split,
+        covers="other seeds and other examples" if len(settings[0].runs) > 1 else "other examples",
     )
 
 
 def gap_chart(settings: Sequence[PageSetting]) -> Chart:
     """Returns the chart of training and validation accuracy at the kept epoch."""
     shown = settings[: limits.SETTINGS]
-    return plots.gaps(
-        "gap", {one.label: (one.kept_mean("train_accuracy"), one.kept_mean("val_accuracy")) for one in shown}
-    )
+    return plots.gaps({one.label: (one.kept_mean("train_accuracy"), one.kept_mean("val_accuracy")) for one in shown})
 
 
 def loss_charts(settings: Sequence[PageSetting], curves: _Rows) -> list[Chart]:

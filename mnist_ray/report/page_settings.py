@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from mnist_ray.analysis.comparisons import Comparison
@@ -17,16 +17,14 @@ class PageSetting:
       runs: its rows of the metrics table, by seed.
       kept: for each of its runs, the row of learning_curves of the kept epoch.
       against: its comparison with the reference; None for the reference itself and without a common seed.
-      group: group of ties, see tie_groups.
-      interval: ends of the 95 % interval of its accuracy, see accuracy_interval.
+      summary: its row of ComparisonReport.settings.
     """
 
     label: str
     runs: Mapping[int, Mapping[str, Any]]
     kept: Sequence[Mapping[str, Any]]
     against: Comparison | None
-    group: int
-    interval: tuple[float, float]
+    summary: Mapping[str, Any]
 
     def mean(self, name: str) -> float:
         """Returns the mean of a column of the metrics table."""
@@ -35,17 +33,6 @@ class PageSetting:
     def kept_mean(self, name: str) -> float:
         """Returns the mean of a column of learning_curves at the kept epochs."""
         return fmean(row[name] for row in self.kept)
-
-    @property
-    def accuracy_std(self) -> float | None:
-        """Standard deviation of the accuracy; None with one seed."""
-        values = [row["accuracy"] for row in self.runs.values()]
-        return stdev(values) if len(values) > 1 else None
-
-    @property
-    def num_stopped(self) -> int:
-        """Runs that a scheduler ended early."""
-        return sum(row["was_stopped"] for row in self.runs.values())
 
     @property
     def run_names(self) -> list[str]:
@@ -72,15 +59,14 @@ def page_settings(
         elif pair.first == reference:
             against[pair.second] = pair.reversed()
     kept = {(row["run"], row["epoch"]): row for row in curves}
-    rows = {row["setting"]: row for row in compared.settings}
+    summaries = {row["setting"]: row for row in compared.settings}
     settings = [
         PageSetting(
             label,
             runs,
             [kept[row["run"], row["epoch"]] for row in runs.values()],
             against.get(label),
-            rows[label]["group"],
-            (rows[label]["accuracy_low"], rows[label]["accuracy_high"]),
+            summaries[label],
         )
         for label, runs in groups.items()
     ]

@@ -78,19 +78,17 @@ def learning_curves(
 
 
 def accuracies(
-    name: str,
-    title: str,
-    values: Mapping[str, Sequence[float]],
-    *,
-    intervals: Mapping[str, tuple[float, float]],
-    caption: str,
+    values: Mapping[str, Sequence[float]], *, intervals: Mapping[str, tuple[float, float]], split: str, covers: str
 ) -> Chart:
     """Draws one row per setting, with a dot per seed, the mean, and its interval.
 
     Args:
       values: setting -> accuracy of each seed, fractions; the first setting at the top.
       intervals: setting -> ends of the interval of the mean.
+      split: split that the accuracy is measured on.
+      covers: what varies in the intervals, in words.
     """
+    title = f"Accuracy on {split} examples"
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -109,12 +107,16 @@ def accuracies(
         for setting, seeds in values.items()
     )
     return draw(
-        name, title, paint, alternative=f"{title}, mean and interval in percent: {summary}.", caption=caption,
+        "accuracy",
+        title,
+        paint,
+        alternative=f"{title}, mean and interval in percent: {summary}.",
+        caption=f"Dots: seeds; bar: their mean; line: its 95 % interval over {covers}. Ordered by validation accuracy.",
         size=size_for_rows(len(values)),
-    )  # fmt: skip
+    )
 
 
-def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
+def gaps(values: Mapping[str, tuple[float, float]]) -> Chart:
     """Draws the training and the validation accuracy of each setting, joined by a line.
 
     Args:
@@ -133,7 +135,7 @@ def gaps(name: str, values: Mapping[str, tuple[float, float]]) -> Chart:
 
     summary = "; ".join(f"{name} {100 * (train - val):+.2f}" for name, (train, val) in values.items())
     return draw(
-        name,
+        "gap",
         "Over- and under-fitting",
         paint,
         alternative=f"Training minus validation accuracy, in points: {summary}.",
@@ -279,13 +281,7 @@ def effect_intervals(
 
 
 def heat_map(
-    name: str,
-    values: NDArray[np.float64],
-    *,
-    rows: tuple[str, Sequence[str]],
-    columns: tuple[str, Sequence[str]],
-    split: str,
-    caption: str,
+    values: NDArray[np.float64], *, rows: tuple[str, Sequence[str]], columns: tuple[str, Sequence[str]], split: str
 ) -> Chart:
     """Draws the mean accuracy over two settings.
 
@@ -293,6 +289,7 @@ def heat_map(
       values: float64 [rows, columns], percent, NaN without a run.
       rows: name and levels of the setting of the rows.
       columns: likewise.
+      split: split that the accuracy is measured on.
     """
     title = f"{rows[0]} × {columns[0]}"
 
@@ -310,11 +307,11 @@ def heat_map(
 
     best = tuple(int(place) for place in np.unravel_index(np.nanargmax(values), values.shape))
     return draw(
-        name,
+        f"grid-{rows[0]}-{columns[0]}",
         title,
         paint,
         alternative=f"Mean {split} accuracy by {title}: from {np.nanmin(values):.2f} % to {np.nanmax(values):.2f} %, "
         f"highest at {rows[0]}={rows[1][best[0]]}, {columns[0]}={columns[1][best[1]]}.",
-        caption=caption,
+        caption=f"Mean accuracy on {split} examples over the seeds and the other settings.",
         size=(max(WIDTH, 0.55 * len(columns[1]) + 1.6), max(1.6, 0.42 * len(rows[1]) + 0.9)),
     )
