@@ -5,15 +5,7 @@ from dataclasses import dataclass
 
 from mnist_ray.data.decoded_images import DecodedImages
 from mnist_ray.data.decoding import MAX_IMAGE_BYTES
-from mnist_ray.data.examples import (
-    ExampleStream,
-    Found,
-    Split,
-    labels_of,
-    numbered,
-    rows_of_split,
-    sorted_class_names,
-)
+from mnist_ray.data.examples import ExampleStream, Found, Split, labels_of, numbered, rows_of_split, sorted_class_names
 from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.data.splits import PARTS, Part, check_parts, common_folders, one_part, splits_note, words_in
 from mnist_ray.errors import DataError

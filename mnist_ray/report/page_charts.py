@@ -77,12 +77,7 @@ def confusion_charts(
     """
     return [
         plots.confusion(
-            f"confusion-{number}-{kind}",
-            setting.label,
-            counts,
-            class_names,
-            places=places,
-            normalized=kind == "shares",
+            f"confusion-{number}-{kind}", setting.label, counts, class_names, places=places, normalized=kind == "shares"
         )
         for kind in ("counts", "shares")
         for number, (setting, counts) in enumerate(zip(settings, confusions, strict=True))

@@ -62,11 +62,7 @@ def page_settings(
     summaries = {row["setting"]: row for row in compared.settings}
     settings = [
         PageSetting(
-            label,
-            runs,
-            [kept[row["run"], row["epoch"]] for row in runs.values()],
-            against.get(label),
-            summaries[label],
+            label, runs, [kept[row["run"], row["epoch"]] for row in runs.values()], against.get(label), summaries[label]
         )
         for label, runs in groups.items()
     ]
