@@ -64,8 +64,9 @@ class Examples:
 
     def stream(self, source: str) -> "ExampleStream":
         """Returns the split as a stream of one piece; source names the data set in messages."""
+        pieces = GreyPieces([self.images], self.conversion, self.wide_bits)
         return ExampleStream(
-            self.labels, self.class_names, source, lambda _=None: _WholeSplit(self), self.num_validation, self.found
+            self.labels, self.class_names, source, lambda _=None: pieces, self.num_validation, self.found
         )
 
 
@@ -89,19 +90,15 @@ class ImagePieces(Protocol):
 
 
 @dataclass(frozen=True)
-class _WholeSplit:
-    examples: Examples
+class GreyPieces:
+    """Images that are stored as pixels, or already in memory; see ImagePieces."""
+
+    pieces: "Iterable[Tensor]"
+    conversion: str | None = None
+    wide_bits: int | None = None
 
     def __iter__(self) -> "Iterator[Tensor]":
-        yield self.examples.images
-
-    @property
-    def conversion(self) -> str | None:
-        return self.examples.conversion
-
-    @property
-    def wide_bits(self) -> int | None:
-        return self.examples.wide_bits
+        return iter(self.pieces)
 
 
 @dataclass(frozen=True, eq=False)

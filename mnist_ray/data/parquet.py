@@ -11,6 +11,7 @@ from mnist_ray.data.examples import (
     IMAGE_SIDE,
     ExampleStream,
     Found,
+    GreyPieces,
     ImagePieces,
     Split,
     labels_of,
@@ -71,7 +72,9 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     whole = _Rows(storage, tuple(path for part_paths in files.values() for path in part_paths), None, source)
 
     def read(wide_bits: int | None = None) -> ImagePieces:
-        return _Pixels(rows) if layout == "pixels" else DecodedImages(rows.encoded(), source, whole.encoded, wide_bits)
+        if layout == "pixels":
+            return GreyPieces(rows.pixels())
+        return DecodedImages(rows.encoded(), source, whole.encoded, wide_bits)
 
     return ExampleStream(
         labels_of(numbers, names, class_names),
@@ -252,32 +255,24 @@ class _Rows:
                     )
                 yield f"row {row} of {path}", content.as_py()
 
-    def bad_row(self, path: str, row: int) -> DataError:
-        """Returns the error of a row without an image."""
-        return DataError(
-            f"{self.source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels; drop or fix the row"
-        )
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """Images that are lists of pixels; see ImagePieces."""
-
-    rows: _Rows
-    conversion = None
-    wide_bits = None
-
-    def __iter__(self) -> "Iterator[Tensor]":
+    def pixels(self) -> "Iterator[Tensor]":
+        """Yields the chosen images of lists of pixels, uint8 [k, 1, 28, 28]."""
         import torch
 
-        for path, values, rows in self.rows.batches():
+        for path, values, rows in self.batches():
             if not len(values):
                 continue
             pixels = whole_images(values)
             if pixels is None:
                 bad = next(place for place in range(len(values)) if whole_images(values.slice(place, 1)) is None)
-                raise self.rows.bad_row(path, rows[bad])
+                raise self.bad_row(path, rows[bad])
             yield torch.from_numpy(pixels.copy()).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+
+    def bad_row(self, path: str, row: int) -> DataError:
+        """Returns the error of a row without an image."""
+        return DataError(
+            f"{self.source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels; drop or fix the row"
+        )
 
 
 def _layout(storage: Storage, paths: Sequence[str], source: str) -> str:

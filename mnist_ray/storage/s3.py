@@ -56,9 +56,6 @@ class S3Backend:
     def key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
 
-    def uri(self, path: str) -> str:
-        return f"s3://{self.bucket}/{self.key(path)}"
-
     def folder_key(self, path: str) -> str:
         return f"{self.key(path)}/" if self.key(path) else ""
 
