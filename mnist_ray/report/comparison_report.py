@@ -46,7 +46,6 @@ class ComparisonReport:
       uri: of the stored comparisons.parquet, None with one setting.
     """
 
-    evaluation: str
     num_examples: int
     settings: list[dict[str, Any]]
     comparisons: list[Comparison]
@@ -78,13 +77,12 @@ def report_comparisons(folder: EvaluationFolder, *, baseline: str | None = None)
     pairs = compare(scores)
     settings = _setting_rows(groups, scores, pairs)
     chosen = pairs if against is None else _against(against, pairs)
-    uri = _store(folder, pairs) if pairs else None
+    uri = store_rows(folder, "comparisons", [comparison_row(pair) for pair in pairs]) if pairs else None
     paired = {_labels(pair) for pair in pairs}
     unpaired = [(first, second) for second, first in combinations(groups, 2) if (first, second) not in paired]
     num_repeated = len(rows) - sum(map(len, groups.values()))
     selection = select(groups) if len(groups) > 1 and share_validation(rows) else None
     return ComparisonReport(
-        evaluation=folder.name,
         num_examples=folder.num_examples,
         settings=settings,
         comparisons=chosen,
@@ -220,13 +218,13 @@ def _against(baseline: str, pairs: Sequence[Comparison]) -> list[Comparison]:
     return judge([pair if pair.second == baseline else pair.reversed() for pair in chosen])
 
 
-def _store(folder: EvaluationFolder, pairs: Sequence[Comparison]) -> str:
-    flat = [comparison_row(pair) for pair in pairs]
-    columns: dict[str, Any] = {name: [line[name] for line in flat] for name in flat[0]}
+def store_rows(folder: EvaluationFolder, table: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Stores rows of an evaluation as reports/<evaluation>/<table>.parquet and returns the URI."""
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
     columns |= {"evaluation": folder.name, "dataset": folder.dataset, "split": folder.split}
-    table = parquet.make_table("comparisons", columns, code_version=code_version())
-    path = report_path(folder.name, "comparisons.parquet")
-    folder.storage.write_bytes(path, parquet.to_parquet_bytes(table))
+    path = report_path(folder.name, f"{table}.parquet")
+    made = parquet.make_table(table, columns, code_version=code_version())
+    folder.storage.write_bytes(path, parquet.to_parquet_bytes(made))
     return folder.storage.uri_of(path)
 
 

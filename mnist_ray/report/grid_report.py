@@ -5,14 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnist_ray.analysis.effects import Effect, effects, level_text, missing_runs
-from mnist_ray.report.comparison_report import group_settings
+from mnist_ray.report.comparison_report import group_settings, store_rows
 from mnist_ray.report.evaluated_runs import evaluated_runs
-from mnist_ray.results import parquet
-from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.paths import report_path
 from mnist_ray.text.tables import print_table
 
 _SHOWN_INTERACTIONS = 10
@@ -30,7 +27,6 @@ class GridReport:
       note: why there are no effects, or what they leave out; None if neither.
     """
 
-    evaluation: str
     grid: str | None
     metrics: list[dict[str, Any]]
     effects: list[Effect]
@@ -45,19 +41,19 @@ def report_grid(folder: EvaluationFolder) -> GridReport:
       CheckpointError: its grid is damaged.
       StorageError: the storage can't be read or written.
     """
-    evaluation, storage, grid, metrics = folder.name, folder.storage, folder.grid, evaluated_runs(folder)
+    grid, metrics = folder.grid, evaluated_runs(folder)
     if grid is None:
         why = "effects: the evaluation is not of a grid; they need mnist-ray evaluate --grid NAME"
-        return GridReport(evaluation, None, metrics, [], None, why)
-    folder_of_grid = GridFolder(storage, grid)
+        return GridReport(None, metrics, [], None, why)
+    folder_of_grid = GridFolder(folder.storage, grid)
     if folder_of_grid.document() is None:
         # An evaluation may be copied without its grid; only the effects need it.
-        why = f"effects: grid {grid!r}, which defines the axes, is not in {storage.uri}"
-        return GridReport(evaluation, None, metrics, [], None, why)
+        why = f"effects: grid {grid!r}, which defines the axes, is not in {folder.storage.uri}"
+        return GridReport(None, metrics, [], None, why)
     settings = folder_of_grid.settings()
     if settings.ranges:
         reason = f"effects: grid {grid!r} is a search over ranges ({', '.join(settings.ranges)}): effects need levels"
-        return GridReport(evaluation, grid, metrics, [], None, reason)
+        return GridReport(grid, metrics, [], None, reason)
     # A scheduler stops runs depending on the others, so stopped runs would not be a fair comparison.
     whole = [
         {**row, **{axis: row[column_of(axis)] for axis in settings.axes}} for row in metrics if not row["was_stopped"]
@@ -66,14 +62,9 @@ def report_grid(folder: EvaluationFolder) -> GridReport:
     note = _left_out(metrics, whole, missing_runs(whole, axes))
     computed = effects(whole, axes)
     if not computed:
-        return GridReport(evaluation, grid, metrics, [], None, note)
-    columns: dict[str, Any] = {name: [getattr(row, name) for row in computed] for name in asdict(computed[0])}
-    named = {"evaluation": evaluation, "grid": grid, "dataset": metrics[0]["dataset"], "split": metrics[0]["split"]}
-    columns |= {name: [value] * len(computed) for name, value in named.items()}
-    path = report_path(evaluation, "effects.parquet")
-    table = parquet.make_table("effects", columns, code_version=code_version())
-    storage.write_bytes(path, parquet.to_parquet_bytes(table))
-    return GridReport(evaluation, grid, metrics, computed, storage.uri_of(path), note)
+        return GridReport(grid, metrics, [], None, note)
+    uri = store_rows(folder, "effects", [{**asdict(effect), "grid": grid} for effect in computed])
+    return GridReport(grid, metrics, computed, uri, note)
 
 
 def _left_out(
