@@ -69,8 +69,7 @@ class Comparison:
       p_adjusted: p_value of accuracy_difference after Holm's correction; None if p_value is None.
       first_right, second_right: examples that this setting predicts correctly with more seeds.
       mcnemar_p, mcnemar_p_adjusted: p value of McNemar's exact test on these, and after Holm's correction.
-      num_seeds_needed: see `seeds_needed`.
-      verdict: see `judge`.
+      num_seeds_needed, verdict: see `seeds_needed` and `judge`.
     """
 
     first: str

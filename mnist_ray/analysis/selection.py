@@ -18,9 +18,7 @@ class Selection:
     """The setting with the best mean validation accuracy over its seeds.
 
     Attributes:
-      setting: its label.
       num_settings: number of candidates.
-      num_seeds: number of its seeds.
       val_accuracy, test_accuracy: means over its seeds.
       optimism: val_accuracy minus test_accuracy.
       selection_bias: see `selection_bias`, over the seeds that all settings have; None if it can't be estimated.

@@ -26,7 +26,6 @@ class Dataset:
     """A named data set.
 
     Attributes:
-      class_names: names of the classes.
       load: takes split, data_dir= and download=, and returns the split's Examples.
     """
 

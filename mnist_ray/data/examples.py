@@ -212,7 +212,6 @@ class Fingerprint:
     """
 
     def __init__(self, split: ExampleStream) -> None:
-        """Starts with the facts known before reading images."""
         self._split = split
         self._num_images = 0
         shape = [len(split), 1, IMAGE_SIDE, IMAGE_SIDE]

@@ -230,7 +230,6 @@ class ParquetSpan:
     """Consecutive row groups of a Parquet file; see Span.
 
     Attributes:
-      groups: numbers of the row groups.
       first_row: index of their first row in the file.
     """
 

@@ -15,12 +15,9 @@ class TrainingData:
     Attributes:
       mean, std: of the training pixels as fractions of 255; the network's input is (pixel / 255 - mean) / std.
       bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
-      class_names: one per class.
       fingerprint: SHA-256 of the training split, in hexadecimal: the whole split of a named set; the examples within
         train_limit of the user's own data.
-      conversion: see Examples.
-      found: see Examples.
-      wide_bits: see Examples.
+      conversion, found, wide_bits: see Examples.
       is_validation_given: whether the validation examples came with the data.
     """
 

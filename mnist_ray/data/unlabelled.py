@@ -23,8 +23,6 @@ class Images:
 
     Attributes:
       uri: the place given by the user, in its normal form.
-      kind: one image, a folder of image files, Parquet, or an IDX file.
-      storage: the storage of the images.
       paths: the files in it; empty for a folder, which may have any number.
     """
 

@@ -14,7 +14,6 @@ class Decision:
     """One run's arrival at a rung.
 
     Attributes:
-      run: name of the run.
       epoch: the rung, in epochs.
       val_loss: its lowest validation loss so far (nats), the criterion.
       goes_on: whether it was among the best of the runs that had arrived.
@@ -37,7 +36,6 @@ class Rungs:
     Attributes:
       first: epochs before the first decision.
       factor: one in `factor` runs goes on.
-      decisions: every arrival, in order.
     """
 
     first: int

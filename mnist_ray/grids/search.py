@@ -16,7 +16,6 @@ class Search:
     Attributes:
       kind: random: independently; optuna: by the validation losses of earlier samples (TPE, Bergstra et al. 2011).
       num_samples: number of samples to train, each with every seed.
-      seed: the search's seed.
     """
 
     kind: Literal["random", "optuna"]

@@ -32,8 +32,6 @@ class TrainingPass:
     Attributes:
       streams: each run's random streams for the step.
       rows: int64 [local_batch], this rank's row numbers in the global batch.
-      global_batch_size: rows of the global batch.
-      ranks: the ranks that train together.
     """
 
     streams: StepStreams

@@ -65,7 +65,6 @@ class Chart:
 
     Attributes:
       name: of its files, such as loss-baseline.
-      title: what it shows.
       alternative: the chart in words and numbers, for readers who can't see it.
       caption: meaning of its marks.
       width: in inches; up to the default width, the chart fits a phone, a wider chart scrolls there.

@@ -32,12 +32,10 @@ class ComparisonReport:
     """The comparison of an evaluation's settings.
 
     Attributes:
-      num_examples: examples evaluated.
       settings: one row per setting, the best mean accuracy first: setting, group (see `tie_groups`), num_seeds,
         num_stopped (of these, ended early by a scheduler), accuracy_mean, accuracy_low and accuracy_high (see
         `accuracy_interval`), accuracy_std, log_loss_mean, val_accuracy_mean.
       comparisons: all pairs, or all pairs against the baseline, judged together.
-      num_pairs: total number of pairs.
       unpaired: pairs without a common seed.
       num_repeated: runs left out because another run of the same setting has the same seed.
       selection: None with one setting, or if the runs were validated on different examples.

@@ -34,12 +34,7 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """The written report of an evaluation.
-
-    Attributes:
-      grid: the effects of a grid's settings.
-      uri: of the page.
-    """
+    """The written report of an evaluation: the effects of its grid, and the page's URI."""
 
     grid: GridReport
     uri: str

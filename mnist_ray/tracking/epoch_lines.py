@@ -10,11 +10,7 @@ class EpochLines:
     """Prints a line for each stored epoch and passes it to the trackers."""
 
     def __init__(self, run: str, config: TrainConfig, tracking: Tracking, *, num_before: int) -> None:
-        """Starts after the epochs of earlier commands.
-
-        Args:
-          num_before: epochs that earlier commands have trained.
-        """
+        """Starts after the epochs that earlier commands have trained."""
         self._run, self._config, self._tracking = run, config, tracking
         self._num_before = self._num_shown = num_before
 

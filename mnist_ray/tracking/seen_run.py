@@ -20,7 +20,6 @@ class SeenRun:
 
     Attributes:
       document: config.json.
-      history: the epochs so far.
     """
 
     folder: RunFolder

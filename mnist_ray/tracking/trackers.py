@@ -112,11 +112,7 @@ class Tracking:
     def __init__(
         self, openers: Mapping[str, Callable[[], Tracker]], storage: Storage, *, say: Callable[[str], None]
     ) -> None:
-        """Prepares the thread; entering the context starts it.
-
-        Args:
-          openers: tracker's name -> function that opens it.
-        """
+        """Prepares the thread, which entering the context starts; openers: tracker's name -> function that opens it."""
         self._openers, self._storage, self._say = openers, storage, say
         self._trackers: dict[str, Tracker] = {}
         self._pending: dict[str, None] = {}

@@ -20,7 +20,6 @@ class RecordedStep:
     """
 
     def __init__(self, *, device: torch.device) -> None:
-        """Starts without a recording."""
         self._device = device
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -130,9 +130,7 @@ class StackSteps:
 
     Attributes:
       optimizer: over stack.parameters, made by make_optimizer.
-      configs: one per run.
       data: the runs' examples, on the device.
-      ranks: the processes that share every batch.
     """
 
     stack: Stack
