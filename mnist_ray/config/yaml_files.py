@@ -43,10 +43,7 @@ def _load(text: str | bytes) -> Any:
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """Reads a YAML config file: one mapping of setting names to values.
-
-    Args:
-      option: the option that named it, for messages.
+    """Reads the YAML config file that an option named: one mapping of setting names to values.
 
     Raises:
       ConfigError: the file is missing, unreadable, not YAML, over 1 MiB, has a duplicate key, or is not a mapping.

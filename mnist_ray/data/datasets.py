@@ -23,11 +23,7 @@ from mnist_ray.text.suggestions import did_you_mean
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set.
-
-    Attributes:
-      load: takes split, data_dir= and download=, and returns the split's Examples.
-    """
+    """A named data set; `load` takes split, data_dir= and download=, and returns the split's Examples."""
 
     class_names: tuple[str, ...]
     load: Callable[..., Examples]

@@ -162,13 +162,10 @@ def read_labels(path: Path) -> "Tensor":
 
 
 def load_idx_folder(place: str, split: Split) -> Examples:
-    """Loads idx:FOLDER, the user's own set under the four usual file names.
+    """Loads idx:FOLDER (a local folder or its file:// URI), the user's own set under the four usual file names.
 
     The classes are 0 to the largest training label, in both splits. Images of another size are resized bilinearly to
     28x28, without keeping their proportions.
-
-    Args:
-      place: a local folder, or its file:// URI.
 
     Raises:
       DataError: a file is missing or damaged, the counts differ, or a test label exceeds the training labels.

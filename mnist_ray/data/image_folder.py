@@ -28,9 +28,6 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     value if all are whole numbers. DecodedImages converts the images. Hidden files and the junk of file managers
     are left out.
 
-    Args:
-      uri: local folder, file:// or s3://.
-
     Raises:
       DataError: a missing place, a file of more than 256 MiB, a file outside the class folders, ambiguous split names,
         fewer than two classes, a class without training images; on reading, a file that isn't an image.

@@ -227,11 +227,7 @@ def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError, 
 
 @dataclass(frozen=True)
 class ParquetSpan:
-    """Consecutive row groups of a Parquet file; see Span.
-
-    Attributes:
-      first_row: index of their first row in the file.
-    """
+    """Consecutive row groups of a Parquet file, from row number first_row of the file; see Span."""
 
     first_shard: int
     storage: Storage

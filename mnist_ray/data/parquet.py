@@ -51,9 +51,6 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     Without test files, the fifth, tenth, ... training row of each class is a test row. A validation set comes last in
     the training split.
 
-    Args:
-      uri: local path, file:// or s3://.
-
     Raises:
       DataError: a missing place, ambiguous split names, a damaged file, a missing column, a wrong type, a null, or a
         test label that isn't a training label; on reading, an image that can't be decoded.
@@ -209,11 +206,7 @@ def _is_plain(kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The image column of some files, read batch by batch.
-
-    Attributes:
-      is_chosen: bool [rows of all files], None for all rows.
-    """
+    """The image column of some files, read batch by batch; is_chosen: bool [rows of all files], None for all rows."""
 
     storage: Storage
     paths: tuple[str, ...]

@@ -117,11 +117,7 @@ def label_texts(file: Any, groups: Sequence[int]) -> list[str | None] | None:
 def label_batches(
     file: Any, groups: Sequence[int] | None = None, others: Sequence[str] = ()
 ) -> Iterator[tuple[Any, Any]]:
-    """Yields the column label in batches, each as an Arrow dictionary array, with the record batch of other columns.
-
-    Args:
-      groups: numbers of the row groups to read; all by default.
-    """
+    """Yields the column label of row groups (default: all) as Arrow dictionary arrays, each with its record batch."""
     import pyarrow.types as types
 
     for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=["label", *others]):

@@ -106,10 +106,7 @@ def list_files(storage: "Storage", source: str, *, max_bytes: int | None = None)
 
 
 def iter_entries(storage: "Storage", source: str, *, left_out: LeftOutFiles | None = None) -> Iterator["FileEntry"]:
-    """Streams all regular files in a storage, sorted by path, without hidden files and junk.
-
-    Args:
-      left_out: counts all other entries.
+    """Streams all regular files in a storage by path, without hidden files and junk; left_out counts all other entries.
 
     Raises:
       DataError: the folder is missing, or a folder in it is not readable.

@@ -142,9 +142,6 @@ def may_tell_splits(column: str) -> bool:
 def check_column(column: str, values: set[str], place: str) -> None:
     """Checks that a column for which may_tell_splits is true doesn't divide rows that are read as one split.
 
-    Args:
-      values: the column's values in these rows.
-
     Raises:
       DataError: the column divides the rows.
     """

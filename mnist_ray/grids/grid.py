@@ -55,11 +55,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GridRun:
-    """One run of a grid.
-
-    Attributes:
-      run: its name, the same in every grid of that name.
-    """
+    """One run of a grid; its name is the same in every grid of that name."""
 
     run: str
     config: TrainConfig
@@ -206,9 +202,6 @@ def written_grid(grid: GridConfig) -> dict[str, Any]:
 def expand(grid: GridConfig, *, name: str, max_runs: int) -> tuple[GridRun, ...]:
     """Returns all runs of a grid in the order of the axes' levels; the seeds vary fastest, then the last axis.
 
-    Args:
-      max_runs: a limit against typing mistakes.
-
     Raises:
       ConfigError: too many runs, a duplicate run, an invalid setting, or ranges.
     """
@@ -262,13 +255,10 @@ def run_name(grid_name: str, config: TrainConfig) -> str:
 
 
 def stacks(runs: Sequence[GridRun], *, size: int) -> tuple[tuple[GridRun, ...], ...]:
-    """Divides runs into as few stacks as possible, with sizes that differ by at most one and equal seeds together.
+    """Divides runs into as few stacks of at most `size` as possible, with sizes that differ by at most one run.
 
-    The result does not depend on the order of the runs. Stacks with more weights, epochs or runs come first, so that
-    the last stacks to end are short.
-
-    Args:
-      size: maximum number of runs in a stack.
+    Runs with equal seeds stay together. The result does not depend on the order of the runs. Stacks with more weights,
+    epochs or runs come first, so that the last stacks to end are short.
     """
     groups: dict[tuple[object, ...], list[GridRun]] = {}
     for run in runs:

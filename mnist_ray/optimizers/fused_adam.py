@@ -19,11 +19,7 @@ class _FusedStep:
 
     @torch.no_grad()
     def step(self: Any, closure: None = None) -> None:
-        """Updates all parameters, with the same bits as torch's own step.
-
-        Args:
-          closure: part of torch's signature, not supported.
-        """
+        """Updates all parameters, with the same bits as torch's own step; closure is part of torch's signature only."""
         assert closure is None
         for group in self.param_groups:
             if group["params"][0] not in self.state:

@@ -137,11 +137,7 @@ def set_learning_rates(optimizer: "torch.optim.Optimizer", step: int, steps_per_
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: "OptimizerConfig") -> float:
-    """Returns the learning rate of a step: linear warm-up, then the config's schedule.
-
-    Args:
-      step: number of the step, from 0.
-    """
+    """Returns the learning rate of a step, numbered from 0: linear warm-up, then the config's schedule."""
     warmup_steps = config.warmup_epochs * steps_per_epoch
     if step + 1 <= warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps

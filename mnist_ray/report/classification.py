@@ -1,4 +1,7 @@
-"""Reports an evaluation's confusion table by class: all classes as text, or the most relevant of many."""
+"""Reports an evaluation's confusion table by class: all classes as text, or the most relevant of many.
+
+Counts are confusion matrices, int64 [classes, classes]: rows are true classes, columns predicted ones.
+"""
 
 from collections.abc import Collection, Sequence
 
@@ -38,9 +41,6 @@ def confusions(folder: EvaluationFolder, settings: Sequence[Collection[str]]) ->
 def frequent_mistakes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns every kind of mistake, the most frequent first, then by true and by predicted class.
 
-    Args:
-      counts: int64 [classes, classes], rows true, columns predicted.
-
     Returns:
       int64 [mistakes, 3]: true class, predicted class, count.
     """
@@ -51,11 +51,7 @@ def frequent_mistakes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def confused_classes(counts: NDArray[np.int64], most: int) -> list[int]:
-    """Returns the classes of the most frequent mistakes, then the first other classes, up to a number and sorted.
-
-    Args:
-      counts: int64 [classes, classes], rows true, columns predicted.
-    """
+    """Returns the classes of the most frequent mistakes, then the first other classes, up to a number and sorted."""
     in_order = np.concatenate((frequent_mistakes(counts)[:, :2].ravel(), np.arange(len(counts))))
     _, first = np.unique(in_order, return_index=True)
     return sorted(in_order[np.sort(first)[:most]].tolist())
@@ -65,9 +61,6 @@ def weakest_classes(counts: NDArray[np.int64], most: int) -> list[int]:
     """Returns all classes in order or, if there are too many, the classes with the lowest F1, the lowest first.
 
     Classes without examples come last: their F1 is meaningless.
-
-    Args:
-      counts: int64 [classes, classes], rows true, columns predicted.
     """
     if len(counts) <= most:
         return list(range(len(counts)))

@@ -117,11 +117,7 @@ def accuracies(
 
 
 def gaps(values: Mapping[str, tuple[float, float]]) -> Chart:
-    """Draws the training and the validation accuracy of each setting, joined by a line.
-
-    Args:
-      values: setting -> mean training and validation accuracy at the kept epoch, fractions.
-    """
+    """Draws mean training and validation accuracy of each setting at the kept epoch (fractions), joined by a line."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()

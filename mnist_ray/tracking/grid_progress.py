@@ -19,11 +19,7 @@ _LINE_INTERVAL_S = 10.0
 
 
 class GridProgress:
-    """Counts a grid's runs; shows a live table on a terminal, or else a line at intervals.
-
-    Attributes:
-      progress: run name -> its latest known progress.
-    """
+    """Counts a grid's runs; shows a live table on a terminal, or else a line at intervals."""
 
     def __init__(
         self,

@@ -16,11 +16,7 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning
 
 @dataclass(frozen=True)
 class SeenRun:
-    """A snapshot of a stored run.
-
-    Attributes:
-      document: config.json.
-    """
+    """A snapshot of a stored run; document is its config.json."""
 
     folder: RunFolder
     document: Mapping[str, Any]

@@ -12,11 +12,7 @@ _CLASSES_SHOWN = 5
 
 
 def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: Iterable[int]) -> list[str]:
-    """Summarizes the data that some runs share.
-
-    Args:
-      config: the config of one of the runs.
-    """
+    """Summarizes the data that some runs share, for the config of one of them."""
     counts = [
         f"{len(data.labels)} training",
         f"{len(data.validation_labels)} validation ({_validation(config, data)})",
