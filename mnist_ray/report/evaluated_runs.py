@@ -23,20 +23,13 @@ def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
     curves = folder.rows("learning_curves")
     epochs = {(curve["run"], curve["epoch"]): curve for curve in curves}
     num_epochs = Counter(curve["run"] for curve in curves)
-    return [
-        _with_curve(row, epochs[row["run"], row["epoch"]], num_epochs[row["run"]]) for row in folder.rows("metrics")
-    ]
-
-
-def _with_curve(row: Mapping[str, Any], kept: Mapping[str, Any], num_epochs: int) -> dict[str, Any]:
-    patience = row["early_stopping_patience"]
-    ended_itself = patience is not None and num_epochs - row["epoch"] >= patience
-    return {
-        **row,
-        "best_val_accuracy": kept["val_accuracy"],
-        "best_val_loss": kept["val_loss"],
-        "was_stopped": num_epochs < row["epochs"] and not ended_itself,
-    }
+    runs = []
+    for row in folder.rows("metrics"):
+        kept, done, patience = epochs[row["run"], row["epoch"]], num_epochs[row["run"]], row["early_stopping_patience"]
+        ended_itself = patience is not None and done - row["epoch"] >= patience
+        validation = {"best_val_accuracy": kept["val_accuracy"], "best_val_loss": kept["val_loss"]}
+        runs.append({**row, **validation, "was_stopped": done < row["epochs"] and not ended_itself})
+    return runs
 
 
 def share_validation(rows: Sequence[Mapping[str, Any]]) -> bool:
