@@ -122,10 +122,8 @@ def _key(effect: Effect) -> tuple[object, ...]:
 def _line(effect: Effect, loss: Effect) -> list[str]:
     what, against = f"{effect.axis}={effect.level}", effect.reference_level
     if effect.second_axis is not None:
-        what, against = (
-            f"{what} x {effect.second_axis}={effect.second_level}",
-            (f"{against} x {effect.second_reference_level}"),
-        )
+        what += f" x {effect.second_axis}={effect.second_level}"
+        against += f" x {effect.second_reference_level}"
     interval = "-"
     if effect.effect_low is not None and effect.effect_high is not None:
         interval = f"{100 * effect.effect_low:+.2f} to {100 * effect.effect_high:+.2f}"
