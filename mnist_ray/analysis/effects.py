@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
@@ -73,8 +73,7 @@ def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]
     for metric in METRICS:
         of_metric = list(_effects_of(metric, _Cells(rows, axes, metric)))
         adjusted = holm([effect.p_value for effect in of_metric])
-        pairs = zip(of_metric, adjusted, strict=True)
-        computed += [Effect(**{**asdict(effect), "p_adjusted": p}) for effect, p in pairs]
+        computed += [replace(effect, p_adjusted=p) for effect, p in zip(of_metric, adjusted, strict=True)]
     return computed
 
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from mnist_ray.data.augmentation import AUGMENTATIONS
 from mnist_ray.data.datasets import check_dataset
+from mnist_ray.data.examples import Split
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import OptimizerConfig
 from mnist_ray.setting import Setting, one_of, setting_of, settings_where
@@ -22,7 +23,6 @@ _EVALUATION_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_COUNT = 2**31 - 1
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
-Split = Literal["train", "test"]
 _Dataset = Annotated[str, AfterValidator(check_dataset)]
 
 

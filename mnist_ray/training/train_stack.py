@@ -89,7 +89,8 @@ def _train(
                 run, folder = members[index]
                 outcome = reached[index]
                 if isinstance(outcome, Divergence):
-                    return _note(folder, outcome)
+                    folder.mark("diverged", outcome)
+                    return _progress(folder)
                 state = training.state(index)
                 folder.save(run.config, data, state, command_line=command_line, stack_size=len(members))
                 return progress_of(run.run, RunStatus("unfinished"), state.history)
@@ -109,11 +110,10 @@ def _train(
             yield list(progress.values())
 
 
-def _note(folder: RunFolder, divergence: Divergence) -> RunProgress:
-    folder.mark("diverged", divergence)
+def _progress(folder: RunFolder) -> RunProgress:
     return progress_of(folder.run, folder.status(), folder.history())
 
 
 def _finish(folder: RunFolder) -> RunProgress:
     folder.finish()
-    return progress_of(folder.run, folder.status(), folder.history())
+    return _progress(folder)
