@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from mnist_ray.cli import grids as cli_grids
+from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.options import (
     ClusterOptions,
     absolute_dataset,
@@ -85,7 +85,7 @@ def evaluate(
                                "report": outcome.report, "metrics": outcome.metrics}))  # fmt: skip
         return
     if grid_name:
-        cli_grids.print_test_leaderboard(outcome.metrics, storage, grid_name)
+        print_test_leaderboard(outcome.metrics, storage, grid_name)
     else:
         from mnist_ray.cli.metrics import print_metrics
 

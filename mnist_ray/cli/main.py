@@ -6,17 +6,11 @@ from typing import Any
 import click
 
 import mnist_ray
-from mnist_ray.cli import evaluate as cli_evaluate
-from mnist_ray.cli import export as cli_export
-from mnist_ray.cli import grids as cli_grids
-from mnist_ray.cli import jobs as cli_jobs
-from mnist_ray.cli import lists as cli_lists
-from mnist_ray.cli import predict as cli_predict
-from mnist_ray.cli import query as cli_query
-from mnist_ray.cli import reports as cli_reports
-from mnist_ray.cli import reproduce as cli_reproduce
-from mnist_ray.cli import storage as cli_storage
-from mnist_ray.cli import train as cli_train
+from mnist_ray.cli.evaluate import evaluate
+from mnist_ray.cli.export import export
+from mnist_ray.cli.grids import grids, plan, tune
+from mnist_ray.cli.jobs import jobs
+from mnist_ray.cli.lists import evaluations, runs
 from mnist_ray.cli.options import (
     address_option,
     data_dir_option,
@@ -25,6 +19,12 @@ from mnist_ray.cli.options import (
     storage_option,
     target_cluster,
 )
+from mnist_ray.cli.predict import predict
+from mnist_ray.cli.query import query
+from mnist_ray.cli.reports import compare, report
+from mnist_ray.cli.reproduce import reproduce
+from mnist_ray.cli.storage import storage
+from mnist_ray.cli.train import train
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
 
@@ -83,22 +83,9 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
 
 
 for _command in (
-    cli_train.train,
-    cli_evaluate.evaluate,
-    cli_lists.runs,
-    cli_lists.evaluations,
-    cli_jobs.jobs,
-    cli_grids.tune,
-    cli_grids.plan,
-    cli_grids.grids,
-    cli_reports.report,
-    cli_reports.compare,
-    cli_query.query,
-    cli_export.export,
-    cli_reproduce.reproduce,
-    cli_predict.predict,
-    cli_storage.storage,
-):
+    train, evaluate, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce, predict,
+    storage,
+):  # fmt: skip
     cli.add_command(_command)
 
 

@@ -37,11 +37,11 @@ def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) 
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv don't go together")
-    from mnist_ray.report import query as querying
+    from mnist_ray.report.query import query_evaluation
     from mnist_ray.results.evaluation_folder import open_evaluation
     from mnist_ray.storage.storage import open_storage
 
-    with querying.query(open_evaluation(open_storage(storage), evaluation), sql) as answer:
+    with query_evaluation(open_evaluation(open_storage(storage), evaluation), sql) as answer:
         if as_json:
             _print_json(answer.columns, answer.rows)
         elif as_csv:

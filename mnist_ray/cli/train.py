@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mnist_ray.cli import grids as cli_grids
+from mnist_ray.cli.grids import print_plan
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
@@ -83,7 +83,7 @@ def train(
     if context.obj.get("plan"):
         from mnist_ray.jobs.estimate import plan_run
 
-        cli_grids.print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
+        print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
         return
     target = target_cluster(cluster.address)
     if target:

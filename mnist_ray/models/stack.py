@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.models import stack_layers as layers
+from mnist_ray.models import stack_layers
 from mnist_ray.models.networks import BATCH_NORMS
 from mnist_ray.models.stack_layers import Layer, Parameter, TrainingPass
 
@@ -156,7 +156,7 @@ class Stack:
         for (name, child), follower in zip(children, followers, strict=True):
             layer = self._make_layer(name, child, networks, has_bias=not isinstance(follower, BATCH_NORMS))
             made.append(layer)
-        self._first = next(layer for layer in made if isinstance(layer, layers.Linear | layers.Conv2d))
+        self._first = next(layer for layer in made if isinstance(layer, stack_layers.Linear | stack_layers.Conv2d))
         return made
 
     def _make_layer(self, name: str, child: nn.Module, networks: Sequence[nn.Sequential], *, has_bias: bool) -> Layer:
@@ -165,25 +165,25 @@ class Stack:
         match child:
             case nn.Linear():
                 assert weight is not None
-                return layers.Linear(weight, bias if has_bias else None, dtype)
+                return stack_layers.Linear(weight, bias if has_bias else None, dtype)
             case nn.Conv2d(padding=(int(padding), _)):
                 assert weight is not None
-                return layers.Conv2d(weight, bias if has_bias else None, padding=padding, dtype=dtype)
+                return stack_layers.Conv2d(weight, bias if has_bias else None, padding=padding, dtype=dtype)
             case nn.BatchNorm1d() | nn.BatchNorm2d():
                 assert weight is not None
                 assert bias is not None
                 assert child.momentum is not None
                 running = {key: self._buffers[f"{name}.{key}"] for key, _ in child.named_buffers()}
-                return layers.BatchNorm(weight, bias, running, epsilon=child.eps, momentum=child.momentum)
+                return stack_layers.BatchNorm(weight, bias, running, epsilon=child.eps, momentum=child.momentum)
             case nn.Dropout():
                 rates = [float(network.get_submodule(name).p) for network in networks]  # type: ignore[arg-type]
-                return layers.Dropout(name, rates, dtype=self.gradients.dtype, device=self.gradients.device)
+                return stack_layers.Dropout(name, rates, dtype=self.gradients.dtype, device=self.gradients.device)
             case nn.ReLU():
-                return layers.ReLU()
+                return stack_layers.ReLU()
             case nn.MaxPool2d():
-                return layers.MaxPool2d()
+                return stack_layers.MaxPool2d()
             case nn.Flatten():
-                return layers.Flatten()
+                return stack_layers.Flatten()
         raise TypeError(f"no stacked form of {type(child).__name__}")
 
 

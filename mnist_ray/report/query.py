@@ -43,7 +43,7 @@ class Answer:
 
 
 @contextlib.contextmanager
-def query(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
+def query_evaluation(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
     """Runs a statement on a committed evaluation's tables; it can't read or write any other file.
 
     The views are the evaluation's tables, effects and comparisons if reported, and runs if a grid was evaluated.

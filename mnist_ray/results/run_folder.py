@@ -34,8 +34,7 @@ from torch import Tensor
 from mnist_ray.config.settings import TrainConfig, make_config
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import CheckpointError, ConfigError, ConflictError, DataError, StorageError
-from mnist_ray.results import lineage as provenance
-from mnist_ray.results import parquet
+from mnist_ray.results import lineage, parquet
 from mnist_ray.results.checkpoint_document import CheckpointDocument, RunDocument
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
@@ -230,8 +229,8 @@ class RunFolder:
         if self.is_finished():
             return
         self._check_presence()
-        made_by = provenance.lineage(
-            command_line=provenance.command_line() if command_line is None else command_line,
+        made_by = lineage.lineage(
+            command_line=lineage.command_line() if command_line is None else command_line,
             num_workers=num_workers,
             gpu=torch.cuda.get_device_name(data.labels.device) if data.labels.is_cuda else None,
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.storage import retries as s3_requests
+from mnist_ray.storage import retries
 from mnist_ray.storage.manifest import (
     MANIFEST,
     REQUESTS_AT_ONCE,
@@ -74,13 +74,13 @@ class S3Backend:
     @cached_property
     def client(self) -> Any:
         """The boto3 client; credentials, region, profile and endpoint come from AWS's standard places."""
-        probe = s3_requests.make_client(self.session, attempts=6, read_timeout_s=5)
+        probe = retries.make_client(self.session, attempts=6, read_timeout_s=5)
         # Ten attempts outlast half a minute of server errors but are too slow for a wrong endpoint. So probe first with
         # fewer attempts; any answer, even a refusal, shows that the server exists.
         with contextlib.suppress(probe.exceptions.ClientError):
             probe.head_bucket(Bucket=self.bucket)
         probe.close()
-        return s3_requests.make_client(self.session)
+        return retries.make_client(self.session)
 
     def filesystem(self) -> Any:
         """Returns pyarrow's S3 filesystem, for fast random access, remade when the keys of a role change.
@@ -106,8 +106,8 @@ class S3Backend:
             access_key=keys.access_key,
             secret_key=keys.secret_key,
             session_token=keys.token,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=s3_requests.ATTEMPTS),
-            connect_timeout=s3_requests.CONNECT_TIMEOUT_S,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=retries.ATTEMPTS),
+            connect_timeout=retries.CONNECT_TIMEOUT_S,
             # Arrow retries timeouts as often as other failures, so keep the timeout short; reads answer at once.
             request_timeout=10,
         )
@@ -148,7 +148,7 @@ class S3Backend:
                 # The client retries requests, but not those whose body is truncated or damaged.
                 if attempt == _BODY_ATTEMPTS:
                     raise
-                time.sleep(s3_requests.pause_s(attempt))
+                time.sleep(retries.pause_s(attempt))
         raise AssertionError("the last attempt returns or raises")
 
     def open(self, path: str) -> "pyarrow.NativeFile":
@@ -195,12 +195,12 @@ class S3Backend:
 
         if self.client.meta.endpoint_url.startswith("https:"):
             return True
-        client = s3_requests.make_client(self.session, repeats_damaged=False)
+        client = retries.make_client(self.session, repeats_damaged=False)
         client.meta.events.register("before-send.s3.PutObject", damage)
         try:
             client.put_object(Bucket=self.bucket, Key=self.key(path), Body=b"content")
         except client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] not in s3_requests.DAMAGED_ON_ITS_WAY:
+            if error.response["Error"]["Code"] not in retries.DAMAGED_ON_ITS_WAY:
                 raise
             return True
         finally:

@@ -18,8 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams, text
 
 from mnist_ray.storage.storage import Storage
-from mnist_ray.tracking.seen_run import METRICS, SeenRun
-from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER as FOLDER
+from mnist_ray.tracking.seen_run import METRICS, TENSORBOARD_FOLDER, SeenRun
 
 # File 0 holds the settings.
 _SETTINGS = 0
@@ -43,7 +42,7 @@ class TensorBoard:
             files[row.epoch] = [Summary(value=values)]
         for epoch in sorted(files.keys() - written):
             name = f"events.out.tfevents.{epoch:06d}.{content}"
-            self._storage.write_bytes(f"{FOLDER}/{run}/{name}", _event_file(epoch, files[epoch]))
+            self._storage.write_bytes(f"{TENSORBOARD_FOLDER}/{run}/{name}", _event_file(epoch, files[epoch]))
             written.add(epoch)
 
     def close(self) -> None:
@@ -51,10 +50,10 @@ class TensorBoard:
 
     def _find(self, run: str, content: str) -> set[int]:
         """Returns the epochs that have a file; deletes an earlier run's folder of this name, if without other files."""
-        names = [entry.path.rsplit("/", 1)[1] for entry in self._storage.list_files(f"{FOLDER}/{run}")]
+        names = [entry.path.rsplit("/", 1)[1] for entry in self._storage.list_files(f"{TENSORBOARD_FOLDER}/{run}")]
         ours = [match for match in map(_EVENT_FILE.fullmatch, names) if match]
         if len(ours) == len(names) and any(match["content"] != content for match in ours):
-            self._storage.delete_folder(f"{FOLDER}/{run}")
+            self._storage.delete_folder(f"{TENSORBOARD_FOLDER}/{run}")
             return set()
         return {int(match["epoch"]) for match in ours if match["content"] == content}
 

@@ -26,8 +26,8 @@ from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
-from mnist_ray.report import query as querying
 from mnist_ray.report.grid_report import report_grid
+from mnist_ray.report.query import query_evaluation
 from mnist_ray.results import schemas
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
@@ -55,7 +55,7 @@ class Evaluated:
     name: str
 
     def query(self, sql: str) -> pd.DataFrame:
-        with querying.query(open_evaluation(open_storage(self.storage), self.name), sql) as answer:
+        with query_evaluation(open_evaluation(open_storage(self.storage), self.name), sql) as answer:
             return pd.DataFrame(list(answer.rows), columns=list(answer.columns))
 
     def table(self, name: str) -> pd.DataFrame:
@@ -512,12 +512,12 @@ def test_a_signal_ends_a_long_statement(evaluated: Evaluated, sql: str, number: 
     script = f"""
 import sys, threading
 from mnist_ray.cli import process
-from mnist_ray.report import query as querying
-given = querying._Connection.call
+from mnist_ray.report.query import _Connection
+given = _Connection.call
 def started(*arguments):
     threading.Timer(0.3, lambda: print("started", file=sys.stderr, flush=True)).start()
     return given(*arguments)
-querying._Connection.call = started
+_Connection.call = started
 process.main(["query", {evaluated.name!r}, {sql!r}, "--storage", {evaluated.storage!r}])
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from mnist_ray.results import lineage as provenance
+from mnist_ray.results import lineage
 
 
 def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     arguments = ["/home/ada/venv/bin/mnist-ray", "train", "--storage", "/home/ada/results", "--set", "dropout=0.3; ls"]
-    assert provenance.command_line(arguments) == "mnist-ray train --storage ~/results --set 'dropout=0.3; ls'"
-    assert provenance.command_line(["mnist-ray", "--data-dir", "/home/adam"]) == "mnist-ray --data-dir /home/adam"
+    assert lineage.command_line(arguments) == "mnist-ray train --storage ~/results --set 'dropout=0.3; ls'"
+    assert lineage.command_line(["mnist-ray", "--data-dir", "/home/adam"]) == "mnist-ray --data-dir /home/adam"
 
 
 def test_a_home_folder_with_spaces_stays_one_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    assert provenance.command_line(["x", "/home/ada/my results"]) == "x ~/'my results'"
+    assert lineage.command_line(["x", "/home/ada/my results"]) == "x ~/'my results'"
 
 
 @pytest.mark.parametrize(
@@ -38,18 +38,18 @@ def test_a_command_line_names_no_home_folder_and_no_password(
     argument: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    assert provenance.command_line(["mnist-ray", argument]) == f"mnist-ray {text}"
+    assert lineage.command_line(["mnist-ray", argument]) == f"mnist-ray {text}"
 
 
 def test_a_job_tells_the_command_line_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/mnist_ray/__main__.py", "train"])
-    assert provenance.command_line() == "python -m mnist_ray train"
+    assert lineage.command_line() == "python -m mnist_ray train"
     monkeypatch.setenv("MNIST_RAY_COMMAND_LINE", "mnist-ray train --address http://head:8265")
-    assert provenance.command_line() == "mnist-ray train --address http://head:8265"
+    assert lineage.command_line() == "mnist-ray train --address http://head:8265"
 
 
 def test_lineage_names_this_machine_and_its_libraries() -> None:
-    found = provenance.lineage(command_line="mnist-ray train", num_workers=2, gpu=None)
+    found = lineage.lineage(command_line="mnist-ray train", num_workers=2, gpu=None)
     assert found["python"] == platform.python_version()
     assert found["libraries"]["torch"] == version("torch")
     assert found["libraries"]["ray"] == version("ray")
@@ -60,6 +60,6 @@ def test_lineage_names_this_machine_and_its_libraries() -> None:
 
 
 def test_lineage_names_no_person_and_no_host() -> None:
-    text = str(provenance.lineage(command_line=provenance.command_line(["x"]), num_workers=1, gpu=None))
+    text = str(lineage.lineage(command_line=lineage.command_line(["x"]), num_workers=1, gpu=None))
     assert platform.node() not in text
     assert str(Path.home()) == "/root" or str(Path.home()) not in text
