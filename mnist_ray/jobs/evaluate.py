@@ -17,7 +17,7 @@ from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError
-from mnist_ray.evaluation.evaluation import (
+from mnist_ray.evaluation.shards import (
     Plan,
     Shard,
     ShardEvaluator,

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-import mnist_ray.evaluation.evaluation as evaluation_module
+import mnist_ray.evaluation.shards as evaluation_module
 from mnist_ray.analysis.effects import Effect
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig, TrainConfig
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.examples import Examples, Split
-from mnist_ray.evaluation.evaluation import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.report import limits, plots
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes

@@ -21,7 +21,8 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.evaluation.evaluation import (
+from mnist_ray.evaluation.gallery import gallery
+from mnist_ray.evaluation.shards import (
     ShardEvaluator,
     ShardStream,
     check_checkpoints,
@@ -30,7 +31,6 @@ from mnist_ray.evaluation.evaluation import (
     manifest,
     write_tables,
 )
-from mnist_ray.evaluation.gallery import gallery
 from mnist_ray.models.networks import make_network
 from mnist_ray.results import parquet
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
