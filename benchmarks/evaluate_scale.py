@@ -39,7 +39,7 @@ from commands import Child, Command, run_measured
 from timing import Cell, print_results, spread
 from torch import Tensor
 
-from mnist_ray.evaluation.shards import load_network
+from mnist_ray.evaluation.inference import load_network
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import normalize

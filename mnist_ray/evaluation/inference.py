@@ -1,11 +1,30 @@
-"""Class probabilities of images; one pass over the images serves any number of networks."""
+"""Loads networks and computes class probabilities; one pass over the images serves any number of networks."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.errors import CheckpointError
+from mnist_ray.models.networks import network_of
+from mnist_ray.results.run_folder import Checkpoint
 from mnist_ray.training.data import normalize
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Sequential:
+    """Returns a checkpoint's network in evaluation mode.
+
+    Raises:
+      CheckpointError: the weights belong to another architecture than the config.
+    """
+    try:
+        network = network_of(checkpoint.config, len(checkpoint.class_names), checkpoint.model)
+    except ValueError as error:
+        reason = str(error)[:300]
+        raise CheckpointError(
+            f"run {checkpoint.run!r}: weights of another architecture than its config: {reason}"
+        ) from None
+    return network.eval()
 
 
 def log_probabilities(

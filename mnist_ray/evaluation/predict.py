@@ -18,9 +18,8 @@ from mnist_ray.data.polarity import Inversion, Polarity, choose_inversion, to_be
 from mnist_ray.data.sources import MAX_NAMES_SAID
 from mnist_ray.data.unlabelled import Images
 from mnist_ray.errors import ConflictError, DataError
-from mnist_ray.evaluation.inference import log_probabilities
+from mnist_ray.evaluation.inference import load_network, log_probabilities
 from mnist_ray.evaluation.metrics import Predictions, predictions
-from mnist_ray.evaluation.shards import load_network
 from mnist_ray.models.device import choose_device
 from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist_ray.data.examples import IMAGE_SIDE
 from mnist_ray.errors import ConfigError, ConflictError, StorageError
-from mnist_ray.evaluation.shards import load_network
+from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.model_card import model_card
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import open_storage
@@ -182,9 +182,9 @@ def _torch_export(checkpoint: Checkpoint) -> bytes:
 
 def _traceable(checkpoint: Checkpoint) -> tuple[PixelNetwork, Tensor, tuple[dict[int, torch.export.Dim]]]:
     """Returns the network with its normalization, an example input, and the input's dynamic axes."""
-    normalization = checkpoint.document["normalization"]
+    mean, std = checkpoint.normalization
     # Exports compute in float32, even after training in float64: onnxruntime has no float64 convolution.
-    network = PixelNetwork(load_network(checkpoint).float(), mean=normalization["mean"], std=normalization["std"])
+    network = PixelNetwork(load_network(checkpoint).float(), mean=mean, std=std)
     # Two images, because the exporter treats an axis of length one as a constant.
     return network.eval(), torch.zeros(2, 1, IMAGE_SIDE, IMAGE_SIDE), ({0: torch.export.Dim("batch")},)
 

@@ -17,20 +17,9 @@ from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError
-from mnist_ray.evaluation.shards import (
-    Plan,
-    Shard,
-    ShardEvaluator,
-    ShardResult,
-    ShardStream,
-    check_checkpoints,
-    gather,
-    make_plan,
-    manifest,
-    num_shards,
-    trained_wide_bits,
-    write_tables,
-)
+from mnist_ray.evaluation.plan import Plan, check_checkpoints, make_plan, manifest, trained_wide_bits
+from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather, num_shards
+from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
 from mnist_ray.results import parquet

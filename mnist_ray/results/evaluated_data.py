@@ -42,7 +42,7 @@ def trained_on(
     is_chosen = [_is_same(checkpoint.config.dataset, dataset) for checkpoint in checkpoints]
     why = "trained on other data"
     if not any(is_chosen):
-        is_chosen = [tuple(checkpoint.document["class_names"]) == class_names for checkpoint in checkpoints]
+        is_chosen = [checkpoint.class_names == class_names for checkpoint in checkpoints]
         why = "with other classes"
     if not any(is_chosen):
         raise CheckpointError(

@@ -1,7 +1,8 @@
 """The epochs of a run; does not import torch, so listing runs is fast."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mnist_ray.config.settings import TrainConfig
 
@@ -35,3 +36,8 @@ def is_finished(config: TrainConfig, history: Sequence[EpochResult]) -> bool:
         return True
     patience = config.early_stopping_patience
     return bool(history) and patience is not None and len(history) - best_epoch(history) >= patience
+
+
+def timeless(history: Sequence[EpochResult]) -> list[dict[str, Any]]:
+    """Returns the epochs as column name -> value, without their seconds, which are not part of a run's result."""
+    return [{name: value for name, value in asdict(row).items() if name != "epoch_seconds"} for row in history]

@@ -1,14 +1,14 @@
 """Compares two trainings of one run: whether they are equal, how far apart they are, and what explains it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mnist_ray.results.history import EpochResult
+from mnist_ray.results.history import timeless
 from mnist_ray.results.run_folder import Checkpoint
 
 # Recorded libraries that can change the last bits of the weights.
@@ -89,7 +89,7 @@ def compare_trainings(then: Checkpoint, now: Checkpoint, *, num_validation: int)
     return Reproduction(
         run=then.run,
         weights_equal=_same_bits(then.model, now.model),
-        history_equal=_timeless(then.history) == _timeless(now.history),
+        history_equal=timeless(then.history) == timeless(now.history),
         num_epochs=len(then.history),
         num_epochs_again=len(now.history),
         best_epoch=int(then.document["epoch"]),
@@ -121,10 +121,6 @@ def _circumstances(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _best_accuracy(checkpoint: Checkpoint) -> float:
     return float(checkpoint.document["metrics"]["val_accuracy"])
-
-
-def _timeless(history: Sequence[EpochResult]) -> list[EpochResult]:
-    return [replace(row, epoch_seconds=0.0) for row in history]
 
 
 def _same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -24,7 +24,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -70,6 +70,21 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the weights' file, in hexadecimal."""
         return str(self.document["files"]["model.safetensors"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the network's outputs."""
+        return tuple(self.document["class_names"])
+
+    @property
+    def normalization(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training pixels, as fractions of 255."""
+        return self.document["normalization"]["mean"], self.document["normalization"]["std"]
+
+    @property
+    def wide_bits(self) -> int | None:
+        """Bit depth that training images of more than 8 bits were scaled from; None if none had, or if unrecorded."""
+        return cast(int | None, self.document.get("wide_bits"))
 
 
 @dataclass(frozen=True)

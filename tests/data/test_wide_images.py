@@ -19,7 +19,7 @@ from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.decoding import UnreadableImageError, decode_image
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.evaluation.shards import trained_wide_bits
+from mnist_ray.evaluation.plan import trained_wide_bits
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 

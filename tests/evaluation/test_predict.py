@@ -21,7 +21,7 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.data import parquet_file
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.unlabelled import find_images
-from mnist_ray.evaluation.shards import load_network
+from mnist_ray.evaluation.inference import load_network
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 

@@ -22,15 +22,9 @@ from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.gallery import gallery
-from mnist_ray.evaluation.shards import (
-    ShardEvaluator,
-    ShardStream,
-    check_checkpoints,
-    gather,
-    make_plan,
-    manifest,
-    write_tables,
-)
+from mnist_ray.evaluation.plan import check_checkpoints, make_plan, manifest
+from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream, gather
+from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.models.networks import make_network
 from mnist_ray.results import parquet
 from mnist_ray.results.run_folder import Checkpoint, RunFolder

@@ -20,7 +20,7 @@ from torch import Tensor
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
-from mnist_ray.evaluation.shards import load_network
+from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.formats import FORMATS
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import open_storage

@@ -24,7 +24,9 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.evaluation.plan import make_plan, manifest
+from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream
+from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.report.grid_report import report_grid
 from mnist_ray.report.query import query_evaluation

@@ -15,7 +15,7 @@ import torch
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import CheckpointError, StorageError
-from mnist_ray.evaluation.shards import load_network
+from mnist_ray.evaluation.inference import load_network
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.results.run_folder import RunFolder

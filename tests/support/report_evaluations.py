@@ -9,7 +9,9 @@ import torch
 
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import load_examples, stream_examples
-from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream, make_plan, manifest, write_tables
+from mnist_ray.evaluation.plan import make_plan, manifest
+from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream
+from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder

@@ -1,0 +1,156 @@
+"""The plan of an evaluation: what its shards have in common, and whether the checkpoints fit the data."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mnist_ray.config.settings import EvaluationConfig
+from mnist_ray.data.examples import ExampleStream
+from mnist_ray.errors import CheckpointError
+from mnist_ray.evaluation.inference import load_network
+from mnist_ray.results.code_version import code_version
+from mnist_ray.results.columns import SCHEMA_VERSION
+from mnist_ray.results.history import timeless
+from mnist_ray.results.parquet import make_table
+from mnist_ray.results.run_folder import Checkpoint
+
+# Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
+_MOST_PROBABILITIES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the shards of one evaluation have in common.
+
+    Attributes:
+      config: the evaluation's config, with a data set.
+      checkpoints: the runs' best checkpoints, sorted by run.
+      class_names: one per class.
+      data_sha256: fingerprint of the split; None until all its images are read.
+      code_version: of the planning process; workers write it too, whatever version is on their disks.
+    """
+
+    config: EvaluationConfig
+    checkpoints: tuple[Checkpoint, ...]
+    class_names: tuple[str, ...]
+    data_sha256: str | None
+    code_version: str
+
+    @property
+    def dataset(self) -> str:
+        """The data set that is evaluated."""
+        assert self.config.dataset is not None
+        return self.config.dataset
+
+    @property
+    def name(self) -> str:
+        """The evaluation's name; its last part is a hash of everything that the result depends on."""
+        return f"{self.stem}-{self.content_hash[:12]}"
+
+    @property
+    def stem(self) -> str:
+        """The name without the hash."""
+        dataset = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in self.dataset)[:24]
+        runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
+        which = f"{self.config.grid}-{runs}" if self.config.grid else runs
+        return f"{dataset}-{self.config.split}-{which}"
+
+    @property
+    def shard_size(self) -> int:
+        """Images per part file: as configured, or fewer if many classes and runs would fill the memory."""
+        return min(self.config.shard_size, max(1, _MOST_PROBABILITIES // (len(self.class_names) * len(self.runs))))
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """SHA-256 of each run's weights."""
+        return {checkpoint.run: checkpoint.sha256 for checkpoint in self.checkpoints}
+
+    def table(self, name: str, columns: Mapping[str, Any]) -> pa.Table:
+        """Returns an Arrow table of this evaluation; see make_table."""
+        return make_table(name, columns, code_version=self.code_version, num_classes=len(self.class_names))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of checkpoints, data, config and code, in hexadecimal."""
+        assert self.data_sha256 is not None
+        content = {
+            "checkpoints": [[checkpoint.run, checkpoint.sha256] for checkpoint in self.checkpoints],
+            "data_sha256": self.data_sha256,
+            "config": self.config.model_dump(mode="json"),
+            "code_version": self.code_version,
+            "curves": [timeless(checkpoint.history) for checkpoint in self.checkpoints],
+            "lineage": [checkpoint.document["lineage"] for checkpoint in self.checkpoints],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(
+    config: EvaluationConfig,
+    checkpoints: Sequence[Checkpoint],
+    examples: ExampleStream,
+    *,
+    data_sha256: str | None = None,
+) -> Plan:
+    """Returns the plan of an evaluation.
+
+    Args:
+      config: the evaluation's config.
+      checkpoints: the runs' best checkpoints, checked by check_checkpoints.
+      examples: the split.
+      data_sha256: fingerprint of the split, if already known.
+    """
+    ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
+    return Plan(config, ordered, examples.class_names, data_sha256, code_version())
+
+
+def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> None:
+    """Checks that checkpoints fit the data, before any image is read.
+
+    Raises:
+      CheckpointError: a checkpoint has other classes than the data, or weights that don't fit its config.
+    """
+    for checkpoint in checkpoints:
+        names = checkpoint.class_names
+        if names != examples.class_names:
+            raise CheckpointError(
+                f"run {checkpoint.run!r}: trained on {len(names)} classes ({_shortened(names)}), dataset="
+                f"{config.dataset!r} has {len(examples.class_names)} ({_shortened(examples.class_names)})"
+            )
+        load_network(checkpoint)
+
+
+def trained_wide_bits(checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Returns the bit depth that training images of more than 8 bits were scaled from; None if no run recorded one.
+
+    Raises:
+      CheckpointError: runs differ, so the same images would have to be scaled in several ways.
+    """
+    noted = {checkpoint.wide_bits: checkpoint.run for checkpoint in checkpoints}
+    noted.pop(None, None)
+    if len(noted) > 1:
+        runs = ", ".join(f"{run!r} from {bits} bits" for bits, run in sorted(noted.items()))
+        raise CheckpointError(f"runs scaled their training images differently: {runs}; evaluate them one by one")
+    return next(iter(noted), None)
+
+
+def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
+    """Returns the manifest of the committed folder."""
+    return {
+        "evaluation": plan.name,
+        "schema_version": SCHEMA_VERSION,
+        "content_hash": plan.content_hash,
+        "config": plan.config.model_dump(mode="json"),
+        "data_sha256": plan.data_sha256,
+        "num_examples": num_examples,
+        "class_names": list(plan.class_names),
+        "code_version": plan.code_version,
+        "runs": plan.runs,
+    }
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
