@@ -3,7 +3,6 @@
 A Tally holds all the rates need, so a split can be evaluated in any number of pieces. All rates are fractions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -319,35 +318,3 @@ def calibration(total: Tally) -> dict[str, list[Any]]:
         "accuracy": means(total.bin_correct.tolist()),
         "count": counts,
     }
-
-
-def classification_report(confusion: NDArray[np.int64], class_names: Sequence[str], *, digits: int = 2) -> str:
-    """Returns the text table of precision, recall, F1 and support in scikit-learn's layout.
-
-    Args:
-      confusion: int64 [classes, classes], rows true, columns predicted, of at least one example.
-      class_names: one name per class.
-      digits: decimals of the rates.
-    """
-    width = max(len(name) for name in (*class_names, "weighted avg"))
-    classes = class_rates(confusion)
-    num_examples = int(confusion.sum())
-    rates_by_class = np.stack((classes.precision, classes.recall, classes.f1))  # [3, classes]
-    macro = rates_by_class.mean(axis=1).tolist()
-    weighted = ((rates_by_class * classes.support).sum(axis=1) / num_examples).tolist()
-
-    def line(name: str, cells: Sequence[float | None], support: int) -> str:
-        texts = [" " * 9 if cell is None else f"{cell:9.{digits}f}" for cell in cells]
-        return f"{name:>{width}}  {' '.join(texts)} {support:9d}"
-
-    columns = (classes.precision.tolist(), classes.recall.tolist(), classes.f1.tolist(), classes.support.tolist())
-    lines = [
-        " ".join([" " * (width + 1), *(f"{title:>9}" for title in ("precision", "recall", "f1-score", "support"))]),
-        "",
-        *(line(name, cells, support) for name, *cells, support in zip(class_names, *columns, strict=True)),
-        "",
-        line("accuracy", (None, None, float(confusion.trace()) / num_examples), num_examples),
-        line("macro avg", macro, num_examples),
-        line("weighted avg", weighted, num_examples),
-    ]
-    return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.evaluation.metrics import class_rates, classification_report
+from mnist_ray.evaluation.metrics import class_rates
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
@@ -16,6 +16,37 @@ def report_of_run(folder: EvaluationFolder, run: str) -> str:
     """Returns precision, recall, F1 and support of each class as text, with their averages."""
     (confusion,) = confusions(folder, [[run]])
     return classification_report(confusion, folder.class_names)
+
+
+def classification_report(confusion: NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """Returns the text table of precision, recall, F1 and support in scikit-learn's layout.
+
+    Args:
+      confusion: int64 [classes, classes], rows true, columns predicted, of at least one example.
+      class_names: one name per class.
+    """
+    width = max(len(name) for name in (*class_names, "weighted avg"))
+    classes = class_rates(confusion)
+    num_examples = int(confusion.sum())
+    rates_by_class = np.stack((classes.precision, classes.recall, classes.f1))  # [3, classes]
+    macro = rates_by_class.mean(axis=1).tolist()
+    weighted = ((rates_by_class * classes.support).sum(axis=1) / num_examples).tolist()
+
+    def line(name: str, cells: Sequence[float | None], support: int) -> str:
+        texts = [" " * 9 if cell is None else f"{cell:9.2f}" for cell in cells]
+        return f"{name:>{width}}  {' '.join(texts)} {support:9d}"
+
+    columns = (classes.precision.tolist(), classes.recall.tolist(), classes.f1.tolist(), classes.support.tolist())
+    lines = [
+        " ".join([" " * (width + 1), *(f"{title:>9}" for title in ("precision", "recall", "f1-score", "support"))]),
+        "",
+        *(line(name, cells, support) for name, *cells, support in zip(class_names, *columns, strict=True)),
+        "",
+        line("accuracy", (None, None, float(confusion.trace()) / num_examples), num_examples),
+        line("macro avg", macro, num_examples),
+        line("weighted avg", weighted, num_examples),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def confusions(folder: EvaluationFolder, settings: Sequence[Collection[str]]) -> list[NDArray[np.int64]]:

@@ -75,42 +75,6 @@ def test_class_rates_and_confusion_equal_those_of_scikit_learn(kind):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", [{}, UNEVEN])
-@pytest.mark.parametrize("digits", [2, 4])
-@pytest.mark.parametrize(
-    "names", [["0", "1", "2", "3", "4"], ["T-shirt/top", "a much longer class name", "x", "y", "z"]]
-)
-def test_the_classification_report_is_the_text_that_scikit_learn_prints(kind, digits, names):
-    log_probabilities, labels = random_example(**kind)
-
-    total = metrics.tally(metrics.predictions(log_probabilities, labels))
-
-    assert metrics.classification_report(
-        total.confusion, names, digits=digits
-    ) == sklearn_metrics.classification_report(
-        labels,
-        log_probabilities.argmax(dim=1),
-        labels=range(CLASSES),
-        target_names=names,
-        digits=digits,
-        zero_division=0,
-    )
-
-
-def test_a_classification_report_of_three_examples():
-    shard = from_probabilities([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], [0, 1, 1])
-    assert metrics.classification_report(metrics.tally(shard).confusion, ["cat", "dog"]) == (
-        "              precision    recall  f1-score   support\n"
-        "\n"
-        "         cat       0.50      1.00      0.67         1\n"
-        "         dog       1.00      0.50      0.67         2\n"
-        "\n"
-        "    accuracy                           0.67         3\n"
-        "   macro avg       0.75      0.75      0.67         3\n"
-        "weighted avg       0.83      0.67      0.67         3\n"
-    )
-
-
 def test_brier_sums_the_squared_errors_over_the_classes():
     # (0.5 - 1)² + 0.25² + 0.25² = 0.375 and 1² + (0 - 1)² + 0² = 2, the worst there is.
     shard = from_probabilities([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]], [0, 1])
