@@ -19,7 +19,8 @@ from mnist_ray.text.escape import printable, say_line
 
 if TYPE_CHECKING:
     from mnist_ray.data.polarity import Polarity
-    from mnist_ray.evaluation.predict import Answer, Committed, PredictionPlan
+    from mnist_ray.evaluation.predict import Answer, PredictionPlan
+    from mnist_ray.evaluation.prediction_folder import Committed
 
 # Limit of classes printed for a single image, most probable first.
 _SHOWN_CLASSES = 50
@@ -156,41 +157,41 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
 def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:
     from mnist_ray.data.decoded_images import one_shade_words
 
-    totals = done.totals
+    summary = done.summary
     if done.first_error is not None:
-        _note(f"{totals.num_errors} of {totals.num_images + totals.num_errors} images cannot be read, the first is "
+        _note(f"{summary.num_errors} of {summary.num_images + summary.num_errors} images cannot be read, the first is "
               f"{done.first_error}; all are in errors.parquet")  # fmt: skip
-    if totals.num_one_shade:
-        _note(one_shade_words(done.first_one_shade, totals.num_one_shade, totals.num_images))
-    if totals.num_wide:
-        _note(f"{totals.num_wide} of {totals.num_images} images have more than 8 bits, scaled from {_range(plan)}")
-    if not totals.num_images:
+    if summary.num_one_shade:
+        _note(one_shade_words(summary.first_one_shade, summary.num_one_shade, summary.num_images))
+    if summary.num_wide:
+        _note(f"{summary.num_wide} of {summary.num_images} images have more than 8 bits, scaled from {_range(plan)}")
+    if not summary.num_images:
         _note("no image could be read; name an IDX or Parquet file itself, not its folder")
-    if totals.num_labelled < totals.num_images and (totals.num_labelled or done.has_label_column):
-        lack = "have no label" if done.has_label_column else "are in no folder"
-        what = "is a class" if done.has_label_column else "is named as a class"
-        _note(f"no accuracy, as {totals.num_images - totals.num_labelled} of {totals.num_images} images {lack} that "
-              f"{what} of the run, the first is {done.first_unlabelled}")  # fmt: skip
+    if summary.num_labelled < summary.num_images and (summary.num_labelled or summary.has_label_column):
+        lack = "have no label" if summary.has_label_column else "are in no folder"
+        what = "is a class" if summary.has_label_column else "is named as a class"
+        _note(f"no accuracy, as {summary.num_images - summary.num_labelled} of {summary.num_images} images {lack} that "
+              f"{what} of the run, the first is {summary.first_unlabelled}")  # fmt: skip
     if as_json:
         facts: dict[str, Any] = {"predictions": done.name, "uri": done.uri, "already_done": done.already_done}
         facts |= {"run": plan.checkpoint.run, "images": plan.images, "num_left_out": num_left_out}
-        click.echo(json.dumps({**facts, **vars(totals)}))
+        click.echo(json.dumps({**facts, **summary.facts()}))
         return
     click.echo(
-        f"{totals.num_images} images predicted, {totals.num_inverted} of them inverted, {totals.num_converted} "
-        f"converted to 28x28 grey; {totals.num_errors} could not be read"
+        f"{summary.num_images} images predicted, {summary.num_inverted} of them inverted, {summary.num_converted} "
+        f"converted to 28x28 grey; {summary.num_errors} could not be read"
     )
-    if totals.accuracy is not None:
-        source = "column label names" if done.has_label_column else "folders name"
-        click.echo(f"accuracy {totals.accuracy:.4f} on {totals.num_labelled} images, whose {source} their classes")
+    if summary.accuracy is not None:
+        source = "column label names" if summary.has_label_column else "folders name"
+        click.echo(f"accuracy {summary.accuracy:.4f} on {summary.num_labelled} images, whose {source} their classes")
     state = "were there already, with the same content" if done.already_done else "committed"
     click.echo(f"predictions {done.name} {state}: {done.uri}")
 
 
 def _range(plan: "PredictionPlan") -> str:
-    if plan.wide_bits is None:
+    if plan.checkpoint.wide_bits is None:
         return f"the 16 bits that they use; those of run {plan.checkpoint.run!r} are not known to have had more than 8"
-    return f"{plan.wide_bits} bits, as the training images of run {plan.checkpoint.run!r}"
+    return f"{plan.checkpoint.wide_bits} bits, as the training images of run {plan.checkpoint.run!r}"
 
 
 def _note(line: str) -> None:

@@ -1,13 +1,9 @@
-"""Predicts the user's own images, shard by shard, and commits the tables in one step; does not import Ray."""
+"""Predicts the user's own images, shard by shard, on any worker; does not import Ray."""
 
-import hashlib
-import itertools
-import json
 import operator
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +13,16 @@ from mnist_ray.data.image_spans import ReadImages, Span, shards
 from mnist_ray.data.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
 from mnist_ray.data.sources import MAX_NAMES_SAID
 from mnist_ray.data.unlabelled import Images
-from mnist_ray.errors import ConflictError, DataError
+from mnist_ray.errors import DataError
 from mnist_ray.evaluation.inference import load_network, log_probabilities
 from mnist_ray.evaluation.metrics import Predictions, predictions
 from mnist_ray.models.device import choose_device
-from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
-from mnist_ray.results.paths import prediction_path
+from mnist_ray.results.parquet import make_table, to_parquet_bytes
 from mnist_ray.results.run_folder import Checkpoint, RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
 from mnist_ray.text.escape import printable
 
-SHARD_SIZE = 4096
 _BATCH_SIZE = 1024
 
 
@@ -54,16 +48,6 @@ class PredictionPlan:
     shard_size: int
     code_version: str
 
-    @property
-    def wide_bits(self) -> int | None:
-        """Bit depth that training images of more than 8 bits were scaled from; None if none had, or if unrecorded."""
-        return cast(int | None, self.checkpoint.document.get("wide_bits"))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the network's outputs."""
-        return tuple(self.checkpoint.document["class_names"])
-
     def facts(self) -> dict[str, Any]:
         """Returns everything that the result depends on, except the images' content, as JSON values."""
         return {
@@ -74,9 +58,80 @@ class PredictionPlan:
             "polarity": self.polarity,
             "inversion": self.inversion,
             "shard_size": self.shard_size,
-            "class_names": list(self.class_names),
+            "class_names": list(self.checkpoint.class_names),
             "code_version": self.code_version,
         }
+
+    def parquet(self, name: str, columns: Mapping[str, Any]) -> bytes:
+        """Returns a table of this prediction as the content of a Parquet file; see make_table."""
+        num_classes = len(self.checkpoint.class_names)
+        return to_parquet_bytes(make_table(name, columns, code_version=self.code_version, num_classes=num_classes))
+
+
+def make_plan(storage: Storage, run: str, images: Images, *, polarity: Polarity, shard_size: int) -> PredictionPlan:
+    """Returns the plan of a prediction.
+
+    Raises:
+      CheckpointError: no such run, not finished, or damaged.
+      ConfigError: a polarity that can't be compared with the run's.
+      StorageError: the storage can't be read.
+    """
+    checkpoint = RunFolder(storage, run).best()
+    inversion = choose_inversion(polarity, checkpoint.document.get("bright_ground_share"), run)
+    return PredictionPlan(checkpoint, images.uri, images.kind, polarity, inversion, shard_size, code_version())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Facts about the images of a shard, or of a whole prediction; those of consecutive shards add up with +.
+
+    Attributes:
+      num_images: predicted images.
+      num_errors: unreadable images.
+      num_inverted, num_converted: predicted images that were inverted; that had another size or colours.
+      num_wide: predicted images of more than 8 bits.
+      num_one_shade, first_one_shade: number of predicted images that became one shade; location of the first few.
+      num_labelled: predicted images whose folder, or column label, names a class.
+      num_correct: predicted images whose label was predicted.
+      first_unlabelled: location of the first predicted image without such a label; None if all have one.
+      has_label_column: whether some images come from a Parquet file with a column label.
+    """
+
+    num_images: int = 0
+    num_errors: int = 0
+    num_inverted: int = 0
+    num_converted: int = 0
+    num_wide: int = 0
+    num_one_shade: int = 0
+    num_labelled: int = 0
+    num_correct: int = 0
+    first_one_shade: tuple[str, ...] = ()
+    first_unlabelled: str | None = None
+    has_label_column: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of images by name."""
+        return {name: value for name, value in vars(self).items() if name.startswith("num_")}
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the predicted images whose label was predicted; None unless all are labelled."""
+        return self.num_correct / self.num_images if 0 < self.num_images == self.num_labelled else None
+
+    def facts(self) -> dict[str, float | None]:
+        """Returns what is recorded of a prediction: the numbers of images, and the accuracy instead of num_correct."""
+        facts: dict[str, float | None] = {**self.counts, "accuracy": self.accuracy}
+        del facts["num_correct"]
+        return facts
+
+    def __add__(self, other: "Summary") -> "Summary":
+        return Summary(
+            **{name: count + other.counts[name] for name, count in self.counts.items()},
+            first_one_shade=(self.first_one_shade + other.first_one_shade)[:MAX_NAMES_SAID],
+            first_unlabelled=other.first_unlabelled if self.first_unlabelled is None else self.first_unlabelled,
+            has_label_column=self.has_label_column or other.has_label_column,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,28 +141,13 @@ class ShardPrediction:
     Attributes:
       number: of the shard.
       file: part file of the predictions; empty if no image could be read.
-      num_images: images that could be read.
-      num_inverted, num_converted: readable images that were inverted; that had another size or colours.
-      num_wide: readable images of more than 8 bits.
-      num_one_shade, first_one_shade: number of readable images that became one shade; location of the first few.
-      num_labelled, num_correct: readable images with a label; whose label was predicted.
-      has_label_column: whether some images come from a Parquet file with a column label.
-      first_unlabelled: location of the first readable image without a label; None if all have one.
+      summary: facts about its images.
       errors: path, row and reason of each unreadable image.
     """
 
     number: int
     file: StoredFile
-    num_images: int
-    num_inverted: int
-    num_converted: int
-    num_wide: int
-    num_one_shade: int
-    first_one_shade: tuple[str, ...]
-    num_labelled: int
-    num_correct: int
-    has_label_column: bool
-    first_unlabelled: str | None
+    summary: Summary
     errors: tuple[tuple[str, int | None, str], ...]
 
 
@@ -143,7 +183,7 @@ class Predictor:
         self._plan = plan
         self._device = device
         self._network = load_network(plan.checkpoint).to(device)
-        self._labels = {name: label for label, name in enumerate(plan.class_names)}
+        self._labels = {name: label for label, name in enumerate(plan.checkpoint.class_names)}
 
     def predict_span(self, span: Span, pending: PendingFolder) -> Iterator[ShardPrediction]:
         """Predicts a span's images and stores the part files of its shards; the same span gives the same bytes.
@@ -153,7 +193,7 @@ class Predictor:
           StorageError: the images can't be read, or a part can't be written.
         """
         for number, images in enumerate(
-            shards(span.read(self._plan.wide_bits), self._plan.shard_size), start=span.first_shard
+            shards(span.read(self._plan.checkpoint.wide_bits), self._plan.shard_size), start=span.first_shard
         ):
             yield self._predict_shard(number, images, pending)
 
@@ -168,14 +208,14 @@ class Predictor:
         if image.one_shade is not None:
             raise all_one_shade(f"images={self._plan.images}", [printable(image.path)], 1)
         predicted, inverted = self._predict(_joined([image]))
-        names = self._plan.class_names
+        names = self._plan.checkpoint.class_names
         probabilities = dict(zip(names, map(float, predicted.probabilities[0]), strict=True))
         return Answer(names[predicted.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
 
     def _predict_shard(self, number: int, images: Sequence[ReadImages], pending: PendingFolder) -> ShardPrediction:
         readable = [some for some in images if some.error is None]
         predicted, inverted = self._predict(_joined(readable))
-        names = np.asarray(self._plan.class_names, dtype=object)
+        names = np.asarray(self._plan.checkpoint.class_names, dtype=object)
         paths = [path for some in readable for path in [some.path] * len(some)]
         labels = [label for some in readable for label in self._labels_of(some)]
         rows = [row for some in readable for row in some.rows]
@@ -192,21 +232,22 @@ class Predictor:
             "inverted": inverted,
             "probabilities": predicted.probabilities,
         }
-        return ShardPrediction(
-            number=number,
-            file=pending.write(f"predictions-{number:05d}.parquet", _parquet(self._plan, "image_predictions", columns)),
+        errors = tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None)
+        summary = Summary(
             num_images=len(inverted),
+            num_errors=len(errors),
             num_inverted=int(inverted.sum()),
             num_converted=sum(len(some) for some in readable if some.is_converted),
             num_wide=sum(len(some) for some in readable if some.is_wide),
             num_one_shade=len(one_shade),
-            first_one_shade=tuple(one_shade[:MAX_NAMES_SAID]),
             num_labelled=len(labels) - labels.count(None),
             num_correct=sum(map(operator.eq, labels, predicted.predicted_label.tolist())),
-            has_label_column=any(some.labels is not None for some in images),
+            first_one_shade=tuple(one_shade[:MAX_NAMES_SAID]),
             first_unlabelled=next(unlabelled, None),
-            errors=tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None),
+            has_label_column=any(some.labels is not None for some in images),
         )
+        content = self._plan.parquet("image_predictions", columns)
+        return ShardPrediction(number, pending.write(f"predictions-{number:05d}.parquet", content), summary, errors)
 
     def _labels_of(self, images: ReadImages) -> Sequence[int | None]:
         if images.labels is not None:
@@ -218,19 +259,30 @@ class Predictor:
 
     def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
         """Inverts uint8 [n, 28, 28] in place where needed; returns the predictions and what was inverted, bool [n]."""
-        normalization = self._plan.checkpoint.document["normalization"]
         inverted = to_be_inverted(grey, self._plan.inversion)
         np.subtract(255, grey, out=grey, where=inverted[:, None, None])
         images = torch.from_numpy(grey).unsqueeze(1)
         (scores,) = log_probabilities(
             [self._network],
             images,
-            normalizations=[(normalization["mean"], normalization["std"])],
+            normalizations=[self._plan.checkpoint.normalization],
             batch_size=_BATCH_SIZE,
             device=self._device,
         )
         # There are no labels; results that depend on these zeros are ignored.
         return predictions(scores, torch.zeros(len(images), dtype=torch.int64)), inverted
+
+
+def answer_image(plan: PredictionPlan, images: Images) -> Answer:
+    """Predicts a single image, of kind "image", in this process.
+
+    Raises:
+      DataError: the image can't be read.
+      StorageError: the storage can't be read.
+    """
+    (span,) = images.spans(1)
+    (image,) = span.read(plan.checkpoint.wide_bits)
+    return Predictor(plan, device=choose_device(use_gpu=False)).answer(image)
 
 
 def _joined(images: Sequence[ReadImages]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -252,194 +304,3 @@ def _place(path: str, row: int | None) -> str:
 def _text(name: str) -> str:
     """Returns a file's name as valid Unicode, whatever bytes it has."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _parquet(plan: PredictionPlan, name: str, columns: Mapping[str, Any]) -> bytes:
-    table = parquet.make_table(name, columns, code_version=plan.code_version, num_classes=len(plan.class_names))
-    return parquet.to_parquet_bytes(table)
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over the shards of a prediction.
-
-    Attributes:
-      num_images: predicted images.
-      num_errors: unreadable images.
-      num_inverted, num_converted: predicted images that were inverted; that had another size or colours.
-      num_wide: predicted images of more than 8 bits.
-      num_one_shade: predicted images that became one shade.
-      num_labelled: predicted images whose folder, or column label, names a class.
-      accuracy: share of predicted images whose label was predicted; None unless all are labelled.
-    """
-
-    num_images: int
-    num_errors: int
-    num_inverted: int
-    num_converted: int
-    num_wide: int
-    num_one_shade: int
-    num_labelled: int
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A committed prediction.
-
-    Attributes:
-      name: of its folder in predictions/.
-      uri: of the folder.
-      already_done: whether the same prediction already existed.
-      totals: its counts.
-      first_error: the first unreadable image, and why; None if there is none.
-      has_label_column: whether some images come from a Parquet file with a column label.
-      first_unlabelled: location of the first predicted image without a label that names a class; None if there is none.
-      first_one_shade: locations of the first few images that became one shade.
-    """
-
-    name: str
-    uri: str
-    already_done: bool
-    totals: Totals
-    first_error: str | None
-    has_label_column: bool
-    first_unlabelled: str | None
-    first_one_shade: tuple[str, ...]
-
-
-def make_plan(
-    storage: Storage, run: str, images: Images, *, polarity: Polarity, shard_size: int = SHARD_SIZE
-) -> PredictionPlan:
-    """Returns the plan of a prediction.
-
-    Raises:
-      CheckpointError: no such run, not finished, or damaged.
-      ConfigError: a polarity that can't be compared with the run's.
-      StorageError: the storage can't be read.
-    """
-    checkpoint = RunFolder(storage, run).best()
-    inversion = choose_inversion(polarity, checkpoint.document.get("bright_ground_share"), run)
-    return PredictionPlan(checkpoint, images.uri, images.kind, polarity, inversion, shard_size, code_version())
-
-
-def gather(shards: Iterable[ShardPrediction], *, images: str, strict: bool) -> list[ShardPrediction]:
-    """Returns all shards.
-
-    Args:
-      shards: in order.
-      images: path or URI of the images, for the message.
-      strict: whether to stop at the first shard with an unreadable image.
-
-    Raises:
-      DataError: an image is unreadable, and `strict` is set.
-    """
-    gathered = []
-    for shard in shards:
-        if strict and shard.errors:
-            count = shard.num_images + len(shard.errors)
-            raise DataError(
-                f"images={images}: {len(shard.errors)} of the first {count} images of shard {shard.number} cannot be "
-                f"read, the first is {_error_text(shard.errors[0])}; repair or remove them, or leave out --strict"
-            )
-        gathered.append(shard)
-    return gathered
-
-
-def check_name_is_free(storage: Storage, name: str, plan: PredictionPlan) -> None:
-    """Checks, before any image is read, that a name doesn't belong to another prediction.
-
-    Raises:
-      ConflictError: it does.
-    """
-    manifest = storage.read_manifest(prediction_path(name))
-    if manifest is None:
-        return
-    for key, wanted in plan.facts().items():
-        if manifest.get(key) != wanted:
-            raise ConflictError(
-                f"predictions {name!r}: exist with another {key} ({_short(manifest.get(key))} there, {_short(wanted)} "
-                "here); choose another --name"
-            )
-
-
-def commit(
-    plan: PredictionPlan, shards: Sequence[ShardPrediction], pending: PendingFolder, *, name: str | None
-) -> Committed:
-    """Stores errors.parquet and makes the folder visible.
-
-    Args:
-      plan: the prediction.
-      shards: all of them, in order.
-      pending: the folder that holds their parts, at any path.
-      name: of the final folder; None to make it from the run, the images' URI and a hash of all content.
-
-    Raises:
-      DataError: all images became one shade.
-      ConflictError: the name exists with other content.
-      StorageError: the storage can't be written.
-    """
-    errors = [error for shard in shards for error in shard.errors]
-    columns = {name: [error[place] for error in errors] for place, name in enumerate(("path", "row", "error"))}
-    columns["run"] = [plan.checkpoint.run] * len(errors)
-    files = [shard.file for shard in shards]
-    files.append(pending.write("errors.parquet", _parquet(plan, "image_errors", columns)))
-    totals = _totals(shards)
-    one_shade = tuple(itertools.islice((name for shard in shards for name in shard.first_one_shade), MAX_NAMES_SAID))
-    if totals.num_one_shade == totals.num_images > 0:
-        raise all_one_shade(f"images={plan.images}", one_shade, totals.num_images)
-    content = {**plan.facts(), "sha256": {file.name: file.sha256 for file in files}}
-    content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"
-    manifest = {"predictions": chosen, "content_hash": content_hash, **plan.facts(), **vars(totals)}
-    final = replace(pending, path=prediction_path(chosen))
-    committed = final.commit(files, manifest)
-    first_error = _error_text(errors[0]) if errors else None
-    first_unlabelled = next((shard.first_unlabelled for shard in shards if shard.first_unlabelled is not None), None)
-    uri = pending.storage.uri_of(final.path)
-    has_label_column = any(shard.has_label_column for shard in shards)
-    return Committed(chosen, uri, not committed, totals, first_error, has_label_column, first_unlabelled, one_shade)
-
-
-def _totals(shards: Sequence[ShardPrediction]) -> Totals:
-    num_images = sum(shard.num_images for shard in shards)
-    num_labelled = sum(shard.num_labelled for shard in shards)
-    num_correct = sum(shard.num_correct for shard in shards)
-    return Totals(
-        num_images=num_images,
-        num_errors=sum(len(shard.errors) for shard in shards),
-        num_inverted=sum(shard.num_inverted for shard in shards),
-        num_converted=sum(shard.num_converted for shard in shards),
-        num_wide=sum(shard.num_wide for shard in shards),
-        num_one_shade=sum(shard.num_one_shade for shard in shards),
-        num_labelled=num_labelled,
-        accuracy=num_correct / num_images if num_images and num_labelled == num_images else None,
-    )
-
-
-def answer_image(plan: PredictionPlan, images: Images) -> Answer:
-    """Predicts a single image, of kind "image", in this process.
-
-    Raises:
-      DataError: the image can't be read.
-      StorageError: the storage can't be read.
-    """
-    (span,) = images.spans(1)
-    (image,) = span.read(plan.wide_bits)
-    return Predictor(plan, device=choose_device(use_gpu=False)).answer(image)
-
-
-def _stem(uri: str) -> str:
-    """Returns the last part of a URI, reduced to characters allowed in a folder's name."""
-    name = uri.rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9]+", "-", name.partition(".")[0]).strip("-")[:24] or "images"
-
-
-def _error_text(error: tuple[str, int | None, str]) -> str:
-    path, row, reason = error
-    return f"{path} ({reason})" if row is None else f"row {row} of {path} ({reason})"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,15 +12,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
-from mnist_ray.evaluation.predict import (
-    Committed,
-    PredictionPlan,
-    Predictor,
-    ShardPrediction,
-    check_name_is_free,
-    commit,
-    gather,
-)
+from mnist_ray.evaluation.predict import PredictionPlan, Predictor, ShardPrediction
+from mnist_ray.evaluation.prediction_folder import Committed, check_name_is_free, commit, gather
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
 from mnist_ray.results.paths import prediction_path
@@ -84,7 +77,7 @@ def _with_progress(shards: Iterator[ShardPrediction]) -> Iterator[ShardPredictio
     with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("images", total=None)
         for shard in shards:
-            bar.advance(task, shard.num_images + len(shard.errors))
+            bar.advance(task, shard.summary.num_images + shard.summary.num_errors)
             yield shard
 
 
