@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mnist_ray.errors import CheckpointError
 from mnist_ray.models.networks import network_of
-from mnist_ray.results.run_folder import Checkpoint
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.training.data import normalize
 
 

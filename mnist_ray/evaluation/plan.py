@@ -12,11 +12,11 @@ from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation.inference import load_network
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.results.history import timeless
 from mnist_ray.results.parquet import make_table
-from mnist_ray.results.run_folder import Checkpoint
 
 # Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
 _MOST_PROBABILITIES = 1 << 26

@@ -17,9 +17,10 @@ from mnist_ray.errors import DataError
 from mnist_ray.evaluation.inference import load_network, log_probabilities
 from mnist_ray.evaluation.metrics import Predictions, predictions
 from mnist_ray.models.device import choose_device
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.parquet import make_table, to_parquet_bytes
-from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
 from mnist_ray.text.escape import printable
 

@@ -14,9 +14,9 @@ from mnist_ray.evaluation.metrics import Tally, calibration, class_rates, rates
 from mnist_ray.evaluation.plan import Plan
 from mnist_ray.evaluation.shards import ShardResult
 from mnist_ray.results import parquet
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.columns import config_columns
 from mnist_ray.results.history import timeless
-from mnist_ray.results.run_folder import Checkpoint
 from mnist_ray.storage.storage import PendingFolder, StoredFile
 
 

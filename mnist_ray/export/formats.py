@@ -17,7 +17,8 @@ from mnist_ray.data.examples import IMAGE_SIDE
 from mnist_ray.errors import ConfigError, ConflictError, StorageError
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.model_card import model_card
-from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.results.checkpoint_folder import Checkpoint
+from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 
 

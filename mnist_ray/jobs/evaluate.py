@@ -23,12 +23,13 @@ from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
 from mnist_ray.results import parquet
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
 from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.lineage import command_line, lineage
 from mnist_ray.results.paths import RUNS, evaluation_path, report_path
-from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import PendingFolder, Storage, open_storage
 from mnist_ray.text.escape import say_line

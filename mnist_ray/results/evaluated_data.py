@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mnist_ray.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from mnist_ray.results.run_folder import Checkpoint
+    from mnist_ray.results.checkpoint_folder import Checkpoint
 
 _NAMES_SAID = 3
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.history import timeless
-from mnist_ray.results.run_folder import Checkpoint
 
 # Recorded libraries that can change the last bits of the weights.
 _LIBRARIES = ("numpy", "torch", "torchvision")

@@ -5,8 +5,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mnist_ray.errors import CheckpointError
+from mnist_ray.config.settings import TrainConfig, make_config
+from mnist_ray.errors import CheckpointError, ConfigError
 from mnist_ray.results.checkpoint_document import RunDocument, broken_rule
+from mnist_ray.results.paths import run_path
+from mnist_ray.storage.failures import NotAnObjectError
+from mnist_ray.storage.storage import MissingError, Storage
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -40,3 +44,30 @@ def checked_document(text: bytes, source: str, kind: type[RunDocument]) -> dict[
     if (rule := broken_rule(kind, document)) is not None:
         raise CheckpointError(f"{source} was not written by mnist-ray ({rule}); copy or train the run again")
     return dict(document)
+
+
+def read_run_document(storage: Storage, run: str) -> dict[str, Any]:
+    """Returns a run's config.json.
+
+    Raises:
+      CheckpointError: no such run, or damaged.
+    """
+    try:
+        text = storage.read_bytes(run_path(run, "config.json"))
+        return checked_document(text, f"run {run!r}: config.json", RunDocument)
+    except NotAnObjectError as error:
+        raise CheckpointError(f"run {run!r}: {error}; remove it and copy the run again") from None
+    except MissingError:
+        raise CheckpointError(f"run {run!r}: not in {storage.uri}; `mnist-ray runs` lists what is") from None
+
+
+def config_in(document: Mapping[str, Any], source: str) -> TrainConfig:
+    """Returns the config in a document, with defaults for settings that are newer than the run.
+
+    Raises:
+      CheckpointError: this version refuses a setting.
+    """
+    try:
+        return make_config(TrainConfig, document["config"], source)
+    except ConfigError as error:
+        raise CheckpointError(f"{error} (in this version)") from None

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from mnist_ray.errors import ConfigError
+from mnist_ray.results.run_documents import read_run_document
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, without_secrets
 from mnist_ray.text.escape import printable, say_line
@@ -168,7 +169,7 @@ class Tracking:
         if self._storage.exists(folder.path("config.json")):
             # Read the status first: a done run has all its epochs.
             status = folder.status()
-            tracker.write(SeenRun(folder, folder.document(), folder.history(), status))
+            tracker.write(SeenRun(folder, read_run_document(self._storage, run), folder.history(), status))
 
     def _attempt(self, name: str, action: Callable[[], object]) -> None:
         try:

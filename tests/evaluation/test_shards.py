@@ -27,7 +27,8 @@ from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream, gather
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.models.networks import make_network
 from mnist_ray.results import parquet
-from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.results.checkpoint_folder import Checkpoint
+from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import fit

@@ -22,7 +22,8 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.formats import FORMATS
-from mnist_ray.results.run_folder import Checkpoint, RunFolder
+from mnist_ray.results.checkpoint_folder import Checkpoint
+from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit

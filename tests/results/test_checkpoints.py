@@ -17,7 +17,8 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import CheckpointError, StorageError
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
-from mnist_ray.results.run_documents import with_checksum
+from mnist_ray.results.checkpoint_folder import CheckpointFolder
+from mnist_ray.results.run_documents import read_run_document, with_checksum
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import read_history_table
 from mnist_ray.storage.storage import open_storage
@@ -193,7 +194,8 @@ def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoin
 
 def test_weights_that_are_none_are_refused_though_their_checksum_fits(tmp_path: Path) -> None:
     folder = trained(tmp_path, "a", epochs=1, finished=True)
-    folder._write("best", {"model.safetensors": b"garbage"}, _document_of(tmp_path, b"garbage"))
+    best = CheckpointFolder(folder.storage, "a", "best")
+    best.write({"model.safetensors": b"garbage"}, _document_of(tmp_path, b"garbage"))
     with pytest.raises(CheckpointError, match="run 'a': best: no safetensors"):
         folder.best()
 
@@ -293,7 +295,7 @@ def test_a_network_that_its_weights_do_not_fit_is_refused_before_it_takes_memory
     tmp_path: Path, hidden_sizes: list[int]
 ) -> None:
     folder = trained(tmp_path, "a", epochs=1, finished=True)
-    config = {**folder.document()["config"], "hidden_sizes": hidden_sizes}
+    config = {**read_run_document(folder.storage, "a")["config"], "hidden_sizes": hidden_sizes}
     forge(folder, "best/checkpoint.json", {"config": config})
     with pytest.raises(CheckpointError, match=r"belongs to another run than config\.json \(config\)"):
         folder.best()
@@ -343,7 +345,7 @@ def test_a_run_of_a_version_with_fewer_settings_and_another_hash_goes_on(
     shutil.rmtree(tmp_path / "runs/a/best")
     shutil.rmtree(tmp_path / "runs/a/checkpoints/epoch-0002")
     folder = RunFolder(open_storage(str(tmp_path)), "a")
-    older = folder.document()["config"]
+    older = read_run_document(folder.storage, "a")["config"]
     del older["precision"], older["label_smoothing"]
     for place in ("config.json", "checkpoints/epoch-0001/checkpoint.json"):
         forge(folder, place, {"config": older, "config_hash": "of an older rule"})

@@ -7,7 +7,7 @@ import pytest
 from mnist_ray.cli.main import run_command
 from mnist_ray.errors import CheckpointError
 from mnist_ray.results.listing import list_evaluations, list_runs
-from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.results.run_documents import read_run_document
 from mnist_ray.storage.manifest import MANIFEST
 from mnist_ray.storage.storage import open_storage
 
@@ -51,4 +51,4 @@ def test_a_run_whose_config_is_cut_short_is_a_damaged_one(tmp_path: Path) -> Non
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/config.json").write_bytes(CONFIG[:20])
     with pytest.raises(CheckpointError, match=r"run 'a': config\.json is damaged"):
-        RunFolder(open_storage(str(tmp_path)), "a").document()
+        read_run_document(open_storage(str(tmp_path)), "a")

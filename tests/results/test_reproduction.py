@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.results.checkpoint_folder import CheckpointFolder
 from mnist_ray.results.reproduction import changes
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
@@ -34,7 +35,8 @@ def rewrite(root: Path, *, shift: float = 0.0, **document: Any) -> None:
     best = folder.best()
     weights = safetensors.torch.save({name: value + shift for name, value in best.model.items()})
     sealed = {"model.safetensors": hashlib.sha256(weights).hexdigest()}
-    folder._write("best", {"model.safetensors": weights}, {**best.document, **document, "files": sealed})
+    best_folder = CheckpointFolder(folder.storage, "a", "best")
+    best_folder.write({"model.safetensors": weights}, {**best.document, **document, "files": sealed})
 
 
 def test_a_run_comes_out_equal_and_is_only_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
