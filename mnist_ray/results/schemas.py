@@ -18,6 +18,14 @@ from mnist_ray.results.columns import (
     setting_columns,
 )
 
+# Name -> table, in the order of the documentation.
+TABLES: dict[str, Table] = {}
+
+
+def _add_table(name: str, row: str, *columns: Column) -> None:
+    TABLES[name] = Table(name, row, columns)
+
+
 _RUN = Column("run", NAME, "", "name of the run")
 _EVALUATION = (
     _RUN,
@@ -35,95 +43,78 @@ _PREDICTED_LABEL = (
 _CONFIG_HASH = Column(
     "config_hash", STRING, "", "SHA-256 of the run's settings that differ from the defaults, as JSON, hexadecimal"
 )
-_ACCURACY = Column("accuracy", FLOAT64, "fraction", "share of examples whose predicted class is the true one")
 
-PREDICTIONS = Table(
+_add_table(
     "predictions",
     "a run × an example",
-    (
-        *_EVALUATION,
-        Column("example_index", INT64, "", "index of the example in the split, from 0"),
-        *_LABEL,
-        *_PREDICTED_LABEL,
-        Column("correct", BOOL, "", "whether the predicted class is the true one"),
-        Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
-        Column("label_probability", FLOAT32, "probability", "probability of the true class"),
-        Column("loss", FLOAT32, "nats", "cross-entropy: negative logarithm of the true class's probability"),
-        Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
-    ),
+    *_EVALUATION,
+    Column("example_index", INT64, "", "index of the example in the split, from 0"),
+    *_LABEL,
+    *_PREDICTED_LABEL,
+    Column("correct", BOOL, "", "whether the predicted class is the true one"),
+    Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
+    Column("label_probability", FLOAT32, "probability", "probability of the true class"),
+    Column("loss", FLOAT32, "nats", "cross-entropy: negative logarithm of the true class's probability"),
+    Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
 )
 
-METRICS = Table(
+_add_table(
     "metrics",
     "a run",
-    (
-        *_EVALUATION,
-        Column("grid", NAME, "", "grid that the run belongs to", nullable=True),
-        *setting_columns(),
-        Column("num_examples", INT64, "examples", "examples evaluated"),
-        _ACCURACY,
-        Column("accuracy_low", FLOAT64, "fraction", "lower end of the 95 % Wilson interval of the accuracy"),
-        Column("accuracy_high", FLOAT64, "fraction", "upper end of the 95 % Wilson interval of the accuracy"),
-        Column("log_loss", FLOAT64, "nats", "mean cross-entropy"),
-        Column(
-            "brier", FLOAT64, "", "mean over examples of the probabilities' squared errors, summed over the classes"
-        ),
-        Column("ece", FLOAT64, "fraction", "expected calibration error over the bins of the calibration table"),
-        Column(
-            "top2_accuracy", FLOAT64, "fraction", "share of examples whose true class is among the two most probable"
-        ),
-        Column("precision_macro", FLOAT64, "fraction", "mean precision of the classes; 0 for a class without examples"),
-        Column("recall_macro", FLOAT64, "fraction", "mean recall of the classes; 0 for a class without examples"),
-        Column("f1_macro", FLOAT64, "fraction", "mean F1 of the classes; 0 for a class without examples"),
-        Column("precision_weighted", FLOAT64, "fraction", "mean precision of the classes, weighted by support"),
-        Column("recall_weighted", FLOAT64, "fraction", "mean recall of the classes, weighted by support"),
-        Column("f1_weighted", FLOAT64, "fraction", "mean F1 of the classes, weighted by support"),
-        Column("epoch", INT64, "epochs", "epoch after which the evaluated checkpoint was saved, from 1"),
-        _CONFIG_HASH,
-        Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
-        Column("data_sha256", STRING, "", "fingerprint of the evaluated data set, hexadecimal"),
-        Column("code_version", STRING, "", "version of the code that evaluated the run"),
-    ),
+    *_EVALUATION,
+    Column("grid", NAME, "", "grid that the run belongs to", nullable=True),
+    *setting_columns(),
+    Column("num_examples", INT64, "examples", "examples evaluated"),
+    Column("accuracy", FLOAT64, "fraction", "share of examples whose predicted class is the true one"),
+    Column("accuracy_low", FLOAT64, "fraction", "lower end of the 95 % Wilson interval of the accuracy"),
+    Column("accuracy_high", FLOAT64, "fraction", "upper end of the 95 % Wilson interval of the accuracy"),
+    Column("log_loss", FLOAT64, "nats", "mean cross-entropy"),
+    Column("brier", FLOAT64, "", "mean over examples of the probabilities' squared errors, summed over the classes"),
+    Column("ece", FLOAT64, "fraction", "expected calibration error over the bins of the calibration table"),
+    Column("top2_accuracy", FLOAT64, "fraction", "share of examples whose true class is among the two most probable"),
+    Column("precision_macro", FLOAT64, "fraction", "mean precision of the classes; 0 for a class without examples"),
+    Column("recall_macro", FLOAT64, "fraction", "mean recall of the classes; 0 for a class without examples"),
+    Column("f1_macro", FLOAT64, "fraction", "mean F1 of the classes; 0 for a class without examples"),
+    Column("precision_weighted", FLOAT64, "fraction", "mean precision of the classes, weighted by support"),
+    Column("recall_weighted", FLOAT64, "fraction", "mean recall of the classes, weighted by support"),
+    Column("f1_weighted", FLOAT64, "fraction", "mean F1 of the classes, weighted by support"),
+    Column("epoch", INT64, "epochs", "epoch after which the evaluated checkpoint was saved, from 1"),
+    _CONFIG_HASH,
+    Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
+    Column("data_sha256", STRING, "", "fingerprint of the evaluated data set, hexadecimal"),
+    Column("code_version", STRING, "", "version of the code that evaluated the run"),
 )
 
-PER_CLASS = Table(
+_add_table(
     "per_class",
     "a run × a class",
-    (
-        *_EVALUATION,
-        Column("class", INT64, "class", "class, from 0"),
-        Column("class_name", NAME, "", "name of the class"),
-        Column(
-            "precision", FLOAT64, "fraction", "correct share of the predictions of the class; 0 without predictions"
-        ),
-        Column("recall", FLOAT64, "fraction", "correctly predicted share of the class's examples; 0 without examples"),
-        Column("f1", FLOAT64, "fraction", "harmonic mean of precision and recall; 0 if both are 0"),
-        Column("support", INT64, "examples", "examples of the class"),
-    ),
+    *_EVALUATION,
+    Column("class", INT64, "class", "class, from 0"),
+    Column("class_name", NAME, "", "name of the class"),
+    Column("precision", FLOAT64, "fraction", "correct share of the predictions of the class; 0 without predictions"),
+    Column("recall", FLOAT64, "fraction", "correctly predicted share of the class's examples; 0 without examples"),
+    Column("f1", FLOAT64, "fraction", "harmonic mean of precision and recall; 0 if both are 0"),
+    Column("support", INT64, "examples", "examples of the class"),
 )
 
-CONFUSION = Table(
+_add_table(
     "confusion",
     "a run × a true class × a predicted class",
-    (
-        *_EVALUATION,
-        *_LABEL,
-        *_PREDICTED_LABEL,
-        Column("count", INT64, "examples", "examples of the true class with this predicted class"),
-    ),
+    *_EVALUATION,
+    *_LABEL,
+    *_PREDICTED_LABEL,
+    Column("count", INT64, "examples", "examples of the true class with this predicted class"),
 )
 
-CALIBRATION = Table(
+_add_table(
     "calibration",
     "a run × a bin of the confidence",
-    (
-        *_EVALUATION,
-        Column("confidence_low", FLOAT64, "probability", "lower edge of the bin, exclusive except for 0"),
-        Column("confidence_high", FLOAT64, "probability", "upper edge of the bin, inclusive"),
-        Column("mean_confidence", FLOAT64, "probability", "mean confidence in the bin", nullable=True),
-        Column("accuracy", FLOAT64, "fraction", "accuracy in the bin", nullable=True),
-        Column("count", INT64, "examples", "examples whose confidence is in the bin"),
-    ),
+    *_EVALUATION,
+    Column("confidence_low", FLOAT64, "probability", "lower edge of the bin, exclusive except for 0"),
+    Column("confidence_high", FLOAT64, "probability", "upper edge of the bin, inclusive"),
+    Column("mean_confidence", FLOAT64, "probability", "mean confidence in the bin", nullable=True),
+    Column("accuracy", FLOAT64, "fraction", "accuracy in the bin", nullable=True),
+    Column("count", INT64, "examples", "examples whose confidence is in the bin"),
 )
 
 _EPOCHS = (
@@ -136,188 +127,172 @@ _EPOCHS = (
     Column("examples", INT64, "examples", "training examples seen in the epoch"),
 )
 
-LEARNING_CURVES = Table("learning_curves", "an epoch of an evaluated run", (_RUN, *_EPOCHS))
+_add_table("learning_curves", "an epoch of an evaluated run", _RUN, *_EPOCHS)
 
-IMAGES = Table(
+_add_table(
     "images",
     "an image that a report shows × a reason to show it",
-    (
-        *_EVALUATION[1:],
-        Column(
-            "reason",
-            NAME,
-            "",
-            "hardest: wrong in the most runs; disputed: the runs differ most; sample: the first of the split",
-        ),
-        Column("rank", INT64, "", "rank among the images with the same reason, from 0"),
-        Column("example_index", INT64, "", "index of the example in the split, from 0"),
-        *_LABEL,
-        Column("image", BINARY, "", "PNG, 28 x 28 grey"),
-        Column("num_runs_wrong", INT64, "runs", "runs whose predicted class is not the true one"),
-        Column(
-            "vote_entropy", FLOAT64, "nats", "entropy of the runs' predicted classes, one vote per run; 0 if all agree"
-        ),
-        Column("mean_loss", FLOAT64, "nats", "cross-entropy, mean over the runs"),
+    *_EVALUATION[1:],
+    Column(
+        "reason",
+        NAME,
+        "",
+        "hardest: wrong in the most runs; disputed: the runs differ most; sample: the first of the split",
     ),
+    Column("rank", INT64, "", "rank among the images with the same reason, from 0"),
+    Column("example_index", INT64, "", "index of the example in the split, from 0"),
+    *_LABEL,
+    Column("image", BINARY, "", "PNG, 28 x 28 grey"),
+    Column("num_runs_wrong", INT64, "runs", "runs whose predicted class is not the true one"),
+    Column("vote_entropy", FLOAT64, "nats", "entropy of the runs' predicted classes, one vote per run; 0 if all agree"),
+    Column("mean_loss", FLOAT64, "nats", "cross-entropy, mean over the runs"),
 )
 
-LINEAGE = Table(
+_add_table(
     "lineage",
     "a run, with the origin of its evaluated weights",
-    (
-        *_EVALUATION,
-        _CONFIG_HASH,
-        Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
-        Column("train_data_sha256", STRING, "", "fingerprint of the training data set, hexadecimal"),
-        Column("train_code_version", STRING, "", "version of the code that trained the run"),
-        Column("command_line", STRING, "", "command line that trained the run"),
-        Column("python", STRING, "", "version of Python that trained the run"),
-        Column("libraries", STRING, "", "versions of the libraries that trained the run, as JSON: name -> version"),
-        Column("cpu", STRING, "", "processor that trained the run"),
-        Column("num_cpus", INT64, "", "number of its logical processors"),
-        Column("gpu", STRING, "", "GPU that trained the run", nullable=True),
-        Column("os", STRING, "", "operating system that trained the run"),
-        Column("num_workers", INT64, "", "data-parallel workers that trained the run"),
-    ),
+    *_EVALUATION,
+    _CONFIG_HASH,
+    Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
+    Column("train_data_sha256", STRING, "", "fingerprint of the training data set, hexadecimal"),
+    Column("train_code_version", STRING, "", "version of the code that trained the run"),
+    Column("command_line", STRING, "", "command line that trained the run"),
+    Column("python", STRING, "", "version of Python that trained the run"),
+    Column("libraries", STRING, "", "versions of the libraries that trained the run, as JSON: name -> version"),
+    Column("cpu", STRING, "", "processor that trained the run"),
+    Column("num_cpus", INT64, "", "number of its logical processors"),
+    Column("gpu", STRING, "", "GPU that trained the run", nullable=True),
+    Column("os", STRING, "", "operating system that trained the run"),
+    Column("num_workers", INT64, "", "data-parallel workers that trained the run"),
 )
 
-HISTORY = Table(
+_add_table(
     "history",
     "an epoch of a run",
-    (
-        _RUN,
-        *_EPOCHS,
-        Column("epoch_seconds", FLOAT64, "s", "wall time with validation; in a stack, the run's equal share of it"),
-    ),
+    _RUN,
+    *_EPOCHS,
+    Column("epoch_seconds", FLOAT64, "s", "wall time with validation; in a stack, the run's equal share of it"),
 )
 
-RUNS = Table(
+_add_table(
     "runs",
     "a run of a grid",
-    (
-        _RUN,
-        Column("grid", NAME, "", "grid that the run belongs to"),
-        *setting_columns(),
-        Column(
-            "status",
-            NAME,
-            "",
-            "finished; stopped: ended early by the scheduler; diverged: its loss was not a number; unfinished",
-        ),
-        Column("reason", STRING, "", "why the run was stopped or diverged", nullable=True),
-        Column("epochs_done", INT64, "epochs", "epochs trained"),
-        Column("best_epoch", INT64, "epochs", "epoch with the lowest validation loss, from 1", nullable=True),
-        Column("best_val_loss", FLOAT64, "nats", "validation loss of the best epoch", nullable=True),
-        Column("best_val_accuracy", FLOAT64, "fraction", "validation accuracy of the best epoch", nullable=True),
-        Column("seconds", FLOAT64, "s", "training time; in a stack, the run's equal share of each epoch"),
-        Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
+    _RUN,
+    Column("grid", NAME, "", "grid that the run belongs to"),
+    *setting_columns(),
+    Column(
+        "status",
+        NAME,
+        "",
+        "finished; stopped: ended early by the scheduler; diverged: its loss was not a number; unfinished",
     ),
+    Column("reason", STRING, "", "why the run was stopped or diverged", nullable=True),
+    Column("epochs_done", INT64, "epochs", "epochs trained"),
+    Column("best_epoch", INT64, "epochs", "epoch with the lowest validation loss, from 1", nullable=True),
+    Column("best_val_loss", FLOAT64, "nats", "validation loss of the best epoch", nullable=True),
+    Column("best_val_accuracy", FLOAT64, "fraction", "validation accuracy of the best epoch", nullable=True),
+    Column("seconds", FLOAT64, "s", "training time; in a stack, the run's equal share of each epoch"),
+    Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
 )
 
-EFFECTS = Table(
+_add_table(
     "effects",
     "an effect of a grid's setting on a metric",
-    (
-        Column("evaluation", NAME, "", "evaluation that the metrics come from"),
-        Column("grid", NAME, "", "grid"),
-        Column("dataset", NAME, "", "data set that the runs were evaluated on"),
-        Column("split", NAME, "", "split of the data set: train or test"),
-        Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats)"),
-        Column("kind", NAME, "", "main, or interaction of two settings"),
-        Column("axis", NAME, "", "setting"),
-        Column("level", STRING, "", "level of the setting, as JSON"),
-        Column("reference_level", STRING, "", "level that it is compared with, as JSON"),
-        Column("second_axis", NAME, "", "second setting of an interaction", nullable=True),
-        Column("second_level", STRING, "", "level of the second setting, as JSON", nullable=True),
-        Column("second_reference_level", STRING, "", "level that it is compared with, as JSON", nullable=True),
-        Column(
-            "effect",
-            FLOAT64,
-            "the metric's",
-            "difference of the level from its reference, averaged over the other settings and the seeds; for an "
-            "interaction, the change of that difference with the second setting",
-        ),
-        Column("effect_low", FLOAT64, "the metric's", "lower end of the 95 % t interval over seeds", nullable=True),
-        Column("effect_high", FLOAT64, "the metric's", "upper end of the 95 % t interval over seeds", nullable=True),
-        Column("p_value", FLOAT64, "probability", "p value of a two-sided paired t test over seeds", nullable=True),
-        Column(
-            "p_adjusted", FLOAT64, "probability", "p_value, Holm-corrected over the metric's effects", nullable=True
-        ),
-        Column("num_seeds", INT64, "seeds", "seeds that were averaged"),
-        Column("num_pairs", INT64, "combinations", "combinations of the other settings averaged for each seed"),
+    Column("evaluation", NAME, "", "evaluation that the metrics come from"),
+    Column("grid", NAME, "", "grid"),
+    Column("dataset", NAME, "", "data set that the runs were evaluated on"),
+    Column("split", NAME, "", "split of the data set: train or test"),
+    Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats)"),
+    Column("kind", NAME, "", "main, or interaction of two settings"),
+    Column("axis", NAME, "", "setting"),
+    Column("level", STRING, "", "level of the setting, as JSON"),
+    Column("reference_level", STRING, "", "level that it is compared with, as JSON"),
+    Column("second_axis", NAME, "", "second setting of an interaction", nullable=True),
+    Column("second_level", STRING, "", "level of the second setting, as JSON", nullable=True),
+    Column("second_reference_level", STRING, "", "level that it is compared with, as JSON", nullable=True),
+    Column(
+        "effect",
+        FLOAT64,
+        "the metric's",
+        "difference of the level from its reference, averaged over the other settings and the seeds; for an "
+        "interaction, the change of that difference with the second setting",
     ),
+    Column("effect_low", FLOAT64, "the metric's", "lower end of the 95 % t interval over seeds", nullable=True),
+    Column("effect_high", FLOAT64, "the metric's", "upper end of the 95 % t interval over seeds", nullable=True),
+    Column("p_value", FLOAT64, "probability", "p value of a two-sided paired t test over seeds", nullable=True),
+    Column("p_adjusted", FLOAT64, "probability", "p_value, Holm-corrected over the metric's effects", nullable=True),
+    Column("num_seeds", INT64, "seeds", "seeds that were averaged"),
+    Column("num_pairs", INT64, "combinations", "combinations of the other settings averaged for each seed"),
 )
 
-COMPARISONS = Table(
+_add_table(
     "comparisons",
     "a pair of settings, compared over the seeds that both have",
-    (
-        Column("evaluation", NAME, "", "evaluation that the predictions come from"),
-        Column("dataset", NAME, "", "data set that the runs were evaluated on"),
-        Column("split", NAME, "", "split of the data set: train or test"),
-        Column("first", NAME, "", "setting: its variant, or the values of the settings that vary in the evaluation"),
-        Column("second", NAME, "", "setting that the first is compared with"),
-        Column("num_seeds", INT64, "seeds", "seeds that both settings have; with 1 the intervals cover examples only"),
-        Column("num_examples", INT64, "examples", "examples evaluated"),
-        *(
-            Column(f"{place}_{metric}", FLOAT64, unit, f"mean {words} of the {place} setting over the common seeds")
-            for metric, unit, words in (("accuracy", "fraction", "accuracy"), ("log_loss", "nats", "cross-entropy"))
-            for place in ("first", "second")
-        ),
-        Column("accuracy_difference", FLOAT64, "fraction", "accuracy of the first minus accuracy of the second"),
-        Column(
-            "accuracy_difference_low",
-            FLOAT64,
-            "fraction",
-            "lower end of its paired 95 % interval over seeds and examples, not adjusted for the number of pairs; null "
-            "if all differences are equal and not zero",
-            nullable=True,
-        ),
-        Column("accuracy_difference_high", FLOAT64, "fraction", "upper end of that interval", nullable=True),
-        Column("log_loss_difference", FLOAT64, "nats", "cross-entropy of the first minus cross-entropy of the second"),
-        Column(
-            "log_loss_difference_low",
-            FLOAT64,
-            "nats",
-            "lower end of its paired 95 % interval, likewise; null also if a loss is not finite",
-            nullable=True,
-        ),
-        Column("log_loss_difference_high", FLOAT64, "nats", "upper end of that interval", nullable=True),
-        Column(
-            "seed_error",
-            FLOAT64,
-            "fraction",
-            "standard error of accuracy_difference from the seeds; null with one seed",
-            nullable=True,
-        ),
-        Column("example_error", FLOAT64, "fraction", "standard error of accuracy_difference from the examples"),
-        Column(
-            "p_value",
-            FLOAT64,
-            "probability",
-            "two-sided p value of accuracy_difference, from its interval; null if that is",
-            nullable=True,
-        ),
-        Column("p_adjusted", FLOAT64, "probability", "p_value after Holm's correction over all pairs", nullable=True),
-        Column("first_right", INT64, "examples", "examples that the first predicts correctly with more seeds"),
-        Column("second_right", INT64, "examples", "examples that the second predicts correctly with more seeds"),
-        Column("mcnemar_p", FLOAT64, "probability", "p value of McNemar's exact test on these two counts"),
-        Column("mcnemar_p_adjusted", FLOAT64, "probability", "mcnemar_p after Holm's correction over all pairs"),
-        Column(
-            "num_seeds_needed",
-            INT64,
-            "seeds",
-            "seeds needed for an interval half width of 0.001 of accuracy; null with one seed, or if 9,999 seeds are "
-            "not enough for these examples",
-            nullable=True,
-        ),
-        Column(
-            "verdict",
-            NAME,
-            "",
-            "accuracy of the first: better or worse if p_adjusted and mcnemar_p_adjusted are below 0.05 and their "
-            "directions agree; unresolved with one seed or without a p_value; otherwise tie: not told apart",
-        ),
+    Column("evaluation", NAME, "", "evaluation that the predictions come from"),
+    Column("dataset", NAME, "", "data set that the runs were evaluated on"),
+    Column("split", NAME, "", "split of the data set: train or test"),
+    Column("first", NAME, "", "setting: its variant, or the values of the settings that vary in the evaluation"),
+    Column("second", NAME, "", "setting that the first is compared with"),
+    Column("num_seeds", INT64, "seeds", "seeds that both settings have; with 1 the intervals cover examples only"),
+    Column("num_examples", INT64, "examples", "examples evaluated"),
+    *(
+        Column(f"{place}_{metric}", FLOAT64, unit, f"mean {words} of the {place} setting over the common seeds")
+        for metric, unit, words in (("accuracy", "fraction", "accuracy"), ("log_loss", "nats", "cross-entropy"))
+        for place in ("first", "second")
+    ),
+    Column("accuracy_difference", FLOAT64, "fraction", "accuracy of the first minus accuracy of the second"),
+    Column(
+        "accuracy_difference_low",
+        FLOAT64,
+        "fraction",
+        "lower end of its paired 95 % interval over seeds and examples, not adjusted for the number of pairs; null "
+        "if all differences are equal and not zero",
+        nullable=True,
+    ),
+    Column("accuracy_difference_high", FLOAT64, "fraction", "upper end of that interval", nullable=True),
+    Column("log_loss_difference", FLOAT64, "nats", "cross-entropy of the first minus cross-entropy of the second"),
+    Column(
+        "log_loss_difference_low",
+        FLOAT64,
+        "nats",
+        "lower end of its paired 95 % interval, likewise; null also if a loss is not finite",
+        nullable=True,
+    ),
+    Column("log_loss_difference_high", FLOAT64, "nats", "upper end of that interval", nullable=True),
+    Column(
+        "seed_error",
+        FLOAT64,
+        "fraction",
+        "standard error of accuracy_difference from the seeds; null with one seed",
+        nullable=True,
+    ),
+    Column("example_error", FLOAT64, "fraction", "standard error of accuracy_difference from the examples"),
+    Column(
+        "p_value",
+        FLOAT64,
+        "probability",
+        "two-sided p value of accuracy_difference, from its interval; null if that is",
+        nullable=True,
+    ),
+    Column("p_adjusted", FLOAT64, "probability", "p_value after Holm's correction over all pairs", nullable=True),
+    Column("first_right", INT64, "examples", "examples that the first predicts correctly with more seeds"),
+    Column("second_right", INT64, "examples", "examples that the second predicts correctly with more seeds"),
+    Column("mcnemar_p", FLOAT64, "probability", "p value of McNemar's exact test on these two counts"),
+    Column("mcnemar_p_adjusted", FLOAT64, "probability", "mcnemar_p after Holm's correction over all pairs"),
+    Column(
+        "num_seeds_needed",
+        INT64,
+        "seeds",
+        "seeds needed for an interval half width of 0.001 of accuracy; null with one seed, or if 9,999 seeds are "
+        "not enough for these examples",
+        nullable=True,
+    ),
+    Column(
+        "verdict",
+        NAME,
+        "",
+        "accuracy of the first: better or worse if p_adjusted and mcnemar_p_adjusted are below 0.05 and their "
+        "directions agree; unresolved with one seed or without a p_value; otherwise tie: not told apart",
     ),
 )
 
@@ -327,50 +302,29 @@ _IMAGE = (
     Column("row", INT64, "", "index of the image in a Parquet or IDX file, from 0; otherwise null", nullable=True),
 )
 
-IMAGE_PREDICTIONS = Table(
+_add_table(
     "image_predictions",
     "one of the user's images, in the order of path and row; files predictions-*.parquet of a prediction",
-    (
-        *_IMAGE,
-        Column(
-            "label",
-            INT64,
-            "",
-            "class named by the image's topmost folder, or by the column label of its Parquet file; null if none",
-            nullable=True,
-        ),
-        *_PREDICTED_LABEL,
-        Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
-        Column("inverted", BOOL, "", "whether the image was inverted to match the training images' background"),
-        Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
+    *_IMAGE,
+    Column(
+        "label",
+        INT64,
+        "",
+        "class named by the image's topmost folder, or by the column label of its Parquet file; null if none",
+        nullable=True,
     ),
+    *_PREDICTED_LABEL,
+    Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
+    Column("inverted", BOOL, "", "whether the image was inverted to match the training images' background"),
+    Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
 )
 
-IMAGE_ERRORS = Table(
+_add_table(
     "image_errors",
     "one of the user's images that can't be read, in the order of path and row; file errors.parquet of a prediction",
-    (*_IMAGE, Column("error", STRING, "", "why it can't be read")),
+    *_IMAGE,
+    Column("error", STRING, "", "why it can't be read"),
 )
-
-TABLES = {
-    table.name: table
-    for table in (
-        PREDICTIONS,
-        METRICS,
-        PER_CLASS,
-        CONFUSION,
-        CALIBRATION,
-        LEARNING_CURVES,
-        IMAGES,
-        LINEAGE,
-        HISTORY,
-        RUNS,
-        EFFECTS,
-        COMPARISONS,
-        IMAGE_PREDICTIONS,
-        IMAGE_ERRORS,
-    )
-}
 
 
 def tables_markdown() -> str:

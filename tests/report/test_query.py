@@ -245,7 +245,7 @@ def test_the_documents_table_for_athena_has_the_columns_of_the_schema() -> None:
     (statement,) = re.findall(r"CREATE EXTERNAL TABLE predictions \((.*?)\n\)", DOCUMENT, re.DOTALL)
     found = [tuple(line.strip(" ,").split(" ")) for line in statement.strip().splitlines()]
     kinds = {"int64": "bigint", "bool": "boolean", "float32": "float", "float32[classes]": "array<float>"}
-    columns = schemas.PREDICTIONS.columns
+    columns = schemas.TABLES["predictions"].columns
     assert found == [(column.name, kinds.get(column.type_name(), "string")) for column in columns]
 
 

@@ -30,7 +30,7 @@ def test_every_evaluation_table_begins_with_run_dataset_and_split(name):
 
 
 def test_the_schema_of_predictions():
-    schema = schemas.PREDICTIONS.schema(code_version="1", num_classes=10)
+    schema = schemas.TABLES["predictions"].schema(code_version="1", num_classes=10)
     assert schema.remove_metadata().equals(
         pa.schema(
             [
@@ -55,7 +55,7 @@ def test_the_schema_of_predictions():
 
 
 def test_every_setting_is_a_column_of_metrics_and_nullable_when_it_can_be_none():
-    schema = schemas.METRICS.schema(code_version="1")
+    schema = schemas.TABLES["metrics"].schema(code_version="1")
     renamed = ["train_dataset" if setting == "dataset" else setting for setting in TrainConfig.model_fields]
     assert [name for name in schema.names if name in renamed] == renamed
     may_be_none = {"gradient_clip_norm", "early_stopping_patience", "train_limit"}
