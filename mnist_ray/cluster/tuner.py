@@ -102,25 +102,7 @@ def run_tuner(
         trials = make_trials(at_once, _smallest_gpu_memory() if use_gpu else None)
         rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
         settings = WorkerSettings(replace(job, storage_uri=storage.uri), use_gpu, rungs)
-        trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, _resources(job, use_gpu=use_gpu)),
-            param_space=trials.space,
-            tune_config=tune.TuneConfig(
-                reuse_actors=not job.workers_per_run,
-                max_concurrent_trials=at_once,
-                search_alg=trials.searcher,
-                num_samples=trials.num_samples,
-            ),
-            run_config=tune.RunConfig(
-                name=job.name,
-                storage_path=bookkeeping,
-                verbose=0,
-                callbacks=[watcher],
-                stop=StopAtFailure(watcher.failure),
-                failure_config=tune.FailureConfig(max_failures=job.max_failures),
-            ),
-        )
+        tuner = _tuner(trials, settings, watcher, at_once=at_once, bookkeeping=bookkeeping)
         try:
             with _keys_kept_from_ray():
                 tuner.fit()
@@ -131,6 +113,29 @@ def run_tuner(
                 _keep_decisions(rungs, GridFolder(storage, job.name), watcher)
     if watcher.failure.error:
         raise watcher.failure.error
+
+
+def _tuner(trials: Trials, settings: WorkerSettings, watcher: Watcher, *, at_once: int, bookkeeping: str) -> tune.Tuner:
+    job = settings.job
+    trainable = tune.with_parameters(trials.trainable, settings=settings, **trials.parameters)
+    return tune.Tuner(
+        tune.with_resources(trainable, _resources(job, use_gpu=settings.use_gpu)),
+        param_space=trials.space,
+        tune_config=tune.TuneConfig(
+            reuse_actors=not job.workers_per_run,
+            max_concurrent_trials=at_once,
+            search_alg=trials.searcher,
+            num_samples=trials.num_samples,
+        ),
+        run_config=tune.RunConfig(
+            name=job.name,
+            storage_path=bookkeeping,
+            verbose=0,
+            callbacks=[watcher],
+            stop=StopAtFailure(watcher.failure),
+            failure_config=tune.FailureConfig(max_failures=job.max_failures),
+        ),
+    )
 
 
 @contextmanager
