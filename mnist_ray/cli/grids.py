@@ -146,11 +146,7 @@ def tune(
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
     if math.isnan(gpus_per_stack):
         raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
-    if (search_kind is None) != (num_samples is None):
-        raise click.UsageError("--search and --num-samples go together")
-    if search_kind and not (grid.axes or grid.ranges):
-        raise ConfigError(f"search={search_kind!r}: grid {grid_name!r} has no axis and no range to choose from")
-    search = Search(search_kind, num_samples, search_seed) if search_kind and num_samples else None
+    search = _search(search_kind, num_samples, search_seed, grid, grid_name)
     if search is None:
         expand(grid, name=grid_folder_name, max_runs=max_runs)
     target = target_cluster(cluster.address)
@@ -187,6 +183,18 @@ def tune(
         print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
         return
     _print_outcome(job, tune_grid(job), data_dir=data_dir, as_json=as_json)
+
+
+def _search(
+    kind: Literal["random", "optuna"] | None, num_samples: int | None, seed: int, grid: GridConfig, grid_name: str
+) -> Search | None:
+    if (kind is None) != (num_samples is None):
+        raise click.UsageError("--search and --num-samples go together")
+    if kind is None or num_samples is None:
+        return None
+    if not (grid.axes or grid.ranges):
+        raise ConfigError(f"search={kind!r}: grid {grid_name!r} has no axis and no range to choose from")
+    return Search(kind, num_samples, seed)
 
 
 def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
