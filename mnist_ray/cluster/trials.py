@@ -1,7 +1,7 @@
 """The work of Ray Tune's trials and their reports to the driver."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,16 @@ from mnist_ray.training.data import cached_data
 from mnist_ray.training.train_stack import train_stack
 
 
-@dataclass
-class Failure:
-    """A failure that ends a grid, reported by a worker.
+class Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]
+    """Passes the workers' reports to the view and the trackers, and ends the grid at the first failure.
 
     Attributes:
-      error: a permanent error, or None.
+      failure: the permanent error that ends the grid, or None.
     """
 
-    error: Exception | None = None
-
-
-class Watcher(tune.Callback):  # type: ignore[misc]
-    """Passes the workers' reports to the view and the trackers."""
-
     def __init__(self, view: GridProgress, tracking: Tracking) -> None:
-        self.view, self.tracking, self.failure = view, tracking, Failure()
+        self.view, self.tracking = view, tracking
+        self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to a file that is never read here, and a view can't be pickled.
@@ -56,7 +50,7 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         self.view.update(rows)
         self.tracking.update(row.run for row in rows)
         if "failure" in result:
-            self.failure.error = result["failure"]
+            self.failure = result["failure"]
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Reports that a trial is restarted; called by Tune."""
@@ -70,21 +64,6 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         if not self._is_bug(trial):
             self.view.say("a worker was lost and is not started again; the others go on")
 
-    def _is_bug(self, trial: Any) -> bool:
-        """Tells whether an exception in a trial's code is the failure, which then ends the grid."""
-        # get_pickled_error() looks for the file where Tune moves it only later.
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
-        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RunFailedError):
-            self.failure.error = error
-        return self.failure.error is not None
-
-
-@dataclass(frozen=True)
-class StopAtFailure(tune.Stopper):  # type: ignore[misc]
-    """Ends the grid at the first failure."""
-
-    failure: Failure
-
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Tells whether to end one trial; Tune asks after each report."""
         del trial_id, result
@@ -92,7 +71,15 @@ class StopAtFailure(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tells whether to end all trials; Tune asks after each report."""
-        return self.failure.error is not None
+        return self.failure is not None
+
+    def _is_bug(self, trial: Any) -> bool:
+        """Tells whether an exception in a trial's code is the failure, which then ends the grid."""
+        # get_pickled_error() looks for the file where Tune moves it only later.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RunFailedError):
+            self.failure = error
+        return self.failure is not None
 
 
 class RungKeeper:
@@ -161,7 +148,7 @@ def train_runs(
         else:
             notes: list[str] = []
             for progress in _train_stack(runs, storage, settings, notes):
-                tune.report({"progress": [row.as_dict() for row in progress], "notes": notes.copy(), **judge(progress)})
+                tune.report({"progress": [asdict(row) for row in progress], "notes": notes.copy(), **judge(progress)})
                 notes.clear()
         final = [read_progress(storage, run.run) for run in runs]
     except RunFailedError:
@@ -170,7 +157,7 @@ def train_runs(
     except MnistRayError as error:
         tune.report({"failure": error, **judge([])})
     else:
-        tune.report({"progress": [row.as_dict() for row in final], **judge(final)})
+        tune.report({"progress": [asdict(row) for row in final], **judge(final)})
 
 
 def _train_stack(

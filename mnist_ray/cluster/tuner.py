@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mnist_ray.cluster.ray_private import ON_HEAD_NODE
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
-from mnist_ray.cluster.trials import StopAtFailure, Watcher, WorkerSettings, start_rungs, train_trial
+from mnist_ray.cluster.trials import Watcher, WorkerSettings, start_rungs, train_trial
 from mnist_ray.cluster.tune_job import TuneJob
 from mnist_ray.errors import ClusterError
 from mnist_ray.grids.grid import GridRun
@@ -111,8 +111,8 @@ def run_tuner(
         finally:
             if rungs:
                 _keep_decisions(rungs, GridFolder(storage, job.name), watcher)
-    if watcher.failure.error:
-        raise watcher.failure.error
+    if watcher.failure:
+        raise watcher.failure
 
 
 def _tuner(trials: Trials, settings: WorkerSettings, watcher: Watcher, *, at_once: int, bookkeeping: str) -> tune.Tuner:
@@ -132,7 +132,7 @@ def _tuner(trials: Trials, settings: WorkerSettings, watcher: Watcher, *, at_onc
             storage_path=bookkeeping,
             verbose=0,
             callbacks=[watcher],
-            stop=StopAtFailure(watcher.failure),
+            stop=watcher,
             failure_config=tune.FailureConfig(max_failures=job.max_failures),
         ),
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mnist_ray.errors import CheckpointError, DataError
@@ -54,10 +54,6 @@ class RunProgress:
     best_val_loss: float | None
     best_val_accuracy: float | None
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields by name."""
-        return asdict(self)
 
 
 def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> RunProgress:
