@@ -103,8 +103,6 @@ def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict
     for name, value in options.items():
         if value is not None:
             settings[name] = value if TrainConfig.model_fields[name].annotation in (str, bool) else parse_value(value)
-    if isinstance(settings.get("dataset"), str):
-        settings["dataset"] = absolute_dataset(settings["dataset"])
     return settings
 
 
