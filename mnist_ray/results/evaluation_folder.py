@@ -4,9 +4,10 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import pyarrow as pa
@@ -153,9 +154,7 @@ def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
       StorageError: the storage can't be read.
     """
     names = sorted(storage.list_folders(EVALUATIONS))
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        has_read = list(pool.map(lambda name: _has_read(storage, name, data_sha256), names))
-    return [name for name, was_read in zip(names, has_read, strict=True) if was_read]
+    return _with_manifest(storage, names, lambda manifest: manifest.get("data_sha256") == data_sha256)
 
 
 def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], code_version: str) -> bool:
@@ -171,24 +170,19 @@ def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], cod
       StorageError: the storage can't be read.
     """
     names = [name for name in storage.list_folders(EVALUATIONS) if name.rpartition("-")[0] == stem]
+    facts = (runs, code_version)
+    return bool(_with_manifest(storage, names, lambda there: (there.get("runs"), there.get("code_version")) == facts))
 
-    def is_of_runs(name: str) -> bool:
+
+def _with_manifest(storage: Storage, names: Sequence[str], fits: Callable[[Mapping[str, Any]], bool]) -> list[str]:
+    """Returns the evaluations whose manifest fits, and those whose manifest is damaged: one too many does less harm."""
+
+    def may_fit(name: str) -> bool:
         try:
             manifest = storage.read_manifest(evaluation_path(name))
         except DataError:
-            # It may be: reading the images once too often is the smaller mistake.
             return True
-        facts = manifest or {}
-        return (facts.get("runs"), facts.get("code_version")) == (runs, code_version)
+        return manifest is not None and fits(manifest)
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return any(pool.map(is_of_runs, names))
-
-
-def _has_read(storage: Storage, evaluation: str, data_sha256: str) -> bool:
-    try:
-        manifest = storage.read_manifest(evaluation_path(evaluation))
-    except DataError:
-        # It may have: listing one look too many is the smaller mistake.
-        return True
-    return manifest is not None and manifest.get("data_sha256") == data_sha256
+        return list(compress(names, pool.map(may_fit, names)))
