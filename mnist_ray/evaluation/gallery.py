@@ -115,11 +115,8 @@ def gallery(of_shards: Iterable[ShownImage]) -> list[ShownImage]:
       of_shards: candidates of every shard, in any order.
     """
     ranked = sorted(of_shards, key=lambda image: image._place)
-    return [image for reason, count in SHOWN.items() for image in _of_reason(ranked, reason)[:count]]
-
-
-def _of_reason(images: Sequence[ShownImage], reason: str) -> list[ShownImage]:
-    return [image for image in images if image.reason == reason]
+    by_reason = {reason: [image for image in ranked if image.reason == reason] for reason in SHOWN}
+    return [image for reason, count in SHOWN.items() for image in by_reason[reason][:count]]
 
 
 def _first(order: NDArray[np.int64], is_allowed: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
