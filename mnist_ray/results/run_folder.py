@@ -21,7 +21,6 @@ may arrive late, even after the other has finished, so nothing relies on a check
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -230,9 +229,10 @@ class RunFolder:
 
     def _end(self, config: TrainConfig, history: tuple[EpochResult, ...]) -> RunStatus:
         """Returns the final status with these epochs: stopped only if so recorded and epochs are missing."""
-        if is_finished(config, history) or not self.is_marked("stopped"):
+        noted = read_note(self.storage, self.run)
+        if noted is None or noted.status != "stopped" or is_finished(config, history):
             return RunStatus("finished")
-        return RunStatus("stopped", json.loads(self.storage.read_bytes(self.path("status.json")))["reason"])
+        return noted
 
     def latest_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState | None:
         """Returns the state after the last epoch whose checkpoint is intact; None before the first.
