@@ -158,11 +158,9 @@ class GridFolder:
 
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
         """Appends to asha.json."""
-        before = json.loads(self.storage.read_bytes(self.path("asha.json"))) if self._has_decisions() else []
+        exists = self.storage.exists(self.path("asha.json"))
+        before = json.loads(self.storage.read_bytes(self.path("asha.json"))) if exists else []
         self._write_json("asha.json", [*before, *map(asdict, decisions)])
-
-    def _has_decisions(self) -> bool:
-        return self.storage.exists(self.path("asha.json"))
 
     def _write_json(self, name: str, document: Any) -> None:
         # Not sorted, to keep the user's order of the axes.
