@@ -31,14 +31,8 @@ def report(evaluation: str, storage: str, as_json: bool) -> None:
     made = report_evaluation(open_evaluation(open_storage(storage), evaluation))
     if as_json:
         effects = [asdict(effect) for effect in made.grid.effects]
-        facts = {
-            "evaluation": evaluation,
-            "grid": made.grid.grid,
-            "uri": made.grid.uri,
-            "report": made.uri,
-            "note": made.grid.note,
-        }
-        click.echo(json.dumps({**facts, "effects": effects}))
+        facts = {"evaluation": evaluation, "grid": made.grid.grid, "uri": made.grid.uri, "report": made.uri}
+        click.echo(json.dumps({**facts, "note": made.grid.note, "effects": effects}))
         return
     _print_grid_report(made.grid, storage)
     click.echo(f"report: {made.uri}")
