@@ -39,7 +39,7 @@ def proxy_of(url: str) -> str | None:
     if urlsplit(proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname:
         name = f"{parts.scheme.upper()}_PROXY" if proxies.get(parts.scheme) else "ALL_PROXY"
         raise ClusterError(
-            f"{name}={shown(proxy)}: not an HTTP proxy; write it as http://HOST:PORT, or set "
+            f"{name}={without_password(proxy)}: not an HTTP proxy; write it as http://HOST:PORT, or set "
             f"NO_PROXY={parts.hostname} to go there directly"
         )
     return proxy
@@ -72,7 +72,7 @@ def _network(name: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
         return None
 
 
-def shown(proxy: str) -> str:
+def without_password(proxy: str) -> str:
     """Returns a proxy's URL without its user name and password."""
     parts = urlsplit(proxy)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

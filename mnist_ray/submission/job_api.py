@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from mnist_ray.errors import ClusterError, ConfigError
-from mnist_ray.storage.proxies import is_loopback, proxy_of, shown
+from mnist_ray.storage.proxies import is_loopback, proxy_of, without_password
 from mnist_ray.submission.address import WHERE_TOKENS_ARE, Token, read_token, variable_of
 from mnist_ray.text.escape import say_line
 
@@ -57,7 +57,7 @@ class JobClient:
         proxy, parts = proxy_of(self.address), urlsplit(self.address)
         if proxy and self.token and parts.scheme == "http":
             raise ClusterError(
-                f"{self.address}: the proxy {shown(proxy)} would see the token; use https, or set "
+                f"{self.address}: the proxy {without_password(proxy)} would see the token; use https, or set "
                 f"NO_PROXY={parts.hostname} to go there directly"
             )
         return proxy
@@ -163,7 +163,7 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
 
 
 def _via(proxy: str | None) -> str:
-    return f" through the proxy {shown(proxy)}" if proxy else ""
+    return f" through the proxy {without_password(proxy)}" if proxy else ""
 
 
 def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from pyarrow import table
 from requests.utils import should_bypass_proxies
 
 from mnist_ray.errors import ClusterError
-from mnist_ray.storage.proxies import keep_off_proxies, proxy_of, shown
+from mnist_ray.storage.proxies import keep_off_proxies, proxy_of, without_password
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.submission.job_api import connect
 from mnist_ray.submission.submit import _api_server
@@ -208,4 +208,4 @@ def test_what_was_kept_off_proxies_stays_so_once_and_other_hosts_are_left_alone(
 
 
 def test_a_proxy_is_shown_without_its_credentials() -> None:
-    assert shown("http://me:p@ss@proxy.example:3128") == "http://proxy.example:3128"
+    assert without_password("http://me:p@ss@proxy.example:3128") == "http://proxy.example:3128"
