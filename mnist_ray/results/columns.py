@@ -66,7 +66,7 @@ class Column:
         return pa.field(self.name, self._arrow_type(num_classes), self.nullable, metadata)
 
     def type_name(self) -> str:
-        """Returns the type in words, for the documentation."""
+        """Returns the type in words."""
         return _TYPE_NAMES[self.type]
 
     def _arrow_type(self, num_classes: int | None) -> pa.DataType:
@@ -106,6 +106,22 @@ class Table:
         """
         metadata = {"table": self.name, "schema_version": str(SCHEMA_VERSION), "code_version": code_version}
         return pa.schema([column.field(num_classes) for column in self.columns], metadata)
+
+    def markdown(self) -> str:
+        """Returns the table's documentation, in Markdown."""
+        rows = "\n".join(
+            f"| {column.name} | {column.type_name()} | {column.unit} | {column.description}"
+            f"{'; may be null' if column.nullable else ''} |"
+            for column in self.columns
+        )
+        return f"""## {self.name}
+
+A row is {self.row}.
+
+| column | type | unit | meaning |
+| --- | --- | --- | --- |
+{rows}
+"""
 
 
 def _setting_type(annotation: Any) -> tuple[pa.DataType, bool]:

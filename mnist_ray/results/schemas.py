@@ -1,7 +1,4 @@
-"""The tables, documented column by column; no I/O.
-
-`python -m mnist_ray.results.schemas` prints docs/tables.md.
-"""
+"""The tables, documented column by column; `python -m mnist_ray.results.schemas` prints docs/tables.md."""
 
 from mnist_ray.results.columns import (
     BINARY,
@@ -329,7 +326,7 @@ _add_table(
 
 def tables_markdown() -> str:
     """Returns the documentation of all tables, in Markdown."""
-    return "\n".join([_MARKDOWN_HEAD, *(_table_markdown(table) for table in TABLES.values())])
+    return "\n".join([_MARKDOWN_HEAD, *(table.markdown() for table in TABLES.values())])
 
 
 _MARKDOWN_HEAD = f"""# The tables
@@ -344,22 +341,6 @@ and as a categorical in pandas and Polars.
 Adding a column keeps the schema version. If a file lacks the column, mnist-ray reads it as null, or as the default if
 it is a setting's column; it ignores unknown columns. It rejects a file that has another schema version, lacks a
 required column, or has a column of another type.
-"""
-
-
-def _table_markdown(table: Table) -> str:
-    rows = "\n".join(
-        f"| {column.name} | {column.type_name()} | {column.unit} | {column.description}"
-        f"{'; may be null' if column.nullable else ''} |"
-        for column in table.columns
-    )
-    return f"""## {table.name}
-
-A row is {table.row}.
-
-| column | type | unit | meaning |
-| --- | --- | --- | --- |
-{rows}
 """
 
 
