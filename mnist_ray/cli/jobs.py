@@ -6,12 +6,7 @@ from typing import Any
 
 import click
 
-from mnist_ray.cli.options import (
-    address_option,
-    as_json_option,
-    follow_job,
-    needed_cluster,
-)
+from mnist_ray.cli.options import address_option, as_json_option, follow_job, needed_cluster
 from mnist_ray.text.escape import printable_log
 
 

@@ -11,14 +11,7 @@ from mnist_ray.cli.export import export
 from mnist_ray.cli.grids import grids, plan, tune
 from mnist_ray.cli.jobs import jobs
 from mnist_ray.cli.lists import evaluations, runs
-from mnist_ray.cli.options import (
-    address_option,
-    data_dir_option,
-    data_folder,
-    say,
-    storage_option,
-    target_cluster,
-)
+from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option, target_cluster
 from mnist_ray.cli.predict import predict
 from mnist_ray.cli.query import query
 from mnist_ray.cli.reports import compare, report

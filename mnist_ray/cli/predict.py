@@ -60,11 +60,7 @@ class _PolarityChoice(click.Choice[str]):
     "--shard-size", type=click.IntRange(min=1), default=4096, show_default=True, help="Images in one part file."
 )
 @click.option(
-    "--num-workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that share the images.",
+    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the images."
 )
 @storage_option
 @cluster_options

@@ -35,12 +35,7 @@ from mnist_ray.config.yaml_files import read_yaml, yaml_text
 
 @click.command()
 @click.option("--variant", default=None, metavar="NAME", help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]")
-@click.option(
-    "--dataset",
-    default=None,
-    metavar="NAME",
-    help=f"{DATASET_HELP}  [default: mnist]",
-)
+@click.option("--dataset", default=None, metavar="NAME", help=f"{DATASET_HELP}  [default: mnist]")
 @click.option("--name", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
 @storage_option
 @data_dir_option

@@ -106,9 +106,7 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
             train_loop_config={"job": job, "histories": histories},
             scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
-                name=job.run,
-                storage_path=bookkeeping,
-                failure_config=FailureConfig(max_failures=job.max_failures),
+                name=job.run, storage_path=bookkeeping, failure_config=FailureConfig(max_failures=job.max_failures)
             ),
         )
         failure = _run(trainer, job)

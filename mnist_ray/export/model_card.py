@@ -18,12 +18,7 @@ _MAX_CLASSES = 100
 
 
 def model_card(
-    document: Mapping[str, Any],
-    *,
-    format_name: str,
-    file_name: str,
-    sha256: str,
-    layers: Sequence[tuple[str, str]],
+    document: Mapping[str, Any], *, format_name: str, file_name: str, sha256: str, layers: Sequence[tuple[str, str]]
 ) -> str:
     """Returns the card of an exported network, in Markdown.
 

@@ -191,11 +191,7 @@ def _free_id(client: JobClient, name: str, metadata: Mapping[str, str]) -> tuple
 
 
 def _submit(
-    client: JobClient,
-    entrypoint: str,
-    job_id: str,
-    runtime_env: Mapping[str, Any],
-    metadata: Mapping[str, str],
+    client: JobClient, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> bool:
     """Submits a job; returns False if the cluster already has a job with that id.
 
