@@ -14,8 +14,6 @@ from mnist_ray.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NUM_BINS = 15
-
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -144,7 +142,7 @@ class Tally:
         )
 
 
-def tally(shard: Predictions, *, num_bins: int = NUM_BINS) -> Tally:
+def tally(shard: Predictions, *, num_bins: int) -> Tally:
     """Counts and sums the predictions of one run on zero or more examples.
 
     Sums floats in float64 in an order that depends only on the shard, so a retried shard gives the same bits.

@@ -14,6 +14,7 @@ from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation import metrics
 
 CLASSES = 5
+tally = functools.partial(metrics.tally, num_bins=15)
 
 
 def random_example(num_examples=400, *, present=(0, 1, 2, 3, 4), bias=None):
@@ -41,7 +42,7 @@ def test_rates_equal_those_of_scikit_learn(kind):
     predicted = log_probabilities.argmax(dim=1)
     all_classes = {"labels": range(CLASSES)}
 
-    rates = metrics.rates(metrics.tally(metrics.predictions(log_probabilities, labels)))
+    rates = metrics.rates(tally(metrics.predictions(log_probabilities, labels)))
 
     probabilities = log_probabilities.double().exp()
     assert rates.num_examples == 400
@@ -63,7 +64,7 @@ def test_class_rates_and_confusion_equal_those_of_scikit_learn(kind):
     log_probabilities, labels = random_example(**kind)
     predicted = log_probabilities.argmax(dim=1)
 
-    total = metrics.tally(metrics.predictions(log_probabilities, labels))
+    total = tally(metrics.predictions(log_probabilities, labels))
     classes = metrics.class_rates(total.confusion)
 
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=range(CLASSES))
@@ -78,12 +79,12 @@ def test_class_rates_and_confusion_equal_those_of_scikit_learn(kind):
 def test_brier_sums_the_squared_errors_over_the_classes():
     # (0.5 - 1)² + 0.25² + 0.25² = 0.375 and 1² + (0 - 1)² + 0² = 2, the worst there is.
     shard = from_probabilities([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]], [0, 1])
-    assert metrics.tally(shard).brier_sum == 2.375
+    assert tally(shard).brier_sum == 2.375
 
     log_probabilities, labels = random_example()
     truth = np.eye(CLASSES)[labels]
     expected = np.mean(np.sum((np.exp(log_probabilities.double().numpy()) - truth) ** 2, axis=1))
-    rates = metrics.rates(metrics.tally(metrics.predictions(log_probabilities, labels)))
+    rates = metrics.rates(tally(metrics.predictions(log_probabilities, labels)))
     assert rates.brier == pytest.approx(expected, rel=1e-6)
 
 
@@ -148,7 +149,7 @@ def test_of_equally_probable_classes_the_first_is_predicted_and_ranks_first():
     assert shard.predicted_label.tolist() == [0, 0, 0, 0]
     assert shard.correct.tolist() == [True, False, False, False]
     assert shard.label_rank.tolist() == [0, 1, 2, 3]
-    assert metrics.rates(metrics.tally(shard)).top2_accuracy == 0.5
+    assert metrics.rates(tally(shard)).top2_accuracy == 0.5
 
 
 def test_the_loss_is_finite_where_the_probability_rounds_to_zero():
@@ -157,7 +158,7 @@ def test_the_loss_is_finite_where_the_probability_rounds_to_zero():
     assert shard.label_probability.tolist() == [0.0, 1.0]
     assert shard.loss.tolist() == [200.0, 0.0]
     assert not np.signbit(shard.loss).any()
-    assert metrics.rates(metrics.tally(shard)).log_loss == 100.0
+    assert metrics.rates(tally(shard)).log_loss == 100.0
 
 
 def test_predictions_have_the_types_of_the_table():
@@ -201,10 +202,10 @@ def partitions(draw):
 @given(partitions())
 def test_the_tallies_of_any_parts_add_up_to_the_tally_of_the_whole(partition):
     log_probabilities, labels, edges = partition
-    whole = metrics.tally(metrics.predictions(log_probabilities, labels))
+    whole = tally(metrics.predictions(log_probabilities, labels))
 
     parts = [
-        metrics.tally(metrics.predictions(log_probabilities[low:high], labels[low:high]))
+        tally(metrics.predictions(log_probabilities[low:high], labels[low:high]))
         for low, high in itertools.pairwise(edges)
     ]
     total = functools.reduce(operator.add, parts)
@@ -221,7 +222,7 @@ def test_the_tallies_of_any_parts_add_up_to_the_tally_of_the_whole(partition):
 
 def test_a_tally_is_the_same_bits_every_time():
     log_probabilities, labels = random_example(1000)
-    first, second = (metrics.tally(metrics.predictions(log_probabilities, labels)) for _ in range(2))
+    first, second = (tally(metrics.predictions(log_probabilities, labels)) for _ in range(2))
     assert first.log_loss_sum == second.log_loss_sum
     assert first.brier_sum == second.brier_sum
     assert first.bin_confidence.tobytes() == second.bin_confidence.tobytes()

@@ -33,7 +33,7 @@ def predictions_table(num_examples=6, **changes):
 
 def metrics_table(**changes):
     shard = metrics.predictions(torch.log_softmax(torch.eye(3), dim=1), torch.tensor([0, 1, 1]))
-    rates = dataclasses.asdict(metrics.rates(metrics.tally(shard)))
+    rates = dataclasses.asdict(metrics.rates(metrics.tally(shard, num_bins=15)))
     columns = {
         **EVALUATION,
         "run": ["a", "b"],
@@ -51,7 +51,7 @@ def metrics_table(**changes):
 
 def other_tables():
     shard = metrics.predictions(torch.log_softmax(torch.eye(3), dim=1), torch.tensor([0, 1, 1]))
-    total = metrics.tally(shard)
+    total = metrics.tally(shard, num_bins=15)
     labels, predicted = np.indices((3, 3)).reshape(2, 9)
     epochs = {"run": "a", "epoch": [1, 2], "examples": [1500, 1500], "learning_rate": [1e-3, 1e-4]}
     rates = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds")
