@@ -88,23 +88,16 @@ class Plan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(
-    config: EvaluationConfig,
-    checkpoints: Sequence[Checkpoint],
-    examples: ExampleStream,
-    *,
-    data_sha256: str | None = None,
-) -> Plan:
-    """Returns the plan of an evaluation.
+def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> Plan:
+    """Returns the plan of an evaluation of a split, before the split's fingerprint is known.
 
     Args:
       config: the evaluation's config.
       checkpoints: the runs' best checkpoints, checked by check_checkpoints.
       examples: the split.
-      data_sha256: fingerprint of the split, if already known.
     """
     ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
-    return Plan(config, ordered, examples.class_names, data_sha256, code_version())
+    return Plan(config, ordered, examples.class_names, None, code_version())
 
 
 def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> None:

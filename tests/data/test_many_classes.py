@@ -19,9 +19,6 @@ from mnist_ray.config.settings import EvaluationConfig, TrainConfig
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.examples import Examples, Split
 from mnist_ray.evaluation import plan as evaluation_plan
-from mnist_ray.evaluation.plan import make_plan, manifest
-from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream
-from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.report import limits, plots
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
@@ -33,6 +30,7 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.train_stack import train_stack
+from tests.support.report_evaluations import commit_evaluation
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 300
@@ -57,12 +55,7 @@ def evaluate_many(storage_uri: str) -> str:
     test = many_classes("test")
     examples = replace(test.stream("digits"), labels=test.labels)
     checkpoints = [RunFolder(storage, run.run).best() for run in runs]
-    plan = make_plan(EvaluationConfig(dataset="digits"), checkpoints, examples, data_sha256=examples.scan()[0])
-    pending = storage.pending_folder(f"evaluations/{plan.name}")
-    evaluator = ShardEvaluator(plan, device=CPU)
-    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
-    assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
-    return plan.name
+    return commit_evaluation(storage, EvaluationConfig(dataset="digits"), checkpoints, examples)
 
 
 @pytest.fixture(scope="module")

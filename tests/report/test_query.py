@@ -24,9 +24,6 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.evaluation.plan import make_plan, manifest
-from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream
-from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.report.grid_report import report_grid
 from mnist_ray.report.query import query_evaluation
@@ -38,6 +35,7 @@ from mnist_ray.results.run_progress import read_progress
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.train_stack import train_stack
+from tests.support.report_evaluations import commit_evaluation
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -85,12 +83,7 @@ def make_evaluation(uri: str) -> Evaluated:
     examples = stream_examples("digits", "test", data_dir=Path("unused"))
     config = EvaluationConfig(dataset="digits", grid="g", shard_size=100)
     checkpoints = [RunFolder(storage, run.run).best() for run in runs]
-    plan = make_plan(config, checkpoints, examples, data_sha256=examples.scan()[0])
-    pending = storage.pending_folder(f"evaluations/{plan.name}")
-    evaluator = ShardEvaluator(plan, device=CPU)
-    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
-    assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
-    return Evaluated(uri, plan.name)
+    return Evaluated(uri, commit_evaluation(storage, config, checkpoints, examples))
 
 
 @pytest.fixture(scope="module")
