@@ -18,7 +18,7 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig, TrainConfig
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.examples import Examples, Split
-from mnist_ray.evaluation import plan as evaluation_plan
+from mnist_ray.evaluation import plan
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.report import limits, plots
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
@@ -157,7 +157,7 @@ def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> EvaluationFolder:
     storage = str(tmp_path_factory.mktemp("pieces"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "ROWS_IN_PIECE", 70_000)
-        patch.setattr(evaluation_plan, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
+        patch.setattr(plan, "_MOST_PROBABILITIES", 100 * 2 * len(NAMES))
         return open_evaluation(open_storage(storage), evaluate_many(storage))
 
 
