@@ -104,7 +104,7 @@ def _connect() -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"RAY_ADDRESS={address}: {_line(error)}") from None
+        raise ClusterError(f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _start_local(scratch: str) -> None:
@@ -142,7 +142,3 @@ def _make_private_folder(folder: Path) -> None:
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,6 +1,5 @@
 """Evaluates checkpoints on a split, shard by shard, on any worker; does not import Ray."""
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,11 +86,6 @@ class ShardStream:
             yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
             first += len(images)
         self.data_sha256, self.conversion = fingerprint.hexdigest(), pieces.conversion
-
-
-def num_shards(examples: ExampleStream, plan: Plan) -> int:
-    """Returns the number of shards of the split."""
-    return math.ceil(len(examples) / plan.shard_size)
 
 
 def _in_pieces(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:

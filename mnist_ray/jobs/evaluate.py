@@ -1,5 +1,6 @@
 """The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them atomically."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation.plan import Plan, check_checkpoints, make_plan, manifest, trained_wide_bits
-from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather, num_shards
+from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
@@ -194,7 +195,7 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
             num_workers=job.num_workers,
             placement=job.placement,
         ) as done:
-            results = gather(_with_progress(done, num_shards(examples, plan)))
+            results = gather(_with_progress(done, math.ceil(len(examples) / plan.shard_size)))
         _say_conversion(plan, shards.conversion)
         plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)

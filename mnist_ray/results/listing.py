@@ -85,7 +85,8 @@ def list_grids(storage_uri: str) -> list[dict[str, Any]]:
             continue
         runs = folder.read_runs()
         status = Counter(row["status"] for row in runs)
-        best = max((row for row in runs if row["best_val_accuracy"] is not None), key=_rank, default=None)
+        scores = ((row["best_val_accuracy"], row["run"]) for row in runs if row["best_val_accuracy"] is not None)
+        best_accuracy, best_run = max(scores, default=(None, None))
         rows.append(
             {
                 "grid": name,
@@ -93,12 +94,8 @@ def list_grids(storage_uri: str) -> list[dict[str, Any]]:
                 "seeds": len(document["settings"]["seeds"]),
                 "runs": len(document["runs"]),
                 **{name: status[name] for name in ("finished", "stopped", "diverged")},
-                "best_val_accuracy": best["best_val_accuracy"] if best else None,
-                "best_run": best["run"] if best else None,
+                "best_val_accuracy": best_accuracy,
+                "best_run": best_run,
             }
         )
     return rows
-
-
-def _rank(row: dict[str, Any]) -> tuple[float, str]:
-    return row["best_val_accuracy"], row["run"]

@@ -84,7 +84,7 @@ def compare_trainings(then: Checkpoint, now: Checkpoint, *, num_validation: int)
       num_validation: number of validation examples.
     """
     pairs = list(zip(then.history, now.history, strict=False))
-    best_then, best_now = (_best_accuracy(checkpoint) for checkpoint in (then, now))
+    best_then, best_now = (float(each.document["metrics"]["val_accuracy"]) for each in (then, now))
     variance = (best_then * (1 - best_then) + best_now * (1 - best_now)) / num_validation
     return Reproduction(
         run=then.run,
@@ -117,10 +117,6 @@ def _circumstances(document: Mapping[str, Any]) -> dict[str, Any]:
     # On a CPU a run has the same bits in a stack of any size.
     stack = {"stack_size": document["stack_size"] if lineage["gpu"] else None}
     return {"code": document["code_version"], **libraries, **others, **stack}
-
-
-def _best_accuracy(checkpoint: Checkpoint) -> float:
-    return float(checkpoint.document["metrics"]["val_accuracy"])
 
 
 def _same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
