@@ -306,7 +306,7 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
         click.echo(json.dumps({"name": name, **facts, **device, "trains": rows}))
         return
     if alike := Counter(tuple(row.values())[1:] for row in rows):
-        print_table(["stacks", *list(rows[0])[1:]], [[str(n), *map(_shown, cells)] for cells, n in alike.items()])
+        print_table(["stacks", *list(rows[0])[1:]], [[str(n), *map(str, cells)] for cells, n in alike.items()])
     runs = "1 run" if plan.num_runs == 1 else f"{plan.num_runs} runs"
     stacks = "1 stack" if len(rows) == 1 else f"{len(rows)} stacks"
     click.echo(
@@ -329,7 +329,3 @@ def _stack_row(stack: Any) -> dict[str, Any]:
         "samples_per_s": round(stack.samples_per_s),
         "seconds": round(stack.seconds, 1),
     }
-
-
-def _shown(value: object) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
