@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mnist_ray.data.images import all_one_shade
+from mnist_ray.data.decoded_images import all_one_shade
 from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation.predict import PredictionPlan, ShardPrediction, Summary
 from mnist_ray.results.paths import prediction_path
