@@ -21,6 +21,7 @@ from mnist_ray.cli.main import cli, run_command
 from mnist_ray.cli.options import data_folder
 from mnist_ray.cli.train import default_run_name
 from mnist_ray.config.settings import TrainConfig, check_name
+from tests.support.warm_processes import launched, wait
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,19 +257,16 @@ def test_a_diverging_run_ends_with_7_and_is_never_best(tmp_path: Path, capsys: p
 def test_a_run_that_a_signal_ends_exits_with_its_code_and_resume_gives_the_same_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, code: int, word: str
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # Long enough to be interrupted in the middle, however late the epoch lines are seen.
     base = ["train", "--dataset", "digits", "--epochs", "40", "--batch-norm", "--dropout", "0.3", "--name", "a"]
     whole, cut = ([*base, "--storage", str(tmp_path / name)] for name in ("whole", "cut"))
     assert run_command(whole) == 0
-    command = [sys.executable, "-m", "mnist_ray", *cut]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while "epoch 2/40" not in process.stderr.readline():
-            assert process.poll() is None
-        process.send_signal(number)
-        rest = process.stderr.read()
-        assert process.wait() == code, rest
+    with launched(*cut) as (process, errors):
+        while "epoch 2/40" not in errors.readline():
+            assert process.is_alive()
+        os.kill(process.pid, number)
+        rest = errors.read()
+        assert wait(process) == code, rest
     assert "Traceback" not in rest
     assert "" not in rest.splitlines()
     assert [line for line in rest.splitlines() if "mnist-ray:" in line] == [

@@ -1,10 +1,16 @@
 """Where results are printed to: a full disk is one line with exit code 4, a closed pipe is quiet."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mnist_ray.cli import process
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import open_storage
+from tests.support.warm_processes import start, wait
 
 FULL = "error: standard output: No space left on device; what was printed is not complete\n"
 
@@ -30,11 +36,10 @@ def test_a_full_disk_under_standard_output_is_one_line_and_exit_code_4(arguments
 
 
 def test_a_closed_pipe_under_standard_output_is_quiet(tmp_path: Path) -> None:
-    process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-    process.wait(timeout=10)
-    assert process.stdin is not None
-    done = run(["--help"], tmp_path, stdout=process.stdin.fileno())
-    process.stdin.close()
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run(["--help"], tmp_path, stdout=writing)
+    os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 
 
@@ -46,10 +51,18 @@ def test_a_full_disk_under_standard_error_is_exit_code_4(stdout: str, tmp_path: 
         assert subprocess.run(command, cwd=tmp_path, stdout=out, stderr=full, timeout=60, check=False).returncode == 4
 
 
+def train_without_standard_streams(storage: str) -> None:
+    """Trains as a launcher that was started with `>&- 2>&-`: Python has no streams, and files get their numbers."""
+    sys.stdout = sys.stderr = None
+    for number in (1, 2):
+        os.close(number)
+    process.main(["train", "--dataset", "digits", "--hidden-sizes", "8", "--epochs", "1", "--name", "a",
+                  "--storage", storage])  # fmt: skip
+
+
 def test_closed_standard_streams_change_no_result(tmp_path: Path) -> None:
-    train = f"'{sys.executable}' -m mnist_ray train --dataset digits --hidden-sizes 8 --epochs 1 --name a >&- 2>&-"
-    assert subprocess.run(train, shell=True, cwd=tmp_path, timeout=120, check=False).returncode == 0
-    assert (tmp_path / "results/runs/a/best/checkpoint.json").exists()
+    assert wait(start(train_without_standard_streams, str(tmp_path))) == 0
+    assert RunFolder(open_storage(str(tmp_path)), "a").best().history
 
 
 def run(arguments: list[str], folder: Path, *, stdout: int) -> subprocess.CompletedProcess[str]:
