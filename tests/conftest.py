@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.blank_charts import blank_charts  # noqa: F401  (a fixture of the tests of reports)
 from tests.support.ray_jobs import shared_head  # noqa: F401  (the head of the Ray tests)
 from tests.support.s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
 

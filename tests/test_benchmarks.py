@@ -60,7 +60,7 @@ def timing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize(
     ("script", "references", "unit"),
     [
-        ("train_throughput.py", ["tutorial", "in_memory"], "samples_per_s"),
+        pytest.param("train_throughput.py", ["tutorial", "in_memory"], "samples_per_s", marks=pytest.mark.series),
         ("evaluate_throughput.py", ["data_loader", "in_memory"], "items_per_s"),
     ],
 )
@@ -154,6 +154,7 @@ def test_a_grid_is_trained_in_every_way_and_timed(run_script, capsys, monkeypatc
     assert output.err.count("round 1 of 1: ") == 3
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_an_evaluation_and_its_report_are_weighed_and_left_behind(
     monkeypatch: pytest.MonkeyPatch, data_dir: Path, capsys, tmp_path: Path, timing: ModuleType
 ) -> None:

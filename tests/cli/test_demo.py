@@ -12,6 +12,7 @@ from mnist_ray.cli.demo import next_commands
 from mnist_ray.cli.main import run_command
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_the_demo_leaves_a_committed_evaluation_and_its_next_commands_can_be_typed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

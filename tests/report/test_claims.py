@@ -30,6 +30,8 @@ from tests.analysis.test_comparisons import judged
 from tests.support.grid_runs import train_without_ray
 from tests.support.report_evaluations import evaluate_runs
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 CPU = torch.device("cpu")
 
 

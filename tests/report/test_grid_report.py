@@ -11,6 +11,8 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.results.run_progress import RunProgress
 from tests.support.grid_runs import search_without_ray, train_without_ray
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 
 def evaluation_of(storage: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert (

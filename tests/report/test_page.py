@@ -114,11 +114,15 @@ def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
         assert target in ids
 
 
-def test_the_same_tables_give_the_same_bytes(storage: str, evaluation: str, page: str) -> None:
+def test_the_report_command_says_where_the_page_is_and_the_same_tables_give_the_same_bytes(
+    storage: str, evaluation: str, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(storage) / "reports" / evaluation
     before = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert len(before) == 3 + 2 * page.count('role="img"')
-    report_evaluation(open_evaluation(open_storage(storage), evaluation))
+    shutil.rmtree(folder)
+    assert run_command(["report", evaluation, "--storage", storage]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder}/report.html"
     assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
@@ -179,6 +183,7 @@ def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str
     assert first == ", ".join(f"{name}&#160;by&#160;{count}" for name, count in votes.most_common(4))
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(storage: str, evaluation: str) -> None:
     found = report_comparisons(open_evaluation(open_storage(storage), evaluation))
     folder = open_evaluation(open_storage(storage), evaluation)
@@ -193,38 +198,38 @@ def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(st
     assert set(view.ties) == {setting.label for setting in view.settings} - apart - {chosen}
 
 
-def test_one_run_of_no_grid_has_a_page(storage: str, evaluation: str) -> None:
-    run = open_evaluation(open_storage(storage), evaluation).runs[0]
-    folder = open_evaluation(open_storage(storage), evaluate_runs(storage, [run]))
-    page = Path(report_evaluation(folder).uri).read_text()
-    assert "has the best validation accuracy" not in page
-    assert "One seed." in page
-    assert 'id="pairs"' not in page
-    assert 'id="grid"' not in page
-    assert "The images on which the runs disagree" not in page
+@pytest.fixture(scope="module")
+def of_one_run(storage: str, evaluation: str) -> str:
+    """The name of an evaluation of one run of the grid."""
+    return evaluate_runs(storage, open_evaluation(open_storage(storage), evaluation).runs[:1])
 
 
-def test_the_report_command_writes_the_page_and_says_where(
-    storage: str, evaluation: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(["report", evaluation, "--storage", storage]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {storage}/reports/{evaluation}/report.html"
+@pytest.fixture(scope="module")
+def page_of_one_run(storage: str, of_one_run: str) -> str:
+    return Path(report_evaluation(open_evaluation(open_storage(storage), of_one_run)).uri).read_text()
+
+
+def test_one_run_of_no_grid_has_a_page(page_of_one_run: str) -> None:
+    assert "has the best validation accuracy" not in page_of_one_run
+    assert "One seed." in page_of_one_run
+    assert 'id="pairs"' not in page_of_one_run
+    assert 'id="grid"' not in page_of_one_run
+    assert "The images on which the runs disagree" not in page_of_one_run
 
 
 @pytest.mark.s3
-def test_a_report_is_made_from_s3(storage: str, evaluation: str, page: str, s3_uri: str) -> None:
+def test_a_report_is_made_from_s3(storage: str, of_one_run: str, page_of_one_run: str, s3_uri: str) -> None:
     source, target = open_storage(storage), open_storage(s3_uri)
-    for path in ("grids", "runs"):
-        for entry in source.list_files(path):
-            target.write_bytes(entry.path, source.read_bytes(entry.path))
-    folder = open_evaluation(open_storage(storage), evaluation)
+    folder = open_evaluation(source, of_one_run)
+    for entry in source.list_files(f"runs/{folder.runs[0]}"):
+        target.write_bytes(entry.path, source.read_bytes(entry.path))
     pending = target.pending_folder(folder.path)
     names = [name for names in folder.files().values() for name in names]
     files = [pending.write(name, source.read_committed(folder.path, name)) for name in names]
     pending.commit(files, {name: value for name, value in folder.manifest.items() if name != "files"})
-    made = report_evaluation(open_evaluation(open_storage(s3_uri), evaluation))
-    assert made.uri == f"{s3_uri}/reports/{evaluation}/report.html"
-    assert target.read_bytes(f"reports/{evaluation}/report.html").decode() == page
+    made = report_evaluation(open_evaluation(target, of_one_run))
+    assert made.uri == f"{s3_uri}/reports/{of_one_run}/report.html"
+    assert target.read_bytes(f"reports/{of_one_run}/report.html").decode() == page_of_one_run
 
 
 @pytest.fixture(scope="module")
