@@ -1,7 +1,6 @@
 """Six processes evaluate the same run at once, by the command line: one commit, and five that find it."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,42 +9,38 @@ import pytest
 from mnist_ray.cli.main import run_command
 from mnist_ray.results.listing import list_evaluations
 from mnist_ray.storage.storage import open_storage
+from tests.support.warm_processes import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
-REPOSITORY = Path(__file__).parents[2]
+NUM_RACERS = 6
 
-# The imports are paid for once: the six are forked from a process that has them, and start when all are there.
-RACE = """
-import os, sys
-from pathlib import Path
-import boto3, pyarrow.parquet, torch
-import mnist_ray.jobs.evaluate, mnist_ray.text.tables
-from mnist_ray.cli.main import run_command
-from mnist_ray.data.datasets import load_examples
 
-load_examples("digits", "test", data_dir=Path("unused"))
-torch.set_num_threads(1)
-folder, arguments = sys.argv[1], sys.argv[2:]
-ready, go = os.pipe(), os.pipe()
-racers = []
-for number in range(6):
-    racer = os.fork()
-    if racer == 0:
-        for descriptor, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{folder}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-        os.close(go[1])
-        os.write(ready[1], b".")
-        os.read(go[0], 1)
-        code = run_command(arguments)
-        sys.stdout.flush()
-        os._exit(code)
-    racers.append(racer)
-for _ in racers:
-    os.read(ready[0], 1)
-os.close(go[1])
-print(*(os.waitstatus_to_exitcode(os.waitpid(racer, 0)[1]) for racer in racers))
-"""
+def race(folder: Path, arguments: list[str]) -> list[int]:
+    """Runs a command in several processes that start when all are there; returns their exit codes.
+
+    Args:
+      folder: for NUMBER.out and NUMBER.err, what the processes print.
+      arguments: the command.
+    """
+    ready, go = os.pipe(), os.pipe()
+    racers = []
+    for number in range(NUM_RACERS):
+        racer = os.fork()
+        if racer == 0:
+            for descriptor, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(folder / f"{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+            os.close(go[1])
+            os.write(ready[1], b".")
+            os.read(go[0], 1)
+            code = run_command(arguments)
+            sys.stdout.flush()
+            os._exit(code)
+        racers.append(racer)
+    for _ in racers:
+        os.read(ready[0], 1)
+    os.close(go[1])
+    return [os.waitstatus_to_exitcode(os.waitpid(racer, 0)[1]) for racer in racers]
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -59,17 +54,16 @@ def test_of_six_processes_that_evaluate_the_same_one_commits_and_all_end_well(ur
     said = tmp_path / "said"
     said.mkdir()
     evaluate = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "100", "--no-report"]
-    command = [sys.executable, "-c", RACE, str(said), *evaluate, "--storage", uri]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=os.environ)
-    errors = [(said / f"{number}.err").read_text() for number in range(6)]
-    assert done.stdout.split() == ["0"] * 6, done.stderr + "".join(errors)
-    assert errors == ["dataset digits: 10 classes (0, 1, 2, 3, 4 and 5 more); 355 test images\n"] * 6
+    codes = call(race, said, [*evaluate, "--storage", uri])
+    errors = [(said / f"{number}.err").read_text() for number in range(NUM_RACERS)]
+    assert codes == [0] * NUM_RACERS, "".join(errors)
+    assert errors == ["dataset digits: 10 classes (0, 1, 2, 3, 4 and 5 more); 355 test images\n"] * NUM_RACERS
 
     [row] = list_evaluations(uri)
     folder = f"evaluations/{row['evaluation']}"
-    ends = sorted((said / f"{number}.out").read_text().splitlines()[-1] for number in range(6))
+    ends = sorted((said / f"{number}.out").read_text().splitlines()[-1] for number in range(NUM_RACERS))
     beginning = f"evaluation {row['evaluation']}"
-    assert ends == [f"{beginning} committed: {storage.uri_of(folder)}"] + 5 * [
+    assert ends == [f"{beginning} committed: {storage.uri_of(folder)}"] + (NUM_RACERS - 1) * [
         f"{beginning} was there already, nothing to do: {storage.uri_of(folder)}"
     ]
     manifest = storage.read_manifest(folder)

@@ -29,6 +29,7 @@ from mnist_ray.results.parquet import read_parquet
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.processes import descendants
 from tests.support.s3_fixtures import running_s3_server
+from tests.support.warm_processes import launched
 
 NUM_EXAMPLES = 355
 RUNS = ("a", "b")
@@ -87,19 +88,17 @@ def read_until(uri: str, stop: Path) -> None:
     print(json.dumps(asdict(counts)))
 
 
-def kill_while_writing(command: Sequence[str], storage: Storage, generator: random.Random) -> bool:
+def kill_while_writing(arguments: Sequence[str], storage: Storage, generator: random.Random) -> bool:
     """Starts a command and kills it some time after it has begun to write; tells whether it was still running."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     before = set(storage._backend.staged())
     deadline = time.monotonic() + WAIT_S
-    while process.poll() is None and not set(storage._backend.staged()) - before:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    time.sleep(generator.uniform(0, 1.5))
-    was_running = process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with launched(*arguments) as (process, _):
+        while process.is_alive() and not set(storage._backend.staged()) - before:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 1.5))
+        was_running = process.is_alive()
+        process.kill()
     return was_running
 
 
@@ -119,7 +118,7 @@ def evaluations_under_fire(uri: str, kills: int, seed: int = 0) -> Counts:
                     evaluate = ["evaluate", "--all-runs", "--dataset", "digits", "--no-report", "--storage", uri]
                     # Another batch size, another evaluation.
                     evaluate += ["--shard-size", "5", "--batch-size", str(1000 + number)]
-                    counts.kills += kill_while_writing(launcher(*evaluate), storage, generator)
+                    counts.kills += kill_while_writing(evaluate, storage, generator)
                     if number % 5 == 0:
                         in_this_process(*evaluate)
             finally:

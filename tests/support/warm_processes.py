@@ -32,6 +32,15 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
         wait(process)
 
 
+def peak_memory() -> int:
+    """Returns the greatest size that this process has had, in bytes.
+
+    In a warm process it begins at what the imports take.
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 def start(function: Callable[..., object], *arguments: object) -> ForkServerProcess:
     """Starts a function of a module in a process of its own."""
     process = _SERVER.Process(target=_run, args=(function, arguments, Path.cwd(), dict(os.environ)))

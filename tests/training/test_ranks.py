@@ -23,6 +23,7 @@ from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import normalize
 from mnist_ray.training.loop import fit
 from tests.support.tiny_digits import tiny_digits
+from tests.support.warm_processes import start, wait
 
 CPU = torch.device("cpu")
 WORLD_SIZES = (2, 3)
@@ -130,10 +131,8 @@ def run_rank(rank: int, folder: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def run_group(_: int, folder: Path) -> None:
-    """Forks the ranks off one fresh process, so that the imports, most of the time here, are paid once."""
-    import torch._dynamo  # what the first step of any optimizer imports
-
+def run_group(folder: Path) -> None:
+    """Forks the ranks off one process, so that the imports, most of the time here, are paid once."""
     torch.multiprocessing.start_processes(run_rank, args=(folder,), nprocs=max(WORLD_SIZES), start_method="fork")
 
 
@@ -141,7 +140,7 @@ def run_group(_: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the results of every rank of every group lie."""
     path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_group, args=(path,))
+    assert wait(start(run_group, path)) == 0
     return path
 
 
