@@ -3,8 +3,6 @@
 import hashlib
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +11,8 @@ import pytest
 
 from mnist_ray.errors import ConflictError, StorageError
 from mnist_ray.storage.storage import FileEntry, Storage, StoredFile, open_storage, storage_errors
-from tests.support.commits import COMMIT, DAY_S, REPOSITORY, commit, tree
-from tests.support.small_disk import on_small_disk
+from tests.support.commits import DAY_S, commit, tree
+from tests.support.small_disk import small_disk
 
 
 def test_a_local_object_is_an_ordinary_file(local: Storage) -> None:
@@ -91,26 +89,22 @@ def test_a_write_that_fails_halfway_leaves_the_old_object(local: Storage) -> Non
 
 @pytest.mark.fault
 def test_a_full_disk_is_named_and_leaves_the_old_object(tmp_path: Path) -> None:
-    script = """
-import os, sys
-from mnist_ray.errors import StorageError
-storage = open_storage(sys.argv[1])
-storage.write_bytes("runs/a", b"old")
-for write in (storage.write_bytes, lambda path, data: commit(storage, {"a.parquet": data})):
-    try:
-        write("runs/a", bytes(1 << 20))
-    except StorageError as error:
-        print(error)
-print(storage.read_bytes("runs/a"), storage.list_files(), storage.list_files(".staging"))
-"""
-    command = on_small_disk(tmp_path, "128k", sys.executable, "-c", COMMIT + script, str(tmp_path))
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    reason = "can't be written: the disk is full; free some space or choose another storage"
-    lines = done.stdout.splitlines()
-    assert lines[0] == f"storage='{tmp_path}/runs/a': {reason}"
-    assert lines[1].startswith(f"storage='{tmp_path}/.staging/")
-    assert lines[1].endswith(reason)
-    assert lines[2] == "b'old' [FileEntry(path='runs/a', size=3)] []"
+    with small_disk(tmp_path, "128k") as folder:
+        storage = open_storage(str(folder))
+        storage.write_bytes("runs/a", b"old")
+        for write, place in (
+            (storage.write_bytes, "runs/a"),
+            (lambda _, data: commit(storage, {"a.parquet": data}), ".staging/"),
+        ):
+            with pytest.raises(StorageError) as error:
+                write("runs/a", bytes(1 << 20))
+            assert str(error.value).startswith(f"storage='{folder}/{place}")
+            assert str(error.value).endswith(
+                "can't be written: the disk is full; free some space or choose another storage"
+            )
+        assert storage.read_bytes("runs/a") == b"old"
+        assert storage.list_files() == [FileEntry("runs/a", 3)]
+        assert storage.list_files(".staging") == []
 
 
 def test_a_file_in_the_place_of_the_storage_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""A disk that is soon full, for commands that run in a mount namespace of their own."""
+"""A disk that is soon full, in the mount namespace of a process of its own."""
 
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,17 +11,20 @@ import pytest
 _ENTER = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
 
 
-def on_small_disk(folder: Path, size: str, *command: str, then: str = "") -> list[str]:
-    """Returns a command line that runs a command with a small file system mounted at a folder.
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Gives the path by which this process reaches a small file system, which is gone after the block.
 
     Args:
-      folder: an existing one; for all other processes it stays as it is.
+      folder: an existing one, where it is mounted; by this path it stays as it is.
       size: of the file system, such as 128k.
-      command: what is run, its exit code kept.
-      then: shell commands for after it, while the file system is still there.
     """
-    mount = f"mount -t tmpfs -o size={size} tmpfs {folder}"
-    if shutil.which("unshare") is None or subprocess.run([*_ENTER, mount], capture_output=True).returncode != 0:
-        pytest.skip("needs unshare and the right to mount a small file system")
-    script = f'{mount}; code=0; "$@" || code=$?; {then or ":"}; exit $code'
-    return [*_ENTER, script, "sh", *command]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    script = f"mount -t tmpfs -o size={size} tmpfs '{folder}'; echo mounted; read end"
+    with subprocess.Popen([*_ENTER, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip("needs the right to mount a small file system")
+        yield Path(f"/proc/{holder.pid}/root{folder}")
+        holder.communicate("\n")
