@@ -64,7 +64,7 @@ def write_photos(root: Path, make: Any, count: int, *, seed: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [bright_on_texture, dark_on_greys])
+@pytest.mark.parametrize("make", [bright_on_texture, pytest.param(dark_on_greys, marks=pytest.mark.series)])
 def test_held_out_photos_are_predicted_as_well_as_evaluated_and_their_accuracy_is_printed(
     make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
