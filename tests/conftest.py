@@ -6,9 +6,10 @@ import hypothesis
 import pytest
 import torch
 
+from mnist_ray.storage import retries
 from tests.support.blank_charts import blank_charts  # noqa: F401  (a fixture of the tests of reports)
 from tests.support.ray_jobs import shared_head  # noqa: F401  (the head of the Ray tests)
-from tests.support.s3_fixtures import s3_server, s3_uri  # noqa: F401  (fixtures of the S3 tests)
+from tests.support.s3_fixtures import _read_botocores_files_once, s3_server, s3_uri  # noqa: F401  (fixtures of S3)
 
 # How long an example takes, to run or to be made, is no property of the code: on a busy machine it is anything.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -43,3 +44,9 @@ def _one_thread() -> None:
 def _interruptible() -> None:
     """A shell's background job starts with SIGINT ignored, and so would all that the tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_pauses() -> None:
+    """Requests are repeated as often as ever, but ten attempts pause for two seconds in all instead of forty."""
+    retries._FIRST_PAUSE_S = 0.005

@@ -15,6 +15,8 @@ ATTEMPTS = 10
 TIMEOUT_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30
+# For the question whether there is a server at all.
+PROBE_TIMEOUT_S = 5
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 20.0

@@ -74,7 +74,7 @@ class S3Backend:
     @cached_property
     def client(self) -> Any:
         """The boto3 client; credentials, region, profile and endpoint come from AWS's standard places."""
-        probe = retries.make_client(self.session, attempts=6, read_timeout_s=5)
+        probe = retries.make_client(self.session, attempts=6, read_timeout_s=retries.PROBE_TIMEOUT_S)
         # Ten attempts outlast half a minute of server errors but are too slow for a wrong endpoint. So probe first with
         # fewer attempts; any answer, even a refusal, shows that the server exists.
         with contextlib.suppress(probe.exceptions.ClientError):

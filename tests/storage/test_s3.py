@@ -304,9 +304,9 @@ def test_an_endpoint_without_a_server_is_unreachable(monkeypatch: pytest.MonkeyP
             storage.open_input("x")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_server_that_never_answers_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PROBE_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         storage = storage_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         with pytest.raises(StorageError, match=r"can't be written: the server can't be reached; check the network"):

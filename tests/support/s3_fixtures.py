@@ -13,6 +13,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.loaders import JSONFileLoader
 
 START_TIMEOUT_S = 60
 
@@ -43,6 +44,19 @@ class S3Server:
             monkeypatch.delenv(name)
         for name, value in self.env.items():
             monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _read_botocores_files_once() -> None:
+    """Reading the description of S3 is most of what a new client takes, and a storage makes two."""
+    read, contents = JSONFileLoader.load_file, {}
+
+    def load_file(loader: JSONFileLoader, path: str) -> object:
+        if path not in contents:
+            contents[path] = read(loader, path)
+        return contents[path]
+
+    JSONFileLoader.load_file = load_file
 
 
 @pytest.fixture(scope="session")
