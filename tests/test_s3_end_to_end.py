@@ -56,6 +56,7 @@ def test_a_run_is_trained_resumed_evaluated_and_listed_on_s3(s3_uri: str, capsys
     assert json.loads(capsys.readouterr().out)[0]["runs"] == 1
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_a_grid_is_trained_evaluated_and_reported_on_s3(s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     train_without_ray(s3_uri, "smoke", seeds="2", epochs=1)
     storage = ["--storage", s3_uri]

@@ -151,6 +151,7 @@ def test_no_secret_is_in_anything_that_a_local_storage_holds_or_a_command_prints
 
 @pytest.mark.s3
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_charts")
 def test_no_secret_is_in_anything_that_a_bucket_holds_or_a_command_prints(
     s3_uri: str, secrets_around: Path, images: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+@pytest.mark.parametrize("num_seeds", [3, pytest.param(5, marks=pytest.mark.series), 10])
 @pytest.mark.parametrize("mix", MIXES)
 def test_the_interval_covers_a_known_difference_as_often_as_it_says(mix: str, num_seeds: int) -> None:
     generator = np.random.default_rng(5)

@@ -4,8 +4,10 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -107,14 +109,27 @@ def export(storage: str, run: str, to: str, *more: str) -> int:
     return run_command(["export", run, "--to", to, "--storage", storage, *more])
 
 
+@pytest.fixture(scope="module")
+def exported(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Run, format -> the exported file, each exported once into an empty working folder."""
+
+    @cache
+    def once(run: str, format_name: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"{run}-{format_name}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert export(storage, run, format_name) == 0
+        return folder / f"{run}{FORMATS[format_name].suffix}"
+
+    return once
+
+
 @pytest.mark.parametrize("format_name", LOADERS)
 @pytest.mark.parametrize("run", SETTINGS)
 def test_an_exported_network_gives_the_same_logits_in_its_own_runtime_and_by_the_cards_code(
-    run: str, format_name: str, storage: str, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: str, format_name: str, storage: str, images: Tensor, exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert export(storage, run, format_name) == 0
-    path, checkpoint = Path(f"{run}{FORMATS[format_name].suffix}"), best(storage, run)
+    path, checkpoint = exported(run, format_name), best(storage, run)
     # Another number of images than the network was traced with, and a single one.
     for some in (images, images[:1]):
         expected = expected_logits(checkpoint, some)
@@ -122,16 +137,16 @@ def test_an_exported_network_gives_the_same_logits_in_its_own_runtime_and_by_the
         torch.testing.assert_close(found.double(), expected.double(), atol=1e-5, rtol=1e-5)
     (code,) = re.findall(r"```python\n(.*?)```", path.with_name(f"{path.name}.md").read_text(), re.DOTALL)
     names = {"images": images}
+    monkeypatch.chdir(path.parent)
     exec(code, names)
     found = torch.as_tensor(names["logits"]).detach()
     torch.testing.assert_close(found.double(), expected_logits(checkpoint, images).double(), atol=1e-5, rtol=1e-5)
-    assert sorted(tmp_path.iterdir()) == [tmp_path / path.name, tmp_path / f"{path.name}.md"]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name(f"{path.name}.md")]
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_no_path_of_this_machine_is_in_an_exported_file(format_name: str, storage: str, tmp_path: Path) -> None:
-    assert export(storage, "mlp", format_name, "--output", str(tmp_path / "x")) == 0
-    content = (tmp_path / "x").read_bytes()
+def test_no_path_of_this_machine_is_in_an_exported_file(format_name: str, exported: Any) -> None:
+    content = exported("mlp", format_name).read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in content
     assert b"exporting.py" not in content
 
@@ -147,15 +162,16 @@ def test_the_weights_are_the_checkpoints_bit_for_bit(storage: str, tmp_path: Pat
         assert json.loads(file.metadata()["config"])["variant"] == "dropout_batchnorm"
 
 
-def test_the_onnx_program_takes_any_batch_of_float32_pixels(storage: str, tmp_path: Path) -> None:
-    assert export(storage, "cnn", "onnx", "--output", str(tmp_path)) == 0
-    session = onnxruntime.InferenceSession(tmp_path / "cnn.onnx", providers=["CPUExecutionProvider"])
+def test_the_onnx_program_takes_any_batch_of_float32_pixels(exported: Any) -> None:
+    session = onnxruntime.InferenceSession(exported("cnn", "onnx"), providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape) == ("images", "tensor(float)", ["batch", 1, 28, 28])
     assert (made.name, made.type, made.shape) == ("logits", "tensor(float)", ["batch", 10])
 
 
-def test_the_card_says_what_the_network_is(storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_says_what_the_network_is(
+    storage: str, exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert export(storage, "mlp", "onnx", "--output", str(tmp_path / "net.onnx"), "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["card"] == str(tmp_path / "net.onnx.md")
@@ -174,8 +190,8 @@ def test_the_card_says_what_the_network_is(storage: str, tmp_path: Path, capsys:
         "## Limits",
     ):
         assert part in card
-    assert export(storage, "double", "onnx", "--output", str(tmp_path)) == 0
-    assert "Trained in float64, it computes in float32 here." in (tmp_path / "double.onnx.md").read_text()
+    double = Path(f"{exported('double', 'onnx')}.md").read_text()
+    assert "Trained in float64, it computes in float32 here." in double
 
 
 def test_the_card_says_where_the_validation_images_come_from(
@@ -254,7 +270,7 @@ def test_without_onnx_the_message_says_what_to_install(
 
 @pytest.mark.parametrize("format_name", LOADERS)
 def test_an_exported_network_predicts_what_predict_says_of_the_same_image_files(
-    format_name: str, storage: str, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    format_name: str, storage: str, images: Tensor, exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "files").mkdir()
     for number, image in enumerate(images[:40, 0].numpy()):
@@ -264,10 +280,10 @@ def test_an_exported_network_predicts_what_predict_says_of_the_same_image_files(
     said = json.loads(capsys.readouterr().out)
     rows = pq.read_table(f"{said['uri']}/predictions-00000.parquet").to_pylist()
 
-    path = tmp_path / f"mlp{FORMATS[format_name].suffix}"
-    assert export(storage, "mlp", format_name, "--output", str(path)) == 0
     files = [np.asarray(Image.open(tmp_path / "files" / row["path"])) for row in rows]
-    found = LOADERS[format_name](path, best(storage, "mlp"), torch.from_numpy(np.stack(files))[:, None])
+    found = LOADERS[format_name](
+        exported("mlp", format_name), best(storage, "mlp"), torch.from_numpy(np.stack(files))[:, None]
+    )
     assert found.argmax(1).tolist() == [row["predicted_label"] for row in rows]
     np.testing.assert_allclose(found.softmax(1).numpy(), [row["probabilities"] for row in rows], atol=1e-5)
 

@@ -492,7 +492,9 @@ def test_a_signal_ends_a_query_whose_output_nobody_reads(evaluated: Evaluated, n
         assert process.wait(30) == code
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.series), (signal.SIGINT, 130)]
+)
 @pytest.mark.parametrize(
     "sql",
     [
