@@ -2,106 +2,33 @@
 
 import gzip
 import io
-import itertools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.data import parquet_file
 from mnist_ray.data.datasets import load_examples
-from mnist_ray.data.unlabelled import find_images
-from mnist_ray.evaluation.inference import load_network
-from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.storage.storage import open_storage
-
-UNKNOWN = "unknown image format"
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with a run `a`, trained on bright digits."""
-    folder = tmp_path_factory.mktemp("storage")
-    train = ["train", "--dataset", "digits", "--variant", "dropout_batchnorm", "--epochs", "3", "--name", "a"]
-    assert run_command([*train, "--storage", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def digits() -> np.ndarray:
-    return load_examples("digits", "test", data_dir=Path("unused")).images[:, 0].numpy()
-
-
-def predict(storage: Path, images: Path | str, *more: str) -> int:
-    return run_command(["predict", "--run", "a", "--images", str(images), "--storage", str(storage), *more])
-
-
-def predicted(
-    storage: Path, images: Path | str, *more: str, capsys: pytest.CaptureFixture[str]
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Predicts; returns what --json says, and the rows of both tables."""
-    capsys.readouterr()
-    assert predict(storage, images, "--json", *more) == 0
-    said = json.loads(capsys.readouterr().out)
-    return said, *(rows_of(Path(said["uri"]), name) for name in ("predictions-*", "errors"))
-
-
-def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
-    tables = [pq.read_table(path) for path in sorted(folder.glob(f"{name}.parquet"))]
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def line_of(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err.strip()
-
-
-def left_in(storage: Path) -> list[str]:
-    """Returns what predicting has left: the names of committed predictions, and unfinished work."""
-    return sorted(path.name for place in ("predictions", ".staging") for path in storage.glob(f"{place}/*"))
-
-
-def expected_probabilities(storage: Path, images: np.ndarray) -> np.ndarray:
-    """Plain PyTorch's, for uint8 [n, 28, 28] of bright ink."""
-    checkpoint = RunFolder(open_storage(str(storage)), "a").best()
-    mean, std = checkpoint.document["normalization"].values()
-    with torch.inference_mode():
-        logits: Tensor = load_network(checkpoint)((torch.from_numpy(images)[:, None] / 255 - mean) / std)
-    return logits.softmax(1).numpy()
-
-
-def png(pixels: np.ndarray, **options: Any) -> bytes:
-    return encoded(Image.fromarray(pixels), "PNG", **options)
-
-
-def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
-    content = io.BytesIO()
-    image.save(content, format_name, **options)
-    return content.getvalue()
-
-
-def resized(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR))
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
+from tests.support.predicting import (
+    UNKNOWN,
+    encoded,
+    expected_probabilities,
+    idx_bytes,
+    left_in,
+    line_of,
+    parquet,
+    png,
+    predict,
+    predicted,
+    resized,
+    write,
+)
 
 
 def test_images_of_every_sort_get_the_probabilities_of_their_pixels(
@@ -271,99 +198,6 @@ def test_a_place_without_readable_images_ends_with_3_and_one_line(
     assert left_in(storage) == before
 
 
-def idx_bytes(images: np.ndarray) -> bytes:
-    return b"\0\0\x08\x03" + np.array(images.shape, dtype=">u4").tobytes() + images.tobytes()
-
-
-def parquet(table: pa.Table, **options: Any) -> bytes:
-    content = io.BytesIO()
-    pq.write_table(table, content, **options)
-    return content.getvalue()
-
-
-def test_idx_and_parquet_files_give_the_predictions_of_the_same_images_in_a_folder(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    some = digits[:50].copy()
-    some[::7] = 255 - some[::7]
-    files = [png(pixels) for pixels in some]
-    as_pixels = pa.FixedSizeListArray.from_arrays(pa.array(some.reshape(-1)), 784)
-    as_struct = pa.array([{"bytes": content, "path": None} for content in files])
-    write(tmp_path / "folder", {f"{place:02d}.png": content for place, content in enumerate(files)})
-    write(
-        tmp_path,
-        {
-            "some-idx3-ubyte": idx_bytes(some),
-            "packed.gz": gzip.compress(idx_bytes(some)),
-            "bytes.parquet": parquet(pa.table({"image": files, "other": files}), row_group_size=8),
-            "struct.parquet": parquet(pa.table({"image": as_struct}), row_group_size=50),
-            "pixels.parquet": parquet(pa.table({"image": as_pixels})),
-            "two/_metadata": b"not read",
-            "two/1.parquet": parquet(pa.table({"image": files[:30]})),
-            "two/2.parquet": parquet(pa.table({"image": files[30:]})),
-        },
-    )
-    shards = ["--shard-size", "20", "--num-workers", "1"]
-    said, in_folder, _ = predicted(storage, tmp_path / "folder", *shards, capsys=capsys)
-    assert said["num_inverted"] == 8
-    expected = expected_probabilities(storage, digits[:50])
-    np.testing.assert_allclose([row["probabilities"] for row in in_folder], expected, atol=1e-5)
-    for place in ("some-idx3-ubyte", "packed.gz", "bytes.parquet", "struct.parquet", "pixels.parquet", "two"):
-        said, rows, errors = predicted(storage, tmp_path / place, *shards, capsys=capsys)
-        assert errors == [], place
-        # Other cuts into batches may round differently, in the last bits.
-        found = [row["probabilities"] for row in rows]
-        np.testing.assert_allclose(found, [row["probabilities"] for row in in_folder], atol=1e-6, err_msg=place)
-        names = {"two": ["1.parquet"] * 30 + ["2.parquet"] * 20}.get(place, [place] * 50)
-        assert [row["path"] for row in rows] == names
-        numbers = [*range(30), *range(20)] if place == "two" else [*range(50)]
-        assert [row["row"] for row in rows] == numbers
-        assert [row["inverted"] for row in rows] == [row["inverted"] for row in in_folder]
-
-
-def test_tiny_images_of_a_packed_idx_file_are_read_a_few_at_once(tmp_path: Path) -> None:
-    write(tmp_path, {"tiny.gz": gzip.compress(idx_bytes(np.zeros((100_000, 1, 1), dtype=np.uint8)))})
-    (span,) = find_images(str(tmp_path / "tiny.gz")).spans(4096)
-    count = largest = 0
-    for images in itertools.islice(span.read(), 3):
-        assert images.grey is not None
-        count += len(images)
-        largest = max(largest, images.grey.nbytes)
-    assert 0 < count < 5000
-    assert largest <= 1 << 20
-
-
-def test_images_of_another_size_in_an_idx_file_are_resized(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    large = np.kron(digits[:3], np.ones((1, 2, 3), dtype=np.uint8))
-    write(tmp_path, {"large.idx": idx_bytes(large)})
-    said, rows, _ = predicted(storage, tmp_path / "large.idx", capsys=capsys)
-    assert said["num_converted"] == 3
-    expected = expected_probabilities(storage, np.stack([resized(Image.fromarray(pixels)) for pixels in large]))
-    np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-5)
-
-
-def test_bad_rows_of_parquet_are_listed_by_their_number(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good = png(digits[0])
-    as_pixels = [digits[0].reshape(-1).tolist(), None, [1, 2], [None] * 784, digits[1].reshape(-1).tolist()]
-    write(
-        tmp_path,
-        {
-            "bytes.parquet": parquet(pa.table({"image": [good, None, b"", good]}), row_group_size=1),
-            "pixels.parquet": parquet(pa.table({"image": pa.array(as_pixels, pa.list_(pa.uint8()))})),
-        },
-    )
-    _, rows, errors = predicted(storage, tmp_path / "bytes.parquet", capsys=capsys)
-    assert [row["row"] for row in rows] == [0, 3]
-    assert [(row["row"], row["error"]) for row in errors] == [(1, "null"), (2, UNKNOWN)]
-    _, rows, errors = predicted(storage, tmp_path / "pixels.parquet", capsys=capsys)
-    assert [row["row"] for row in rows] == [0, 4]
-    assert [(row["row"], row["error"]) for row in errors] == [(1, "null"), (2, "2 pixels instead of 784"), (3, "null")]
-
-
 def test_shards_are_cut_in_the_order_of_the_paths(
     storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,89 +286,6 @@ def test_a_run_that_was_trained_on_dark_ink_gets_dark_ink(
     _, rows, _ = predicted(tmp_path / "s", folder, capsys=capsys)
     assert [row["inverted"] for row in rows] == [True, False]
     np.testing.assert_allclose(rows[0]["probabilities"], rows[1]["probabilities"], atol=1e-6)
-
-
-def test_folders_named_as_the_classes_give_labels_and_accuracy(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    labels = load_examples("digits", "test", data_dir=Path("unused")).labels[:40].tolist()
-    files = {f"{label}/deep/{place:02d}.png": png(digits[place]) for place, label in enumerate(labels)}
-    folder = write(tmp_path / "images", {**files, "3/junk.png": b"junk"})
-    said, rows, _ = predicted(storage, folder, "--shard-size", "7", capsys=capsys)
-    assert [row["label"] for row in rows] == [int(row["path"][0]) for row in rows] == sorted(labels)
-    share = sum(row["label"] == row["predicted_label"] for row in rows) / 40
-    assert (said["num_labelled"], said["accuracy"]) == (40, share)
-    assert share > 0.8
-    assert predict(storage, folder) == 0
-    shown = capsys.readouterr().out
-    assert f"accuracy {share:.4f} on 40 images, whose folders name their classes" in shown
-
-    write(folder, {"other/7.png": png(digits[0])})
-    said, rows, _ = predicted(storage, folder, capsys=capsys)
-    assert (said["num_labelled"], said["accuracy"]) == (40, None)
-    assert [row["path"] for row in rows if row["label"] is None] == ["other/7.png"]
-    assert predict(storage, folder) == 0
-    captured = capsys.readouterr()
-    assert "accuracy" not in captured.out
-    assert (
-        "images: no accuracy, as 1 of 41 images are in no folder that is named as a class of the run, the first is "
-        "other/7.png"
-    ) in captured.err
-
-
-@pytest.mark.parametrize("kind", ["integers", "strings", "dictionary", "pixels"])
-def test_the_labels_of_parquet_give_labels_and_accuracy(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, kind: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(parquet_file, "ROWS_PER_BATCH", 9)
-    labels = load_examples("digits", "test", data_dir=Path("unused")).labels[:40].tolist()
-    images = [pixels.reshape(-1).tolist() if kind == "pixels" else png(pixels) for pixels in digits[:40]]
-    column = pa.array(labels if kind in ("integers", "pixels") else [str(label) for label in labels])
-    image_column = pa.array(images, pa.list_(pa.uint8()) if kind == "pixels" else pa.binary())
-    table = {"label": column.dictionary_encode() if kind == "dictionary" else column, "image": image_column}
-    write(tmp_path, {"a.parquet": parquet(pa.table(table), row_group_size=16)})
-    said, rows, _ = predicted(storage, tmp_path / "a.parquet", "--shard-size", "7", "--num-workers", "1", capsys=capsys)
-    assert [row["label"] for row in rows] == labels
-    share = sum(row["label"] == row["predicted_label"] for row in rows) / 40
-    assert (said["num_labelled"], said["accuracy"]) == (40, share)
-    assert share > 0.8
-    assert predict(storage, tmp_path / "a.parquet") == 0
-    assert f"accuracy {share:.4f} on 40 images, whose column label names their classes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("labels", "num_labelled", "first"),
-    [([3, None, 77], 1, "row 1"), (["three", "one", "x"], 0, "row 0"), ([[3], [1], [2]], 0, None)],
-)
-def test_labels_that_are_no_class_give_no_accuracy_and_are_told_of(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[Any],
-    num_labelled: int, first: str | None,
-) -> None:  # fmt: skip
-    table = pa.table({"image": [png(pixels) for pixels in digits[:3]], "label": labels})
-    write(tmp_path, {"a.parquet": parquet(table)})
-    said, rows, _ = predicted(storage, tmp_path / "a.parquet", capsys=capsys)
-    assert [row["label"] for row in rows] == [3, None, None] if num_labelled else [None] * 3
-    assert (said["num_labelled"], said["accuracy"]) == (num_labelled, None)
-    assert predict(storage, tmp_path / "a.parquet") == 0
-    captured = capsys.readouterr()
-    assert "accuracy" not in captured.out
-    line = (
-        f"no accuracy, as {3 - num_labelled} of 3 images have no label that is a class of the run, the first is {first}"
-    )
-    assert (f"images: {line} of a.parquet\n" if first else "") == captured.err
-
-
-def test_images_in_no_folder_of_a_class_have_no_label_and_no_word_about_accuracy(
-    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write(tmp_path / "images", {"7": png(digits[0]), "x/7/1.png": png(digits[1])})
-    said, rows, _ = predicted(storage, folder, capsys=capsys)
-    assert [row["label"] for row in rows] == [None, None]
-    assert (said["num_labelled"], said["accuracy"]) == (0, None)
-    assert predict(storage, folder) == 0
-    captured = capsys.readouterr()
-    assert "accuracy" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
