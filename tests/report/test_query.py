@@ -1,245 +1,28 @@
-"""SQL on committed evaluations: what docs/queries.md says, what is refused, and what is printed."""
+"""SQL on committed evaluations: what is there, what is refused, and what is printed."""
 
 import base64
 import csv
 import hashlib
 import io
 import json
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 from rich.console import Console
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.config.settings import EvaluationConfig
-from mnist_ray.data.datasets import load_examples, stream_examples
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
 from mnist_ray.report.grid_report import report_grid
-from mnist_ray.report.query import query_evaluation
-from mnist_ray.results import schemas
 from mnist_ray.results.evaluation_folder import open_evaluation
-from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.results.run_progress import read_progress
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.training.data import prepare_data
-from mnist_ray.training.train_stack import train_stack
-from tests.support.report_evaluations import commit_evaluation
+from tests.support.queried import QUERIES, ROOT, Evaluated
 
-CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs/queries.md").read_text()
-QUERIES = {
-    int(number): sql for number, sql in re.findall(r"^## (\d+)\. [^#]*?```sql\n(.*?)```", DOCUMENT, re.DOTALL | re.M)
-}
 TABLES = {"predictions", "metrics", "per_class", "confusion", "calibration", "learning_curves", "images", "lineage"}
-SETTING = ["dropout", "batch_norm", "weight_decay"]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A committed evaluation of a grid: 8 settings x 2 seeds on the 355 test digits, in four part files."""
-
-    storage: str
-    name: str
-
-    def query(self, sql: str) -> pd.DataFrame:
-        with query_evaluation(open_evaluation(open_storage(self.storage), self.name), sql) as answer:
-            return pd.DataFrame(list(answer.rows), columns=list(answer.columns))
-
-    def table(self, name: str) -> pd.DataFrame:
-        """The table as plain Parquet files, without the code under test."""
-        folder = Path(self.storage) / "evaluations" / self.name
-        return pd.concat(pd.read_parquet(file) for file in sorted(folder.glob(f"{name}*.parquet")))
-
-    def joined(self, name: str) -> pd.DataFrame:
-        settings = self.table("metrics")[["run", "seed", *SETTING]]
-        return self.table(name).astype({"run": str}).merge(settings.astype({"run": str}), on="run")
-
-
-def make_evaluation(uri: str) -> Evaluated:
-    overrides = {"epochs": 1, "learning_rate": 0.01, "weight_decay": [0.0, 1e-2]}
-    grid = read_grid(grid_settings("smoke"), seeds="2", overrides=overrides, source="test")
-    runs = expand(grid, name="g", max_runs=100)
-    storage = open_storage(uri)
-    folder = GridFolder(storage, "g")
-    folder.claim(grid, runs)
-    digits = load_examples("digits", "train", data_dir=Path("unused"))
-    for stack in stacks(runs, size=8):
-        for _ in train_stack(stack, prepare_data(stack[0].config, digits, device=CPU), storage=storage, device=CPU):
-            pass
-    folder.write_runs(runs, {run.run: read_progress(storage, run.run) for run in runs})
-    examples = stream_examples("digits", "test", data_dir=Path("unused"))
-    config = EvaluationConfig(dataset="digits", grid="g", shard_size=100)
-    checkpoints = [RunFolder(storage, run.run).best() for run in runs]
-    return Evaluated(uri, commit_evaluation(storage, config, checkpoints, examples))
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
-    return make_evaluation(str(tmp_path_factory.mktemp("storage")))
-
-
-COLUMNS = {
-    1: ["class_name", "dropout", "accuracy", "runs"],
-    2: ["label_name", "predicted_label_name", "without_batch_norm", "with_batch_norm", "removed"],
-    3: ["batch_norm", "confidence_low", "confidence_high", "examples", "mean_confidence", "bin_accuracy", "gap"],
-    4: [*(f"{name}_{side}" for side in "ab" for name in SETTING), "disagreement"],
-    5: [*SETTING, "seeds", "mean_accuracy", "std_accuracy", "lowest", "highest"],
-    6: ["example_index", "label_name", "wrong_runs", "runs", "usual_mistake", "mean_label_probability"],
-    7: [*SETTING, "validation_accuracy", "test_accuracy", "validation_rank", "test_rank", "optimism"],
-    8: ["dropout", "batch_norm", "over_confidence", "confidence_when_wrong", "confident_mistakes"],
-    9: ["class_name", "f1_gain", "share_of_pairs_improved", "pairs"],
-    10: ["weight_decay", "pairs", "accuracy_change", "accuracy_standard_error", "log_loss_change"],
-}
-
-
-def test_the_ten_queries_are_all_the_sql_blocks_of_the_document() -> None:
-    assert list(QUERIES) == list(range(1, 11))
-    assert DOCUMENT.count("```sql") == 10
-
-
-@pytest.mark.parametrize("number", QUERIES)
-def test_a_documented_query_has_its_columns_and_rows_without_nulls(number: int, evaluated: Evaluated) -> None:
-    found = evaluated.query(QUERIES[number])
-    assert list(found.columns) == COLUMNS[number]
-    assert len(found) == {1: 20, 2: 10, 4: 28, 5: 8, 6: 10, 7: 8, 8: 4, 9: 10, 10: 1}.get(number, len(found))
-    assert len(found) > 0
-    assert not found.isna().any(axis=None)
-
-
-def test_the_accuracy_by_class_and_dropout_is_that_of_the_predictions(evaluated: Evaluated) -> None:
-    rows = evaluated.joined("predictions").astype({"label_name": str})
-    expected = rows.groupby(["label_name", "dropout", "run"])["correct"].mean().groupby(level=[0, 1]).mean()
-    found = evaluated.query(QUERIES[1])
-    assert list(zip(found["class_name"], found["dropout"], strict=True)) == list(expected.index)
-    np.testing.assert_allclose(found["accuracy"], expected, rtol=1e-12)
-    assert set(found["runs"]) == {8}
-
-
-def test_the_removed_confusions_are_those_of_the_predictions(evaluated: Evaluated) -> None:
-    wrong = evaluated.joined("predictions").query("not correct")
-    pairs = wrong.groupby(["label", "predicted_label", "batch_norm"], observed=True).size().unstack(fill_value=0) / 8
-    expected = (pairs[False] - pairs[True]).sort_values(ascending=False).head(10)
-    found = evaluated.query(QUERIES[2])
-    np.testing.assert_allclose(found["removed"], expected.to_numpy(), rtol=1e-12)
-    best = found.iloc[0]
-    assert (
-        best["removed"]
-        == pairs[False][int(best["label_name"]), int(best["predicted_label_name"])]
-        - (pairs[True][int(best["label_name"]), int(best["predicted_label_name"])])
-    )
-
-
-def test_the_calibration_has_every_example_once_and_the_mean_gap_of_all(evaluated: Evaluated) -> None:
-    found, rows = evaluated.query(QUERIES[3]), evaluated.joined("predictions")
-    for batch_norm, bins in found.groupby("batch_norm"):
-        of_setting = rows[rows["batch_norm"] == batch_norm]
-        assert bins["examples"].sum() == 8 * 355 == len(of_setting)
-        gap = (bins["gap"] * bins["examples"]).sum() / bins["examples"].sum()
-        expected = of_setting["confidence"].astype(float).mean() - of_setting["correct"].mean()
-        assert gap == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_disagreement_is_that_of_the_predictions(evaluated: Evaluated) -> None:
-    rows = evaluated.joined("predictions")
-    answers = rows.pivot_table(index=["seed", "example_index"], columns=SETTING, values="predicted_label")
-    assert answers.shape == (2 * 355, 8)
-    for row in evaluated.query(QUERIES[4]).itertuples():
-        a = answers[row.dropout_a, row.batch_norm_a, row.weight_decay_a]
-        b = answers[row.dropout_b, row.batch_norm_b, row.weight_decay_b]
-        assert row.disagreement == pytest.approx((a != b).mean(), rel=1e-12)
-
-
-def test_the_spread_over_seeds_is_numpys(evaluated: Evaluated) -> None:
-    metrics = evaluated.table("metrics")
-    for row in evaluated.query(QUERIES[5]).itertuples():
-        chosen = (metrics[SETTING] == [row.dropout, row.batch_norm, row.weight_decay]).all(axis=1)
-        accuracies = metrics["accuracy"][chosen].to_numpy()
-        assert row.seeds == len(accuracies) == 2
-        assert row.mean_accuracy == pytest.approx(np.mean(accuracies), rel=1e-12)
-        assert row.std_accuracy == pytest.approx(np.std(accuracies, ddof=1), rel=1e-9)
-
-
-def test_the_hardest_images_are_those_that_most_runs_get_wrong(evaluated: Evaluated) -> None:
-    rows = evaluated.table("predictions")
-    wrong = (~rows["correct"]).groupby(rows["example_index"]).sum()
-    found = evaluated.query(QUERIES[6])
-    assert list(found["wrong_runs"]) == sorted(wrong, reverse=True)[:10]
-    for row in found.itertuples():
-        of_image = rows[rows["example_index"] == row.example_index]
-        mistakes = of_image.query("not correct")["predicted_label_name"].astype(str)
-        assert row.wrong_runs == len(mistakes)
-        assert row.usual_mistake in list(mistakes.mode())
-
-
-def test_the_first_setting_by_validation_is_the_grids_best(evaluated: Evaluated) -> None:
-    runs = pd.DataFrame(GridFolder(open_storage(evaluated.storage), "g").read_runs())
-    expected = runs.groupby(SETTING)["best_val_accuracy"].mean()
-    found = evaluated.query(QUERIES[7])
-    assert found["validation_accuracy"].iloc[0] == pytest.approx(expected.max(), rel=1e-12)
-    test = evaluated.table("metrics").groupby(SETTING)["accuracy"].mean()
-    np.testing.assert_allclose(found["test_accuracy"], test.loc[list(zip(*map(found.get, SETTING), strict=True))])
-
-
-def test_the_over_confidence_is_that_of_the_predictions(evaluated: Evaluated) -> None:
-    rows = evaluated.joined("predictions").astype({"confidence": float}).set_index(["dropout", "batch_norm"])
-    for row in evaluated.query(QUERIES[8]).itertuples():
-        of_setting = rows.loc[(row.dropout, row.batch_norm)]
-        wrong = of_setting[~of_setting["correct"]]
-        assert row.over_confidence == pytest.approx(of_setting["confidence"].mean() - of_setting["correct"].mean())
-        assert row.confidence_when_wrong == pytest.approx(wrong["confidence"].mean())
-        assert row.confident_mistakes == pytest.approx((wrong["confidence"] > 0.9).sum() / len(of_setting))
-
-
-def test_the_gain_of_a_class_from_dropout_is_that_of_the_pairs(evaluated: Evaluated) -> None:
-    rows = evaluated.joined("per_class").astype({"class_name": str})
-    f1 = rows.pivot(index=["class_name", "seed", "batch_norm", "weight_decay"], columns="dropout", values="f1")
-    gain = f1[0.3] - f1[0.0]
-    found = evaluated.query(QUERIES[9]).set_index("class_name").sort_index()
-    np.testing.assert_allclose(found["f1_gain"], gain.groupby("class_name").mean(), atol=1e-12)
-    np.testing.assert_allclose(found["share_of_pairs_improved"], (gain > 0).groupby("class_name").mean())
-    assert set(found["pairs"]) == {8}
-
-
-def test_the_effect_of_weight_decay_is_the_mean_of_the_paired_differences(evaluated: Evaluated) -> None:
-    metrics = evaluated.table("metrics").set_index(["weight_decay", "seed", "dropout", "batch_norm"])
-    difference = metrics.loc[1e-2, ["accuracy", "log_loss"]] - metrics.loc[0.0, ["accuracy", "log_loss"]]
-    (row,) = evaluated.query(QUERIES[10]).itertuples()
-    assert (row.weight_decay, row.pairs) == (1e-2, 8)
-    assert row.accuracy_change == pytest.approx(difference["accuracy"].mean(), rel=1e-9, abs=1e-12)
-    assert row.log_loss_change == pytest.approx(difference["log_loss"].mean(), rel=1e-9)
-    assert row.accuracy_standard_error == pytest.approx(difference["accuracy"].sem(), rel=1e-9)
-
-
-def test_the_documents_python_runs_and_finds_the_same(evaluated: Evaluated) -> None:
-    folder = f"{evaluated.storage}/evaluations/{evaluated.name}"
-    names: dict[str, Any] = {}
-    counted = []
-    for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL):
-        exec(code.replace("results/evaluations/EVALUATION", folder), names)
-        counted += [len(names["errors"])] if "errors" in names else []
-    expected = evaluated.query("SELECT count(*) FROM predictions WHERE NOT correct").iloc[0, 0]
-    assert counted == [expected, expected]
-
-
-def test_the_documents_table_for_athena_has_the_columns_of_the_schema() -> None:
-    (statement,) = re.findall(r"CREATE EXTERNAL TABLE predictions \((.*?)\n\)", DOCUMENT, re.DOTALL)
-    found = [tuple(line.strip(" ,").split(" ")) for line in statement.strip().splitlines()]
-    kinds = {"int64": "bigint", "bool": "boolean", "float32": "float", "float32[classes]": "array<float>"}
-    columns = schemas.TABLES["predictions"].columns
-    assert found == [(column.name, kinds.get(column.type_name(), "string")) for column in columns]
 
 
 def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, tmp_path: Path) -> None:
