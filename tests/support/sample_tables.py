@@ -49,13 +49,17 @@ def metrics_table(**changes):
     return parquet.make_table("metrics", {**columns, **changes}, code_version="1")
 
 
-def other_tables():
+RATES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+EPOCHS = {"run": "a", "epoch": [1, 2], "examples": [1500, 1500], "learning_rate": [1e-3, 1e-4]}
+OF_IMAGES = {"run": "a", "path": ["a/1.png", "b.parquet"], "row": [None, 7]}
+
+
+def tallied_columns():
+    """The columns of the tables that are made of a tally, by table."""
     shard = metrics.predictions(torch.log_softmax(torch.eye(3), dim=1), torch.tensor([0, 1, 1]))
     total = metrics.tally(shard, num_bins=15)
     labels, predicted = np.indices((3, 3)).reshape(2, 9)
-    epochs = {"run": "a", "epoch": [1, 2], "examples": [1500, 1500], "learning_rate": [1e-3, 1e-4]}
-    rates = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds")
-    columns = {
+    return {
         "per_class": {
             "class": range(3),
             "class_name": CLASS_NAMES,
@@ -70,107 +74,112 @@ def other_tables():
         },
         "calibration": metrics.calibration(total),
     }
-    made = {name: parquet.make_table(name, {**EVALUATION, **own}, code_version="1") for name, own in columns.items()}
-    runs = {
-        "run": ["a", "b"],
-        "grid": "g",
-        **config_columns(CONFIGS),
-        "status": ["finished", "diverged"],
-        "reason": [None, "epoch 1"],
-        "epochs_done": [5, 0],
-        "best_epoch": [4, None],
-        "best_val_loss": [0.1, None],
-        "best_val_accuracy": [0.97, None],
-        "seconds": [1.5, 0.0],
-        "checkpoint": ["runs/a/best", None],
+
+
+RUNS = {
+    "run": ["a", "b"],
+    "grid": "g",
+    **config_columns(CONFIGS),
+    "status": ["finished", "diverged"],
+    "reason": [None, "epoch 1"],
+    "epochs_done": [5, 0],
+    "best_epoch": [4, None],
+    "best_val_loss": [0.1, None],
+    "best_val_accuracy": [0.97, None],
+    "seconds": [1.5, 0.0],
+    "checkpoint": ["runs/a/best", None],
+}
+EFFECTS = {
+    "evaluation": "e",
+    "grid": "g",
+    "dataset": "digits",
+    "split": "test",
+    "metric": "accuracy",
+    "kind": ["main", "interaction"],
+    "axis": "dropout",
+    "level": "0.3",
+    "reference_level": "0",
+    "second_axis": [None, "batch_norm"],
+    "second_level": [None, "true"],
+    "second_reference_level": [None, "false"],
+    **{name: [0.01, None] for name in ("effect_low", "effect_high", "p_value", "p_adjusted")},
+    "effect": [0.02, 0.0],
+    "num_seeds": [3, 1],
+    "num_pairs": [8, 4],
+}
+COMPARISONS = {
+    "evaluation": "e",
+    "dataset": "digits",
+    "split": "test",
+    "first": ["dropout", "tuned"],
+    "second": "baseline",
+    **{name: [3, 1] for name in ("num_seeds", "num_examples", "first_right", "second_right")},
+    **{
+        f"{name}{end}": [0.9, 0.5]
+        for name in ("accuracy_difference", "log_loss_difference")
+        for end in ("", "_low", "_high")
+    },
+    **{f"{place}_{name}": [0.9, 0.5] for name in ("accuracy", "log_loss") for place in ("first", "second")},
+    **{name: [0.01, 0.5] for name in ("p_value", "p_adjusted", "mcnemar_p", "mcnemar_p_adjusted")},
+    "seed_error": [0.01, None],
+    "example_error": [0.01, 0.02],
+    "num_seeds_needed": [12, None],
+    "verdict": ["better", "tie"],
+}
+IMAGES = {
+    "dataset": "digits",
+    "split": "test",
+    "reason": ["hardest", "sample"],
+    "rank": [0, 0],
+    "example_index": [12, 0],
+    "label": [1, 2],
+    "label_name": ["eins", "zwei"],
+    "image": [b"\x89PNG", b"\x89PNG2"],
+    "num_runs_wrong": [2, 0],
+    "vote_entropy": [0.5, 0.0],
+    "mean_loss": [2.5, 0.125],
+}
+LINEAGE = {
+    **EVALUATION,
+    "run": ["a", "b"],
+    **dict.fromkeys(("config_hash", "checkpoint_sha256", "train_data_sha256", "train_code_version"), "ab"),
+    "command_line": "mnist-ray train",
+    "python": "3.11.2",
+    "libraries": '{"torch": "2.14.1"}',
+    "cpu": "a CPU",
+    "num_cpus": [2, 64],
+    "gpu": [None, "a GPU"],
+    "os": "Linux",
+    "num_workers": [1, 2],
+}
+ANSWER = {
+    "label": [None, 2],
+    "predicted_label": [0, 2],
+    "predicted_label_name": CLASS_NAMES[[0, 2]],
+    "confidence": [0.75, 0.5],
+    "inverted": [True, False],
+    "probabilities": np.array([[0.75, 0.25, 0], [0.25, 0.25, 0.5]], dtype=np.float32),
+}
+
+
+def other_tables():
+    columns = {
+        **{name: {**EVALUATION, **own} for name, own in tallied_columns().items()},
+        "images": IMAGES,
+        "lineage": LINEAGE,
+        "learning_curves": {**EPOCHS, **{name: [0.5, 0.25] for name in RATES}},
+        "image_predictions": {**OF_IMAGES, **ANSWER},
+        "image_errors": {**OF_IMAGES, "error": ["null", "cut"]},
+        "comparisons": COMPARISONS,
+        "effects": EFFECTS,
+        "runs": RUNS,
+        "history": {**EPOCHS, **{name: [0.5, 0.25] for name in (*RATES, "epoch_seconds")}},
     }
-    effects = {
-        "evaluation": "e",
-        "grid": "g",
-        "dataset": "digits",
-        "split": "test",
-        "metric": "accuracy",
-        "kind": ["main", "interaction"],
-        "axis": "dropout",
-        "level": "0.3",
-        "reference_level": "0",
-        "second_axis": [None, "batch_norm"],
-        "second_level": [None, "true"],
-        "second_reference_level": [None, "false"],
-        **{name: [0.01, None] for name in ("effect_low", "effect_high", "p_value", "p_adjusted")},
-        "effect": [0.02, 0.0],
-        "num_seeds": [3, 1],
-        "num_pairs": [8, 4],
+    num_classes = {"image_predictions": 3}
+    return {
+        name: parquet.make_table(name, own, code_version="1", num_classes=num_classes.get(name))
+        for name, own in columns.items()
     }
-    comparisons = {
-        "evaluation": "e",
-        "dataset": "digits",
-        "split": "test",
-        "first": ["dropout", "tuned"],
-        "second": "baseline",
-        **{name: [3, 1] for name in ("num_seeds", "num_examples", "first_right", "second_right")},
-        **{
-            f"{name}{end}": [0.9, 0.5]
-            for name in ("accuracy_difference", "log_loss_difference")
-            for end in ("", "_low", "_high")
-        },
-        **{f"{place}_{name}": [0.9, 0.5] for name in ("accuracy", "log_loss") for place in ("first", "second")},
-        **{name: [0.01, 0.5] for name in ("p_value", "p_adjusted", "mcnemar_p", "mcnemar_p_adjusted")},
-        "seed_error": [0.01, None],
-        "example_error": [0.01, 0.02],
-        "num_seeds_needed": [12, None],
-        "verdict": ["better", "tie"],
-    }
-    images = {
-        "dataset": "digits",
-        "split": "test",
-        "reason": ["hardest", "sample"],
-        "rank": [0, 0],
-        "example_index": [12, 0],
-        "label": [1, 2],
-        "label_name": ["eins", "zwei"],
-        "image": [b"\x89PNG", b"\x89PNG2"],
-        "num_runs_wrong": [2, 0],
-        "vote_entropy": [0.5, 0.0],
-        "mean_loss": [2.5, 0.125],
-    }
-    lineage = {
-        **EVALUATION,
-        "run": ["a", "b"],
-        **dict.fromkeys(("config_hash", "checkpoint_sha256", "train_data_sha256", "train_code_version"), "ab"),
-        "command_line": "mnist-ray train",
-        "python": "3.11.2",
-        "libraries": '{"torch": "2.14.1"}',
-        "cpu": "a CPU",
-        "num_cpus": [2, 64],
-        "gpu": [None, "a GPU"],
-        "os": "Linux",
-        "num_workers": [1, 2],
-    }
-    curves = {**epochs, **{name: [0.5, 0.25] for name in rates if name != "epoch_seconds"}}
-    made["images"] = parquet.make_table("images", images, code_version="1")
-    made["lineage"] = parquet.make_table("lineage", lineage, code_version="1")
-    made["learning_curves"] = parquet.make_table("learning_curves", curves, code_version="1")
-    image = {"run": "a", "path": ["a/1.png", "b.parquet"], "row": [None, 7]}
-    answer = {
-        "label": [None, 2],
-        "predicted_label": [0, 2],
-        "predicted_label_name": CLASS_NAMES[[0, 2]],
-        "confidence": [0.75, 0.5],
-        "inverted": [True, False],
-        "probabilities": np.array([[0.75, 0.25, 0], [0.25, 0.25, 0.5]], dtype=np.float32),
-    }
-    made["image_predictions"] = parquet.make_table(
-        "image_predictions", {**image, **answer}, code_version="1", num_classes=3
-    )
-    made["image_errors"] = parquet.make_table("image_errors", {**image, "error": ["null", "cut"]}, code_version="1")
-    made["comparisons"] = parquet.make_table("comparisons", comparisons, code_version="1")
-    made["effects"] = parquet.make_table("effects", effects, code_version="1")
-    made["runs"] = parquet.make_table("runs", runs, code_version="1")
-    made["history"] = parquet.make_table(
-        "history", {**epochs, **{name: [0.5, 0.25] for name in rates}}, code_version="1"
-    )
-    return made
 
 
 ALL = {"predictions": predictions_table(), "metrics": metrics_table(), **other_tables()}
