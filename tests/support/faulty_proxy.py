@@ -92,116 +92,126 @@ def faulty_proxy(server: str, choose: Choice) -> Iterator[FaultyProxy]:
       server: http://host:port of the real server.
       choose: what to do to each request.
     """
-    upstream = urllib.parse.urlsplit(server).netloc
-    lock, ended = threading.Lock(), threading.Event()
-    requests: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            line = f"{self.command} {self.path}"
-            with lock:
-                fault = choose(line, len(requests))
-                requests.append(line)
-                # A flip needs a byte, which only the passing on shows.
-                if fault and fault not in FLIPS:
-                    proxy.done[fault] += 1
-            if fault == "hang":
-                ended.wait()
-            if fault == "down":
-                # Not in this thread: the server's loop waits for nothing, but its end is waited for.
-                threading.Thread(target=stop_listening).start()
-            if fault in REFUSALS:
-                self.refuse(*REFUSALS[fault])
-            elif fault in ("reset", "hang", "down"):
-                self.reset()
-            else:
-                self.pass_on(body, fault)
-
-        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer
-
-        def pass_on(self, body: bytes, fault: str | None) -> None:
-            if fault == "flip_upload":
-                body = self.flipped(body, fault)
-            connection = http.client.HTTPConnection(upstream, timeout=60)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
-            try:
-                connection.request(self.command, self.path, body or None, {**headers, "Content-Length": str(len(body))})
-                answer = connection.getresponse()
-                content = answer.read()
-                if fault == "twice":
-                    connection.request(
-                        self.command, self.path, body or None, {**headers, "Content-Length": str(len(body))}
-                    )
-                    answer = connection.getresponse()
-                    content = answer.read()
-            finally:
-                connection.close()
-            if fault == "lost":
-                self.reset()
-                return
-            if fault == "flip_answer":
-                content = self.flipped(content, fault)
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in _HOP_BY_HOP:
-                    self.send_header(name, value)
-            length = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(content))
-            self.send_header("Content-Length", length)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def flipped(self, content: bytes, fault: str) -> bytes:
-            if not content:
-                return content
-            with lock:
-                proxy.done[fault] += 1
-            # The two kinds flip different bytes: one must not undo the other.
-            place = random.Random(f"{fault} {len(content)}").randrange(len(content))
-            return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-
-        def refuse(self, status: int, code: str) -> None:
-            content = f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else content)
-
-        def reset(self) -> None:
-            # Without lingering, the end of a connection is a reset.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keeps the test's output clean."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-        request_queue_size = 64
-
-        def shutdown_request(self, request: Any) -> None:
-            # Without the goodbye that would come before a reset.
-            self.close_request(request)
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Says nothing of clients that went away."""
-
-    def stop_listening() -> None:
-        with lock:
-            listening.shutdown()
-            listening.server_close()
-
-    listening = Server(("127.0.0.1", 0), Handler)
-    proxy = FaultyProxy(f"http://127.0.0.1:{listening.server_port}")
+    listening = _Server(urllib.parse.urlsplit(server).netloc, choose)
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield proxy
+        yield listening.proxy
     finally:
-        ended.set()
+        listening.ended.set()
         with suppress(OSError):
-            stop_listening()
+            listening.stop()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    """The proxy's listening socket, and what its requests share."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, upstream: str, choose: Choice) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream, self.proxy = upstream, FaultyProxy(f"http://127.0.0.1:{self.server_port}")
+        self.ended = threading.Event()
+        self._choose, self._lock, self._num_requests = choose, threading.Lock(), 0
+
+    def fault_of(self, line: str) -> str | None:
+        with self._lock:
+            fault = self._choose(line, self._num_requests)
+            self._num_requests += 1
+            # A flip needs a byte, which is known only when the request is passed on.
+            if fault and fault not in FLIPS:
+                self.proxy.done[fault] += 1
+        return fault
+
+    def flipped(self, content: bytes, fault: str) -> bytes:
+        if not content:
+            return content
+        with self._lock:
+            self.proxy.done[fault] += 1
+        # The two kinds flip different bytes: one must not undo the other.
+        place = random.Random(f"{fault} {len(content)}").randrange(len(content))
+        return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+    def stop(self) -> None:
+        with self._lock:
+            self.shutdown()
+            self.server_close()
+
+    def shutdown_request(self, request: Any) -> None:
+        # Without the goodbye that would come before a reset.
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that went away."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.fault_of(f"{self.command} {self.path}")
+        if fault == "hang":
+            self.server.ended.wait()
+        if fault == "down":
+            # In another thread: this one would wait for the server's loop, which waits for it.
+            threading.Thread(target=self.server.stop).start()
+        if fault in REFUSALS:
+            self.refuse(*REFUSALS[fault])
+        elif fault in ("reset", "hang", "down"):
+            self.reset()
+        else:
+            self.pass_on(body, fault)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer
+
+    def pass_on(self, body: bytes, fault: str | None) -> None:
+        if fault == "flip_upload":
+            body = self.server.flipped(body, fault)
+        answer, content = self.ask(body, times=2 if fault == "twice" else 1)
+        if fault == "lost":
+            self.reset()
+            return
+        if fault == "flip_answer":
+            content = self.server.flipped(content, fault)
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in _HOP_BY_HOP:
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def ask(self, body: bytes, *, times: int) -> tuple[http.client.HTTPResponse, bytes]:
+        """Asks the real server; returns its last answer and what that holds."""
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        headers["Content-Length"] = str(len(body))
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        try:
+            for _ in range(times):
+                connection.request(self.command, self.path, body or None, headers)
+                answer = connection.getresponse()
+                content = answer.read()
+        finally:
+            connection.close()
+        return answer, content
+
+    def refuse(self, status: int, code: str) -> None:
+        content = f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else content)
+
+    def reset(self) -> None:
+        # Without lingering, the end of a connection is a reset.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps the test's output clean."""
