@@ -110,11 +110,10 @@ def test_a_head_that_never_gets_ready_is_given_up(tmp_path: Path, monkeypatch: p
     assert str(caught.value).endswith(
         f"{NO_AGENT}. Tried again for 0.1 s: see dashboard_agent.log on the head, or try again later"
     )
-    assert server.num_posts > 1
 
 
 def test_other_requests_wait_for_the_agent_of_a_head_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_api, "STARTING_S", 0.1)
+    monkeypatch.setattr(job_api, "STARTING_S", 1.0)
     monkeypatch.setattr(job_api, "_PAUSE_S", 0.01)
     text = "Traceback\nTimeoutError: Failed to get head node agent within 10 seconds. The last exception is x\n"
     with (
