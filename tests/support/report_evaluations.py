@@ -9,14 +9,16 @@ import torch
 
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import load_examples, stream_examples
+from mnist_ray.data.examples import ExampleStream
 from mnist_ray.evaluation.plan import make_plan, manifest
 from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.grids.grid import expand, grid_settings, read_grid, stacks
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import read_progress
-from mnist_ray.storage.storage import open_storage
+from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.train_stack import train_stack
 
@@ -60,6 +62,13 @@ def evaluate_runs(
     examples = replace(examples, class_names=tuple(class_names or examples.class_names))
     checkpoints = [RunFolder(storage, run).best() for run in runs]
     config = EvaluationConfig(dataset="digits", grid=grid, **({"shard_size": shard_size} if shard_size else {}))
+    return commit_evaluation(storage, config, checkpoints, examples)
+
+
+def commit_evaluation(
+    storage: Storage, config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream
+) -> str:
+    """Evaluates checkpoints in this process, commits the tables and returns the evaluation's name."""
     plan = replace(make_plan(config, checkpoints, examples), data_sha256=examples.scan()[0])
     pending = storage.pending_folder(f"evaluations/{plan.name}")
     evaluator = ShardEvaluator(plan, device=CPU)
