@@ -2,21 +2,25 @@
 
 import json
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 
 
 class Dashboard:
-    """An HTTP server with one answer to each path; remembers the requests."""
+    """An HTTP server with an answer to each path, or several: the last stays; remembers the requests."""
 
-    def __init__(self, answers: dict[str, tuple[int, str]]) -> None:
+    def __init__(self, answers: Mapping[str, tuple[int, str] | list[tuple[int, str]]]) -> None:
         self.requests: list[tuple[str, str | None]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.requests.append((self.path, self.headers["Authorization"]))
-                status, text = answers.get(self.path.partition("?")[0], (404, "nothing here"))
+                answer = answers.get(self.path.partition("?")[0], (404, "nothing here"))
+                if isinstance(answer, list):
+                    answer = answer.pop(0) if answer[1:] else answer[0]
+                status, text = answer
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", text)
