@@ -124,9 +124,11 @@ class S3Backend:
 
     def _head(self, path: str) -> dict[str, Any] | None:
         """Returns what the server says about an object, None if it finds none."""
+        # Made before the try: an error while it is made would raise once more where the exceptions are looked up.
+        client = self.client
         try:
-            return dict(self.client.head_object(Bucket=self.bucket, Key=self.key(path)))
-        except self.client.exceptions.ClientError as error:
+            return dict(client.head_object(Bucket=self.bucket, Key=self.key(path)))
+        except client.exceptions.ClientError as error:
             if _status(error) != 404:
                 raise
             return None
@@ -209,13 +211,11 @@ class S3Backend:
 
     def create(self, path: str, data: bytes) -> bool:
         # Content doesn't identify the writer: two commands may begin a run with the same content.
-        token = {_CREATOR: secrets.token_hex(16)}
+        client, token = self.client, {_CREATOR: secrets.token_hex(16)}
         for delay_s in (0.1, 0.2, 0.4, 0.8, 1.6, None):
             try:
-                self.client.put_object(
-                    Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*", Metadata=token
-                )
-            except self.client.exceptions.ClientError as error:
+                client.put_object(Bucket=self.bucket, Key=self.key(path), Body=data, IfNoneMatch="*", Metadata=token)
+            except client.exceptions.ClientError as error:
                 if _status(error) == 412:
                     # After a lost answer, or behind a proxy that retries, the object may be this call's.
                     head = self._head(path)

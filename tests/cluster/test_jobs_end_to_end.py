@@ -89,7 +89,7 @@ def test_a_grid_is_trained_by_a_job_and_a_mistake_is_told_before_it_is_submitted
     shared_head: RayHead, tmp_path: Path
 ) -> None:
     tune = ["tune", "--grid", "smoke", "--seeds", "1", "--epochs", "1", "--name", "g", "--storage", str(tmp_path)]
-    tune += ["--log", "tensorboard", "--log", "mlflow"]
+    tune += ["--num-workers", "1", "--log", "tensorboard", "--log", "mlflow"]
     done = launch(shared_head, *tune)
     assert done.code == 0, done.log
     assert "grid g: 4 runs, 4 trained now" in done.log

@@ -21,7 +21,7 @@ def test_an_extended_grid_trains_only_what_is_new_and_another_grid_of_the_name_i
     shared_head: RayHead, tmp_path: Path
 ) -> None:
     train_without_ray(str(tmp_path), "smoke", seeds="1")
-    tune = ["tune", "--grid", "smoke", "--name", "g", "--num-workers", "2", "--storage", str(tmp_path)]
+    tune = ["tune", "--grid", "smoke", "--name", "g", "--num-workers", "1", "--storage", str(tmp_path)]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/best/checkpoint.json")}
     assert len(before) == 4
     extended = [*tune, "--seeds", "2", "--dropout", "[0.0, 0.3, 0.5]"]
@@ -113,7 +113,7 @@ def test_optuna_goes_on_where_it_stopped_and_takes_only_settings_of_the_ranges(
         "dropout: {uniform: [0.1, 0.4]}\nlearning_rate: {loguniform: [1e-4, 1e-2]}\n"
     )
     tune = ["tune", "--grid", str(file), "--name", "g", "--seeds", "2", "--search", "optuna"]
-    tune += ["--storage", str(tmp_path)]
+    tune += ["--num-workers", "1", "--storage", str(tmp_path)]
     first = run_job(shared_head, *tune, "--num-samples", "2", "--json")
     assert json.loads(first.output)["trained"] == 4, first.log
     more = run_job(shared_head, *tune, "--num-samples", "3", "--json")
