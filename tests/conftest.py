@@ -8,7 +8,7 @@ import torch
 
 from mnist_ray.storage import retries
 from tests.support.blank_charts import blank_charts  # noqa: F401  (a fixture of the tests of reports)
-from tests.support.ray_jobs import shared_head  # noqa: F401  (the head of the Ray tests)
+from tests.support.ray_jobs import SHARED_HEAD, shared_head  # noqa: F401  (the head of the Ray tests)
 from tests.support.s3_fixtures import _read_botocores_files_once, s3_server, s3_uri  # noqa: F401  (fixtures of S3)
 
 # How long an example takes, to run or to be made, is no property of the code: on a busy machine it is anything.
@@ -17,12 +17,19 @@ hypothesis.settings.load_profile("untimed")
 
 _USUAL_FOLDER = Path(__file__).parents[2] / "shared" / "mnist"
 _FIRST_FILE = "train-images-idx3-ubyte.gz"
+_FILES_OF_RAY: set[Path] = set()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files with a Ray first: they take longest, and of two processes none may wait long for the other."""
-    of_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in of_ray)
+    _FILES_OF_RAY.update(item.path for item in items if item.get_closest_marker("ray"))
+    items.sort(key=lambda item: item.path not in _FILES_OF_RAY)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path not in _FILES_OF_RAY:
+        SHARED_HEAD.close()
 
 
 @pytest.fixture(scope="session")

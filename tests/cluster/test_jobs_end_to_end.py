@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.ray_head import RayHead
-from tests.support.ray_jobs import launch, run_here, run_job
+from tests.support.ray_jobs import launch, run_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,38 +26,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-def test_plain_ray_job_submit_trains_from_the_checkout(shared_head: RayHead, tmp_path: Path) -> None:
+def test_plain_ray_job_submit_trains_from_the_checkout_and_the_launcher_returns_a_jobs_own_exit_code(
+    shared_head: RayHead, tmp_path: Path
+) -> None:
+    train = ["--dataset", "digits", "--epochs", "1", "--name", "a", "--storage", str(tmp_path)]
     environment = {name: value for name, value in shared_head.environment.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", shared_head.address]
-    command += ["--working-dir", ".", "--", "python", "jobs/train.py", "--variant", "baseline", "--dataset", "digits"]
-    command += ["--epochs", "1", "--name", "plain", "--storage", str(tmp_path)]
+    command += ["--working-dir", ".", "--", "python", "jobs/train.py", "--variant", "baseline", *train]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "plain is finished" in done.stdout
-    assert (tmp_path / "runs/plain/best/model.safetensors").is_file()
+    assert "a is finished" in done.stdout
+    assert (tmp_path / "runs/a/best/model.safetensors").is_file()
 
-
-def test_the_launcher_submits_follows_and_returns_the_jobs_own_exit_code(shared_head: RayHead, tmp_path: Path) -> None:
-    storage = ["--storage", str(tmp_path)]
-    train = ["train", "--dataset", "digits", "--epochs", "1", "--name", "a", *storage]
-    done = launch(shared_head, *train)
-    assert done.code == 0, done.log
-    assert "a is finished" in done.log
-    job_id = done.output.strip()
-    lineage = json.loads((tmp_path / "runs/a/best/checkpoint.json").read_text())["lineage"]
-    assert lineage["command_line"].startswith("mnist-ray train --dataset digits --epochs 1 --name a")
-
-    conflict = launch(shared_head, *train, "--set", "dropout=0.1")
+    conflict = launch(shared_head, "train", *train, "--set", "dropout=0.1")
     assert conflict.code == 6
     assert "exists with another config" in conflict.log
-
+    job_id = conflict.output.strip()
+    assert job_id.startswith("train-a-")
     listed = launch(shared_head, "jobs", "list", "--json")
     jobs = {row["job"]: row for row in json.loads(listed.output)}
-    assert jobs[job_id]["status"] == "SUCCEEDED"
-    assert jobs[job_id]["run"] == "a"
-    assert job_id.startswith("train-a-")
+    assert (jobs[job_id]["status"], jobs[job_id]["run"]) == ("FAILED", "a")
     logs = launch(shared_head, "jobs", "logs", job_id)
-    assert "a is finished" in logs.output
+    assert "exists with another config" in logs.output
 
 
 @pytest.mark.parametrize("pip", [[], pytest.param(["--pip"], marks=pytest.mark.series)], ids=["", "pip"])
@@ -72,6 +62,7 @@ def test_a_run_is_evaluated_by_a_job(shared_head: RayHead, tmp_path: Path, train
     assert json.loads(manifest.read_text())["num_examples"] == 355
 
 
+@pytest.mark.series
 def test_images_are_predicted_by_a_job(shared_head: RayHead, tmp_path: Path, trained: Path) -> None:
     storage = ["--storage", str(copytree(trained, tmp_path / "storage"))]
     (tmp_path / "images").mkdir()
@@ -85,23 +76,8 @@ def test_images_are_predicted_by_a_job(shared_head: RayHead, tmp_path: Path, tra
     assert len(list(tmp_path.glob("storage/predictions/p/predictions-*.parquet"))) == 2
 
 
-def test_a_grid_is_trained_by_a_job_and_a_mistake_is_told_before_it_is_submitted(
-    shared_head: RayHead, tmp_path: Path
-) -> None:
-    tune = ["tune", "--grid", "smoke", "--seeds", "1", "--epochs", "1", "--name", "g", "--storage", str(tmp_path)]
-    tune += ["--num-workers", "1", "--log", "tensorboard", "--log", "mlflow"]
-    done = launch(shared_head, *tune)
-    assert done.code == 0, done.log
-    assert "grid g: 4 runs, 4 trained now" in done.log
-    assert "training goes on without it" not in done.log
-    # The settings and one epoch of each run.
-    assert len(list(tmp_path.glob("tensorboard/g-s0-*/events.out.tfevents.*"))) == 8
-    assert len(list(tmp_path.glob("mlflow/artifacts/*/artifacts/best/model.safetensors"))) == 4
-    assert len(list(tmp_path.glob("runs/g-s0-*/best/checkpoint.json"))) == 4
-    again = run_job(shared_head, *tune)
-    assert again.code == 0, again.log
-    assert "all were done already" in again.output
-
+def test_a_mistake_is_reported_before_a_job_is_submitted(shared_head: RayHead, tmp_path: Path) -> None:
+    tune = ["tune", "--grid", "smoke", "--name", "g", "--storage", str(tmp_path)]
     refused = launch(shared_head, *tune, "--dropout", "[0.1, 1.5]")
     assert refused.code == 2
     assert refused.output == ""

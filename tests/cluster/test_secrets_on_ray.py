@@ -56,17 +56,37 @@ def test_a_cluster_with_a_token_refuses_others_and_says_where_to_give_it(head: R
     assert isinstance(jobs_list(client), list)
 
 
-@pytest.mark.parametrize("job", [TUNE, pytest.param(TRAIN, marks=pytest.mark.series)], ids=["tune", "train"])
-def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(
-    head: RayHead, tmp_path: Path, job: list[str]
+def test_a_job_trains_a_grid_with_its_trackers_and_without_a_secret_in_anything_that_ray_has(
+    head: RayHead, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
+    done = run_among_secrets(head, tmp_path, *TUNE, "--num-workers", "1", "--log", "tensorboard", "--log", "mlflow")
+    assert "grid marker: 4 runs, 4 trained now" in done.stderr
+    assert "training goes on without it" not in done.stderr
+    storage = tmp_path / "storage"
+    # The settings and one epoch of each run.
+    assert len(list(storage.glob("tensorboard/marker-s0-*/events.out.tfevents.*"))) == 8
+    assert len(list(storage.glob("mlflow/artifacts/*/artifacts/best/model.safetensors"))) == 4
+    checkpoints = list(storage.glob("runs/marker-s0-*/best/checkpoint.json"))
+    assert len(checkpoints) == 4
+    for path in checkpoints:
+        command_line = json.loads(path.read_text())["lineage"]["command_line"]
+        assert command_line.startswith("python -m mnist_ray tune --grid smoke --epochs 1")
+
+
+@pytest.mark.series
+def test_a_job_trains_a_run_without_a_secret_in_anything_that_ray_has(head: RayHead, tmp_path: Path) -> None:
+    run_among_secrets(head, tmp_path, *TRAIN)
+
+
+def run_among_secrets(head: RayHead, folder: Path, *job: str) -> subprocess.CompletedProcess[str]:
+    """Runs a job called marker with secrets in its environment and files, and searches for them."""
+    home = folder / "home"
     for name, secret in FILES.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(f"SECRET={secret}\n")
     environment = {**head.environment, **CANARIES, "HOME": str(home), "PYTHONPATH": str(ROOT), "AWS_REGION": "marker"}
     command = [sys.executable, "-m", "mnist_ray", *job, "--name", "marker"]
-    command += ["--storage", str(tmp_path / "storage"), "--address", head.address]
+    command += ["--storage", str(folder / "storage"), "--address", head.address]
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.strip()
@@ -75,13 +95,14 @@ def test_no_secret_is_in_a_jobs_description_its_logs_or_rays_own_folder(
     # What isn't secret is there for everybody.
     assert json.loads(pages[0][1])["runtime_env"]["env_vars"]["AWS_REGION"] == "marker"
     assert leaks(iter([*pages, ("printed", (done.stdout + done.stderr).encode())]), marker="marker") == []
-    assert leaks(files_below(tmp_path / "storage"), marker="marker") == []
+    assert leaks(files_below(folder / "storage"), marker="marker") == []
     # The logs of all of its processes, and the packages that it has unpacked.
     session = Path(head.environment["HOME"]).parent
     found = list(files_below(session))
     assert any("mnist_ray/submission/submit.py" in name for name, _ in found)
     assert any(name.endswith("raylet.out") for name, _ in found)
     assert leaks(iter(found), marker="marker") == []
+    return done
 
 
 @pytest.mark.series

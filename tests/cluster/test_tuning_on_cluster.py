@@ -35,16 +35,14 @@ def test_an_extended_grid_trains_only_what_is_new_and_another_grid_of_the_name_i
     assert "8 of its 12 runs are not in this one" in refused.log
 
 
-@pytest.mark.parametrize(
-    "killing", [False, pytest.param(True, marks=[pytest.mark.fault, pytest.mark.series])], ids=["", "a worker killed"]
-)
-def test_a_run_shared_by_workers_has_the_numbers_of_a_stack(
-    shared_head: RayHead, tmp_path: Path, killing: bool
+@pytest.mark.fault
+@pytest.mark.series
+def test_a_run_shared_by_workers_has_the_numbers_of_a_stack_though_a_worker_is_killed(
+    shared_head: RayHead, tmp_path: Path
 ) -> None:
-    epochs = 20 if killing else 3
-    settings = {"epochs": epochs, "precision": "float64", "batch_norm": True, "dropout": 0.3}
+    settings = {"epochs": 20, "precision": "float64", "batch_norm": True, "dropout": 0.3}
     train_without_ray(str(tmp_path / "stacks"), "smoke", seeds="1", **settings)
-    tune = ["tune", "--grid", "smoke", "--name", "g", "--epochs", str(epochs), "--workers-per-run", "2"]
+    tune = ["tune", "--grid", "smoke", "--name", "g", "--epochs", "20", "--workers-per-run", "2"]
     tune += ["--precision", "float64", "--batch-norm", "--dropout", "0.3", "--storage", str(tmp_path / "shared")]
     loss: Step = (
         lambda _: (
@@ -53,9 +51,9 @@ def test_a_run_shared_by_workers_has_the_numbers_of_a_stack(
         ),
         lambda workers: os.kill(workers[0], signal.SIGKILL),
     )
-    done = run_job(shared_head, *tune, steps=[loss] if killing else [])
+    done = run_job(shared_head, *tune, steps=[loss])
     assert done.code == 0, done.log
-    assert ("a worker was lost; its runs go on" in done.log) is killing
+    assert "a worker was lost; its runs go on" in done.log
     stacked, shared = weights(tmp_path / "stacks"), weights(tmp_path / "shared")
     assert len(stacked) == 1
     assert stacked.keys() == shared.keys()

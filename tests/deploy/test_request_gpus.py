@@ -41,6 +41,7 @@ def request_gpus(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.series
 def test_gpus_that_spot_does_not_give_come_on_demand_and_go_when_they_are_let_go(head: RayHead) -> None:
     done = request_gpus(head, "2", "--spot-minutes", "0.1")
     assert done.returncode == 0, done.stderr
@@ -61,6 +62,7 @@ def test_gpus_that_spot_does_not_give_come_on_demand_and_go_when_they_are_let_go
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.series
 def test_gpus_that_do_not_come_are_not_asked_for_any_longer(head: RayHead) -> None:
     done = request_gpus(head, "1", "--timeout-minutes", "0.05")
     assert done.returncode == 5

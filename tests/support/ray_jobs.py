@@ -22,11 +22,31 @@ from tests.support.ray_head import RayHead, ray_head
 Step = tuple[Callable[[str], Any], Callable[[Any], object]]
 
 
-@pytest.fixture(scope="session")
-def shared_head() -> Iterator[RayHead]:
-    """A head with two CPUs, the same for all tests of this process that are not about a head itself."""
-    with ray_head() as running:
-        yield running
+class SharedHead:
+    """A head with two CPUs for all tests of this process that are not about a head itself, from the first to the last.
+
+    It takes a tenth of a core while it does nothing, so it ends before the tests without a Ray.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._head: RayHead | None = None
+
+    def get(self) -> RayHead:
+        self._head = self._head or self._stack.enter_context(ray_head())
+        return self._head
+
+    def close(self) -> None:
+        self._head = None
+        self._stack.close()
+
+
+SHARED_HEAD = SharedHead()
+
+
+@pytest.fixture
+def shared_head() -> RayHead:
+    return SHARED_HEAD.get()
 
 
 @dataclass(frozen=True)
