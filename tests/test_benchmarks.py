@@ -273,7 +273,7 @@ def test_commands_of_few_and_many_images_are_timed_beside_the_bare_loop(run_scri
     )  # fmt: skip
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [(row["command"], row["workers"], row["images"]) for row in rows] == [
-        ("bare-loop", "1", "2,500"),
+        ("bare loop", "1", "2,500"),
         *((name, "1", images) for name in ("evaluate", "predict") for images in ("200", "2,500", "2,300 more")),
     ]
     bare = rows[0]["images_per_s"]
