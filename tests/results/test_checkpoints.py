@@ -41,6 +41,13 @@ def trained(root: Path, name: str, *, epochs: int, finished: bool, hidden_sizes:
     return folder
 
 
+def has_content(text: bytes, document: object) -> bool:
+    try:
+        return bool(json.loads(text) == document)
+    except ValueError:
+        return False
+
+
 @pytest.mark.parametrize("document", ["config.json", "best/checkpoint.json"])
 def test_no_change_of_a_document_goes_unnoticed(tmp_path: Path, document: str) -> None:
     folder = trained(tmp_path, "a", epochs=1, finished=True)
@@ -53,7 +60,10 @@ def test_no_change_of_a_document_goes_unnoticed(tmp_path: Path, document: str) -
     for position in range(0, len(content), 7):
         if chr(content[position]).isalnum():
             other = b"1" if content[position : position + 1] != b"1" else b"2"
-            changed.append(content[:position] + other + content[position + 1 :])
+            text = content[:position] + other + content[position + 1 :]
+            # The 17th digit of a number may be another without a change of the number.
+            if not has_content(text, json.loads(content)):
+                changed.append(text)
     for damaged in changed:
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"run 'a': .*damaged"):
