@@ -38,13 +38,15 @@ def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tens
             network = _layers(config, num_classes)
     except RuntimeError as error:
         raise ValueError(f"hidden_sizes={config.hidden_sizes}: too large ({str(error).splitlines()[0]})") from None
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    state = network.state_dict()
+    expected = {name: tuple(value.shape) for name, value in state.items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | given.keys()):
         if expected.get(name) != given.get(name):
             raise ValueError(f"{name}: {given.get(name, 'missing')} instead of {expected.get(name, 'none')}")
     # With to_empty, torch would import its symbolic shapes: 0.6 s of CPU time.
-    network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+    copies = {name: weights[name].to("cpu", value.dtype, copy=True) for name, value in state.items()}
+    network.load_state_dict(copies, assign=True)
     return network
 
 

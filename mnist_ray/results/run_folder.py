@@ -229,10 +229,8 @@ class RunFolder:
 
     def _end(self, config: TrainConfig, history: tuple[EpochResult, ...]) -> RunStatus:
         """Returns the final status with these epochs: stopped only if so recorded and epochs are missing."""
-        noted = read_note(self.storage, self.run)
-        if noted is None or noted.status != "stopped" or is_finished(config, history):
-            return RunStatus("finished")
-        return noted
+        noted = None if is_finished(config, history) else read_note(self.storage, self.run)
+        return noted if noted and noted.status == "stopped" else RunStatus("finished")
 
     def latest_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState | None:
         """Returns the state after the last epoch whose checkpoint is intact; None before the first.

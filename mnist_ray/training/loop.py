@@ -51,7 +51,7 @@ def fit(
     while training.active:
         reached = training.train_epoch()[0]
         if isinstance(reached, Divergence):
-            raise RunFailedError(reached)
+            raise RunFailedError(str(reached))
         yield training.state(0)
 
 

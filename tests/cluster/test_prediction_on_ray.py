@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.fault]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with a run `a`, and 2,000 files of 355 digits, every hundredth not an image."""
+    """A storage with a run `a`, and 4,000 files of 355 digits, every hundredth not an image."""
     root = tmp_path_factory.mktemp("predict")
     train = ["train", "--dataset", "digits", "--epochs", "1", "--name", "a", "--storage", str(root / "storage")]
     assert run_command(train) == 0
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, image in enumerate(pixels):
         Image.fromarray(255 - image if number % 3 else image).save(root / f"originals/{number}.png")
     (root / "originals/bad.png").write_bytes(b"no image")
-    link_files(root, 2_000)
+    link_files(root, 4_000)
     return root
 
 
@@ -94,15 +94,15 @@ def test_two_workers_write_the_bytes_of_one_process_though_a_worker_dies(shared_
         return descendants(shared_head.pid, title=ACTOR + b".work")
 
     loss: Step = (at_work, lambda workers: os.kill(workers[0], signal.SIGKILL))
-    shared = run_job(shared_head, *arguments(folder, 2_000, "shared"), "--num-workers", "2", steps=[loss])
-    alone = run_here(*arguments(folder, 2_000, "alone"))
+    shared = run_job(shared_head, *arguments(folder, 4_000, "shared"), "--num-workers", "2", steps=[loss])
+    alone = run_here(*arguments(folder, 4_000, "alone"))
     files = []
     for done in (shared, alone):
         assert done.code == 0, done.log
-        uri = Path(check_counts(done.output, 2_000)["uri"])
+        uri = Path(check_counts(done.output, 4_000)["uri"])
         files.append({path.name: path.read_bytes() for path in uri.glob("*.parquet")})
     assert files[0] == files[1]
-    assert len(files[0]) == 5
+    assert len(files[0]) == 9
 
 
 @pytest.mark.series
@@ -128,7 +128,7 @@ def test_50000_files_need_the_memory_of_5000(folder: Path) -> None:
 
 def test_an_error_on_a_worker_ends_the_job_with_its_code_and_leaves_nothing(shared_head: RayHead, folder: Path) -> None:
     before = sorted(path.name for path in folder.glob("storage/*/*"))
-    done = run_job(shared_head, *arguments(folder, 2_000, "strict"), "--strict", "--num-workers", "2")
+    done = run_job(shared_head, *arguments(folder, 4_000, "strict"), "--strict", "--num-workers", "2")
     assert done.code == 3, done.log
     assert f"{SHARD_SIZE // 100} of the first {SHARD_SIZE} images of shard" in done.log.splitlines()[-1]
     assert sorted(path.name for path in folder.glob("storage/*/*")) == before

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mnist_ray.config.variants import VARIANTS, variant_config
-from mnist_ray.models.networks import make_network
+from mnist_ray.models.networks import make_network, network_of
 from mnist_ray.models.stack import Stack
 
 
@@ -167,3 +167,15 @@ def test_float64_networks_start_from_the_numbers_that_float32_ones_round() -> No
     double = make_network(variant_config("cnn", {"precision": "float64"}), 10).state_dict()
     assert double["conv2.weight"].dtype == torch.float64
     assert torch.equal(double["conv2.weight"].float(), single["conv2.weight"])
+
+
+def test_a_network_copies_the_weights_that_it_is_given_in_the_precision_of_its_config() -> None:
+    config = variant_config("dropout_batchnorm", {"hidden_sizes": (8,)})
+    weights = make_network(config, 10).double().state_dict()
+    copied = network_of(config, 10, weights).state_dict()
+    assert copied.keys() == weights.keys()
+    for name, value in copied.items():
+        assert value.dtype == (torch.int64 if "num_batches" in name else torch.float32)
+        assert torch.equal(value.double(), weights[name].double())
+        value.fill_(7)
+        assert not torch.equal(value.double(), weights[name].double())
