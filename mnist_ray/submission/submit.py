@@ -91,7 +91,7 @@ def _installed_or_beside(package: Path, name: str) -> Path:
 def _copy_code(source: Path, target: Path) -> int:
     size = 0
     # An evaluation writes its report, which needs the page's template.
-    for path in sorted([*source.rglob("*.py"), *source.rglob("templates/*")]):
+    for path in sorted([*source.rglob("*.py"), *source.rglob("templates/*.html")]):
         relative = path.relative_to(source)
         # A link could point anywhere, and a hidden folder may be a virtual environment.
         if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in relative.parts):
