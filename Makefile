@@ -15,7 +15,7 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)
 	$(PYTEST) -m "not series"
 
-# Includes the series (repetitions and variants of tests that `make test` runs once) and all of test-faults.
+# Includes the series (repetitions and variants of tests of `make test`, lost nodes, an autoscaler) and test-faults.
 test-all: $(INSTALLED)
 	$(PYTEST)
 

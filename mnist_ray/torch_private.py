@@ -7,7 +7,8 @@ interleaved, CPU time of an epoch at batch 64, median (quartiles) of the ratios:
   times as long for `baseline`, 1.01 (0.94-1.08) for `dropout`, 1.02 (0.96-1.11) for `dropout_batchnorm`; a stack of
   four 1.15 (1.08-1.19), 1.02 (0.98-1.09), 1.03 (0.99-1.11).
 - torch.optim.Optimizer's methods import torch's compiler when they are first called, to tell it to leave them alone:
-  1.9 s of CPU time for each process that trains, where `import torch` takes 2.5 s.
+  `import torch._dynamo` takes each process that trains 1.9 s (1.8-2.0) of CPU time after 2.5 s (2.3-2.8) for
+  `import torch`, three runs.
 - Larger products take half as long with oneDNN as with MKL on an AMD EPYC with AVX-512 (benchmarks/stack.py).
 """
 
@@ -29,7 +30,7 @@ linear_pointwise: Callable[..., Any] | None = (
 
 
 class Uncompiled:
-    """A mixin for optimizers that are not compiled: the methods that torch hides from its compiler, as they are."""
+    """A mixin with an optimizer's methods as they are without torch's wrappers, which import its compiler."""
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
@@ -39,7 +40,7 @@ class Uncompiled:
 
 @cache
 def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Returns a class of optimizers as one that is not compiled."""
+    """Returns a subclass of an optimizer whose methods don't import torch's compiler."""
     return type(kind.__name__, (Uncompiled, kind), {"step": torch.no_grad()(unwrap(kind.step))})
 
 

@@ -30,7 +30,7 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
 
     from mnist_ray.data.decoding import resize_grey
 
-    # The file behind sklearn.datasets.load_digits, whose import alone would take 1.8 s of a command's 8.
+    # The file behind sklearn.datasets.load_digits, whose import alone would take 1.8 s of a command's 9.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     with gzip.open(str(file), "rt") as rows:
         table = np.loadtxt(rows, delimiter=",")

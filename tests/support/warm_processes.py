@@ -1,6 +1,6 @@
 """Processes that have torch and the launcher from their start: forked from one that imported them once.
 
-A new Python spends seconds on importing torch, and as many again on what an optimizer's first step imports.
+A new Python spends seconds on importing torch.
 """
 
 import multiprocessing
@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch", "torch._dynamo", "boto3", "pyarrow.parquet", "sklearn.datasets", "scipy.stats", "mnist_ray.cli.main",
-     "mnist_ray.jobs.train", "mnist_ray.jobs.evaluate", "mnist_ray.data.unlabelled", "mnist_ray.text.tables"]
+    ["torch", "boto3", "pyarrow.parquet", "scipy.stats", "mnist_ray.cli.main", "mnist_ray.jobs.train",
+     "mnist_ray.jobs.evaluate", "mnist_ray.data.unlabelled", "mnist_ray.text.tables"]
 )  # fmt: skip
 _WAIT_S = 120
 
