@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mnist
 
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
 from mnist_ray.training.data import normalize
@@ -84,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
     with torchvision_mnist(train, test) as (_, dataset):
         for variant in VARIANTS:
             configs = [variant_config(variant, {"seed": seed}) for seed in range(arguments.models)]
-            networks = [make_network(config, 10).eval() for config in configs]
+            networks = [make_network(config, MNIST_SHAPE, 10).eval() for config in configs]
             loops = {
                 "data_loader": data_loader_loop(networks, dataset, batch_size=batch_size),
                 "in_memory": in_memory_loop(networks, test.images, batch_size=batch_size),

@@ -37,7 +37,7 @@ def configs_of(batch_norm: bool, count: int, *, distinct_seeds: bool) -> list[Tr
 def separate_loop(config: TrainConfig, data: TrainingData) -> Callable[[], int]:
     """Returns a function that trains one step of a network in plain PyTorch and returns the number of samples."""
     torch.manual_seed(config.seed)
-    network = make_network(config, len(data.class_names)).to(data.images.device)
+    network = make_network(config, data.image_shape, len(data.class_names)).to(data.images.device)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )

@@ -25,6 +25,7 @@ from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mn
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.examples import Examples
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.models.networks import make_network
 from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit
@@ -38,7 +39,7 @@ CPU = torch.device("cpu")
 def tutorial_loop(config: TrainConfig, dataset: torch.utils.data.Dataset[Any]) -> Callable[[], int]:
     """Returns a function that trains for one step and returns its number of samples."""
     torch.manual_seed(config.seed)
-    network = make_network(config, 10)
+    network = make_network(config, MNIST_SHAPE, 10)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     loader = DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, num_workers=0)
     batches = _forever(loader)
@@ -69,7 +70,7 @@ def in_memory_loop(config: TrainConfig, images: Tensor, labels: Tensor) -> Calla
       labels: int64 [n].
     """
     torch.manual_seed(config.seed)
-    network = make_network(config, 10)
+    network = make_network(config, MNIST_SHAPE, 10)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )

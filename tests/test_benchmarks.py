@@ -14,6 +14,7 @@ import torch
 from mnist_ray.config.yaml_files import read_yaml
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, USUAL_NAMES
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.grids.grid import expand, read_grid
 from mnist_ray.models.networks import make_network
 from tests.support.ray_jobs import run_here
@@ -425,5 +426,5 @@ def test_the_grid_that_is_timed_has_24_runs_whose_networks_are_the_same_in_every
     assert len(runs) == 24
     for run in runs:
         cell = {name: getattr(run.config, name) for name in grid.GRID}
-        plain, ours = grid.plain_network(cell), make_network(run.config, 10)
+        plain, ours = grid.plain_network(cell), make_network(run.config, MNIST_SHAPE, 10)
         assert [repr(layer) for layer in plain] == [repr(layer) for layer in ours]

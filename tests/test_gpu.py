@@ -7,6 +7,7 @@ import torch
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
@@ -135,7 +136,7 @@ def test_log_probabilities_are_those_of_a_cpu() -> None:
     images = tiny_digits(200).images
     of_device = [
         log_probabilities(
-            [make_network(config, 10).eval().to(device)],
+            [make_network(config, MNIST_SHAPE, 10).eval().to(device)],
             images,
             normalizations=[(0.1, 0.3)],
             batch_size=64,

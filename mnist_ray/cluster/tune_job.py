@@ -9,6 +9,7 @@ from typing import Any
 
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import STACK_SETTINGS, GridConfig
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.errors import ConfigError, RunFailedError
 from mnist_ray.grids.asha import Rungs
 from mnist_ray.grids.grid import GridRun, check_count, expand, stacks
@@ -143,7 +144,8 @@ def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
     """Returns how many of the runs, in any combination, fit together into memory bytes of a GPU."""
     alike = {tuple(getattr(run.config, name) for name in STACK_SETTINGS): run.config for run in runs}
     largest = max(
-        bytes_of_run(config, num_classes=MAX_CLASSES, validation_batch=VALIDATION_BATCH) for config in alike.values()
+        bytes_of_run(config, MNIST_SHAPE, num_classes=MAX_CLASSES, validation_batch=VALIDATION_BATCH)
+        for config in alike.values()
     )
     return min(max(int(_SHARE_OF_GPU_MEMORY * memory) // largest, 1), MAX_GPU_STACK_SIZE)
 

@@ -70,9 +70,9 @@ class _NetworkConfig(_Config):
         0, ge=0, lt=2**63, description="seed of every random stream of the run"
     )
 
-    model: Literal["mlp", "cnn"] = Field("mlp", description="kind of network")
+    model: Literal["mlp", "cnn", "resnet"] = Field("mlp", description="kind of network")
     hidden_sizes: Annotated[tuple[int, ...], Setting(is_on_page=True)] = Field(
-        (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn)"
+        (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn, resnet)"
     )
     dropout: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
         0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training"
@@ -134,8 +134,6 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.model == "cnn" and len(self.hidden_sizes) > 4:
-            raise ValueError(f"hidden_sizes={self.hidden_sizes}: a cnn halves 28 pixels four times at most")
         if self.batch_norm and self.model == "mlp" and self.global_batch_size == 1:
             raise ValueError("global_batch_size=1: batch norm needs the variance of a batch; use at least 2")
         return self

@@ -37,6 +37,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "global_batch_size": 128,
         "augmentation": "affine",
     },
+    # One residual block a stage: 0.31 million weights.
+    "resnet": {
+        "model": "resnet",
+        "hidden_sizes": (32, 64, 128),
+        "batch_norm": True,
+        "learning_rate": 3e-3,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "epochs": 10,
+        "global_batch_size": 128,
+        "augmentation": "affine",
+    },
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mnist_ray.data.examples import Found
+from mnist_ray.data.image_shape import ImageShape
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class TrainingData:
     found: Found = field(default_factory=Found)
     is_validation_given: bool = False
     wide_bits: int | None = None
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """The shape of every image."""
+        return ImageShape(*self.images.shape[1:])
 
     def to(self, device: torch.device) -> "TrainingData":
         """Returns the same examples on another device."""

@@ -11,14 +11,14 @@ from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.training.data import normalize
 
 
-def load_network(checkpoint: Checkpoint) -> nn.Sequential:
+def load_network(checkpoint: Checkpoint) -> nn.Module:
     """Returns a checkpoint's network in evaluation mode.
 
     Raises:
       CheckpointError: the weights belong to another architecture than the config.
     """
     try:
-        network = network_of(checkpoint.config, len(checkpoint.class_names), checkpoint.model)
+        network = network_of(checkpoint.config, checkpoint.image_shape, len(checkpoint.class_names), checkpoint.model)
     except ValueError as error:
         reason = str(error)[:300]
         raise CheckpointError(

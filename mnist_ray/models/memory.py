@@ -1,11 +1,13 @@
 """The memory that a run needs in training."""
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
 from mnist_ray.config.batches import largest_batch
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.models.networks import make_network
 
 # Weights, their gradients, and up to two moments of the optimizer.
@@ -16,22 +18,21 @@ _COPIES_IN_TRAINING = 4
 _COPIES_IN_VALIDATION = 3
 
 
-def bytes_of_run(config: TrainConfig, *, num_classes: int, validation_batch: int) -> int:
+def bytes_of_run(config: TrainConfig, image_shape: ImageShape, *, num_classes: int, validation_batch: int) -> int:
     """Conservatively estimates the device memory of one run of a stack, without the data."""
-    network = make_network(config, num_classes)
+    network = make_network(config, image_shape, num_classes)
     size = next(network.parameters()).element_size()
     num_weights = sum(parameter.numel() for parameter in network.parameters())
-    outputs: list[int] = [IMAGE_SIDE**2]
+    outputs: list[int] = [prod(image_shape)]
 
     def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append(output.numel())
 
-    for layer in network:
+    _, *layers = network.modules()
+    for layer in layers:
         layer.register_forward_hook(note)
     # The meta device propagates only shapes, without memory or arithmetic.
-    network.to("meta").eval()(
-        torch.empty(1, 1, IMAGE_SIDE, IMAGE_SIDE, dtype=next(network.parameters()).dtype, device="meta")
-    )
+    network.to("meta").eval()(torch.empty(1, *image_shape, dtype=next(network.parameters()).dtype, device="meta"))
     # The sum of both: a recorded step keeps its memory during validation.
     in_training = _COPIES_IN_TRAINING * largest_batch(config.global_batch_size) * sum(outputs)
     in_validation = _COPIES_IN_VALIDATION * validation_batch * max(outputs)

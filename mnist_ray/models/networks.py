@@ -1,30 +1,39 @@
 """The networks, as plain torch modules with readable parameter names (fc1.weight, ...)."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.data.image_shape import ImageShape
+from mnist_ray.errors import ConfigError
 from mnist_ray.noise.random_streams import stream_key, uniform
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def make_network(config: TrainConfig, num_classes: int) -> nn.Sequential:
-    """Returns an untrained network: images [batch, 1, 28, 28] -> logits [batch, num_classes].
+def make_network(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Returns an untrained network: images [batch, *image_shape] -> logits [batch, num_classes].
 
     Weights follow torch's default distributions, drawn from the run's own stream. A bias that batch normalization
     would cancel is zero and stays zero: its gradient is rounding noise.
+
+    Raises:
+      ConfigError: the network is too deep for the images.
     """
-    network = _layers(config, num_classes)
+    network = _layers(config, image_shape, num_classes)
     _initialize(network, config.seed)
     return network
 
 
-def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tensor]) -> nn.Sequential:
+def network_of(
+    config: TrainConfig, image_shape: ImageShape, num_classes: int, weights: Mapping[str, Tensor]
+) -> nn.Module:
     """Returns a network with given weights; allocates memory only after checking their shapes.
 
     Raises:
@@ -35,7 +44,7 @@ def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tens
         raise ValueError(f"{len(config.hidden_sizes)} hidden layers, {len(weights)} tensors")
     try:
         with torch.device("meta"):
-            network = _layers(config, num_classes)
+            network = _layers(config, image_shape, num_classes)
     except RuntimeError as error:
         raise ValueError(f"hidden_sizes={config.hidden_sizes}: too large ({str(error).splitlines()[0]})") from None
     state = network.state_dict()
@@ -50,14 +59,14 @@ def network_of(config: TrainConfig, num_classes: int, weights: Mapping[str, Tens
     return network
 
 
-def _layers(config: TrainConfig, num_classes: int) -> nn.Sequential:
-    layers = _mlp(config, num_classes) if config.model == "mlp" else _cnn(config, num_classes)
+def _layers(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> nn.Sequential:
+    layers = _BUILDERS[config.model](config, image_shape, num_classes)
     return nn.Sequential(layers).to(torch.float64 if config.precision == "float64" else torch.float32)
 
 
-def _mlp(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
+def _mlp(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    inputs = IMAGE_SIDE * IMAGE_SIDE
+    inputs = prod(image_shape)
     for number, size in enumerate(config.hidden_sizes, start=1):
         layers[f"fc{number}"] = nn.Linear(inputs, size)
         if config.batch_norm:
@@ -70,10 +79,15 @@ def _mlp(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
     return layers
 
 
-def _cnn(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
+def _cnn(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels, size = 1, IMAGE_SIDE
+    channels, height, width = image_shape
     for number, filters in enumerate(config.hidden_sizes, start=1):
+        if min(height, width) < 2:
+            raise ConfigError(
+                f"hidden_sizes={config.hidden_sizes}: of {image_shape.width}x{image_shape.height} pixels, layer "
+                f"pool{number} gets {width}x{height}, too few to halve; use at most {number - 1} hidden layers"
+            )
         layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=5, padding=2)
         if config.batch_norm:
             layers[f"bn{number}"] = nn.BatchNorm2d(filters)
@@ -81,15 +95,70 @@ def _cnn(config: TrainConfig, num_classes: int) -> OrderedDict[str, nn.Module]:
         layers[f"pool{number}"] = nn.MaxPool2d(2)
         if number <= config.dropout_layers:
             layers[f"dropout{number}"] = nn.Dropout(config.dropout)
-        channels, size = filters, size // 2
+        channels, height, width = filters, height // 2, width // 2
     layers["flatten"] = nn.Flatten()
-    layers["fc1"] = nn.Linear(channels * size * size, num_classes)
+    layers["fc1"] = nn.Linear(channels * height * width, num_classes)
     return layers
 
 
+def _resnet(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> OrderedDict[str, nn.Module]:
+    first = config.hidden_sizes[0]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(image_shape.channels, first, kernel_size=3, padding=1, bias=not config.batch_norm)
+    )
+    if config.batch_norm:
+        layers["bn1"] = nn.BatchNorm2d(first)
+    layers["relu1"] = nn.ReLU()
+    channels = first
+    for number, filters in enumerate(config.hidden_sizes, start=1):
+        stride = 1 if number == 1 else 2
+        layers[f"block{number}"] = ResidualBlock(channels, filters, stride=stride, batch_norm=config.batch_norm)
+        if number <= config.dropout_layers:
+            layers[f"dropout{number}"] = nn.Dropout(config.dropout)
+        channels = filters
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["fc1"] = nn.Linear(channels, num_classes)
+    return layers
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: the input, or its 1x1 convolution where the shape changes.
+
+    Reference: He, Zhang, Ren, Sun 2016, "Deep residual learning for image recognition".
+    """
+
+    def __init__(self, channels: int, filters: int, *, stride: int, batch_norm: bool) -> None:
+        """Maps [batch, channels, height, width] to [batch, filters, ceil(height / stride), ceil(width / stride)]."""
+        super().__init__()
+
+        def norm() -> nn.Module:
+            return nn.BatchNorm2d(filters) if batch_norm else nn.Identity()
+
+        bias = not batch_norm
+        self.conv1 = nn.Conv2d(channels, filters, kernel_size=3, stride=stride, padding=1, bias=bias)
+        self.bn1 = norm()
+        self.conv2 = nn.Conv2d(filters, filters, kernel_size=3, padding=1, bias=bias)
+        self.bn2 = norm()
+        is_same = channels == filters and stride == 1
+        self.shortcut = nn.Identity() if is_same else nn.Conv2d(channels, filters, kernel_size=1, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns relu(f(images) + shortcut(images))."""
+        inner = functional.relu(self.bn1(self.conv1(images)))
+        return functional.relu(self.bn2(self.conv2(inner)) + self.shortcut(images))
+
+
+# The built-in networks: the setting `model` -> the layers of a config.
+_BUILDERS: dict[str, Callable[[TrainConfig, ImageShape, int], OrderedDict[str, nn.Module]]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "resnet": _resnet,
+}
+
+
 def _initialize(network: nn.Sequential, seed: int) -> None:
-    layers = list(network.named_children())
-    for position, (name, layer) in enumerate(layers):
+    for name, layer in network.named_modules():
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
         # torch's default, Kaiming uniform with a = sqrt(5), is uniform within 1 / sqrt(fan_in).
@@ -99,5 +168,16 @@ def _initialize(network: nn.Sequential, seed: int) -> None:
             draws = uniform([key], torch.arange(parameter.numel()), 1).reshape(parameter.shape)
             with torch.no_grad():
                 parameter.copy_((2 * draws - 1) * bound)
-        if layers[position + 1 : position + 2] and isinstance(layers[position + 1][1], BATCH_NORMS):
-            nn.init.zeros_(layer.get_parameter("bias"))
+    for bias in cancelled_biases(network):
+        nn.init.zeros_(bias)
+
+
+def cancelled_biases(network: nn.Module) -> list[Tensor]:
+    """Returns the biases of a built-in network that the next layer, a batch normalization, cancels."""
+    layers = list(network.children())
+    biases = [
+        layer.bias
+        for layer, follower in pairwise(layers)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and isinstance(follower, BATCH_NORMS)
+    ]
+    return [bias for bias in biases if bias is not None]

@@ -28,7 +28,7 @@ class Stack:
       gradients: [K, padded], the memory behind every `.grad`.
     """
 
-    def __init__(self, networks: Sequence[nn.Sequential], *, device: torch.device, bf16: bool = False) -> None:
+    def __init__(self, networks: Sequence[nn.Module], *, device: torch.device, bf16: bool = False) -> None:
         """Copies the networks' weights into a stack.
 
         Args:
@@ -48,7 +48,9 @@ class Stack:
         # The modules without weights tell how to build the layers.
         self._networks = [deepcopy(network).to("meta") for network in networks]
         # MKL multiplies by a single column differently for a stack than for a run.
-        self._has_single_units = any(isinstance(child, nn.Linear) and child.out_features == 1 for child in template)
+        self._has_single_units = any(
+            isinstance(child, nn.Linear) and child.out_features == 1 for child in template.children()
+        )
         self._place(values, torch.zeros_like(values), buffers)
         self._singles = self._make_singles()
         self.load_state_dicts([network.state_dict() for network in networks])
@@ -149,7 +151,7 @@ class Stack:
     def _values(self) -> dict[str, Tensor]:
         return {name: parameter.value for name, parameter in self._parameters.items()} | self._buffers
 
-    def _make_layers(self, networks: Sequence[nn.Sequential]) -> list[Layer]:
+    def _make_layers(self, networks: Sequence[nn.Module]) -> list[Layer]:
         children = list(networks[0].named_children())
         followers = [child for _, child in children[1:]] + [None]
         made = []
@@ -159,7 +161,7 @@ class Stack:
         self._first = next(layer for layer in made if isinstance(layer, stack_layers.Linear | stack_layers.Conv2d))
         return made
 
-    def _make_layer(self, name: str, child: nn.Module, networks: Sequence[nn.Sequential], *, has_bias: bool) -> Layer:
+    def _make_layer(self, name: str, child: nn.Module, networks: Sequence[nn.Module], *, has_bias: bool) -> Layer:
         dtype = self._compute_dtype
         weight, bias = (self._parameters.get(f"{name}.{kind}") for kind in ("weight", "bias"))
         match child:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=1, lt=2**16)]
 
 
 class _Strict(BaseModel):
@@ -81,6 +82,7 @@ class CheckpointDocument(RunDocument):
     metrics: _Epoch
     history: list[_Epoch] = Field(min_length=1)
     class_names: list[str] = Field(min_length=1)
+    image_shape: list[Size] = Field([1, 28, 28], min_length=3, max_length=3)
     normalization: _Normalization
     bright_ground_share: Share | None = None
     wide_bits: Literal[8, 10, 12, 14, 16] | None = None

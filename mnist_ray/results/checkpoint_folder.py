@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageShape
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import CheckpointError
 from mnist_ray.results.checkpoint_document import CheckpointDocument
@@ -54,6 +55,11 @@ class Checkpoint:
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the network's outputs."""
         return tuple(self.document["class_names"])
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Shape of the images that the network takes."""
+        return ImageShape(*self.document.get("image_shape", MNIST_SHAPE))
 
     @property
     def normalization(self) -> tuple[float, float]:
@@ -109,6 +115,7 @@ class CheckpointFolder:
             "config_hash": config.config_hash(),
             "data_sha256": data.fingerprint,
             "class_names": list(data.class_names),
+            "image_shape": list(data.image_shape),
             "normalization": {"mean": data.mean, "std": data.std},
             "bright_ground_share": data.bright_ground_share,
             "wide_bits": data.wide_bits,

@@ -164,8 +164,7 @@ class StackTraining:
     def _assemble(self, states: Sequence[TrainState | None]) -> None:
         """Makes the stack of the active runs, from scratch or from their states."""
         configs = [self._configs[run] for run in self._members]
-        num_classes = len(self._data.class_names)
-        networks = [_network(config, num_classes, state) for config, state in zip(configs, states, strict=True)]
+        networks = [_network(config, self._data, state) for config, state in zip(configs, states, strict=True)]
         stack = Stack(networks, device=self._device, bf16=configs[0].precision == "bf16")
         optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
         for parameter, state in zip(stack.parameters, states, strict=True):
@@ -227,10 +226,11 @@ class StackTraining:
         return is_finished(self._configs[run], self._histories[run])
 
 
-def _network(config: TrainConfig, num_classes: int, state: TrainState | None) -> torch.nn.Sequential:
+def _network(config: TrainConfig, data: TrainingData, state: TrainState | None) -> torch.nn.Module:
+    num_classes = len(data.class_names)
     if state is None:
-        return make_network(config, num_classes)
+        return make_network(config, data.image_shape, num_classes)
     try:
-        return network_of(config, num_classes, state.model)
+        return network_of(config, data.image_shape, num_classes, state.model)
     except ValueError as error:
         raise CheckpointError(f"the checkpoint has weights of another architecture than its config: {error}") from None

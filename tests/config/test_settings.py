@@ -183,7 +183,7 @@ def test_every_setting_says_what_it_is() -> None:
             {"augmentation": "afine"},
             f"augmentation='afine': choose one of {', '.join(AUGMENTATIONS)}; did you mean affine?",
         ),
-        ({"model": "rnn"}, "model='rnn': must be 'mlp' or 'cnn'"),
+        ({"model": "rnn"}, "model='rnn': must be 'mlp', 'cnn' or 'resnet'"),
         ({"precision": "fp8"}, "precision='fp8': must be 'bf16', 'tf32', 'float32' or 'float64'"),
         ({"hidden_sizes": []}, "hidden_sizes=[]: needs at least one hidden layer, each of 1 to 2147483647 units"),
         (
@@ -197,10 +197,6 @@ def test_every_setting_says_what_it_is() -> None:
         (
             {"batch_norm": True, "global_batch_size": 1},
             "global_batch_size=1: batch norm needs the variance of a batch; use at least 2",
-        ),
-        (
-            {"model": "cnn", "hidden_sizes": [1] * 5},
-            "hidden_sizes=(1, 1, 1, 1, 1): a cnn halves 28 pixels four times at most",
         ),
         (
             {"dataset": "mnits"},

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.evaluation.inference import log_probabilities
 from mnist_ray.models.networks import make_network
 
@@ -17,7 +18,7 @@ def images() -> Tensor:
 
 
 def network(variant: str, **settings: object) -> nn.Sequential:
-    return make_network(variant_config(variant, settings), 10).eval()
+    return make_network(variant_config(variant, settings), MNIST_SHAPE, 10).eval()
 
 
 def scores(networks: list[nn.Sequential], images: Tensor, *normalizations: tuple[float, float]) -> Tensor:

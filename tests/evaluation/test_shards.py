@@ -17,6 +17,7 @@ from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.gallery import gallery
 from mnist_ray.evaluation.plan import check_checkpoints, make_plan, manifest
@@ -53,7 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, examples: ExampleStream
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(checkpoint: Checkpoint, examples: ExampleStream) -> None:
-    other = replace(checkpoint, model=make_network(variant_config("baseline"), 10).state_dict())
+    other = replace(checkpoint, model=make_network(variant_config("baseline"), MNIST_SHAPE, 10).state_dict())
     with pytest.raises(CheckpointError, match="run 'a': weights of another architecture than its config"):
         check_checkpoints(EvaluationConfig(dataset="digits"), [other], examples)
 
@@ -92,7 +93,7 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     assert pending.commit(files, manifest(plan, len(examples)))
     (row,) = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
 
-    network = make_network(checkpoint.config, 10)
+    network = make_network(checkpoint.config, MNIST_SHAPE, 10)
     network.load_state_dict(checkpoint.model)
     network.eval()
     normalization = checkpoint.document["normalization"]

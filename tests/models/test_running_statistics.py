@@ -10,6 +10,7 @@ from torch.nn import functional
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.models.networks import make_network
@@ -23,7 +24,7 @@ NUM_MEASURED = 5000
 
 def trained(config: TrainConfig, data: TrainingData) -> nn.Sequential:
     *_, last = fit(config, data, device=CPU)
-    network = make_network(config, len(data.class_names))
+    network = make_network(config, MNIST_SHAPE, len(data.class_names))
     network.load_state_dict(last.model)
     return network
 

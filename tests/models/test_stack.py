@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.stack import Stack
@@ -50,7 +51,7 @@ def batch(runs: int, size: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def plain_networks(configs: Sequence[TrainConfig], *, step: int) -> list[nn.Sequential]:
     networks = []
     for config in configs:
-        network = make_network(config, 10)
+        network = make_network(config, MNIST_SHAPE, 10)
         for name, child in network.named_children():
             if isinstance(child, nn.Dropout):
                 network.set_submodule(name, MaskedDropout(config.seed, name, child.p, step=step))
@@ -65,7 +66,7 @@ def test_a_stack_has_the_logits_losses_and_gradients_of_its_plain_networks(
     model: str, batch_norm: bool, runs: int
 ) -> None:
     configs = configs_of(runs, **SMALL[model], batch_norm=batch_norm, precision="float64")
-    stack = Stack([make_network(config, 10) for config in configs], device=CPU)
+    stack = Stack([make_network(config, MNIST_SHAPE, 10) for config in configs], device=CPU)
     images, labels = batch(runs, 16, dtype=torch.float64)
     training = TrainingPass(SeededStreams([config.seed for config in configs], 7), torch.arange(16), 16, Ranks())
     logits = stack.forward(images, training)
@@ -90,7 +91,7 @@ def test_a_stack_has_the_logits_losses_and_gradients_of_its_plain_networks(
 
 def trained(configs: Sequence[TrainConfig], *, steps: int, batch_size: int) -> list[dict[str, Tensor]]:
     """Trains the configs as one stack on random images, each run on its seed's own."""
-    stack = Stack([make_network(config, 10) for config in configs], device=CPU)
+    stack = Stack([make_network(config, MNIST_SHAPE, 10) for config in configs], device=CPU)
     optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
     settings = StepSettings.of_runs(configs, dtype=torch.float32, device=CPU)
     for step in range(steps):
@@ -154,7 +155,7 @@ def test_a_run_that_diverges_leaves_its_neighbours_alone() -> None:
 
 def test_a_state_dict_is_a_copy_that_loads_back_and_into_the_plain_network() -> None:
     configs = configs_of(3, **SMALL["mlp"], batch_norm=True)
-    networks = [make_network(config, 10) for config in configs]
+    networks = [make_network(config, MNIST_SHAPE, 10) for config in configs]
     stack = Stack(networks, device=CPU)
     states = [stack.state_dict(run) for run in range(3)]
     for network, state in zip(networks, states, strict=True):
@@ -168,7 +169,7 @@ def test_a_state_dict_is_a_copy_that_loads_back_and_into_the_plain_network() -> 
 
 
 def test_a_stack_holds_copies_of_the_networks_weights() -> None:
-    network = make_network(variant_config("baseline"), 10)
+    network = make_network(variant_config("baseline"), MNIST_SHAPE, 10)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     stack = Stack([network], device=CPU)
     stack.parameters[0].fill_(1.0)
@@ -176,7 +177,7 @@ def test_a_stack_holds_copies_of_the_networks_weights() -> None:
 
 
 def test_every_parameter_of_every_run_starts_on_a_64_byte_boundary() -> None:
-    stack = Stack([make_network(config, 10) for config in configs_of(3, hidden_sizes=(13, 7))], device=CPU)
+    stack = Stack([make_network(config, MNIST_SHAPE, 10) for config in configs_of(3, hidden_sizes=(13, 7))], device=CPU)
     for value, gradient in stack._parameters.values():
         assert [tensor[run].data_ptr() % 64 for tensor in (value, gradient) for run in range(3)] == [0] * 6
 

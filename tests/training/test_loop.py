@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError, RunFailedError
 from mnist_ray.models.networks import make_network
@@ -77,7 +78,7 @@ class StreamDropout(nn.Module):
 
 def plain_network(config: TrainConfig) -> nn.Sequential:
     """The untrained network, ready for a plain loop; a bias before batch norm has no gradient but noise."""
-    network = make_network(config, 10)
+    network = make_network(config, MNIST_SHAPE, 10)
     names = [name for name, _ in network.named_children()]
     for name, child in list(network.named_children()):
         if isinstance(child, nn.Dropout):

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.ranks import Ranks
@@ -95,7 +96,7 @@ def train(case: Case, ranks: Ranks) -> TrainState:
 def train_with_ddp(case: Case, ranks: Ranks) -> dict[str, Tensor]:
     """The usual way: torch's own wrapper, its rank's rows of each batch, torch's own optimizer."""
     config, data = config_of(case), data_of(case)
-    network = make_network(config, 10)
+    network = make_network(config, MNIST_SHAPE, 10)
     wrapped = DistributedDataParallel(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     pixels = normalize(data.images, mean=data.mean, std=data.std, dtype=torch.float64)
@@ -194,7 +195,7 @@ def test_ranks_give_what_torchs_own_data_parallel_gives(
 
 def test_the_cases_really_train(alone: dict[str, TrainState]) -> None:
     for name, case in CASES.items():
-        untrained = make_network(config_of(case), 10).state_dict()
+        untrained = make_network(config_of(case), MNIST_SHAPE, 10).state_dict()
         assert greatest_difference(alone[name].model, untrained) > 1e-4
 
 
