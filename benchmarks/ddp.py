@@ -36,7 +36,7 @@ from tutorial_data import add_data_option, load_mnist
 from mnist_ray.config.variants import variant_config
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.training.data import prepare_data
-from mnist_ray.training.loop import StackTraining
+from mnist_ray.training.loop import Training
 
 VARIANT = "dropout_batchnorm"
 BATCH_SIZE = 64
@@ -81,7 +81,7 @@ def train_as_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
         arguments.backend, init_method=f"file://{store}", rank=rank, world_size=arguments.ranks
     )
     alone = [torch.distributed.new_group([each]) for each in range(arguments.ranks)][rank]
-    trainings: dict[str, StackTraining] = {}
+    trainings: dict[str, Training] = {}
     for line in sys.stdin:
         name = json.loads(line)
         if name not in trainings:
@@ -90,7 +90,7 @@ def train_as_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
         print(json.dumps(name), flush=True)
 
 
-def training_of(name: str, rank: int, alone: Any, device: torch.device, arguments: argparse.Namespace) -> StackTraining:
+def training_of(name: str, rank: int, alone: Any, device: torch.device, arguments: argparse.Namespace) -> Training:
     """Returns a rank's training for a contender."""
     ranks = {
         ONE_RANK: TalkingRanks(group=alone),
@@ -109,7 +109,7 @@ def training_of(name: str, rank: int, alone: Any, device: torch.device, argument
     # A recorded step can't call collectives, not even in a group of one.
     tabled = False if name == ONE_RANK else None
     data = prepare_data(config, examples, device=device)
-    return StackTraining([config], data, device=device, ranks=ranks, tabled=tabled)
+    return Training([config], data, device=device, ranks=ranks, tabled=tabled)
 
 
 # Code of the parent process, which asks the ranks in turn.

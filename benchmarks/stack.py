@@ -19,7 +19,7 @@ from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import expand, grid_settings, read_grid
 from mnist_ray.models.networks import make_network
 from mnist_ray.training.data import normalize, prepare_data
-from mnist_ray.training.loop import StackTraining
+from mnist_ray.training.loop import Training
 
 SIZES = {"cpu": (1, 2, 4, 8, 32), "cuda": (1, 4, 16, 32, 80, 160)}
 
@@ -61,7 +61,7 @@ def _shuffled(count: int, batch_size: int, device: torch.device) -> Iterator[Ten
 
 def stack_loop(configs: list[TrainConfig], data: TrainingData) -> Callable[[], int]:
     """Returns a function that trains a stack for an epoch and returns the samples of all its runs."""
-    training = StackTraining(configs, data, device=data.images.device)
+    training = Training(configs, data, device=data.images.device)
 
     def epoch() -> int:
         training.train_epoch()

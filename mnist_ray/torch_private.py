@@ -44,6 +44,11 @@ def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.O
     return type(kind.__name__, (Uncompiled, kind), {"step": torch.no_grad()(unwrap(kind.step))})
 
 
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Tells whether a module computes more than its own forward pass: old weight norm, pruning, hooks of a user."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
 def add_one(steps: list[Tensor]) -> None:
     """Adds 1 to each tensor."""
     torch._foreach_add_(steps, 1)

@@ -14,7 +14,7 @@ from mnist_ray.models.networks import make_network
 from mnist_ray.optimizers.optimizers import OPTIMIZERS
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import prepare_data
-from mnist_ray.training.loop import Divergence, StackTraining, fit
+from mnist_ray.training.loop import Divergence, Training, fit
 from tests.support.tiny_digits import tiny_digits
 
 pytestmark = [
@@ -36,6 +36,8 @@ NETWORKS = {
     "cnn": {"model": "cnn", "hidden_sizes": (8, 16)},
     "augmented": {"augmentation": "affine_elastic"},
 }
+# The other engine.
+RESNET: dict[str, object] = {"model": "resnet", "hidden_sizes": (8, 16)}
 
 
 def configs_of(network: str, **settings: object) -> list[TrainConfig]:
@@ -49,7 +51,7 @@ def data_of(config: TrainConfig, device: torch.device = GPU) -> TrainingData:
 def trained(
     configs: Sequence[TrainConfig], *, device: torch.device = GPU, tabled: bool | None = None
 ) -> list[TrainState | Divergence]:
-    training = StackTraining(configs, data_of(configs[0], device), device=device, tabled=tabled)
+    training = Training(configs, data_of(configs[0], device), device=device, tabled=tabled)
     last: dict[int, TrainState | Divergence] = {}
     while training.active:
         for run, result in training.train_epoch().items():
@@ -89,8 +91,15 @@ def test_a_gpu_gives_the_weights_of_a_cpu(optimizer: str) -> None:
         assert_close(on_gpu, on_cpu, 1e-9)
 
 
-def test_a_rerun_has_the_same_bits() -> None:
-    configs = configs_of("mlp", epochs=3)
+def test_modules_on_a_gpu_give_the_weights_of_a_cpu() -> None:
+    configs = configs_of("mlp", **RESNET, precision="float64", train_limit=300)
+    for on_gpu, on_cpu in zip(trained(configs), trained(configs, device=CPU), strict=True):
+        assert_close(on_gpu, on_cpu, 1e-9)
+
+
+@pytest.mark.parametrize("settings", [{}, RESNET])
+def test_a_rerun_has_the_same_bits(settings: dict[str, object]) -> None:
+    configs = configs_of("mlp", **settings, epochs=3)
     for first, second in zip(trained(configs), trained(configs), strict=True):
         assert_close(first, second, 0.0)
 
@@ -106,7 +115,7 @@ def test_a_stack_that_loses_a_run_goes_on_with_the_others() -> None:
 
 def test_recorded_steps_are_recorded_again_when_the_stack_becomes_smaller() -> None:
     configs = configs_of("mlp", epochs=3)
-    training = StackTraining(configs, data_of(configs[0]), device=GPU)
+    training = Training(configs, data_of(configs[0]), device=GPU)
     training.train_epoch()
     training.stop([0, 2])
     while training.active:

@@ -20,7 +20,7 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import cached_data
-from mnist_ray.training.loop import StackTraining
+from mnist_ray.training.loop import Training
 
 _PROBE_STEPS = 30
 
@@ -139,7 +139,7 @@ def probe(runs: Sequence[GridRun], data: TrainingData, device: torch.device) -> 
         validation_images=data.validation_images[:validation],
         validation_labels=data.validation_labels[:validation],
     )
-    training = StackTraining(configs, few, device=device)
+    training = Training(configs, few, device=device)
     # The first epoch warms up and, on a GPU, records the step as a CUDA graph.
     training.train_epoch()
     started = time.perf_counter()

@@ -168,16 +168,20 @@ def _initialize(network: nn.Sequential, seed: int) -> None:
             draws = uniform([key], torch.arange(parameter.numel()), 1).reshape(parameter.shape)
             with torch.no_grad():
                 parameter.copy_((2 * draws - 1) * bound)
-    for bias in cancelled_biases(network):
-        nn.init.zeros_(bias)
+    for name in _biases_before_batch_norm(network):
+        nn.init.zeros_(network.get_parameter(name))
 
 
-def cancelled_biases(network: nn.Module) -> list[Tensor]:
-    """Returns the biases of a built-in network that the next layer, a batch normalization, cancels."""
-    layers = list(network.children())
-    biases = [
-        layer.bias
-        for layer, follower in pairwise(layers)
-        if isinstance(layer, nn.Linear | nn.Conv2d) and isinstance(follower, BATCH_NORMS)
+def cancelled_biases(network: nn.Module) -> list[str]:
+    """Returns the names of zero biases that the next layer, a batch normalization, cancels: they stay zero."""
+    return [name for name in _biases_before_batch_norm(network) if not network.get_parameter(name).any()]
+
+
+def _biases_before_batch_norm(network: nn.Module) -> list[str]:
+    # Only a Sequential calls its layers in their order.
+    layers = list(network.named_children()) if type(network) is nn.Sequential else []
+    return [
+        f"{name}.bias"
+        for (name, layer), (_, follower) in pairwise(layers)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None and isinstance(follower, BATCH_NORMS)
     ]
-    return [bias for bias in biases if bias is not None]

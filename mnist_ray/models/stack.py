@@ -12,19 +12,19 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.models import stack_layers
-from mnist_ray.models.networks import BATCH_NORMS
-from mnist_ray.models.stack_layers import Layer, Parameter, TrainingPass
-
-# 16 float32 are 64 bytes: data on a 64-byte boundary takes the same vector code in stacks of any size.
-_ALIGNMENT = 16
+from mnist_ray.models.flat_memory import ALIGNMENT, padded
+from mnist_ray.models.loss import cross_entropy, hits, loss_and_hits
+from mnist_ray.models.networks import cancelled_biases
+from mnist_ray.models.stack_layers import STACKED, Conv2d, Layer, LayerOfRuns, Linear, Parameter
+from mnist_ray.models.training_pass import TrainingPass
+from mnist_ray.torch_private import has_hooks
 
 
 class Stack:
-    """K networks with the same shapes, trained as one.
+    """K networks with the same shapes, trained as one; see engine.Engine.
 
     Attributes:
-      parameters: K flat tensors, one per run, with `.grad` set, for the optimizer to update.
+      parameters: see Engine.
       gradients: [K, padded], the memory behind every `.grad`.
     """
 
@@ -32,19 +32,20 @@ class Stack:
         """Copies the networks' weights into a stack.
 
         Args:
-          networks: made by make_network, differing only in weights and dropout rates.
+          networks: of layers that STACKED holds, differing only in weights and dropout rates.
           bf16: whether matrix products and convolutions round their inputs to bfloat16.
         """
         template = networks[0]
         self._shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
-        length = sum(_padded(shape) for shape in self._shapes.values())
+        length = sum(padded(shape) for shape in self._shapes.values())
         dtype = next(template.parameters()).dtype
         values = torch.zeros(len(networks), length, dtype=dtype, device=device)
         buffers = {
             name: buffer.expand(len(networks), *buffer.shape).to(device, copy=True)
             for name, buffer in template.named_buffers()
         }
-        self._compute_dtype = torch.bfloat16 if bf16 else dtype
+        self._cancelled = set.intersection(*(set(cancelled_biases(network)) for network in networks))
+        self._product_dtype = torch.bfloat16 if bf16 else dtype
         # The modules without weights tell how to build the layers.
         self._networks = [deepcopy(network).to("meta") for network in networks]
         # MKL multiplies by a single column differently for a stack than for a run.
@@ -56,7 +57,7 @@ class Stack:
         self.load_state_dicts([network.state_dict() for network in networks])
 
     def take(self, runs: Sequence[int]) -> "Stack":
-        """Copies some of the runs into a new stack."""
+        """See Engine; the new stack holds copies."""
         taken = copy(self)
         index = torch.tensor(runs, device=self.gradients.device)
         values = self._memory.index_select(0, index)
@@ -73,7 +74,7 @@ class Stack:
         self.parameters = list(values.unbind())
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        lengths = [_padded(shape) for shape in self._shapes.values()]
+        lengths = [padded(shape) for shape in self._shapes.values()]
         self._parameters = {
             name: Parameter(_unpadded(value, shape), _unpadded(gradient, shape))
             for (name, shape), value, gradient in zip(
@@ -100,14 +101,38 @@ class Stack:
     def __len__(self) -> int:
         return len(self.parameters)
 
-    def parts(self, num_rows: int) -> list[tuple[slice, "Stack"]]:
+    def forward_backward(self, images: Tensor, labels: Tensor, training: TrainingPass) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        computed = [
+            part._forward_backward(images[runs], labels[runs], training.of(runs))
+            for runs, part in self._parts(images.shape[1])
+        ]
+        losses, correct = zip(*computed, strict=True)
+        return torch.cat(losses), torch.cat(correct)
+
+    def _forward_backward(self, images: Tensor, labels: Tensor, training: TrainingPass) -> tuple[Tensor, Tensor]:
+        logits = self.forward(images, training)
+        losses, gradient = cross_entropy(logits, labels, smoothing=training.smoothing)
+        self.backward(gradient.div_(training.global_batch_size))
+        return losses.sum(1) / training.global_batch_size, hits(logits, labels)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        computed = [
+            loss_and_hits(part.forward(images.expand(len(part), *images.shape)), labels.expand(len(part), -1))
+            for _, part in self._parts(len(images))
+        ]
+        losses, correct = zip(*computed, strict=True)
+        return torch.cat(losses), torch.cat(correct)
+
+    def _parts(self, num_rows: int) -> list[tuple[slice, "Stack"]]:
         """Returns the groups of runs that compute a batch as one program, and a stack of each group.
 
         On a CPU a run gets the same bits as alone if each run's share of every tensor starts on a 64-byte boundary,
         as with batches of a multiple of 16 rows. With other batches, often an epoch's last, and with a single-unit
         layer, the runs compute one after the other.
         """
-        if not self._singles or (num_rows % _ALIGNMENT == 0 and not self._has_single_units):
+        if not self._singles or (num_rows % ALIGNMENT == 0 and not self._has_single_units):
             return [(slice(0, len(self)), self)]
         return [(slice(run, run + 1), single) for run, single in enumerate(self._singles)]
 
@@ -115,11 +140,11 @@ class Stack:
         """Computes the logits of each network.
 
         Args:
-          images: [runs, local_batch, 1, 28, 28], normalized.
+          images: [runs, batch, *image_shape], normalized.
           training: None for evaluation: no dropout, running batch-norm statistics.
 
         Returns:
-          [runs, local_batch, classes].
+          [runs, batch, classes].
         """
         values = images
         for layer in self._layers:
@@ -127,10 +152,10 @@ class Stack:
         return values
 
     def backward(self, gradient: Tensor) -> None:
-        """Fills `gradients` with this rank's share of the gradient of the global batch.
+        """Fills `gradients`.
 
         Args:
-          gradient: of the loss w.r.t. the logits of the last training pass, [runs, local_batch, classes].
+          gradient: of the loss w.r.t. the logits of the last training pass, [runs, batch, classes].
         """
         for layer in reversed(self._layers):
             if layer is self._first:
@@ -139,7 +164,7 @@ class Stack:
             gradient = layer.backward(gradient)
 
     def state_dict(self, run: int) -> dict[str, Tensor]:
-        """Returns a copy of one network's state, with the plain module's keys, on the CPU."""
+        """See Engine."""
         return {name: value[run].to("cpu", copy=True) for name, value in self._values().items()}
 
     def load_state_dicts(self, states: Sequence[dict[str, Tensor]]) -> None:
@@ -152,46 +177,42 @@ class Stack:
         return {name: parameter.value for name, parameter in self._parameters.items()} | self._buffers
 
     def _make_layers(self, networks: Sequence[nn.Module]) -> list[Layer]:
-        children = list(networks[0].named_children())
-        followers = [child for _, child in children[1:]] + [None]
         made = []
-        for (name, child), follower in zip(children, followers, strict=True):
-            layer = self._make_layer(name, child, networks, has_bias=not isinstance(follower, BATCH_NORMS))
-            made.append(layer)
-        self._first = next(layer for layer in made if isinstance(layer, stack_layers.Linear | stack_layers.Conv2d))
+        for name, child in networks[0].named_children():
+            of_layer = {key: value for key, value in self._parameters.items() if key.rpartition(".")[0] == name}
+            layer = LayerOfRuns(
+                name,
+                [network.get_submodule(name) for network in networks],
+                {key.rpartition(".")[2]: value for key, value in of_layer.items() if key not in self._cancelled},
+                {key: self._buffers[f"{name}.{key}"] for key, _ in child.named_buffers()},
+                self.gradients.dtype,
+                self._product_dtype,
+                self.gradients.device,
+            )
+            made.append(STACKED[type(child)].make(layer))
+        self._first = next(layer for layer in made if isinstance(layer, Linear | Conv2d))
         return made
 
-    def _make_layer(self, name: str, child: nn.Module, networks: Sequence[nn.Module], *, has_bias: bool) -> Layer:
-        dtype = self._compute_dtype
-        weight, bias = (self._parameters.get(f"{name}.{kind}") for kind in ("weight", "bias"))
-        match child:
-            case nn.Linear():
-                assert weight is not None
-                return stack_layers.Linear(weight, bias if has_bias else None, dtype)
-            case nn.Conv2d(padding=(int(padding), _)):
-                assert weight is not None
-                return stack_layers.Conv2d(weight, bias if has_bias else None, padding=padding, dtype=dtype)
-            case nn.BatchNorm1d() | nn.BatchNorm2d():
-                assert weight is not None
-                assert bias is not None
-                assert child.momentum is not None
-                running = {key: self._buffers[f"{name}.{key}"] for key, _ in child.named_buffers()}
-                return stack_layers.BatchNorm(weight, bias, running, epsilon=child.eps, momentum=child.momentum)
-            case nn.Dropout():
-                rates = [float(network.get_submodule(name).p) for network in networks]  # type: ignore[arg-type]
-                return stack_layers.Dropout(name, rates, dtype=self.gradients.dtype, device=self.gradients.device)
-            case nn.ReLU():
-                return stack_layers.ReLU()
-            case nn.MaxPool2d():
-                return stack_layers.MaxPool2d()
-            case nn.Flatten():
-                return stack_layers.Flatten()
-        raise TypeError(f"no stacked form of {type(child).__name__}")
 
-
-def _padded(shape: torch.Size) -> int:
-    """Returns a parameter's length in elements, padded so that the next one starts on a 64-byte boundary."""
-    return -(-prod(shape) // _ALIGNMENT) * _ALIGNMENT
+def why_not_stacked(network: nn.Module) -> str | None:
+    """Returns why a network can't be part of a stack, as a clause; None if it can."""
+    if type(network) is not nn.Sequential:
+        return f"{type(network).__name__} is not a plain nn.Sequential"
+    children = list(network.named_children())
+    if len(children) < len(network):
+        return "one of its layers is used twice"
+    for name, child in children:
+        kind = type(child).__name__
+        if type(child) not in STACKED:
+            return f"layer {name} ({kind}) has no stacked form"
+        if not STACKED[type(child)].fits(child) or has_hooks(child):
+            return f"layer {name} ({kind}) has no stacked form with these arguments"
+    if not all(parameter.requires_grad for parameter in network.parameters()):
+        return "some of its weights are frozen"
+    first = next((child for _, child in children if not isinstance(child, nn.Flatten)), None)
+    if not isinstance(first, nn.Linear | nn.Conv2d):
+        return "its first layer has no weights"
+    return None
 
 
 def _unpadded(flat: Tensor, shape: torch.Size) -> Tensor:

@@ -9,39 +9,18 @@ The tests compare each layer with autograd over the plain torch.nn layer.
 # The layers' methods are documented once, in Layer; not every layer needs the pass.
 # ruff: noqa: ARG002, D102
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from mnist_ray.models.dropout import DRAW_RANGE, dropped_draws
 from mnist_ray.models.matmul import bmm, bmm_into
-from mnist_ray.models.ranks import Ranks
-from mnist_ray.noise.step_streams import StepStreams
+from mnist_ray.models.training_pass import TrainingPass
 
-_DRAW_RANGE = 1 << 16
 _THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward.grad_input
-
-
-@dataclass(frozen=True)
-class TrainingPass:
-    """Inputs of a training forward pass besides images and weights.
-
-    Attributes:
-      streams: each run's random streams for the step.
-      rows: int64 [local_batch], this rank's row numbers in the global batch.
-    """
-
-    streams: StepStreams
-    rows: Tensor
-    global_batch_size: int
-    ranks: Ranks
-
-    def of(self, runs: slice) -> "TrainingPass":
-        """Returns the pass of some of the runs."""
-        return replace(self, streams=self.streams.of(runs))
 
 
 class Parameter(NamedTuple):
@@ -59,6 +38,27 @@ class Layer(Protocol):
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Stores the parameters' gradients and returns the gradient w.r.t. the input of the last forward pass."""
+
+
+class LayerOfRuns(NamedTuple):
+    """One layer of the plain networks of a stack.
+
+    Attributes:
+      name: its name in the networks.
+      modules: the layer of each run, without weights.
+      parameters: by name; without a bias that the next layer cancels.
+      buffers: by name, [runs, ...].
+      dtype: type of the values between layers.
+      product_dtype: type that matrix products and convolutions round their inputs to.
+    """
+
+    name: str
+    modules: Sequence[Any]
+    parameters: Mapping[str, Parameter]
+    buffers: dict[str, Tensor]
+    dtype: torch.dtype
+    product_dtype: torch.dtype
+    device: torch.device
 
 
 class Flatten:
@@ -167,9 +167,9 @@ def _as_channels(stacked: Tensor) -> Tensor:
 
 
 class BatchNorm:
-    """Batch normalization with the statistics of the global batch, for any number of ranks.
+    """Batch normalization.
 
-    Reference: Ioffe and Szegedy 2015; ranks' means and squares are merged as in Chan, Golub, LeVeque 1979.
+    Reference: Ioffe and Szegedy 2015.
     """
 
     def __init__(
@@ -186,10 +186,10 @@ class BatchNorm:
             mean, variance = (self._running[name].view(self._shape) for name in ("running_mean", "running_var"))
             return (inputs - mean) * (weight * torch.rsqrt(variance + self._epsilon)) + bias
         self._dims = [dim for dim in range(1, inputs.dim()) if dim != 2]
-        self._ranks = training.ranks
-        pixels = inputs.shape[3:].numel()
-        self._count = training.global_batch_size * pixels
-        mean, squares, centered = self._statistics(inputs, pixels)
+        self._count = inputs.numel() // (inputs.shape[0] * inputs.shape[2])
+        mean = inputs.sum(self._dims, keepdim=True) / self._count
+        centered = inputs - mean
+        squares = centered.square().sum(self._dims, keepdim=True)
         self._inverse_deviation = (squares / self._count).add_(self._epsilon).rsqrt_()
         self._normalized = centered.mul_(self._inverse_deviation)
         self._track(mean, squares)
@@ -198,28 +198,9 @@ class BatchNorm:
     def backward(self, gradient: Tensor) -> Tensor:
         by_bias = torch.sum(gradient, self._dims, out=self._bias.gradient).view(self._shape)
         by_weight = torch.sum(gradient * self._normalized, self._dims, out=self._weight.gradient).view(self._shape)
-        if self._ranks.world_size > 1:
-            # For a few hundred numbers, a gather takes half the time of gloo's sum.
-            by_bias, by_weight = self._ranks.gather(torch.stack((by_bias, by_weight))).sum(0).unbind()
         scale = self._weight.value.view(self._shape) * self._inverse_deviation
         centered = torch.sub(gradient, by_bias, alpha=1 / self._count)
         return centered.addcmul_(self._normalized, by_weight, value=-1 / self._count).mul_(scale)
-
-    def _statistics(self, inputs: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns mean and sum of squared deviations over the global batch, and this rank's deviations.
-
-        The first two are [runs, 1, features, ...].
-        """
-        local_count = inputs.shape[1] * pixels
-        mean = inputs.sum(self._dims, keepdim=True) / max(local_count, 1)
-        centered = inputs - mean
-        squares = centered.square().sum(self._dims, keepdim=True)
-        if self._ranks.world_size == 1:
-            return mean, squares, centered
-        counts = torch.full_like(mean, local_count)
-        counts, means, all_squares = self._ranks.gather(torch.stack((counts, mean, squares))).unbind(1)
-        mean = (counts * means).sum(0) / self._count
-        return mean, (all_squares + counts * (means - mean).square()).sum(0), inputs - mean
 
     def _track(self, mean: Tensor, squares: Tensor) -> None:
         unbiased = squares / max(self._count - 1, 1)
@@ -267,11 +248,11 @@ class Dropout:
     """
 
     def __init__(self, name: str, rates: Sequence[float], *, dtype: torch.dtype, device: torch.device) -> None:
-        dropped = [min(round(rate * _DRAW_RANGE), _DRAW_RANGE - 1) for rate in rates]
+        dropped = [dropped_draws(rate) for rate in rates]
         self._name = name
         self._active = any(dropped)
-        thresholds = [count - _DRAW_RANGE // 2 for count in dropped]
-        scales = [_DRAW_RANGE / (_DRAW_RANGE - count) for count in dropped]
+        thresholds = [count - DRAW_RANGE // 2 for count in dropped]
+        scales = [DRAW_RANGE / (DRAW_RANGE - count) for count in dropped]
         self._thresholds = torch.tensor(thresholds, dtype=torch.int16, device=device)[:, None, None]
         self._scales = torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
 
@@ -287,3 +268,64 @@ class Dropout:
 
     def backward(self, gradient: Tensor) -> Tensor:
         return gradient.mul_(self._factors) if self._active else gradient
+
+
+class Stacked(NamedTuple):
+    """The stacked form of a type of layer.
+
+    Attributes:
+      make: makes the layer of a stack.
+      fits: whether a layer's arguments are such that `make` can be used.
+    """
+
+    make: Callable[[LayerOfRuns], Layer]
+    fits: Callable[[Any], bool] = lambda _: True
+
+
+def _linear(layer: LayerOfRuns) -> Layer:
+    return Linear(layer.parameters["weight"], layer.parameters.get("bias"), layer.product_dtype)
+
+
+def _conv2d(layer: LayerOfRuns) -> Layer:
+    weight, bias = layer.parameters["weight"], layer.parameters.get("bias")
+    return Conv2d(weight, bias, padding=layer.modules[0].padding[0], dtype=layer.product_dtype)
+
+
+def _is_simple_conv2d(child: nn.Conv2d) -> bool:
+    given = (child.stride, child.dilation, child.groups, child.padding_mode)
+    return given == ((1, 1), (1, 1), 1, "zeros") and child.padding in {(size, size) for size in range(64)}
+
+
+def _batch_norm(layer: LayerOfRuns) -> Layer:
+    child, parameters = layer.modules[0], layer.parameters
+    return BatchNorm(
+        parameters["weight"], parameters["bias"], layer.buffers, epsilon=child.eps, momentum=child.momentum
+    )
+
+
+def _is_simple_batch_norm(child: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    return child.affine and child.track_running_stats and child.momentum is not None
+
+
+def _dropout(layer: LayerOfRuns) -> Layer:
+    rates = [float(module.p) for module in layer.modules]
+    return Dropout(layer.name, rates, dtype=layer.dtype, device=layer.device)
+
+
+def _is_2x2(child: nn.MaxPool2d) -> bool:
+    sizes = (child.kernel_size, child.stride, child.padding, child.dilation)
+    is_simple = not child.return_indices and not child.ceil_mode
+    return is_simple and all(size in (right, (right, right)) for size, right in zip(sizes, (2, 2, 0, 1), strict=True))
+
+
+# A network of these layers trains as part of a stack; see stack.why_not_stacked.
+STACKED: dict[type[nn.Module], Stacked] = {
+    nn.Flatten: Stacked(lambda _: Flatten(), lambda child: (child.start_dim, child.end_dim) == (1, -1)),
+    nn.Linear: Stacked(_linear),
+    nn.Conv2d: Stacked(_conv2d, _is_simple_conv2d),
+    nn.BatchNorm1d: Stacked(_batch_norm, _is_simple_batch_norm),
+    nn.BatchNorm2d: Stacked(_batch_norm, _is_simple_batch_norm),
+    nn.ReLU: Stacked(lambda _: ReLU()),
+    nn.MaxPool2d: Stacked(lambda _: MaxPool2d(), _is_2x2),
+    nn.Dropout: Stacked(_dropout, lambda child: child.p < 1),
+}

@@ -11,16 +11,16 @@ from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import CheckpointError, DataError, RunFailedError
+from mnist_ray.models.engine import Engine, make_engine
 from mnist_ray.models.networks import make_network, network_of
 from mnist_ray.models.ranks import Ranks
-from mnist_ray.models.stack import Stack
 from mnist_ray.optimizers.optimizers import learning_rate, make_optimizer
 from mnist_ray.results.history import EpochResult, is_finished
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import normalize
-from mnist_ray.training.steps import StackSteps, TabledSteps, can_be_recorded, cross_entropy
+from mnist_ray.training.steps import Steps, TabledSteps, can_be_recorded
 
-# A multiple of 16 rows: see Stack.parts.
+# A multiple of 16 rows: see Stack._parts.
 VALIDATION_BATCH = 1024
 
 
@@ -47,7 +47,7 @@ def fit(
       RunFailedError: a loss is not finite; the message names the epoch and the step.
       DataError: fewer examples than ranks.
     """
-    training = StackTraining([config], data, device=device, ranks=ranks, states=[state])
+    training = Training([config], data, device=device, ranks=ranks, states=[state])
     while training.active:
         reached = training.train_epoch()[0]
         if isinstance(reached, Divergence):
@@ -55,8 +55,8 @@ def fit(
         yield training.state(0)
 
 
-class StackTraining:
-    """Trains runs with the same shapes together, epoch by epoch; a run that ends leaves the stack.
+class Training:
+    """Trains runs with the same shapes together, epoch by epoch; a run that ends leaves the engine.
 
     On a CPU each run gets the same bits as when trained alone.
 
@@ -96,7 +96,7 @@ class StackTraining:
         self._steps_per_epoch = len(self._batch_sizes)
         if self._batch_sizes == (1,) and configs[0].batch_norm and configs[0].model == "mlp":
             raise DataError("batch_norm=True: a single training example has no variance; use more examples")
-        self._tabled = can_be_recorded(configs[0], device, ranks) if tabled is None else tabled
+        self._tabled = tabled
         # Some of cuDNN's convolutions sum in an arbitrary order.
         torch.backends.cudnn.deterministic = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = configs[0].precision == "tf32"
@@ -151,11 +151,11 @@ class StackTraining:
     def state(self, run: int) -> TrainState:
         """Copies to the CPU the state of a run that took part in the last epoch and didn't diverge."""
         place = self._members.index(run)
-        stack = self._steps.stack
-        optimizer = self._steps.optimizer.state[stack.parameters[place]]
+        engine = self._steps.engine
+        optimizer = self._steps.optimizer.state[engine.parameters[place]]
         return TrainState(
             history=self._histories[run],
-            model=stack.state_dict(place),
+            model=engine.state_dict(place),
             optimizer={
                 name: value.detach().to("cpu", copy=True) for name, value in optimizer.items() if value is not None
             },
@@ -165,30 +165,32 @@ class StackTraining:
         """Makes the stack of the active runs, from scratch or from their states."""
         configs = [self._configs[run] for run in self._members]
         networks = [_network(config, self._data, state) for config, state in zip(configs, states, strict=True)]
-        stack = Stack(networks, device=self._device, bf16=configs[0].precision == "bf16")
-        optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
-        for parameter, state in zip(stack.parameters, states, strict=True):
+        bf16 = configs[0].precision == "bf16"
+        engine = make_engine(networks, device=self._device, bf16=bf16, ranks=self._ranks)
+        optimizer = make_optimizer(configs[0].optimizer, engine.parameters, configs)
+        for parameter, state in zip(engine.parameters, states, strict=True):
             if state is not None:
                 optimizer.state[parameter] = {
                     name: value.to(self._device, copy=True) for name, value in state.optimizer.items()
                 }
-        self._prepare_steps(stack, optimizer)
+        self._prepare_steps(engine, optimizer)
 
     def _compact(self) -> None:
         """Reduces the stack to the active runs."""
         before, places = self._steps, [self._members.index(run) for run in self.active]
-        stack = before.stack.take(places)
+        engine = before.engine.take(places)
         configs = [self._configs[run] for run in self.active]
-        optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
-        for parameter, place in zip(stack.parameters, places, strict=True):
-            optimizer.state[parameter] = before.optimizer.state[before.stack.parameters[place]]
+        optimizer = make_optimizer(configs[0].optimizer, engine.parameters, configs)
+        for parameter, place in zip(engine.parameters, places, strict=True):
+            optimizer.state[parameter] = before.optimizer.state[before.engine.parameters[place]]
         self._members = self.active
-        self._prepare_steps(stack, optimizer)
+        self._prepare_steps(engine, optimizer)
 
-    def _prepare_steps(self, stack: Stack, optimizer: torch.optim.Optimizer) -> None:
+    def _prepare_steps(self, engine: Engine, optimizer: torch.optim.Optimizer) -> None:
         configs = tuple(self._configs[run] for run in self._members)
-        self._steps = StackSteps(stack, optimizer, configs, self._data, self._device, self._ranks)
-        self._program = TabledSteps(self._steps) if self._tabled else self._steps
+        self._steps = Steps(engine, optimizer, configs, self._data, self._device, self._ranks)
+        tabled = can_be_recorded(configs[0], engine) if self._tabled is None else self._tabled
+        self._program = TabledSteps(self._steps) if tabled else self._steps
 
     def _validate(self) -> Tensor:
         """Returns mean loss and accuracy over the validation examples, float64 [runs, 2], over all ranks."""
@@ -201,11 +203,9 @@ class StackTraining:
         for images, labels in batches:
             mine = self._ranks.rows(len(labels))
             inputs = normalize(images[mine], mean=self._data.mean, std=self._data.std, dtype=self._dtype)
-            for runs, part in self._steps.stack.parts(len(inputs)):
-                logits = part.forward(inputs.expand(len(part), *inputs.shape))
-                losses, _ = cross_entropy(logits, labels[mine].expand(len(part), -1))
-                sums[runs, 0] += losses.sum(1, dtype=torch.float64)
-                sums[runs, 1] += (logits.argmax(-1) == labels[mine]).sum(1)
+            losses, correct = self._steps.engine.evaluate(inputs, labels[mine])
+            sums[:, 0] += losses
+            sums[:, 1] += correct
         return self._ranks.sum_(sums) / len(self._data.validation_labels)
 
     def _divergence(self, run: int, losses: Tensor, val_loss: float) -> Divergence | None:

@@ -1,6 +1,5 @@
-"""The training steps of a stack through an epoch."""
+"""The training steps of runs through an epoch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,9 +10,10 @@ from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.augmentation import augment
 from mnist_ray.data.training_data import TrainingData
+from mnist_ray.models.engine import Engine
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.stack import Stack
-from mnist_ray.models.stack_layers import TrainingPass
+from mnist_ray.models.training_pass import TrainingPass
 from mnist_ray.noise.random_streams import permutation, stream_key
 from mnist_ray.noise.step_streams import SeededStreams, StepStreams, StreamTables, TabledStreams
 from mnist_ray.optimizers.optimizers import learning_rate, set_learning_rates
@@ -24,116 +24,16 @@ from mnist_ray.training.data import normalize
 _RECORDED_OPTIMIZERS = ("adam", "adamw")
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Computes each example's cross-entropy and its gradient.
-
-    Args:
-      logits: [runs, batch, classes].
-      labels: int64 [runs, batch].
-      smoothing: label smoothing, a number or [runs, 1] (Szegedy et al. 2016).
-
-    Returns:
-      Losses in nats, [runs, batch], and the gradient of each with respect to its logits, [runs, batch, classes].
-    """
-    log_probabilities = torch.log_softmax(logits, dim=-1)
-    hit = log_probabilities.gather(-1, labels[..., None])[..., 0]
-    gradient = log_probabilities.exp()
-    if isinstance(smoothing, float) and not smoothing:
-        return hit.neg_(), gradient.scatter_add_(
-            -1, labels[..., None], gradient.new_full((1,), -1.0).expand_as(hit)[..., None]
-        )
-    target = torch.zeros_like(gradient).scatter_(-1, labels[..., None], 1.0)
-    losses = -(1 - smoothing) * hit - smoothing * log_probabilities.mean(-1)
-    share = torch.as_tensor(smoothing, dtype=logits.dtype, device=logits.device)[..., None]
-    return losses, gradient.sub_((1 - share) * target + share / logits.shape[-1])
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """Per-run settings of a stack's step, besides dropout's and the optimizer's.
-
-    Attributes:
-      smoothing: label smoothing, [runs, 1] on the device; 0.0 if no run uses it.
-      clip_norms: for each run, the largest norm of a step's gradient, or None.
-    """
-
-    smoothing: Tensor | float
-    clip_norms: tuple[float | None, ...]
-
-    @classmethod
-    def of_runs(cls, configs: Sequence[TrainConfig], *, dtype: torch.dtype, device: torch.device) -> "StepSettings":
-        """Returns the settings of runs with these configs."""
-        smoothing = [config.label_smoothing for config in configs]
-        return cls(
-            torch.tensor(smoothing, dtype=dtype, device=device)[:, None] if any(smoothing) else 0.0,
-            tuple(config.gradient_clip_norm for config in configs),
-        )
-
-    def smoothing_of(self, runs: slice) -> Tensor | float:
-        """Returns the label smoothing of some of the runs."""
-        return self.smoothing[runs] if isinstance(self.smoothing, Tensor) else self.smoothing
-
-
-def train_step(
-    stack: Stack,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    training: TrainingPass,
-    settings: StepSettings,
-) -> tuple[Tensor, Tensor]:
-    """Updates a stack on this rank's share of one global batch.
-
-    Args:
-      optimizer: over stack.parameters.
-      images: [runs, local_batch, 1, 28, 28], normalized.
-      labels: int64 [runs, local_batch], class indices.
-      training: the step's streams, rows and ranks.
-
-    Returns:
-      This rank's share of each run's mean loss over the global batch (nats), [runs], and its number of correct
-      predictions, int64 [runs]; both on the device, since copying them waits for the GPU.
-    """
-    computed = [
-        _backpropagate(
-            part, images[runs], labels[runs], training=training.of(runs), smoothing=settings.smoothing_of(runs)
-        )
-        for runs, part in stack.parts(images.shape[1])
-    ]
-    training.ranks.sum_(stack.gradients)
-    _clip(stack.gradients, settings.clip_norms)
-    optimizer.step()
-    losses, correct = zip(*computed, strict=True)
-    return torch.cat(losses), torch.cat(correct)
-
-
-def _backpropagate(
-    stack: Stack, images: Tensor, labels: Tensor, *, training: TrainingPass, smoothing: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    logits = stack.forward(images, training)
-    losses, gradient = cross_entropy(logits, labels, smoothing=smoothing)
-    stack.backward(gradient.div_(training.global_batch_size))
-    return losses.sum(1) / training.global_batch_size, (logits.argmax(-1) == labels).sum(1)
-
-
-def _clip(gradients: Tensor, limits: Sequence[float | None]) -> None:
-    """Scales each run's gradient down to its largest norm (Pascanu et al. 2013)."""
-    for gradient, limit in zip(gradients, limits, strict=True):
-        if limit is not None:
-            gradient.mul_((limit / (gradient.norm() + 1e-6)).clamp_(max=1.0))
-
-
 @dataclass(frozen=True, eq=False)
-class StackSteps:
-    """The steps of a stack, each determined by its number and the runs' seeds.
+class Steps:
+    """The steps of an engine's runs, each determined by its number and the runs' seeds.
 
     Attributes:
-      optimizer: over stack.parameters, made by make_optimizer.
+      optimizer: over engine.parameters, made by make_optimizer.
       data: the runs' examples, on the device.
     """
 
-    stack: Stack
+    engine: Engine
     optimizer: torch.optim.Optimizer
     configs: tuple[TrainConfig, ...]
     data: TrainingData
@@ -156,8 +56,13 @@ class StackSteps:
         return len(self.batch_sizes)
 
     @cached_property
-    def _settings(self) -> StepSettings:
-        return StepSettings.of_runs(self.configs, dtype=self.stack.gradients.dtype, device=self.device)
+    def _smoothing(self) -> Tensor | float:
+        smoothing = [config.label_smoothing for config in self.configs]
+        return torch.tensor(smoothing, dtype=self._dtype, device=self.device)[:, None] if any(smoothing) else 0.0
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return self.engine.parameters[0].dtype
 
     def orders(self, epoch: int) -> Tensor:
         """Returns the order of the examples in an epoch (from 1) for each distinct seed, int64 [seeds, examples]."""
@@ -192,7 +97,7 @@ class StackSteps:
           batch: the examples of the global batch, int64 [distinct seeds, global_batch].
 
         Returns:
-          See train_step.
+          See Engine.forward_backward.
         """
         num_rows = batch.shape[1]
         mine = self.ranks.rows(num_rows)
@@ -203,21 +108,34 @@ class StackSteps:
             values.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
             for values in (self.data.images, self.data.labels)
         )
-        images = normalize(images, mean=self.data.mean, std=self.data.std, dtype=self.stack.gradients.dtype)
+        images = normalize(images, mean=self.data.mean, std=self.data.std, dtype=self._dtype)
         # Runs with the same seed share batches and noise, so each seed's images are distorted once.
         images = augment(self.configs[0].augmentation, images, streams=streams.distinct(), rows=rows)
         images, labels = (streams.for_each_run(values) for values in (images, labels))
-        training = TrainingPass(streams, rows, num_rows, self.ranks)
-        return train_step(self.stack, self.optimizer, images, labels, training=training, settings=self._settings)
+        computed = self.engine.forward_backward(
+            images, labels, TrainingPass(streams, rows, num_rows, smoothing=self._smoothing)
+        )
+        for gradient, config in zip(self.engine.gradients, self.configs, strict=True):
+            _clip(gradient, config.gradient_clip_norm)
+        self.optimizer.step()
+        return computed
 
 
-def can_be_recorded(config: TrainConfig, device: torch.device, ranks: Ranks) -> bool:
-    """Tells whether the steps of a run with this config can be recorded as a CUDA graph.
+def _clip(gradient: Tensor, limit: float | None) -> None:
+    """Scales a run's gradient down to its largest norm (Pascanu et al. 2013)."""
+    if limit is not None:
+        gradient.mul_((limit / (gradient.norm() + 1e-6)).clamp_(max=1.0))
 
-    Steps in float64 can't: CUDA's Adam takes a learning rate from the device in float32 only.
+
+def can_be_recorded(config: TrainConfig, engine: Engine) -> bool:
+    """Tells whether the steps of runs like this one can be recorded as a CUDA graph.
+
+    Steps in float64 can't: CUDA's Adam takes a learning rate from the device in float32 only. Modules can't: their
+    code may depend on the data.
     """
+    is_on_gpu = engine.parameters[0].device.type == "cuda"
     is_fitting = config.optimizer in _RECORDED_OPTIMIZERS and config.precision != "float64"
-    return device.type == "cuda" and ranks.world_size == 1 and is_fitting
+    return isinstance(engine, Stack) and is_on_gpu and is_fitting
 
 
 class TabledSteps:
@@ -227,9 +145,9 @@ class TabledSteps:
     of another size is a different program and is never recorded.
     """
 
-    def __init__(self, steps: StackSteps) -> None:
-        """Takes the steps of a stack that one rank trains with Adam or AdamW."""
-        assert steps.ranks.world_size == 1
+    def __init__(self, steps: Steps) -> None:
+        """Takes the steps of a stack with Adam or AdamW."""
+        assert isinstance(steps.engine, Stack)
         assert steps.configs[0].optimizer in _RECORDED_OPTIMIZERS
         self._steps = steps
         count, device = steps.steps_per_epoch, steps.device
@@ -243,7 +161,7 @@ class TabledSteps:
         self._whole = RecordedStep(device=device)
 
     def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """See StackSteps.train_epoch."""
+        """See Steps.train_epoch."""
         steps = self._steps
         first_step = (epoch - 1) * steps.steps_per_epoch
         self._tables.begin_epoch(first_step)

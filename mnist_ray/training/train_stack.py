@@ -12,7 +12,7 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, RunStatus, progress_of
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import Storage
-from mnist_ray.training.loop import Divergence, StackTraining
+from mnist_ray.training.loop import Divergence, Training
 
 _Member = tuple[GridRun, RunFolder]
 _SAVES_AT_ONCE = 8
@@ -65,14 +65,14 @@ def train_stack(
         configs = [run.config for run, _ in members]
         # A state is as large as its run, so free it once training has started.
         start = [states.pop(run.run, None) for run, _ in members]
-        training = StackTraining(configs, data, device=device, states=start)
+        training = Training(configs, data, device=device, states=start)
         del start
         yield from _train(members, training, data, goes_on=goes_on, command_line=command_line)
 
 
 def _train(
     members: Sequence[_Member],
-    training: StackTraining,
+    training: Training,
     data: TrainingData,
     *,
     goes_on: Callable[[RunProgress], bool],

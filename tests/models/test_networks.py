@@ -113,7 +113,14 @@ def test_a_plain_class_loads_our_weights_and_gives_the_same_logits(variant: str)
 
 @pytest.mark.parametrize(
     ("variant", "num_parameters"),
-    [("baseline", 109_386), ("dropout", 242_762), ("dropout_batchnorm", 243_658), ("tuned", 243_658), ("cnn", 83_658), ("resnet", 307_882)],
+    [
+        ("baseline", 109_386),
+        ("dropout", 242_762),
+        ("dropout_batchnorm", 243_658),
+        ("tuned", 243_658),
+        ("cnn", 83_658),
+        ("resnet", 307_882),
+    ],
 )
 def test_each_variant_has_its_number_of_parameters(variant: str, num_parameters: int) -> None:
     network = make_network(variant_config(variant), MNIST_SHAPE, 10)

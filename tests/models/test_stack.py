@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 import torch
@@ -8,14 +9,13 @@ from torch.nn import functional
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.image_shape import MNIST_SHAPE
+from mnist_ray.models.loss import cross_entropy
 from mnist_ray.models.networks import make_network
-from mnist_ray.models.ranks import Ranks
-from mnist_ray.models.stack import Stack
-from mnist_ray.models.stack_layers import TrainingPass
+from mnist_ray.models.stack import Stack, why_not_stacked
+from mnist_ray.models.training_pass import TrainingPass
 from mnist_ray.noise.random_streams import draws16, stream_key
 from mnist_ray.noise.step_streams import SeededStreams
 from mnist_ray.optimizers.optimizers import OPTIMIZERS, make_optimizer
-from mnist_ray.training.steps import StepSettings, cross_entropy, train_step
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -68,7 +68,7 @@ def test_a_stack_has_the_logits_losses_and_gradients_of_its_plain_networks(
     configs = configs_of(runs, **SMALL[model], batch_norm=batch_norm, precision="float64")
     stack = Stack([make_network(config, MNIST_SHAPE, 10) for config in configs], device=CPU)
     images, labels = batch(runs, 16, dtype=torch.float64)
-    training = TrainingPass(SeededStreams([config.seed for config in configs], 7), torch.arange(16), 16, Ranks())
+    training = TrainingPass(SeededStreams([config.seed for config in configs], 7), torch.arange(16), 16)
     logits = stack.forward(images, training)
     losses, gradient = cross_entropy(logits, labels, smoothing=0.1)
     stack.backward(gradient / 16)
@@ -93,13 +93,12 @@ def trained(configs: Sequence[TrainConfig], *, steps: int, batch_size: int) -> l
     """Trains the configs as one stack on random images, each run on its seed's own."""
     stack = Stack([make_network(config, MNIST_SHAPE, 10) for config in configs], device=CPU)
     optimizer = make_optimizer(configs[0].optimizer, stack.parameters, configs)
-    settings = StepSettings.of_runs(configs, dtype=torch.float32, device=CPU)
+    smoothing = torch.tensor([config.label_smoothing for config in configs])[:, None]
     for step in range(steps):
         images, labels = batches_of(configs, step=step, batch_size=batch_size)
-        training = TrainingPass(
-            SeededStreams([config.seed for config in configs], step), torch.arange(batch_size), batch_size, Ranks()
-        )
-        train_step(stack, optimizer, images, labels, training=training, settings=settings)
+        streams = SeededStreams([config.seed for config in configs], step)
+        stack.forward_backward(images, labels, TrainingPass(streams, torch.arange(batch_size), batch_size, smoothing))
+        optimizer.step()
     return [stack.state_dict(run) for run in range(len(configs))]
 
 
@@ -115,7 +114,7 @@ def batches_of(configs: Sequence[TrainConfig], *, step: int, batch_size: int) ->
 DIFFERENT: list[dict[str, object]] = [
     {"seed": 0, "dropout": 0.3, "weight_decay": 1e-5, "learning_rate": 1e-3},
     {"seed": 7, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 3e-3, "label_smoothing": 0.1},
-    {"seed": 2, "dropout": 0.5, "weight_decay": 1e-2, "learning_rate": 1e-3, "gradient_clip_norm": 0.5},
+    {"seed": 2, "dropout": 0.5, "weight_decay": 1e-2, "learning_rate": 1e-3},
 ]
 
 
@@ -182,7 +181,77 @@ def test_every_parameter_of_every_run_starts_on_a_64_byte_boundary() -> None:
         assert [tensor[run].data_ptr() % 64 for tensor in (value, gradient) for run in range(3)] == [0] * 6
 
 
-def test_a_layer_without_a_stacked_form_is_refused() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Sigmoid())
-    with pytest.raises(TypeError, match="no stacked form of Sigmoid"):
-        Stack([network], device=CPU)
+def test_what_is_not_made_of_stacked_layers_is_not_stacked_and_the_reason_is_said() -> None:
+    flatten, first, last, relu = nn.Flatten(), nn.Linear(784, 16), nn.Linear(16, 10), nn.ReLU()
+    images = nn.Conv2d(1, 2, 3)
+
+    class Own(nn.Sequential):
+        """May compute anything."""
+
+    hooked = nn.Linear(16, 10)
+    hooked.register_forward_hook(lambda *_: None)
+    frozen = nn.Linear(16, 10).requires_grad_(False)
+    reasons = {
+        why_not_stacked(network)
+        for network in (
+            Own(flatten, first, last),
+            nn.Sequential(flatten, first, nn.Sigmoid(), last),
+            nn.Sequential(flatten, first, relu, nn.Linear(16, 16), relu, last),
+            nn.Sequential(flatten, relu, first, last),
+            nn.Sequential(flatten, first, frozen),
+        )
+    }
+    assert reasons == {
+        "Own is not a plain nn.Sequential",
+        "layer 2 (Sigmoid) has no stacked form",
+        "one of its layers is used twice",
+        "its first layer has no weights",
+        "some of its weights are frozen",
+    }
+    for child in (
+        hooked,
+        nn.Conv2d(2, 2, 3, stride=2),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.Conv2d(2, 2, 3, padding=(0, 1)),
+        nn.Conv2d(2, 2, 3, groups=2),
+        nn.Conv2d(2, 2, 3, padding_mode="reflect"),
+        nn.BatchNorm2d(2, affine=False),
+        nn.BatchNorm2d(2, momentum=None),
+        nn.BatchNorm2d(2, track_running_stats=False),
+        nn.MaxPool2d(2, stride=1),
+        nn.MaxPool2d((2, 3)),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Flatten(0),
+        nn.Dropout(1.0),
+    ):
+        reason = why_not_stacked(nn.Sequential(images, child))
+        assert reason == f"layer 1 ({type(child).__name__}) has no stacked form with these arguments"
+
+
+def test_a_sequential_of_stacked_layers_is_stacked_with_or_without_biases() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d((2, 2)),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 5, 6),
+        nn.BatchNorm1d(6),
+    ).double()
+    assert why_not_stacked(network) is None
+    images = torch.randn(7, 3, 8, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(7) % 6
+    plain = deepcopy(network)
+    stack = Stack([network], device=CPU)
+    # A bias that is not zero takes part, though batch norm cancels it: the kept statistics include it.
+    training = TrainingPass(SeededStreams([3], 2), torch.arange(7), 7)
+    losses, _ = stack.forward_backward(images[None], labels[None], training)
+    plain[4] = MaskedDropout(3, "4", 0.25, step=2)
+    expected = functional.cross_entropy(plain(images), labels)
+    expected.backward()
+    torch.testing.assert_close(losses[0], expected.detach(), rtol=0, atol=1e-12)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(stack._parameters[name].gradient[0], parameter.grad, rtol=0, atol=1e-12)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(stack.state_dict(0)[name], buffer, rtol=0, atol=1e-12)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mnist_ray.models import stack_layers as layers
-from mnist_ray.models.ranks import Ranks
-from mnist_ray.models.stack_layers import Layer, Parameter, TrainingPass
+from mnist_ray.models.stack_layers import Layer, Parameter
+from mnist_ray.models.training_pass import TrainingPass
 from mnist_ray.noise.random_streams import draws16, stream_key
 from mnist_ray.noise.step_streams import SeededStreams
 
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 stacks_of_one_and_three = pytest.mark.parametrize("runs", [1, 3])
 
 
-def one_rank(runs: int, batch: int, *, step: int = 0) -> TrainingPass:
-    return TrainingPass(SeededStreams(range(runs), step), torch.arange(batch), batch, Ranks())
+def one_pass(runs: int, batch: int, *, step: int = 0) -> TrainingPass:
+    return TrainingPass(SeededStreams(range(runs), step), torch.arange(batch), batch)
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
@@ -59,7 +59,7 @@ def check_parameter(parameter: Parameter, references: Sequence[nn.Module], name:
 def test_linear_equals_plain_torch(runs: int, has_bias: bool) -> None:
     plain = randomized([nn.Linear(12, 5, bias=has_bias, dtype=torch.float64) for _ in range(runs)])
     weight, bias = stacked(plain, "weight"), stacked(plain, "bias") if has_bias else None
-    check(layers.Linear(weight, bias, torch.float64), plain, random_tensor(runs, 7, 12), one_rank(runs, 7))
+    check(layers.Linear(weight, bias, torch.float64), plain, random_tensor(runs, 7, 12), one_pass(runs, 7))
     check_parameter(weight, plain, "weight")
     if bias is not None:
         check_parameter(bias, plain, "bias")
@@ -71,7 +71,7 @@ def test_conv2d_equals_plain_torch(runs: int, has_bias: bool) -> None:
     plain = randomized([nn.Conv2d(2, 3, 5, padding=2, bias=has_bias, dtype=torch.float64) for _ in range(runs)])
     weight, bias = stacked(plain, "weight"), stacked(plain, "bias") if has_bias else None
     layer = layers.Conv2d(weight, bias, padding=2, dtype=torch.float64)
-    check(layer, plain, random_tensor(runs, 4, 2, 9, 8), one_rank(runs, 4))
+    check(layer, plain, random_tensor(runs, 4, 2, 9, 8), one_pass(runs, 4))
     check_parameter(weight, plain, "weight")
     if bias is not None:
         check_parameter(bias, plain, "bias")
@@ -88,7 +88,7 @@ def test_a_first_layer_has_the_same_parameter_gradients_without_one_by_the_image
         bias = Parameter(random_tensor(runs, size[0]), torch.full((runs, size[0]), torch.nan, dtype=torch.float64))
         extra = {"padding": 1} if kind is layers.Conv2d else {}
         layer = kind(weight, bias, dtype=torch.float64, **extra)
-        layer.forward(random_tensor(runs, 5, *shape), one_rank(runs, 5))
+        layer.forward(random_tensor(runs, 5, *shape), one_pass(runs, 5))
         (layer.backward if whole else layer.backward_parameters)(random_tensor(runs, 5, *outputs, seed=1))
         gradients.append((weight.gradient, bias.gradient))
     assert torch.equal(gradients[0][0], gradients[1][0])
@@ -108,7 +108,7 @@ def test_batch_norm_equals_plain_torch_in_training_and_in_evaluation(
     for step in range(3):
         for module in plain:
             module.zero_grad()
-        check(layer, plain, 2 + 3 * random_tensor(runs, 8, *shape, seed=step), one_rank(runs, 8))
+        check(layer, plain, 2 + 3 * random_tensor(runs, 8, *shape, seed=step), one_pass(runs, 8))
         check_parameter(weight, plain, "weight")
         check_parameter(bias, plain, "bias")
     for name in names:
@@ -136,18 +136,18 @@ def test_batch_norm_in_evaluation_leaves_its_running_statistics_alone() -> None:
 def test_relu_equals_plain_torch_at_zero_too(runs: int) -> None:
     inputs = random_tensor(runs, 6, 10)
     inputs[:, 0] = 0.0
-    check(layers.ReLU(), [nn.ReLU()] * runs, inputs, one_rank(runs, 6))
+    check(layers.ReLU(), [nn.ReLU()] * runs, inputs, one_pass(runs, 6))
 
 
 @stacks_of_one_and_three
 @pytest.mark.parametrize("side", [8, 7])
 def test_max_pool2d_equals_plain_torch_on_even_and_odd_sides(runs: int, side: int) -> None:
-    check(layers.MaxPool2d(), [nn.MaxPool2d(2)] * runs, random_tensor(runs, 4, 3, side, side), one_rank(runs, 4))
+    check(layers.MaxPool2d(), [nn.MaxPool2d(2)] * runs, random_tensor(runs, 4, 3, side, side), one_pass(runs, 4))
 
 
 @stacks_of_one_and_three
 def test_flatten_equals_plain_torch(runs: int) -> None:
-    check(layers.Flatten(), [nn.Flatten()] * runs, random_tensor(runs, 4, 2, 3, 5), one_rank(runs, 4))
+    check(layers.Flatten(), [nn.Flatten()] * runs, random_tensor(runs, 4, 2, 3, 5), one_pass(runs, 4))
 
 
 class MaskedDropout(nn.Module):
@@ -170,13 +170,13 @@ def test_dropout_equals_its_definition_with_the_mask_that_its_stream_draws(runs:
     draws = draws16(keys, torch.arange(32), torch.Size(shape).numel()).to(torch.int64) + 32768
     kept = [draw >= rate * 65536 for draw, rate in zip(draws, rates, strict=True)]
     references = [MaskedDropout(mask, rate) for mask, rate in zip(kept, rates, strict=True)]
-    check(layer, references, random_tensor(runs, 32, *shape), one_rank(runs, 32, step=4))
+    check(layer, references, random_tensor(runs, 32, *shape), one_pass(runs, 32, step=4))
     assert 0.15 < 1 - kept[0].double().mean() < 0.35
 
 
 def test_dropout_keeps_the_mean_and_drops_at_its_rate() -> None:
     layer = layers.Dropout("dropout1", [0.3], dtype=torch.float64, device=CPU)
-    outputs = layer.forward(torch.ones(1, 1000, 1000, dtype=torch.float64), one_rank(1, 1000))
+    outputs = layer.forward(torch.ones(1, 1000, 1000, dtype=torch.float64), one_pass(1, 1000))
     # A million draws: four standard deviations.
     assert abs(float((outputs == 0).double().mean()) - 0.3) < 4 * (0.3 * 0.7 / 1e6) ** 0.5
     assert abs(float(outputs.mean()) - 1) < 4 * (0.3 / 0.7 / 1e6) ** 0.5
@@ -188,43 +188,22 @@ def test_dropout_is_the_identity_in_evaluation_and_at_rate_zero() -> None:
     layer = layers.Dropout("dropout1", [0.5], dtype=torch.float64, device=CPU)
     assert torch.equal(layer.forward(inputs, None), inputs)
     off = layers.Dropout("dropout1", [0.0], dtype=torch.float64, device=CPU)
-    assert torch.equal(off.forward(inputs, one_rank(1, 4)), inputs)
+    assert torch.equal(off.forward(inputs, one_pass(1, 4)), inputs)
     assert torch.equal(off.backward(inputs), inputs)
 
 
 def test_a_rate_just_below_one_still_keeps_finite_values() -> None:
     layer = layers.Dropout("dropout1", [0.9999999], dtype=torch.float64, device=CPU)
-    outputs = layer.forward(torch.ones(1, 64, 4096, dtype=torch.float64), one_rank(1, 64))
+    outputs = layer.forward(torch.ones(1, 64, 4096, dtype=torch.float64), one_pass(1, 64))
     assert outputs.unique().tolist() == [0.0, 65536.0]
 
 
 def test_dropout_draws_other_noise_in_each_step_run_and_layer() -> None:
     first = layers.Dropout("dropout1", [0.5, 0.5], dtype=torch.float32, device=CPU)
     second = layers.Dropout("dropout2", [0.5, 0.5], dtype=torch.float32, device=CPU)
-    passes = [(first, one_rank(2, 8)), (first, one_rank(2, 8, step=1)), (second, one_rank(2, 8))]
+    passes = [(first, one_pass(2, 8)), (first, one_pass(2, 8, step=1)), (second, one_pass(2, 8))]
     masks = [mask for layer, training in passes for mask in layer.forward(torch.ones(2, 8, 64), training)]
     assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 6
-
-
-def test_a_rank_without_rows_of_a_partial_batch_still_takes_part() -> None:
-    nothing = TrainingPass(SeededStreams([0], 0), torch.arange(0), 1, Ranks())
-    images = torch.zeros(1, 0, 1, 28, 28)
-    weight, bias = (
-        Parameter(torch.ones(1, 2, *shape), torch.full((1, 2, *shape), torch.nan)) for shape in ((1, 3, 3), ())
-    )
-    convolution = layers.Conv2d(weight, bias, padding=1, dtype=torch.float32)
-    for layer in (
-        convolution,
-        layers.Dropout("dropout1", [0.5], dtype=torch.float32, device=CPU),
-        layers.ReLU(),
-        layers.MaxPool2d(),
-        layers.Flatten(),
-    ):
-        outputs = layer.forward(images, nothing)
-        assert outputs.shape[:2] == (1, 0)
-        assert layer.backward(outputs).shape == images.shape
-    assert weight.gradient.abs().sum() == 0
-    assert bias.gradient.abs().sum() == 0
 
 
 def test_bf16_rounds_the_inputs_of_a_matrix_product_and_keeps_float32_outside() -> None:
@@ -232,7 +211,7 @@ def test_bf16_rounds_the_inputs_of_a_matrix_product_and_keeps_float32_outside() 
     weight, bias = stacked([plain], "weight"), stacked([plain], "bias")
     layer = layers.Linear(weight, bias, torch.bfloat16)
     inputs = random_tensor(1, 8, 16).float()
-    outputs = layer.forward(inputs, one_rank(1, 8))
+    outputs = layer.forward(inputs, one_pass(1, 8))
     rounded = functional.linear(inputs[0].bfloat16(), plain.weight.bfloat16(), plain.bias.bfloat16()).float()
     assert outputs.dtype == torch.float32
     torch.testing.assert_close(outputs[0], rounded.detach(), rtol=0, atol=2**-7)

@@ -16,6 +16,7 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError, RunFailedError
+from mnist_ray.models.loss import cross_entropy
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.noise.random_streams import draws16, permutation, stream_key
@@ -24,7 +25,6 @@ from mnist_ray.results.history import EpochResult, best_epoch, is_finished
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import normalize, prepare_data, split_validation
 from mnist_ray.training.loop import fit
-from mnist_ray.training.steps import cross_entropy
 from tests.support.tiny_digits import tiny_digits
 
 CPU = torch.device("cpu")

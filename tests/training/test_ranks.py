@@ -64,6 +64,9 @@ CASES = {
     FLOAT32: Case(
         EVERYTHING | MLP | {"precision": "float32", "epochs": 1, "global_batch_size": 16}, num_examples=20 * 16
     ),
+    "a residual network": Case(
+        EVERYTHING | {"model": "resnet", "hidden_sizes": (3, 4), "augmentation": "none"}, 64 + 2, num_validation=1
+    ),
     DDP: Case(MLP | {"precision": "float64", "epochs": 2, "weight_decay": 1e-3}, 150),
 }
 

@@ -16,7 +16,7 @@ from mnist_ray.data.training_data import TrainingData
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import prepare_data
-from mnist_ray.training.loop import Divergence, StackTraining, fit
+from mnist_ray.training.loop import Divergence, Training, fit
 from tests.support.tiny_digits import tiny_digits
 from tests.support.warm_processes import call, peak_memory
 
@@ -65,7 +65,7 @@ def trained_together(
     states: Sequence[TrainState | None] | None = None,
     tabled: bool | None = None,
 ) -> list[list[TrainState | Divergence]]:
-    training = StackTraining(configs, data_of(configs[0]), device=CPU, states=states, tabled=tabled)
+    training = Training(configs, data_of(configs[0]), device=CPU, states=states, tabled=tabled)
     reached: list[list[TrainState | Divergence]] = [[] for _ in configs]
     while training.active:
         for run, result in training.train_epoch().items():
@@ -134,7 +134,7 @@ def test_a_run_that_runs_out_of_patience_ends_as_alone_and_the_others_go_on() ->
 @pytest.mark.parametrize("stopped", [{0}, {1, 2}, {0, 1, 2}])
 def test_runs_taken_out_after_an_epoch_leave_the_others_as_they_were(stopped: Collection[int]) -> None:
     configs = configs_of("mlp")[:3]
-    training = StackTraining(configs, data_of(configs[0]), device=CPU)
+    training = Training(configs, data_of(configs[0]), device=CPU)
     training.train_epoch()
     training.stop(stopped)
     assert set(training.active) == {0, 1, 2} - set(stopped)
@@ -160,7 +160,7 @@ def test_runs_that_were_interrupted_go_on_in_another_stack_as_if_nothing_had_hap
 def test_a_stack_of_finished_runs_has_nothing_to_do() -> None:
     configs = configs_of("mlp")[:2]
     states = [trained_alone(config)[-1] for config in configs]
-    assert StackTraining(configs, data_of(configs[0]), device=CPU, states=states).active == ()
+    assert Training(configs, data_of(configs[0]), device=CPU, states=states).active == ()
 
 
 @pytest.mark.parametrize("network", ["mlp", "odd sizes", "cnn", "augmented", "bf16"])
@@ -189,13 +189,13 @@ def test_a_stack_with_tables_goes_on_as_before_when_it_becomes_smaller_and_after
 def test_ranks_share_single_runs_only() -> None:
     configs = configs_of("mlp")
     with pytest.raises(AssertionError):
-        StackTraining(configs, data_of(configs[0]), device=CPU, ranks=Ranks(0, 2))
+        Training(configs, data_of(configs[0]), device=CPU, ranks=Ranks(0, 2))
 
 
 @pytest.mark.parametrize("tabled", [False, True])
 def test_what_a_stack_leaves_behind_is_freed_at_once(tabled: bool) -> None:
     configs = [config.model_copy(update={"epochs": 9}) for config in configs_of("mlp")]
-    training = StackTraining(configs, data_of(configs[0]), device=CPU, tabled=tabled)
+    training = Training(configs, data_of(configs[0]), device=CPU, tabled=tabled)
     gc.collect()
     gc.disable()
     try:
@@ -203,12 +203,12 @@ def test_what_a_stack_leaves_behind_is_freed_at_once(tabled: bool) -> None:
         for stopped in ([0], [3], [1, 2]):
             training.train_epoch()
             steps = training._steps
-            left_behind += [weakref.ref(steps), weakref.ref(steps.stack), weakref.ref(steps.stack.gradients)]
+            left_behind += [weakref.ref(steps), weakref.ref(steps.engine), weakref.ref(steps.engine.gradients)]
             del steps
             training.stop(stopped)
         training.train_epoch()
         assert [reference() for reference in left_behind] == [None] * 9
-        last = weakref.ref(training._steps.stack)
+        last = weakref.ref(training._steps.engine)
         del training
         assert last() is None
     finally:
@@ -219,7 +219,7 @@ def peak_of_a_stack(num_runs: int) -> int:
     """Trains a stack; returns the greatest size of this process in bytes."""
     own = [{"dataset": "digits", "epochs": 2, "seed": seed} for seed in range(num_runs)]
     configs = [variant_config("dropout_batchnorm", settings) for settings in own]
-    training = StackTraining(configs, data_of(configs[0]), device=CPU)
+    training = Training(configs, data_of(configs[0]), device=CPU)
     while training.active:
         for run in training.train_epoch():
             training.state(run)

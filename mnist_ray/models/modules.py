@@ -1,0 +1,146 @@
+"""The engine for any network: torch's modules and autograd, with DistributedDataParallel for several ranks."""
+
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from copy import copy
+from inspect import signature
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mnist_ray.models.dropout import DROPOUTS, StepNoise, StreamDropout, replace_modules
+from mnist_ray.models.flat_memory import flatten
+from mnist_ray.models.global_batch_norm import GlobalBatchNorm
+from mnist_ray.models.loss import cross_entropy, hits, loss_and_hits
+from mnist_ray.models.networks import cancelled_biases
+from mnist_ray.models.ranks import Ranks
+from mnist_ray.models.training_pass import TrainingPass
+
+
+class Modules:
+    """K networks, computed one after the other; see engine.Engine.
+
+    Each run is computed as if it were alone, so it gets the same bits in stacks of any size.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        device: torch.device,
+        bf16: bool = False,
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ) -> None:
+        """Takes the networks over: moves them to the device and replaces their dropouts.
+
+        Args:
+          networks: one per run.
+          bf16: whether the forward pass runs under torch's autocast to bfloat16.
+          ranks: the processes that share every batch; more than one only for a single network.
+        """
+        self._device, self._bf16, self._ranks = device, bf16, ranks
+        self._noise = StepNoise(ranks)
+        self._networks = [network.to(device) for network in networks]
+        self.parameters = []
+        for network in self._networks:
+            cancelled = cancelled_biases(network)
+            replace_modules(network, self._replacement)
+            self.parameters.append(flatten(each for each in network.parameters() if each.requires_grad))
+            for name in cancelled:
+                network.get_parameter(name).requires_grad_(False)
+        self._callable = list(self._networks)
+        if ranks.world_size > 1:
+            (network,) = self._networks
+            self._callable = [_data_parallel(network, device)]
+
+    def _replacement(self, name: str, module: nn.Module) -> nn.Module | None:
+        if type(module) in DROPOUTS:
+            return StreamDropout(name, module, self._noise)
+        if self._ranks.world_size > 1 and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            if self._device.type == "cuda":
+                return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
+            return GlobalBatchNorm(module, self._ranks)
+        return None
+
+    @property
+    def gradients(self) -> Sequence[Tensor]:
+        """See Engine."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def take(self, runs: Sequence[int]) -> "Modules":
+        """See Engine; the new engine shares the networks with this one."""
+        taken = copy(self)
+        for name in ("_networks", "_callable", "parameters"):
+            setattr(taken, name, [getattr(self, name)[run] for run in runs])
+        return taken
+
+    def state_dict(self, run: int) -> dict[str, Tensor]:
+        """See Engine."""
+        state = self._networks[run].state_dict()
+        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+    def forward_backward(self, images: Tensor, labels: Tensor, training: TrainingPass) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        computed = [
+            self._forward_backward(run, images[run], labels[run : run + 1], training.of(slice(run, run + 1)))
+            for run in range(len(self))
+        ]
+        losses, correct = zip(*computed, strict=True)
+        return torch.cat(losses), torch.cat(correct)
+
+    def _forward_backward(
+        self, run: int, images: Tensor, labels: Tensor, training: TrainingPass
+    ) -> tuple[Tensor, Tensor]:
+        gradient = self.parameters[run].grad
+        assert gradient is not None
+        gradient.zero_()
+        if not self._networks[run].training:
+            self._networks[run].train()
+        draws = training.streams.draws16("global generators", torch.tensor([self._ranks.rank]), 4)
+        seed_generators(int(draws.contiguous().view(torch.int64)), self._device)
+        with torch.enable_grad():
+            with self._noise.step(training), self._autocast():
+                logits = self._callable[run](images)
+            logits = logits.to(images.dtype)[None]
+            losses, by_logits = cross_entropy(logits.detach(), labels, smoothing=training.smoothing)
+            # DistributedDataParallel averages over the ranks, and the loss is a mean over the global batch.
+            logits.backward(by_logits.mul_(self._ranks.world_size / training.global_batch_size))
+        return losses.sum(1) / training.global_batch_size, hits(logits, labels)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        with torch.no_grad(), self._autocast():
+            logits = torch.stack([network.eval()(images).to(images.dtype) for network in self._networks])
+        return loss_and_hits(logits, labels.expand(len(self), -1))
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the process's global generators, for networks that draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # torch.manual_seed would also note a traceback for a GPU that isn't in use.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    # Every rank computes the same running statistics; other buffers are rank 0's, as by default.
+    batch_norms = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm)]
+    known = {id(buffer) for module in batch_norms for buffer in module.buffers()}
+    has_others = any(id(buffer) not in known for buffer in network.buffers())
+    device_ids = [device] if device.type == "cuda" else None
+    # The argument's name before and since torch 2.14.
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    name = next(name for name in names if name in signature(DistributedDataParallel).parameters)
+    return DistributedDataParallel(network, device_ids=device_ids, **{name: has_others})  # type: ignore[arg-type]
