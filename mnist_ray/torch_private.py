@@ -9,7 +9,8 @@ interleaved, CPU time of an epoch at batch 64, median (quartiles) of the ratios:
 - torch.optim.Optimizer's methods import torch's compiler when they are first called, to tell it to leave them alone:
   `import torch._dynamo` takes each process that trains 1.9 s (1.8-2.0) of CPU time after 2.5 s (2.3-2.8) for
   `import torch`, three runs.
-- Larger products take half as long with oneDNN as with MKL on an AMD EPYC with AVX-512 (benchmarks/stack.py).
+- Larger products take half as long with oneDNN as with MKL on an AMD EPYC with AVX-512 (benchmarks/stack.py); on this
+  CPU they take longer and cost 24 to 32 % of an epoch.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,11 @@ from torch import Tensor
 fused_adam_: Callable[..., Any] = torch._fused_adam_
 fused_adamw_: Callable[..., Any] = torch._fused_adamw_
 
-# oneDNN's left @ right.T + bias, which torch ships next to MKL; None where it is missing.
+# oneDNN's left @ right.T + bias, which torch ships next to MKL; None where it is missing or the slower of the two.
 linear_pointwise: Callable[..., Any] | None = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    else None
 )
 
 

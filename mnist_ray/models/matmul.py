@@ -5,9 +5,9 @@ from torch import Tensor
 
 from mnist_ray import torch_private
 
-# On a CPU, torch multiplies with MKL, which uses only 256-bit vectors on non-Intel processors. oneDNN uses 512 bits
-# where available, but its calls cost more, so small products stay with MKL. The choice depends only on the processor
-# and the shapes of one run.
+# On a CPU, torch multiplies with MKL, which uses only 256-bit vectors on non-Intel processors. oneDNN uses 512 bits on
+# a processor that has them, but its calls cost more, so small products stay with MKL. The choice depends only on the
+# processor's kind and the shapes of one run.
 _ONEDNN = torch_private.linear_pointwise
 _ONEDNN_MULTIPLICATIONS = 1 << 20
 
