@@ -303,8 +303,11 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     if as_json:
         facts = {"runs": plan.num_runs, "done": plan.num_done, "stacks": len(rows), "at_once": plan.at_once}
         device = {"device": plan.device, "seconds": plan.seconds}
-        click.echo(json.dumps({"name": name, **facts, **device, "trains": rows}))
+        trains = [{**row, "not_stacked": stack.not_stacked} for row, stack in zip(rows, plan.stacks, strict=True)]
+        click.echo(json.dumps({"name": name, **facts, **device, "trains": trains}))
         return
+    for reason in sorted({stack.not_stacked for stack in plan.stacks if stack.not_stacked}):
+        click.echo(f"engine modules: runs train one after the other, not as one program: {reason}")
     if alike := Counter(tuple(row.values())[1:] for row in rows):
         print_table(["stacks", *list(rows[0])[1:]], [[str(n), *map(str, cells)] for cells, n in alike.items()])
     runs = "1 run" if plan.num_runs == 1 else f"{plan.num_runs} runs"
@@ -322,6 +325,7 @@ def _stack_row(stack: Any) -> dict[str, Any]:
         "first_run": stack.runs[0].run,
         "runs": len(stack.runs),
         "network": f"{config.model} {'-'.join(map(str, config.hidden_sizes))}",
+        "engine": "modules" if stack.not_stacked else "stack",
         "batch norm": "yes" if config.batch_norm else "no",
         "augmentation": config.augmentation,
         "batch": config.global_batch_size,

@@ -166,6 +166,26 @@ log_option = click.option(
     help="Also log the runs to a tracker; may be repeated. tensorboard: into STORAGE/tensorboard; mlflow: to "
     "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
 )
+
+
+class WorkerRange(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """Fewest and most workers: N, or MIN:MAX."""
+
+    name = "N or MIN:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Returns (fewest, most)."""
+        if isinstance(value, tuple):
+            return value
+        ends = str(value).split(":")
+        if len(ends) > 2 or not all(end.isdecimal() and end.isascii() for end in ends):
+            self.fail(f"{value!r} is neither a number nor MIN:MAX, such as 2 or 2:8", param, ctx)
+        least, most = int(ends[0]), int(ends[-1])
+        if not 1 <= least <= most:
+            self.fail(f"{value!r}: needs 1 <= MIN <= MAX", param, ctx)
+        return least, most
+
+
 num_workers_option = click.option(
     "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the work."
 )

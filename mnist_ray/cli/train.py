@@ -13,6 +13,7 @@ from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
     ClusterOptions,
+    WorkerRange,
     absolute_dataset,
     as_json_option,
     cluster_options,
@@ -20,7 +21,6 @@ from mnist_ray.cli.options import (
     data_dir_option,
     data_folder,
     log_option,
-    num_workers_option,
     parse_settings,
     print_trackers,
     say_next,
@@ -39,10 +39,20 @@ from mnist_ray.config.yaml_files import read_yaml, yaml_text
 @click.option("--name", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
 @storage_option
 @data_dir_option
-@num_workers_option
+@click.option(
+    "--num-workers",
+    type=WorkerRange(),
+    default="1",
+    show_default=True,
+    metavar="N|MIN:MAX",
+    help="Processes that share every batch. MIN:MAX: as many as there are; the run goes on when nodes leave or come.",
+)
 @click.option("--resume", is_flag=True, help="Resume an interrupted run, or start it if it doesn't exist.")
 @click.option(
-    "--max-failures", type=click.IntRange(min=0), default=0, show_default=True, help="Restarts after a worker dies."
+    "--max-failures",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Restarts after a worker dies.  [default: 0; with MIN:MAX workers 3]",
 )
 @click.option(
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
@@ -61,9 +71,9 @@ def train(
     name: str | None,
     storage: str,
     data_dir: str | None,
-    num_workers: int,
+    num_workers: tuple[int, int],
     resume: bool,
-    max_failures: int,
+    max_failures: int | None,
     config_file: str | None,
     overrides: Sequence[str],
     log: tuple[str, ...],
@@ -80,18 +90,21 @@ def train(
 
         print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
         return
+    least, most = num_workers
+    if max_failures is None:
+        max_failures = 3 if least < most else 0
     target = target_cluster(cluster.address)
     if target:
         text = yaml_text(config.model_dump(mode="json"))
-        replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
-        submit_job(target, context, replace, name=run, num_workers=num_workers, config_yaml=text)
+        replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run, "num_workers": f"{least}:{most}"}
+        submit_job(target, context, replace, name=run, num_workers=least, config_yaml=text)
         return
     from mnist_ray.cluster.train_job import TrainJob
     from mnist_ray.jobs.train import train as train_run
 
     job = TrainJob(
-        config, run, storage, data_folder(data_dir), num_workers, resume, max_failures, log=log,
-        placement=cluster.placement,
+        config, run, storage, data_folder(data_dir), most, resume, max_failures, log=log,
+        placement=cluster.placement, least_workers=least if least < most else None,
     )  # fmt: skip
     outcome = train_run(job)
     best = outcome.best

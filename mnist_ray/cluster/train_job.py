@@ -17,13 +17,15 @@ class TrainJob:
       run: name of the run.
       storage_uri: URI of the storage for the run's folder.
       data_dir: folder of the data sets.
-      num_workers: processes that share every batch.
+      num_workers: processes that share every batch; with least_workers, the most.
       resume: whether to resume an interrupted run.
       max_failures: how often the workers are restarted after one dies.
       command_line: the command line that started the run, for its lineage.
       log: trackers for the run.
       last_epoch: ends the run early after this epoch; None to train as the config says.
       placement: where the workers run.
+      least_workers: fewest workers; the run then trains with as many as there are, up to num_workers, and goes on with
+        fewer or more when nodes leave or come.
     """
 
     config: TrainConfig
@@ -37,6 +39,7 @@ class TrainJob:
     log: tuple[str, ...] = ()
     last_epoch: int | None = None
     placement: Placement = ANYWHERE
+    least_workers: int | None = None
 
     def needs_ray(self) -> bool:
         """Tells whether the run is distributed or a dead worker must be restarted."""

@@ -34,6 +34,8 @@ from mnist_ray.training.train_run import train_run
 _History = tuple[EpochResult, ...]
 # Time limit for the last progress lines to arrive when a run fails or is stopped.
 _LAST_LINES_S = 2.0
+# How often a run with a range of workers looks for more; taking them in costs the epoch that has begun.
+_RESIZE_INTERVAL_S = 30.0
 
 
 def train_on_workers(
@@ -54,7 +56,8 @@ def train_on_workers(
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     # A relative path would mean another place to the workers, and to this process once a session has begun.
     job = replace(job, storage_uri=storage.uri)
-    needs = Needs(f"run {job.run!r}", storage, job.num_workers, least=job.num_workers)
+    least = job.least_workers or job.num_workers
+    needs = Needs(f"run {job.run!r}", storage, least, least=least)
     with ray_session(needs, job.placement) as use_gpu:
         begin()
         with _histories(show) as histories:
@@ -104,7 +107,11 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
         trainer = _Trainer(
             train_worker,
             train_loop_config={"job": job, "histories": histories},
-            scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=(job.least_workers, job.num_workers) if job.least_workers else job.num_workers,
+                use_gpu=use_gpu,
+                elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,
+            ),
             run_config=RunConfig(
                 name=job.run, storage_path=bookkeeping, failure_config=FailureConfig(max_failures=job.max_failures)
             ),

@@ -15,6 +15,8 @@ from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.search import random_samples
 from mnist_ray.models.device import choose_device
+from mnist_ray.models.networks import make_network
+from mnist_ray.models.stack import why_not_stacked
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
@@ -33,11 +35,13 @@ class StackEstimate:
       runs: the runs that train together.
       samples_per_s: examples per second, summed over its runs, as measured here.
       seconds: time for all epochs of all runs.
+      not_stacked: why its runs train one after the other as torch modules; None if they train as one program.
     """
 
     runs: tuple[GridRun, ...]
     samples_per_s: float
     seconds: float
+    not_stacked: str | None
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,17 @@ def _estimate(
     trials: Sequence[tuple[GridRun, ...]], progress: dict[str, RunProgress], data_dir: Path, device: torch.device
 ) -> list[StackEstimate]:
     """Estimates each stack; stacks with the same cost key share a probe."""
-    rates: dict[object, float] = {}
+    probes: dict[object, tuple[float, str | None]] = {}
     estimates = []
     for runs in trials:
         data = cached_data(runs[0].config, data_dir, device)
         key = _cost_key(runs)
-        if key not in rates:
-            rates[key] = probe(runs, data, device)
+        if key not in probes:
+            network = make_network(runs[0].config, data.image_shape, len(data.class_names))
+            probes[key] = probe(runs, data, device), why_not_stacked(network)
+        rate, reason = probes[key]
         epochs = sum(run.config.epochs - progress[run.run].epochs_done for run in runs)
-        estimates.append(StackEstimate(runs, rates[key], epochs * len(data.labels) / rates[key]))
+        estimates.append(StackEstimate(runs, rate, epochs * len(data.labels) / rate, reason))
     return estimates
 
 

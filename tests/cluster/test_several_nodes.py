@@ -1,10 +1,13 @@
 """Jobs on clusters that lose a node: each node is a raylet, ended with all its processes."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,14 @@ import torch
 from safetensors.torch import load
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.cluster import trainer
+from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.config.placement import Placement
+from mnist_ray.config.requirements import JOB_VARIABLE
+from mnist_ray.config.variants import variant_config
+from mnist_ray.jobs.train import train
+from mnist_ray.results.run_folder import RunFolder
+from mnist_ray.storage.storage import MissingError, Storage, open_storage
 from tests.support.grid_runs import train_without_ray, weights
 from tests.support.processes import descendants
 from tests.support.ray_head import RayHead, alive_nodes, end_machine, more_node, ray_head
@@ -186,3 +196,58 @@ def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
         assert code == 0, log
         assert "grid g: 8 runs" in log
     assert_equal(best_weights(storage, sorted(expected)), expected)
+
+
+# Ray reads all settings of Ray Data, deprecated ones too, when it makes the controller.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
+    head: RayHead, lasting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist_dir: Path
+) -> None:
+    settings = {"dataset": "mnist", "precision": "float64", "optimizer": "sgd", "global_batch_size": 256, "epochs": 8}
+    config = variant_config("dropout", settings)
+    storage = open_storage(str(tmp_path))
+    train(TrainJob(config, "alone", str(tmp_path), mnist_dir))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", head.gcs_address)
+    monkeypatch.setenv(JOB_VARIABLE, "1")
+    monkeypatch.setattr(trainer, "_RESIZE_INTERVAL_S", 1.0)
+    job = TrainJob(
+        config, "a", str(tmp_path), mnist_dir, num_workers=2, least_workers=1, max_failures=3,
+        placement=Placement(shared_storage=True),
+    )  # fmt: skip
+
+    def workers() -> list[int]:
+        """How many workers trained each epoch so far."""
+        found = []
+        for folder in storage.list_folders("runs/a/checkpoints"):
+            with contextlib.suppress(MissingError):
+                document = json.loads(storage.read_bytes(f"runs/a/checkpoints/{folder}/checkpoint.json"))
+                found.append(document["lineage"]["num_workers"])
+        return found
+
+    has_ended = threading.Event()
+
+    def await_workers(count: int) -> None:
+        while count not in workers() and not has_ended.is_set():
+            time.sleep(0.1)
+
+    def come_and_go() -> None:
+        await_workers(1)
+        with more_node(head) as node:
+            await_workers(2)
+            end_machine(node)
+
+    with ThreadPoolExecutor(1) as beside:
+        events = beside.submit(come_and_go)
+        try:
+            outcome = train(job)
+        finally:
+            has_ended.set()
+        events.result()
+    assert len(outcome.history) == 8
+    assert workers()[-1] == 1
+    weights_of = best_weights(storage, ["a", "alone"])
+    for name, value in weights_of["a"].items():
+        torch.testing.assert_close(value, weights_of["alone"][name], rtol=0, atol=1e-9)
+    expected = RunFolder(storage, "alone").history()
+    assert [row.train_accuracy for row in outcome.history] == [row.train_accuracy for row in expected]

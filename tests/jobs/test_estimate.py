@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_plan_prints_what_a_command_would_do(tmp_path: Path, capsys: pytest.Capt
     assert "estimated by a probe" in shown
     assert run_command(["plan", "train", "--dataset", "digits", *storage]) == 0
     assert "baseline-digits-s0: 1 run, 0 done already; 1 stack to train" in capsys.readouterr().out
+    resnet = ["plan", "train", "--variant", "resnet", "--hidden-sizes", "4", "--dataset", "digits", *storage]
+    assert run_command(resnet) == 0
+    reason = "layer block1 (ResidualBlock) has no stacked form"
+    why = f"engine modules: runs train one after the other, not as one program: {reason}"
+    assert capsys.readouterr().out.splitlines()[0] == why
+    assert run_command([*resnet, "--json"]) == 0
+    assert [each["not_stacked"] for each in json.loads(capsys.readouterr().out)["trains"]] == [reason]
     assert run_command(["plan", "tune", "--grid", "smoke", "--epochs", "0", *storage]) == 2
     assert "epochs=0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
