@@ -1,20 +1,19 @@
-"""Training throughput of one run on several ranks: the cost and benefit of DDP for a network of this size.
+"""Training throughput of one run on several ranks: the cost and benefit of sharing a run among workers.
 
-Every contender trains `dropout_batchnorm` on MNIST with mnist-ray's own steps, in whole epochs as in a job, with one
-thread per process and one process per rank:
+Every contender trains on MNIST with mnist-ray's own steps, in whole epochs as in a job, with one thread per process and
+one process per rank:
 
   single       one process, no process group
-  one rank     one process that calls all collectives (the sum of the gradients, batch norm's statistics and their
-               gradient) in a group of its own, without other ranks to wait for; a job with one worker calls none
-  strong       N ranks that share each batch of 64
-  weak         N ranks with 64 rows of each batch of N x 64
+  strong       N ranks that share each batch
+  weak         N ranks that share batches N times as large
   independent  N runs with different seeds, no process group
 
 The ratio compares samples/s, summed over all processes, with `single` in the same round; its upper limit is N. The
 processes are started and warmed up before the timing, and are idle between turns. With `--backend nccl` each rank has a
-GPU; `single` and `independent` then run recorded CUDA graphs, as jobs do; the contenders with collectives can't.
+GPU.
 
-`python benchmarks/ddp.py` prints the table on stdout and its progress on stderr.
+`python benchmarks/ddp.py` prints the table on stdout and its progress on stderr: `dropout_batchnorm` at batch 64, whose
+steps take less time than their messages, and `resnet` at batch 128, whose steps take more.
 """
 
 import argparse
@@ -22,15 +21,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
 from commands import Child
 from timing import Cell, Spread, add_timing_options, interleave, print_results, ratios, spread
-from torch import Tensor
 from tutorial_data import add_data_option, load_mnist
 
 from mnist_ray.config.variants import variant_config
@@ -38,91 +35,81 @@ from mnist_ray.models.ranks import Ranks
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import Training
 
-VARIANT = "dropout_batchnorm"
-BATCH_SIZE = 64
-SINGLE, ONE_RANK, STRONG, WEAK, INDEPENDENT = "single", "one rank", "strong", "weak", "independent"
-CONTENDERS = (SINGLE, ONE_RANK, STRONG, WEAK, INDEPENDENT)
+SINGLE, STRONG, WEAK, INDEPENDENT = "single", "strong", "weak", "independent"
+CONTENDERS = (SINGLE, STRONG, WEAK, INDEPENDENT)
 
 
 @dataclass(frozen=True)
-class TalkingRanks(Ranks):
-    """Ranks that call the collectives even in a group of one.
+class Network:
+    """A variant, its batch, and the share of the training examples in an epoch."""
 
-    Attributes:
-      group: the process group; None for the group of all processes.
-    """
+    variant: str
+    batch_size: int
+    share: float
 
-    group: Any = field(default=None, compare=False)
+    def batch_of(self, contender: str, num_ranks: int) -> int:
+        """Returns the size of a contender's global batch."""
+        return self.batch_size * (num_ranks if contender == WEAK else 1)
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        torch.distributed.all_reduce(tensor, group=self.group)
-        return tensor
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        torch.distributed.all_gather(gathered, tensor, group=self.group)
-        return torch.stack(gathered)
+    def examples(self, arguments: argparse.Namespace) -> int:
+        """Returns the number of training examples in an epoch."""
+        return max(int(arguments.examples * self.share), 1)
 
 
-def batch_size(name: str, num_ranks: int) -> int:
-    """Returns the size of a contender's global batch."""
-    return BATCH_SIZE * (num_ranks if name == WEAK else 1)
+NETWORKS = {
+    network.variant: network for network in (Network("dropout_batchnorm", 64, 1.0), Network("resnet", 128, 0.1))
+}
 
 
 # Code of a rank's process.
 
 
 def train_as_rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
-    """Reads contenders' names from stdin, trains an epoch of each and answers with the name."""
+    """Reads networks and contenders from stdin, trains an epoch of each and answers with the same."""
     device = torch.device("cuda", rank) if arguments.backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
         arguments.backend, init_method=f"file://{store}", rank=rank, world_size=arguments.ranks
     )
-    alone = [torch.distributed.new_group([each]) for each in range(arguments.ranks)][rank]
-    trainings: dict[str, Training] = {}
+    trainings: dict[tuple[str, str], Training] = {}
     for line in sys.stdin:
-        name = json.loads(line)
-        if name not in trainings:
-            trainings[name] = training_of(name, rank, alone, device, arguments)
-        trainings[name].train_epoch()
-        print(json.dumps(name), flush=True)
+        variant, name = json.loads(line)
+        if (variant, name) not in trainings:
+            trainings[variant, name] = training_of(NETWORKS[variant], name, rank, device, arguments)
+        trainings[variant, name].train_epoch()
+        print(json.dumps([variant, name]), flush=True)
 
 
-def training_of(name: str, rank: int, alone: Any, device: torch.device, arguments: argparse.Namespace) -> Training:
+def training_of(
+    network: Network, name: str, rank: int, device: torch.device, arguments: argparse.Namespace
+) -> Training:
     """Returns a rank's training for a contender."""
-    ranks = {
-        ONE_RANK: TalkingRanks(group=alone),
-        STRONG: TalkingRanks(rank, arguments.ranks),
-        WEAK: TalkingRanks(rank, arguments.ranks),
-    }.get(name, Ranks())
     settings = {
         "epochs": 1_000_000,
         "validation_fraction": 1e-6,
-        "train_limit": arguments.examples,
-        "global_batch_size": batch_size(name, arguments.ranks),
+        "train_limit": network.examples(arguments),
+        "global_batch_size": network.batch_of(name, arguments.ranks),
         "seed": rank if name == INDEPENDENT else 0,
     }
-    config = variant_config(VARIANT, settings)
+    config = variant_config(network.variant, settings)
     examples, _ = load_mnist(arguments.data_dir)
-    # A recorded step can't call collectives, not even in a group of one.
-    tabled = False if name == ONE_RANK else None
     data = prepare_data(config, examples, device=device)
-    return Training([config], data, device=device, ranks=ranks, tabled=tabled)
+    ranks = Ranks(rank, arguments.ranks) if name in (STRONG, WEAK) else Ranks()
+    return Training([config], data, device=device, ranks=ranks)
 
 
 # Code of the parent process, which asks the ranks in turn.
 
 
-def epoch_of(name: str, children: Sequence[Child], num_examples: int) -> Callable[[], int]:
+def epoch_of(network: Network, name: str, children: Sequence[Child], num_examples: int) -> Callable[[], int]:
     """Returns a function that trains an epoch of a contender and returns the samples of all its processes."""
-    taking_part = children[:1] if name in (SINGLE, ONE_RANK) else children
+    taking_part = children[:1] if name == SINGLE else children
     samples = num_examples * (len(children) if name == INDEPENDENT else 1)
 
     def epoch() -> int:
         for child in taking_part:
-            child.ask(name)
+            child.ask([network.variant, name])
         for child in taking_part:
             child.answer()
         return samples
@@ -130,33 +117,25 @@ def epoch_of(name: str, children: Sequence[Child], num_examples: int) -> Callabl
     return epoch
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[str, Cell]]:
-    """Returns rates and ratios of the contenders."""
-    config = variant_config(VARIANT, {"validation_fraction": 1e-6, "train_limit": arguments.examples})
+def measure(network: Network, children: Sequence[Child], arguments: argparse.Namespace) -> list[dict[str, Cell]]:
+    """Returns rates and ratios of the contenders for a network."""
+    settings = {"validation_fraction": 1e-6, "train_limit": network.examples(arguments)}
     examples, _ = load_mnist(arguments.data_dir)
-    num_examples = len(prepare_data(config, examples, device=torch.device("cpu")).labels)
-    with tempfile.TemporaryDirectory(prefix="mnist-ray-ddp-") as folder:
-        children: list[Child] = []
-        try:
-            for rank in range(arguments.ranks):
-                children.append(Child(__file__, *sys.argv[1:], "--child", str(rank), str(Path(folder, "store"))))
-            rates = interleave(
-                {name: epoch_of(name, children, num_examples) for name in CONTENDERS},
-                rounds=arguments.rounds,
-                chunk_seconds=arguments.chunk_seconds,
-                clock=arguments.clock,
-                label=f"{arguments.ranks} ranks, {arguments.backend}",
-            )
-        finally:
-            for child in children:
-                child.end()
+    data = prepare_data(variant_config(network.variant, settings), examples, device=torch.device("cpu"))
+    rates = interleave(
+        {name: epoch_of(network, name, children, len(data.labels)) for name in CONTENDERS},
+        rounds=arguments.rounds,
+        chunk_seconds=arguments.chunk_seconds,
+        clock=arguments.clock,
+        label=f"{network.variant}, {arguments.ranks} ranks, {arguments.backend}",
+    )
     return [
         {
+            "network": network.variant,
             "contender": name,
-            "processes": str(1 if name in (SINGLE, ONE_RANK) else arguments.ranks),
-            "batch_size": str(batch_size(name, arguments.ranks)),
+            "processes": str(1 if name == SINGLE else arguments.ranks),
+            "batch_size": str(network.batch_of(name, arguments.ranks)),
             "samples_per_s": spread(rates[name]),
-            "steps_per_s": spread([rate / batch_size(name, arguments.ranks) for rate in rates[name]]),
             "ratio_to_single": ratios(rates, name, SINGLE),
         }
         for name in CONTENDERS
@@ -164,19 +143,19 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Cell]]:
 
 
 def verdict(rows: Sequence[dict[str, Cell]], num_ranks: int) -> str:
-    """Returns a sentence that says whether DDP pays off for this network."""
-    by_name = {str(row["contender"]): row["ratio_to_single"] for row in rows}
-    strong, weak, independent = (by_name[name] for name in (STRONG, WEAK, INDEPENDENT))
-    assert isinstance(strong, Spread)
-    assert isinstance(weak, Spread)
-    assert isinstance(independent, Spread)
-    best = max(strong.median, weak.median)
-    pays = "does not pay" if best < 1 or best < independent.median else "pays"
-    return (
-        f"DDP {pays} for this network here: {num_ranks} ranks train {strong.median:.2f} times as many samples/s as one "
-        f"process with the same batches, {weak.median:.2f} times with batches {num_ranks} times as large; {num_ranks} "
-        f"independent runs train {independent.median:.2f} times as many. DDP is meant for larger networks and batches."
-    )
+    """Returns a sentence for each network that says whether several ranks pay."""
+    sentences = []
+    for variant in NETWORKS:
+        ratio = {str(row["contender"]): row["ratio_to_single"] for row in rows if row["network"] == variant}
+        strong, weak = ratio[STRONG], ratio[WEAK]
+        assert isinstance(strong, Spread)
+        assert isinstance(weak, Spread)
+        pays = "pay" if strong.median > 1 else "pay with larger batches only" if weak.median > 1 else "do not pay"
+        sentences.append(
+            f"{variant}: {num_ranks} ranks {pays} here: {strong.median:.2f} times as many samples/s with the "
+            f"same batches, {weak.median:.2f} times with batches {num_ranks} times as large."
+        )
+    return "\n".join(sentences)
 
 
 def main() -> None:
@@ -198,7 +177,15 @@ def main() -> None:
         rank, store = arguments.child
         train_as_rank(int(rank), store, arguments)
         return
-    rows = measure(arguments)
+    with tempfile.TemporaryDirectory(prefix="mnist-ray-ddp-") as folder:
+        children: list[Child] = []
+        try:
+            for rank in range(arguments.ranks):
+                children.append(Child(__file__, *sys.argv[1:], "--child", str(rank), str(Path(folder, "store"))))
+            rows = [row for network in NETWORKS.values() for row in measure(network, children, arguments)]
+        finally:
+            for child in children:
+                child.end()
     print_results(rows, as_json=arguments.json, note=verdict(rows, arguments.ranks))
 
 

@@ -132,6 +132,7 @@ def hardware() -> dict[str, str | int]:
     """Returns the hardware and versions that the absolute rates depend on."""
     return {
         "cpu": _cpu_model(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count() or 1,
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": torch.get_num_threads(),

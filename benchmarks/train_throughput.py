@@ -1,12 +1,13 @@
 """Training throughput on MNIST: the tutorial's loop, a plain in-memory loop, and mnist-ray's loop.
 
-All three train the same networks on the same images with the same batch size, one thread by default:
+The first three train the same networks on the same images with the same batch size, one thread by default:
 
   tutorial   torchvision's data set, ToTensor and Normalize, a DataLoader without workers, the plain module, Adam,
              .item() after each step
   in_memory  one normalized float tensor, randperm and index_select, the plain module, fused Adam, no .item()
   mnist_ray  mnist_ray.training.loop.fit, whole epochs as in a job, including shuffle, noise, losses, accuracies and the
              state after each epoch; validation on one image per class
+  products   only the step's matrix products, which no loop can do without
 
 `python benchmarks/train_throughput.py` prints the table on stdout and its progress on stderr.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from timing import Spread, add_timing_options, interleave, print_results, ratios, spread
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tutorial_data import MEAN, STD, add_data_option, load_mnist, torchvision_mnist
@@ -26,12 +27,13 @@ from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.examples import Examples
 from mnist_ray.data.image_shape import MNIST_SHAPE
+from mnist_ray.models.matmul import bmm, bmm_into
 from mnist_ray.models.networks import make_network
 from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit
 
 VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
-CONTENDERS = ("tutorial", "in_memory", "mnist_ray")
+CONTENDERS = ("tutorial", "in_memory", "mnist_ray", "products")
 BATCH_SIZE = 64
 CPU = torch.device("cpu")
 
@@ -101,6 +103,26 @@ def mnist_ray_loop(config: TrainConfig, examples: Examples) -> Callable[[], int]
     return epoch
 
 
+def matrix_products(config: TrainConfig) -> Callable[[], int]:
+    """Returns a function that computes a step's matrix products on random numbers and returns its number of samples."""
+    layers = [layer for layer in make_network(config, MNIST_SHAPE, 10).modules() if isinstance(layer, nn.Linear)]
+    inputs = [torch.randn(1, BATCH_SIZE, layer.in_features) for layer in layers]
+    gradients = [torch.randn(1, BATCH_SIZE, layer.out_features) for layer in layers]
+    weights = [layer.weight.detach()[None].clone() for layer in layers]
+    by_weights = [torch.empty_like(weight) for weight in weights]
+
+    def step() -> int:
+        for values, weight in zip(inputs, weights, strict=True):
+            bmm(values, weight.transpose(1, 2))
+        for number in reversed(range(len(layers))):
+            bmm_into(by_weights[number], gradients[number].transpose(1, 2), inputs[number])
+            if number:
+                bmm(gradients[number], weights[number])
+        return BATCH_SIZE
+
+    return step
+
+
 def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
     """Returns the rates and ratios of each variant."""
     train, test = load_mnist(arguments.data_dir)
@@ -115,6 +137,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
                 "tutorial": tutorial_loop(config, dataset),
                 "in_memory": in_memory_loop(config, images, train.labels),
                 "mnist_ray": mnist_ray_loop(config, train),
+                "products": matrix_products(config),
             }
             rates = interleave(
                 loops,
@@ -126,7 +149,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, str | Spread]]:
             rows.append(
                 {"variant": variant}
                 | {f"{name}_samples_per_s": spread(rates[name]) for name in CONTENDERS}
-                | {f"ratio_to_{name}": ratios(rates, "mnist_ray", name) for name in CONTENDERS[:2]}
+                | {f"ratio_to_{name}": ratios(rates, "mnist_ray", name) for name in CONTENDERS if name != "mnist_ray"}
             )
     return rows
 
