@@ -116,6 +116,10 @@ class Modules:
 
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine."""
+        if not len(images):
+            # A rank may have no rows of the last batch, and not every network can compute without any.
+            nothing = torch.zeros(len(self), dtype=torch.float64, device=self._device)
+            return nothing, nothing.to(torch.int64)
         with torch.no_grad(), self._autocast():
             logits = torch.stack([network.eval()(images).to(images.dtype) for network in self._networks])
         return loss_and_hits(logits, labels.expand(len(self), -1))
@@ -139,8 +143,13 @@ def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     batch_norms = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm)]
     known = {id(buffer) for module in batch_norms for buffer in module.buffers()}
     has_others = any(id(buffer) not in known for buffer in network.buffers())
-    device_ids = [device] if device.type == "cuda" else None
-    # The argument's name before and since torch 2.14.
+    # The argument's name since torch 2.14, and before.
     names = ("forward_sync_buffers", "broadcast_buffers")
     name = next(name for name in names if name in signature(DistributedDataParallel).parameters)
-    return DistributedDataParallel(network, device_ids=device_ids, **{name: has_others})  # type: ignore[arg-type]
+    return DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        # A forward pass of one's own may leave layers out, at random or on some ranks.
+        find_unused_parameters=type(network) is not nn.Sequential,
+        **{name: has_others},  # type: ignore[arg-type]
+    )
