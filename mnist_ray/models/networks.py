@@ -111,8 +111,7 @@ def _resnet(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> O
     layers["relu1"] = nn.ReLU()
     channels = first
     for number, filters in enumerate(config.hidden_sizes, start=1):
-        stride = 1 if number == 1 else 2
-        layers[f"block{number}"] = ResidualBlock(channels, filters, stride=stride, batch_norm=config.batch_norm)
+        layers[f"block{number}"] = ResidualBlock(channels, filters, batch_norm=config.batch_norm)
         if number <= config.dropout_layers:
             layers[f"dropout{number}"] = nn.Dropout(config.dropout)
         channels = filters
@@ -123,25 +122,24 @@ def _resnet(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> O
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: the input, or its 1x1 convolution where the shape changes.
+    """Two 3x3 convolutions beside a 1x1 convolution as shortcut; halves height and width.
 
     Reference: He, Zhang, Ren, Sun 2016, "Deep residual learning for image recognition".
     """
 
-    def __init__(self, channels: int, filters: int, *, stride: int, batch_norm: bool) -> None:
-        """Maps [batch, channels, height, width] to [batch, filters, ceil(height / stride), ceil(width / stride)]."""
+    def __init__(self, channels: int, filters: int, *, batch_norm: bool) -> None:
+        """Maps [batch, channels, height, width] to [batch, filters, ceil(height / 2), ceil(width / 2)]."""
         super().__init__()
 
         def norm() -> nn.Module:
             return nn.BatchNorm2d(filters) if batch_norm else nn.Identity()
 
         bias = not batch_norm
-        self.conv1 = nn.Conv2d(channels, filters, kernel_size=3, stride=stride, padding=1, bias=bias)
+        self.conv1 = nn.Conv2d(channels, filters, kernel_size=3, stride=2, padding=1, bias=bias)
         self.bn1 = norm()
         self.conv2 = nn.Conv2d(filters, filters, kernel_size=3, padding=1, bias=bias)
         self.bn2 = norm()
-        is_same = channels == filters and stride == 1
-        self.shortcut = nn.Identity() if is_same else nn.Conv2d(channels, filters, kernel_size=1, stride=stride)
+        self.shortcut = nn.Conv2d(channels, filters, kernel_size=1, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns relu(f(images) + shortcut(images))."""
