@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mnist_ray.config.placement import Placement
+from mnist_ray.config.placement import Placement, Workers
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.yaml_files import parse_override, parse_value
@@ -173,9 +173,9 @@ class WorkerRange(click.ParamType):  # type: ignore[type-arg]  # not generic bef
 
     name = "N or MIN:MAX"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Returns (fewest, most)."""
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Workers:
+        """See click.ParamType."""
+        if isinstance(value, Workers):
             return value
         ends = str(value).split(":")
         if len(ends) > 2 or not all(end.isdecimal() and end.isascii() for end in ends):
@@ -183,7 +183,7 @@ class WorkerRange(click.ParamType):  # type: ignore[type-arg]  # not generic bef
         least, most = int(ends[0]), int(ends[-1])
         if not 1 <= least <= most:
             self.fail(f"{value!r}: needs 1 <= MIN <= MAX", param, ctx)
-        return least, most
+        return Workers(least, most)
 
 
 num_workers_option = click.option(

@@ -28,6 +28,7 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
+from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import TrainConfig, check_name, check_setting
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.config.yaml_files import read_yaml, yaml_text
@@ -71,7 +72,7 @@ def train(
     name: str | None,
     storage: str,
     data_dir: str | None,
-    num_workers: tuple[int, int],
+    num_workers: Workers,
     resume: bool,
     max_failures: int | None,
     config_file: str | None,
@@ -96,7 +97,7 @@ def train(
     target = target_cluster(cluster.address)
     if target:
         text = yaml_text(config.model_dump(mode="json"))
-        replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run, "num_workers": f"{least}:{most}"}
+        replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
         submit_job(target, context, replace, name=run, num_workers=least, config_yaml=text)
         return
     from mnist_ray.cluster.train_job import TrainJob

@@ -2,8 +2,19 @@
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mnist_ray.config.requirements import JOB_VARIABLE
+
+
+class Workers(NamedTuple):
+    """Fewest and most workers that share a run."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}"
 
 
 @dataclass(frozen=True)

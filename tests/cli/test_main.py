@@ -80,6 +80,8 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "--epochs", "five"], 2, ["epochs='five'"]),
         (["train", "--global-batch-size", "-1"], 2, ["global_batch_size=-1"]),
         (["train", "--num-workers", "0"], 2, ["--num-workers", "0"]),
+        (["train", "--num-workers", "3:2"], 2, ["--num-workers", "'3:2': needs 1 <= MIN <= MAX"]),
+        (["train", "--num-workers", "2:"], 2, ["--num-workers", "'2:' is neither a number nor MIN:MAX"]),
         (["train", "--learning-rate", "nan"], 2, ["learning_rate"]),
         (["train", "--dropout", "1.0"], 2, ["dropout=1.0", "less than 1"]),
         (["train", "--variant", "dropuot"], 2, ["variant='dropuot'", "did you mean dropout"]),

@@ -203,7 +203,14 @@ def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
 def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
     head: RayHead, lasting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist_dir: Path
 ) -> None:
-    settings = {"dataset": "mnist", "precision": "float64", "optimizer": "sgd", "global_batch_size": 256, "epochs": 8}
+    settings = {
+        "dataset": "mnist",
+        "precision": "float64",
+        "optimizer": "sgd",
+        "global_batch_size": 256,
+        "epochs": 8,
+        "train_limit": 20_000,
+    }
     config = variant_config("dropout", settings)
     storage = open_storage(str(tmp_path))
     train(TrainJob(config, "alone", str(tmp_path), mnist_dir))
