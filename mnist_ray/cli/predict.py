@@ -50,7 +50,7 @@ class _PolarityChoice(click.Choice[str]):
     type=_PolarityChoice(POLARITIES),
     default="auto",
     show_default=True,
-    help="How the images look: like the training images, dark on bright (pen on paper), bright on dark (MNIST), or "
+    help="How grey images look: like the training images, dark on bright (pen on paper), bright on dark (MNIST), or "
     "auto: detected for each image. Images of the opposite polarity to the training images are inverted; auto inverts "
     "none if the training images have both polarities.",
 )
@@ -82,8 +82,9 @@ def predict(
 ) -> None:
     """Classifies your own images: writes Parquet tables for many, prints class and probabilities for a single one.
 
-    Images of any size and colours become 28x28 grey. Unreadable images are counted, listed in errors.parquet and
-    skipped. The tables are committed atomically to predictions/ in the storage; repeating the command changes nothing.
+    Images of any size and colours get the size and colours of the run's, by its setting fit. Unreadable images are
+    counted, listed in errors.parquet and skipped. The tables are committed atomically to predictions/ in the storage;
+    repeating the command changes nothing.
     """
     if run is None or images is None:
         raise click.UsageError("give --run NAME and --images URI")
@@ -101,8 +102,8 @@ def predict(
 
     opened, source = open_storage(storage), find_images(images)
     plan = make_plan(opened, run, source, polarity=polarity, shard_size=shard_size)
-    share = plan.checkpoint.document.get("bright_ground_share")
-    if (reason := never_inverted_reason(polarity, share, run)) is not None:
+    share, is_grey = plan.checkpoint.document.get("bright_ground_share"), plan.checkpoint.image_shape.channels == 1
+    if is_grey and (reason := never_inverted_reason(polarity, share, run)) is not None:
         _note(f"{reason}; --polarity as-trained says that they are like the training images")
     if source.kind == "image":
         if name is not None:
@@ -138,7 +139,7 @@ def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_jso
         return
     from mnist_ray.text.tables import cell, print_table
 
-    done = ["inverted"] * answer.inverted + ["converted to 28x28 grey"] * answer.is_converted
+    done = ["inverted"] * answer.inverted + [f"converted to {plan.checkpoint.image_shape.words}"] * answer.is_converted
     notes = f" ({' and '.join(done)})" if done else ""
     label, probability = printable(answer.label_name), answer.probabilities[answer.label_name]
     click.echo(f"{printable(path)}: {label}, probability {probability:.4f}{notes}")
@@ -175,7 +176,7 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
         return
     click.echo(
         f"{summary.num_images} images predicted, {summary.num_inverted} of them inverted, {summary.num_converted} "
-        f"converted to 28x28 grey; {summary.num_errors} could not be read"
+        f"converted to {plan.checkpoint.image_shape.words}; {summary.num_errors} could not be read"
     )
     if summary.accuracy is not None:
         source = "column label names" if summary.has_label_column else "folders name"

@@ -8,11 +8,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mnist_ray.data.augmentation import AUGMENTATIONS
-from mnist_ray.data.datasets import check_dataset
+from mnist_ray.data.datasets import DATASETS, check_dataset
 from mnist_ray.data.examples import Split
+from mnist_ray.data.image_shape import Color, Fit, ImageOptions, parse_size
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import OptimizerConfig
 from mnist_ray.setting import Setting, one_of, setting_of, settings_where
@@ -24,6 +34,13 @@ MAX_COUNT = 2**31 - 1
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
 _Dataset = Annotated[str, AfterValidator(check_dataset)]
+
+
+def _whole_size(value: Any) -> Any:
+    """Returns a size as WIDTHxHEIGHT, so that 32 and 32x32 are the same setting."""
+    if value is None or not isinstance(value, str | int):
+        return value
+    return "{}x{}".format(*parse_size(str(value)))
 
 
 class _Config(BaseModel):
@@ -114,6 +131,19 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
     validation_seed: Annotated[int, Setting(is_of_data=True)] = Field(
         0, ge=0, lt=2**63, description="seed of the validation split"
     )
+    image_size: Annotated[
+        str | None, BeforeValidator(_whole_size), Setting(is_of_data=True, is_on_page=True, is_later=True)
+    ] = Field(
+        None,
+        description="size that your own images get: one side, such as 32, or WIDTHxHEIGHT, such as 40x60; none keeps "
+        "theirs, if all have one of at most 96x96",
+    )
+    color: Annotated[Color | None, Setting(is_of_data=True, is_on_page=True, is_later=True)] = Field(
+        None, description="grey or rgb, for your own images; none keeps grey if all pixels are grey"
+    )
+    fit: Annotated[Fit, Setting(is_of_data=True, is_on_page=True, is_later=True)] = Field(
+        "pad", description="what happens to images of other proportions: pad, crop or stretch"
+    )
 
     @field_validator("variant")
     @classmethod
@@ -132,8 +162,21 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
             raise ValueError(f"needs at least one hidden layer, each of 1 to {MAX_COUNT} units")
         return value
 
+    @property
+    def image_options(self) -> ImageOptions:
+        """What the settings ask of the user's own images."""
+        return ImageOptions(parse_size(self.image_size) if self.image_size else None, self.color, self.fit)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.dataset in DATASETS:
+            shape = DATASETS[self.dataset].image_shape
+            for name, value in (("image_size", self.image_size), ("color", self.color)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name}={value!r}: is for your own images, those of {self.dataset} are {shape.words}; leave "
+                        "it out"
+                    )
         if self.batch_norm and self.model == "mlp" and self.global_batch_size == 1:
             raise ValueError("global_batch_size=1: batch norm needs the variance of a batch; use at least 2")
         return self

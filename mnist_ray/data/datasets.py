@@ -12,13 +12,16 @@ from pathlib import Path
 
 from mnist_ray.data.digits import DIGIT_NAMES, load_digits
 from mnist_ray.data.examples import Examples, ExampleStream, Split
-from mnist_ray.data.idx import load_idx_folder
+from mnist_ray.data.idx import stream_idx_folder
 from mnist_ray.data.image_folder import stream_image_folder
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageOptions, ImageShape
 from mnist_ray.data.parquet import stream_parquet
 from mnist_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision_set
 from mnist_ray.errors import ConfigError
 from mnist_ray.storage.storage import check_uri
 from mnist_ray.text.suggestions import did_you_mean
+
+AS_THEY_ARE = ImageOptions()
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Dataset:
 
     class_names: tuple[str, ...]
     load: Callable[..., Examples]
+    image_shape: ImageShape = MNIST_SHAPE
 
 
 DATASETS: dict[str, Dataset] = {
@@ -38,8 +42,8 @@ DATASETS: dict[str, Dataset] = {
 }
 
 # The user's own data: prefix before the colon -> function that finds a split's images at the place after it.
-FORMATS: dict[str, Callable[[str, Split], ExampleStream]] = {
-    "idx": lambda place, split: load_idx_folder(place, split).stream(f"dataset=idx:{place}"),
+FORMATS: dict[str, Callable[[str, Split, ImageOptions], ExampleStream]] = {
+    "idx": stream_idx_folder,
     "folder": stream_image_folder,
     "parquet": stream_parquet,
 }
@@ -66,39 +70,45 @@ def check_dataset(value: str) -> str:
     return value
 
 
-def load_examples(dataset: str, split: Split, *, data_dir: Path, download: bool = True) -> Examples:
+def load_examples(
+    dataset: str, split: Split, *, data_dir: Path, download: bool = True, options: ImageOptions = AS_THEY_ARE
+) -> Examples:
     """Loads one split of a data set into memory.
 
     Args:
       dataset: a name of DATASETS, idx:FOLDER, folder:URI or parquet:URI.
       data_dir: folder of named sets' files, also for downloads.
+      options: what the user's own images become; those of named sets have one form.
 
     Raises:
       ValueError: see check_dataset.
-      DataError: the data is missing, damaged or can't be downloaded.
+      DataError: the data is missing, damaged, needs a size of its images, or can't be downloaded.
       StorageError: the storage of the user's own data can't be read.
     """
     check_dataset(dataset)
     if dataset in DATASETS:
         return DATASETS[dataset].load(split, data_dir=data_dir, download=download)
     kind, _, place = dataset.partition(":")
-    return FORMATS[kind](place, split).load()
+    return FORMATS[kind](place, split, options).load()
 
 
-def stream_examples(dataset: str, split: Split, *, data_dir: Path) -> ExampleStream:
+def stream_examples(
+    dataset: str, split: Split, *, data_dir: Path, options: ImageOptions = AS_THEY_ARE
+) -> ExampleStream:
     """Finds one split of a data set; doesn't load the images of the user's own folders and Parquet files.
 
     Args: see load_examples.
 
     Raises:
       ValueError: see check_dataset.
-      DataError: the data is missing, damaged or can't be downloaded; errors in the images are raised on reading them.
+      DataError: the data is missing, damaged, needs a size of its images, or can't be downloaded; errors in the images
+        are raised on reading them.
       StorageError: the storage of the user's own data can't be read.
     """
     check_dataset(dataset)
     kind, _, place = dataset.partition(":")
     if kind in FORMATS:
-        return FORMATS[kind](place, split)
+        return FORMATS[kind](place, split, options)
     return load_examples(dataset, split, data_dir=data_dir).stream(f"dataset={dataset}")
 
 

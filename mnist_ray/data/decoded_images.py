@@ -1,23 +1,29 @@
-"""Encoded images as a stream of 28x28 grey, with a line about what was converted."""
+"""The user's own images as a stream of one form, with a line about what was converted."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from mnist_ray.data.decoding import Kind, UnreadableImageError, decode_image, is_converted, is_wide, used_bits
-from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
+from mnist_ray.data.fitting import all_to_form
+from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.data.sources import words_of
 from mnist_ray.errors import DataError
 from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
+
+    Pixels = npt.NDArray[np.uint8]
 
 MODE_WORDS = {"L": "grey", "1": "black-and-white", "P": "palette"}
 MAX_KINDS_SAID = 3
-IMAGES_PER_PIECE = 1024
+_IMAGES_PER_PIECE, _BYTES_PER_PIECE = 1024, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,14 @@ class DecodedImages:
 
     Args:
       encoded: name of each image for messages, and its bytes.
+      form: the form of the set.
       whole_set: returns the images of all splits, which determine how images of more than 8 bits are scaled; called
         only for those.
       given_bits: the bits to scale from instead.
     """
 
     encoded: Iterable[tuple[str, bytes]]
+    form: ImageForm
     source: str
     whole_set: Callable[[], Iterable[tuple[str, bytes]]]
     given_bits: int | None = None
@@ -39,7 +47,7 @@ class DecodedImages:
     _one_shade: list[str] = field(default_factory=list)
 
     def __iter__(self) -> "Iterator[Tensor]":
-        """Yields the images in order, uint8 [k, 1, 28, 28].
+        """Yields the images in order, uint8 [k, *form.shape].
 
         Raises:
           DataError: images can't be decoded, or all became one shade; raised after the last image, with the first name
@@ -47,30 +55,31 @@ class DecodedImages:
         """
         broken: list[str] = []
         count = 0
-        grey = bytearray()
+        piece: list[Pixels] = []
+        size = piece_size(self.form)
         for name, content in self.encoded:
             count += 1
             try:
-                image, kind, became_one_shade = decode_image(content, wide_bits=lambda: self._wide_bits)
+                image, kind, became_one_shade = decode_image(content, self.form, wide_bits=lambda: self._wide_bits)
             except UnreadableImageError as error:
                 broken.append(f"{name} ({error})")
                 continue
             self._kinds[kind] += 1
             if became_one_shade:
                 self._one_shade.append(printable(name))
-            grey += image.tobytes()
-            if len(grey) == IMAGES_PER_PIECE * IMAGE_BYTES:
-                yield _as_images(grey)
-                grey = bytearray()
+            piece.append(image)
+            if len(piece) == size:
+                yield _as_images(piece)
+                piece = []
         if broken:
             raise DataError(
                 f"{self.source}: {len(broken)} of {count} images cannot be read, the first is {broken[0]};"
                 " remove or replace them"
             )
         if len(self._one_shade) == count > 0:
-            raise all_one_shade(self.source, self._one_shade, count)
-        if grey:
-            yield _as_images(grey)
+            raise all_one_shade(self.source, self.form, self._one_shade, count)
+        if piece:
+            yield _as_images(piece)
 
     @cached_property
     def _wide_bits(self) -> int:
@@ -84,11 +93,65 @@ class DecodedImages:
     @property
     def conversion(self) -> str | None:
         """See describe_conversion; includes the images that became one shade."""
-        converted = describe_conversion(self._kinds)
-        if not self._one_shade:
-            return converted
-        lost = one_shade_words(self._one_shade, len(self._one_shade), self._kinds.total())
-        return f"{converted}; {lost}" if converted else lost
+        return _conversion(self._kinds, self.form, self._one_shade)
+
+
+@dataclass(frozen=True)
+class PixelPieces:
+    """Images that are stored as pixels, all of one size, converted on demand; see ImagePieces.
+
+    Args:
+      stored: a function that names the image at a place of a piece, for messages, and the piece, uint8
+        [k, rows, columns] or [k, rows, columns, 3].
+      form: the form of the set.
+    """
+
+    stored: "Iterable[tuple[Callable[[int], str], Pixels]]"
+    form: ImageForm
+    source: str
+    _kinds: Counter[Kind] = field(default_factory=Counter)
+    _one_shade: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        """Yields the images in order, uint8 [k, *form.shape].
+
+        Raises:
+          DataError: all became one shade; raised after the last image.
+        """
+        import torch
+
+        size = piece_size(self.form)
+        for name_of, images in self.stored:
+            kind = (images.shape[2], images.shape[1], "L" if images.ndim == 3 else "RGB")
+            for first in range(0, len(images), size):
+                some = images[first : first + size]
+                converted, one_shade = all_to_form(some, self.form)
+                self._kinds[kind] += len(some)
+                self._one_shade.extend(name_of(first + place) for place in one_shade.nonzero()[0].tolist())
+                # torch warns about read-only memory.
+                yield torch.from_numpy(converted if converted.flags.writeable else converted.copy())
+        if len(self._one_shade) == self._kinds.total() > 0:
+            raise all_one_shade(self.source, self.form, self._one_shade, len(self._one_shade))
+
+    wide_bits = None
+
+    @property
+    def conversion(self) -> str | None:
+        """See describe_conversion; includes the images that became one shade."""
+        return _conversion(self._kinds, self.form, self._one_shade)
+
+
+def piece_size(form: ImageForm) -> int:
+    """Returns the number of images in a piece, so that images of any size fit into memory."""
+    return min(max(_BYTES_PER_PIECE // prod(form.shape), 1), _IMAGES_PER_PIECE)
+
+
+def _conversion(kinds: Counter[Kind], form: ImageForm, one_shade: Sequence[str]) -> str | None:
+    converted = describe_conversion(kinds, form)
+    if not one_shade:
+        return converted
+    lost = one_shade_words(one_shade, len(one_shade), kinds.total())
+    return f"{converted}; {lost}" if converted else lost
 
 
 def one_shade_words(first: Sequence[str], num_lost: int, count: int) -> str:
@@ -96,23 +159,24 @@ def one_shade_words(first: Sequence[str], num_lost: int, count: int) -> str:
     return f"{num_lost} of {count} images became one shade: {words_of(first, num_lost)}"
 
 
-def all_one_shade(source: str, first: Sequence[str], count: int) -> DataError:
+def all_one_shade(source: str, form: ImageForm, first: Sequence[str], count: int) -> DataError:
     """Returns the error that all images became one shade."""
     return DataError(
-        f"{source}: all {count} images become one shade in 28x28 grey ({words_of(first, count)}); convert them to grey "
-        "yourself"
+        f"{source}: all {count} images become one shade in {form.shape.words} ({words_of(first, count)}); convert them "
+        f"to {form.shape.words.split()[1]} yourself"
     )
 
 
-def _as_images(grey: bytearray) -> "Tensor":
+def _as_images(piece: "Sequence[Pixels]") -> "Tensor":
+    import numpy as np
     import torch
 
-    return torch.frombuffer(grey, dtype=torch.uint8).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+    return torch.from_numpy(np.stack(piece))
 
 
-def describe_conversion(kinds: Counter[Kind]) -> str | None:
-    """Returns a line like '120 images of 32x32 RGB -> 28x28 grey'; None if all images were 28x28 grey."""
-    converted = Counter({kind: n for kind, n in kinds.items() if is_converted(kind)})
+def describe_conversion(kinds: Counter[Kind], form: ImageForm) -> str | None:
+    """Returns a line like '120 images of 640x480 RGB -> 32x32 RGB, padded'; None if all images had the form."""
+    converted = Counter({kind: n for kind, n in kinds.items() if is_converted(kind, form)})
     if not converted:
         return None
     # Sort by count, then by kind, so that the line doesn't depend on the order of the images.
@@ -124,4 +188,5 @@ def describe_conversion(kinds: Counter[Kind]) -> str | None:
     others = sum(n for _, n in ordered[MAX_KINDS_SAID:])
     if others:
         originals += f", {others} images of {len(ordered) - MAX_KINDS_SAID} other kinds"
-    return f"{originals} -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
+    changes = {change for columns, rows, _ in converted if (change := form.change(columns, rows))}
+    return f"{originals} -> {', '.join([form.shape.words, *changes])}"

@@ -1,4 +1,4 @@
-"""Converts one encoded image of any size and colour to 28x28 grey."""
+"""Converts one encoded image of any size and colour to the form of its set."""
 
 import contextlib
 import io
@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.data.fitting import to_form
+from mnist_ray.data.image_shape import ImageForm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.ImageFile import ImageFile
 
-    GreyImage = npt.NDArray[np.uint8]
+    Pixels = npt.NDArray[np.uint8]
 
 # Pillow hands EPS to Ghostscript, a program run on the user's file, and can rasterize WMF on Windows only.
 REFUSED_FORMATS = {"EPS", "WMF"}
@@ -22,28 +23,13 @@ REFUSED_FORMATS = {"EPS", "WMF"}
 MAX_IMAGE_BYTES = 256 << 20
 # Ranges of cameras and scanners, all stored in 16 or 32 bits.
 WIDE_BITS = (8, 10, 12, 14, 16)
-PHOTOMETRIC_INTERPRETATION = 262
+PHOTOMETRIC_INTERPRETATION, ORIENTATION = 262, 274
+# A PNG without these can't have an orientation.
+_PNG_MARKS = (b"eXIf", b"exif", b"xmp")
+_GREY_MODES = {"1", "L", "LA", "La", "F"}
 
 # An image's original columns, rows and Pillow mode.
 Kind = tuple[int, int, str]
-
-
-def resize_grey(image: "GreyImage") -> "GreyImage":
-    """Resizes uint8 [rows, columns] bilinearly to [28, 28] (averaging when it shrinks), without keeping proportions."""
-    import numpy as np
-    from PIL import Image
-
-    resized = Image.fromarray(image).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
-
-
-def resize_all(images: "GreyImage") -> "tuple[GreyImage, npt.NDArray[np.bool_]]":
-    """Resizes uint8 [n, rows, columns] to [n, 28, 28]; also returns which of them became one shade, bool [n]."""
-    import numpy as np
-
-    resized = np.stack([resize_grey(image) for image in images])
-    is_one, was_one = ((some == some[:, :1, :1]).all(axis=(1, 2)) for some in (resized, images))
-    return resized, is_one & ~was_one
 
 
 class UnreadableImageError(ValueError):
@@ -51,25 +37,24 @@ class UnreadableImageError(ValueError):
 
 
 class DecodedImage(NamedTuple):
-    """An image as 28x28 grey.
+    """An image in the form of its set.
 
     Attributes:
-      grey: uint8 [28, 28].
+      pixels: uint8 [channels, height, width].
       kind: the original size and mode.
       became_one_shade: whether all pixels are equal now but weren't before.
     """
 
-    grey: "GreyImage"
+    pixels: "Pixels"
     kind: Kind
     became_one_shade: bool
 
 
-def decode_image(content: bytes, *, wide_bits: int | Callable[[], int] | None = None) -> DecodedImage:
-    """Decodes one image and converts it to 28x28 grey.
+def decode_image(content: bytes, form: ImageForm, *, wide_bits: int | Callable[[], int] | None = None) -> DecodedImage:
+    """Decodes one image and converts it to the form of its set.
 
     Takes the first frame, turned by its EXIF orientation; composites transparency over white; keeps the upper 8 of the
-    bits that the set uses for greys and PNG colours of more than 8 bits; converts colours to luma; resizes bilinearly
-    without keeping proportions.
+    bits that the set uses for greys and PNG colours of more than 8 bits; converts colours, then size: see to_form.
 
     Args:
       content: the image in any format that Pillow decodes by itself.
@@ -81,7 +66,7 @@ def decode_image(content: bytes, *, wide_bits: int | Callable[[], int] | None = 
     """
     try:
         with _opened(content) as opened:
-            return _decode(content, opened, wide_bits)
+            return _decode(content, opened, form, wide_bits)
     # Pillow's decoders raise nearly every built-in exception on a damaged file.
     except Exception as error:
         raise UnreadableImageError(_reason(error)) from error
@@ -127,7 +112,9 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(content: bytes, opened: "ImageFile", wide_bits: int | Callable[[], int] | None) -> DecodedImage:
+def _decode(
+    content: bytes, opened: "ImageFile", form: ImageForm, wide_bits: int | Callable[[], int] | None
+) -> DecodedImage:
     import numpy as np
     from PIL import ImageOps
 
@@ -138,18 +125,18 @@ def _decode(content: bytes, opened: "ImageFile", wide_bits: int | Callable[[], i
     has_upper_bytes = wide is None and any(";16" in str(tile.args) for tile in opened.tile)
     turned = ImageOps.exif_transpose(opened)
     if wide is not None:
-        grey, bits = _narrowed(wide, wide_bits, is_white_zero=is_white_zero)
+        pixels, bits = _narrowed(wide, wide_bits, is_grey=form.shape.channels == 1, is_white_zero=is_white_zero)
         mode = f"{'grey' if mode.startswith('I') else mode} of {bits} bits"
     else:
         # Pillow gives only the upper bytes: enough if all 16 bits are used, but a smaller range may turn black.
         if has_upper_bytes and np.asarray(turned)[..., :3].max() < 1 << 7:
             raise ValueError("its colours may be black or use less than 16 bits; scale them to 8 bits")
-        grey = np.asarray(_grey(turned))
-    image = grey if grey.shape == (IMAGE_SIDE, IMAGE_SIDE) else resize_grey(grey)
+        pixels = np.asarray(_opaque(turned).convert(form.mode))
+    image = to_form(pixels, form)
     # Check the original only if the result has one shade.
-    is_one_shade = bool(image.min() == image.max())
-    had_one_shade = is_one_shade and (_has_one_shade(np.asarray(turned)) if wide is None else wide.has_one_shade)
-    return DecodedImage(image, (*opened.size, mode), is_one_shade and not had_one_shade)
+    is_one_shade = bool((image == image[:, :1, :1]).all())
+    had_one_shade = is_one_shade and _has_one_shade(np.asarray(turned) if wide is None else wide.values)
+    return DecodedImage(image, (*turned.size, mode), is_one_shade and not had_one_shade)
 
 
 def _is_white_zero(image: "Image.Image") -> bool:
@@ -165,16 +152,25 @@ class _WidePixels(NamedTuple):
     """Pixels of more than 8 bits, turned by the EXIF orientation.
 
     Attributes:
-      grey: values or their luma, [rows, columns].
+      values: [rows, columns] or, in colour, [rows, columns, 3].
       is_transparent: bool [rows, columns].
       largest: largest value of any channel in pixels that aren't transparent.
-      has_one_shade: whether all pixels are equal.
     """
 
-    grey: "npt.NDArray[Any]"
+    values: "npt.NDArray[Any]"
     is_transparent: "npt.NDArray[np.bool_]"
     largest: int
-    has_one_shade: bool
+
+    @property
+    def luma(self) -> "npt.NDArray[Any]":
+        """Its grey, [rows, columns], by Pillow's weights."""
+        import numpy as np
+
+        if self.values.ndim == 2:
+            return self.values
+        weights = np.array([19595, 38470, 7471], dtype=np.uint64)
+        luma: npt.NDArray[Any] = (self.values.astype(np.uint64) @ weights + 0x8000) >> 16
+        return luma
 
 
 def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
@@ -186,11 +182,8 @@ def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
         values = np.asarray(ImageOps.exif_transpose(opened))
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError("its pixels exceed 16 bits")
-        grey = values
     elif _has_wide_colours(opened):
         values = _wide_colours(content, opened)
-        # Pillow's luma weights.
-        grey = (values.astype(np.uint64) @ np.array([19595, 38470, 7471], dtype=np.uint64) + 0x8000) >> 16
     else:
         return None
     transparent = opened.info.get("transparency")
@@ -198,7 +191,7 @@ def _wide_pixels(content: bytes, opened: "ImageFile") -> _WidePixels | None:
     if transparent is not None:
         is_transparent = (np.atleast_3d(values) == np.asarray(transparent)).all(axis=2)
     opaque = np.atleast_3d(values)[~is_transparent]
-    return _WidePixels(grey, is_transparent, int(opaque.max(initial=0)), _has_one_shade(values))
+    return _WidePixels(values, is_transparent, int(opaque.max(initial=0)))
 
 
 def _has_wide_colours(image: "ImageFile") -> bool:
@@ -220,8 +213,8 @@ def _wide_colours(content: bytes, opened: "ImageFile") -> "npt.NDArray[np.uint32
 
 
 def _narrowed(
-    wide: _WidePixels, wide_bits: int | Callable[[], int] | None, *, is_white_zero: bool
-) -> "tuple[GreyImage, int]":
+    wide: _WidePixels, wide_bits: int | Callable[[], int] | None, *, is_grey: bool, is_white_zero: bool
+) -> "tuple[Pixels, int]":
     """Scales pixels of more than 8 bits to uint8; returns them and the bits that they were scaled from."""
     import numpy as np
 
@@ -234,12 +227,14 @@ def _narrowed(
     # A file that changed after the range of its set was determined could exceed it, or a file of another set.
     if own > bits:
         raise ValueError(f"its pixels exceed {bits} bits, the range of the training images")
-    grey = (wide.grey >> (bits - 8)).astype(np.uint8)
-    grey = 255 - grey if is_white_zero else grey
-    return np.where(wide.is_transparent, np.uint8(255), grey), bits
+    pixels = ((wide.luma if is_grey else wide.values) >> (bits - 8)).astype(np.uint8)
+    pixels = 255 - pixels if is_white_zero else pixels
+    pixels[wide.is_transparent] = 255
+    return pixels, bits
 
 
-def _grey(image: "Image.Image") -> "Image.Image":
+def _opaque(image: "Image.Image") -> "Image.Image":
+    """Returns an image without transparency, in any mode that converts to grey or RGB."""
     from PIL import Image
 
     if image.mode == "F":
@@ -248,12 +243,43 @@ def _grey(image: "Image.Image") -> "Image.Image":
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("L")
+    return image
 
 
-def is_converted(kind: Kind) -> bool:
-    """Tells whether an image was not 28x28 grey originally."""
-    return kind != (IMAGE_SIDE, IMAGE_SIDE, "L")
+def image_size(content: bytes) -> tuple[int, int]:
+    """Returns an image's columns and rows, turned by its EXIF orientation, from its header.
+
+    Raises:
+      Exception: the image can't be opened; any of Pillow's errors.
+    """
+    with _opened(content) as opened:
+        width, height = opened.size
+        # Pillow decodes a whole PNG to look for an orientation after its pixels.
+        may_be_turned = width != height and (opened.format != "PNG" or any(mark in content for mark in _PNG_MARKS))
+        return (height, width) if may_be_turned and opened.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+
+
+def has_colours(content: bytes) -> bool:
+    """Tells whether an image has a pixel of different red, green and blue; decodes only what has colour channels.
+
+    Raises:
+      Exception: the image can't be decoded; any of Pillow's errors.
+    """
+    import numpy as np
+
+    with _opened(content) as opened:
+        if opened.mode in _GREY_MODES or opened.mode.startswith("I"):
+            return False
+        if _has_wide_colours(opened):
+            values: npt.NDArray[Any] = _wide_colours(content, opened)
+        else:
+            values = np.asarray(_opaque(opened).convert("RGB"))
+        return bool((values != values[..., :1]).any())
+
+
+def is_converted(kind: Kind, form: ImageForm) -> bool:
+    """Tells whether an image had another form originally."""
+    return kind != (form.shape.width, form.shape.height, form.mode)
 
 
 def is_wide(kind: Kind) -> bool:

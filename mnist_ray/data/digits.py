@@ -4,7 +4,8 @@ import gzip
 from importlib.metadata import distribution
 from typing import TYPE_CHECKING
 
-from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples, rows_of_split
+from mnist_ray.data.examples import Examples, Split, make_examples, rows_of_split
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
     import numpy as np
     import torch
 
-    from mnist_ray.data.decoding import resize_grey
+    from mnist_ray.data.fitting import all_to_form
 
     # The file behind sklearn.datasets.load_digits, whose import alone would take 1.8 s of a command's 9.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
@@ -37,11 +38,11 @@ def load_digits(split: Split, *, data_dir: "Path", download: bool = True) -> Exa
     pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     chosen = rows_of_split(labels, split)
     scaled = np.rint(pixels[chosen] * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
-    images = torch.from_numpy(np.stack([resize_grey(image) for image in scaled])).unsqueeze(1)
+    images = torch.from_numpy(all_to_form(scaled, ImageForm(MNIST_SHAPE))[0])
     return make_examples(
         images,
         torch.from_numpy(labels[chosen]),
         class_names=DIGIT_NAMES,
         source="dataset=digits",
-        conversion=f"{chosen.sum()} images of 8x8 grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey",
+        conversion=f"{chosen.sum()} images of 8x8 grey -> {MNIST_SHAPE.words}",
     )

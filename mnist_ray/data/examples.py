@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Split = Literal["train", "test"]
-IMAGE_SIDE = 28
-IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE
 TEST_EVERY = 5
 
 
@@ -41,11 +40,11 @@ class Examples:
     """One split of a data set.
 
     Args:
-      images: uint8 [n, 1, 28, 28].
+      images: uint8 [n, channels, height, width].
       labels: int64 [n], indices into class_names.
       class_names: one name for each class, the same in both splits.
       fingerprint: SHA-256 of the content in hexadecimal, see Fingerprint.
-      conversion: one line about how the source's images became 28x28 grey, None if they already were.
+      conversion: one line about how the source's images were converted, None if they are as they were.
       num_validation: number of examples at the end that are the validation set that came with the data.
       wide_bits: see ImagePieces.
     """
@@ -64,14 +63,20 @@ class Examples:
 
     def stream(self, source: str) -> "ExampleStream":
         """Returns the split as a stream of one piece; source names the data set in messages."""
-        pieces = GreyPieces([self.images], self.conversion, self.wide_bits)
+        pieces = StoredPieces([self.images], self.conversion, self.wide_bits)
         return ExampleStream(
-            self.labels, self.class_names, source, lambda _=None: pieces, self.num_validation, self.found
-        )
+            self.labels, self.class_names, self.image_shape, source, lambda _=None: pieces, self.num_validation,
+            self.found,
+        )  # fmt: skip
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """The shape of every image."""
+        return ImageShape(*self.images.shape[1:])
 
 
 class ImagePieces(Protocol):
-    """The images of a split in order, in pieces of uint8 [k, 1, 28, 28]."""
+    """The images of a split in order, in pieces of uint8 [k, channels, height, width]."""
 
     def __iter__(self) -> "Iterator[Tensor]":
         """Yields the pieces.
@@ -82,7 +87,7 @@ class ImagePieces(Protocol):
 
     @property
     def conversion(self) -> str | None:
-        """One line about how the images read so far became 28x28 grey, None if they already were."""
+        """One line about how the images read so far were converted, None if they are as they were."""
 
     @property
     def wide_bits(self) -> int | None:
@@ -90,8 +95,8 @@ class ImagePieces(Protocol):
 
 
 @dataclass(frozen=True)
-class GreyPieces:
-    """Images that are stored as pixels, or already in memory; see ImagePieces."""
+class StoredPieces:
+    """Images that are already in memory; see ImagePieces."""
 
     pieces: "Iterable[Tensor]"
     conversion: str | None = None
@@ -108,6 +113,7 @@ class ExampleStream:
     Args:
       labels: int64 [n], indices into class_names.
       class_names: one name for each class, the same in both splits.
+      image_shape: the shape of every image.
       source: the data set, for messages.
       read: starts reading the images, any number of times. Takes the bits to scale images of more than 8 bits from,
         None for the range of their set.
@@ -119,6 +125,7 @@ class ExampleStream:
 
     labels: "Tensor"
     class_names: tuple[str, ...]
+    image_shape: ImageShape
     source: str
     read: Callable[..., ImagePieces]
     num_validation: int = 0
@@ -157,7 +164,7 @@ class ExampleStream:
         """
         import torch
 
-        images = torch.empty(len(self), 1, IMAGE_SIDE, IMAGE_SIDE, dtype=torch.uint8)
+        images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
         fingerprint, pieces, count = Fingerprint(self), self.read(), 0
         for piece in pieces:
             fingerprint.add(piece)
@@ -182,15 +189,27 @@ def make_examples(
     """Checks that images, labels and classes fit together.
 
     Args:
-      images: uint8 [n, 1, 28, 28].
+      images: uint8 [n, channels, height, width].
       labels: int64 [n].
 
     Raises:
       DataError: no examples, different counts, or a label outside the classes.
     """
-    if len(images) != len(labels):
-        raise DataError(f"{source}: has {len(images)} images but {len(labels)} labels; both files must be of one set")
-    if len(images) == 0:
+    check_labels(len(images), labels, class_names=class_names, source=source)
+    fingerprint = Fingerprint(Examples(images, labels, class_names, fingerprint="").stream(source))
+    fingerprint.add(images)
+    return Examples(images, labels, class_names, fingerprint.hexdigest(), conversion)
+
+
+def check_labels(num_images: int, labels: "Tensor", *, class_names: tuple[str, ...], source: str) -> None:
+    """Checks that images, labels, int64 [n], and classes fit together.
+
+    Raises:
+      DataError: see make_examples.
+    """
+    if num_images != len(labels):
+        raise DataError(f"{source}: has {num_images} images but {len(labels)} labels; both files must be of one set")
+    if not num_images:
         raise DataError(f"{source}: has no examples; at least one is needed")
     outside = ((labels < 0) | (labels >= len(class_names))).nonzero().flatten()
     if len(outside):
@@ -199,9 +218,6 @@ def make_examples(
             f"{source}: the label {int(labels[first])} of example {first} is outside the"
             f" {len(class_names)} classes 0 to {len(class_names) - 1}"
         )
-    fingerprint = Fingerprint(Examples(images, labels, class_names, fingerprint="").stream(source))
-    fingerprint.add(images)
-    return Examples(images, labels, class_names, fingerprint.hexdigest(), conversion)
 
 
 class Fingerprint:
@@ -214,14 +230,14 @@ class Fingerprint:
     def __init__(self, split: ExampleStream) -> None:
         self._split = split
         self._num_images = 0
-        shape = [len(split), 1, IMAGE_SIDE, IMAGE_SIDE]
+        shape = [len(split), *split.image_shape]
         header: dict[str, object] = {"class_names": split.class_names, "images": shape, "labels": [len(split)]}
         if split.num_validation:
             header["validation"] = [split.num_validation]
         self._digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
 
     def add(self, images: "Tensor") -> None:
-        """Adds the next images, uint8 [k, 1, 28, 28]."""
+        """Adds the next images, uint8 [k, channels, height, width]."""
         self._num_images += len(images)
         self._digest.update(images.contiguous().numpy().data)
 

@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
+from mnist_ray.data.decoded_images import PixelPieces
+from mnist_ray.data.examples import ExampleStream, Split, check_labels
+from mnist_ray.data.image_shape import ImageOptions
+from mnist_ray.data.image_survey import form_of_sizes
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import check_uri
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     IntegerArray = npt.NDArray[np.integer]
 
 IMAGES_MAGIC = 0x0803  # bytes, 3 dimensions: [n, rows, columns]
+COLOURS_MAGIC = 0x0804  # bytes, 4 dimensions: [n, rows, columns, 3]
 LABELS_MAGIC = 0x0801  # bytes, 1 dimension: [n]
 WIDE_LABELS_MAGIC = 0x0C02  # 32-bit integers, 2 dimensions: [n, columns], the label in the first (QMNIST)
 
@@ -161,32 +165,47 @@ def read_labels(path: Path) -> "Tensor":
     return torch.from_numpy(read_idx(path, LABELS_MAGIC).astype(np.int64))
 
 
-def load_idx_folder(place: str, split: Split) -> Examples:
-    """Loads idx:FOLDER (a local folder or its file:// URI), the user's own set under the four usual file names.
+def stream_idx_folder(place: str, split: Split, options: ImageOptions) -> ExampleStream:
+    """Reads idx:FOLDER (a local folder or its file:// URI), the user's own set under the four usual file names.
 
-    The classes are 0 to the largest training label, in both splits. Images of another size are resized bilinearly to
-    28x28, without keeping their proportions.
+    The classes are 0 to the largest training label, in both splits. Images have 3 dimensions in grey, [n, rows,
+    columns], and 4 in colour, [n, rows, columns, 3].
 
     Raises:
-      DataError: a file is missing or damaged, the counts differ, or a test label exceeds the training labels.
+      DataError: a file is missing or damaged, the counts differ, a test label exceeds the training labels, or the
+        images need a size.
     """
-    import torch
-
     folder = Path(check_uri(place))
     images_name, labels_name = USUAL_NAMES[split]
-    images = read_images(_existing(folder, images_name))
+    images = _read_any_images(_existing(folder, images_name))
     labels = read_labels(_existing(folder, labels_name))
     train_labels = labels if split == "train" else read_labels(_existing(folder, USUAL_NAMES["train"][1]))
     class_names = tuple(map(str, range(int(train_labels.max()) + 1)))
     source = f"dataset=idx:{folder} ({split})"
-    resized, conversion = _resized(images, source)
-    return make_examples(
-        torch.from_numpy(resized).unsqueeze(1),  # [n, 28, 28] -> [n, 1, 28, 28]
-        labels,
-        class_names=class_names,
-        source=source,
-        conversion=conversion,
+    count, rows, columns = images.shape[:3]
+    form = form_of_sizes(options, {(columns, rows): count}, is_colour=images.ndim == 4, source=source)
+    check_labels(count, labels, class_names=class_names, source=source)
+    return ExampleStream(
+        labels, class_names, form.shape, source, lambda _=None: PixelPieces([("image {}".format, images)], form, source)
     )
+
+
+def _read_any_images(path: Path) -> "npt.NDArray[np.uint8]":
+    """Reads images, uint8 [n, rows, columns] or [n, rows, columns, 3]."""
+    is_colour = _starts_with(path, COLOURS_MAGIC)
+    images = cast("npt.NDArray[np.uint8]", read_idx(path, COLOURS_MAGIC if is_colour else IMAGES_MAGIC))
+    if is_colour and images.shape[3] != 3:
+        raise DataError(f"{path}: {announcement(images.shape)}; the last dimension of colours must be 3")
+    return images
+
+
+def _starts_with(path: Path, magic: int) -> bool:
+    """Tells whether an IDX file has a magic number; False if it can't be read, which reading it reports."""
+    try:
+        with open(path, "rb") as raw, unpacked(raw, path, is_packed=path.suffix == ".gz") as file:
+            return file.read(4) == struct.pack(">I", magic)
+    except (OSError, DataError):
+        return False
 
 
 def _existing(folder: Path, name: str) -> Path:
@@ -195,19 +214,3 @@ def _existing(folder: Path, name: str) -> Path:
         names = ", ".join(name for pair in USUAL_NAMES.values() for name in pair)
         raise DataError(f"dataset=idx:{folder}: has no {name}[.gz]; the folder needs the files {names}, raw or .gz")
     return path
-
-
-def _resized(images: "npt.NDArray[np.uint8]", source: str) -> tuple["npt.NDArray[np.uint8]", str | None]:
-    """Resizes images [n, rows, columns] to [n, 28, 28]; returns them and the conversion."""
-    from mnist_ray.data.decoded_images import all_one_shade, one_shade_words
-    from mnist_ray.data.decoding import resize_all
-
-    count, rows, columns = images.shape
-    if rows == columns == IMAGE_SIDE:
-        return images, None
-    resized, one_shade = resize_all(images)
-    lost = [f"image {index}" for index in one_shade.nonzero()[0]]
-    if len(lost) == count:
-        raise all_one_shade(source, lost, count)
-    conversion = f"{count} images of {columns}x{rows} grey -> {IMAGE_SIDE}x{IMAGE_SIDE} grey"
-    return resized, f"{conversion}; {one_shade_words(lost, len(lost), count)}" if lost else conversion

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from mnist_ray.data.decoded_images import DecodedImages
 from mnist_ray.data.decoding import MAX_IMAGE_BYTES
 from mnist_ray.data.examples import ExampleStream, Found, Split, labels_of, numbered, rows_of_split, sorted_class_names
+from mnist_ray.data.image_shape import ImageOptions
+from mnist_ray.data.image_survey import form_of_encoded
 from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.data.splits import PARTS, Part, check_parts, common_folders, one_part, splits_note, words_in
 from mnist_ray.errors import DataError
@@ -19,18 +21,19 @@ class _Image:
     part: Part | None
 
 
-def stream_image_folder(uri: str, split: Split) -> ExampleStream:
+def stream_image_folder(uri: str, split: Split, options: ImageOptions) -> ExampleStream:
     """Finds images in one folder per class, at any depth below it.
 
     Folders or file names may name the splits (see splits.py): train/CLASS/..., CLASS/train/FILE or CLASS/train-1.png,
     and the same with test and validation. Without test images, the fifth, tenth, ... training image of each class by
     name is a test image. A validation set comes last in the training split. Classes are the sorted folder names, by
-    value if all are whole numbers. DecodedImages converts the images. Hidden files and the junk of file managers
-    are left out.
+    value if all are whole numbers. DecodedImages converts the images to the form that form_of_encoded chooses for all
+    splits. Hidden files and the junk of file managers are left out.
 
     Raises:
       DataError: a missing place, a file of more than 256 MiB, a file outside the class folders, ambiguous split names,
-        fewer than two classes, a class without training images; on reading, a file that isn't an image.
+        fewer than two classes, a class without training images, images that need a size; on reading, a file that isn't
+        an image.
       StorageError: the storage can't be read.
     """
     source = f"dataset=folder:{uri}"
@@ -44,13 +47,15 @@ def stream_image_folder(uri: str, split: Split) -> ExampleStream:
     labels = labels_of(*numbered(image.class_name for image in chosen), class_names)
     paths = [image.path for image in chosen]
     whole = [image.path for part in by_split.values() for image in part]
+    form = form_of_encoded(options, lambda: read_files(storage, whole), source)
 
     def read(wide_bits: int | None = None) -> DecodedImages:
-        return DecodedImages(read_files(storage, paths), source, lambda: read_files(storage, whole), wide_bits)
+        return DecodedImages(read_files(storage, paths), form, source, lambda: read_files(storage, whole), wide_bits)
 
     return ExampleStream(
         labels,
         class_names,
+        form.shape,
         source,
         read,
         num_validation if split == "train" else 0,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mnist_ray.data.decoding import MAX_IMAGE_BYTES, UnreadableImageError, decode_image, is_converted, is_wide
-from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
+from mnist_ray.data.fitting import all_to_form
+from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.data.parquet_file import (
     byte_lengths,
     image_batches,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    GreyImages = npt.NDArray[np.uint8]
+    Pixels = npt.NDArray[np.uint8]
 
 # Maximum bytes read ahead of decoding, so that images of any size fit into memory.
 BYTES_AHEAD = 64 << 20
@@ -43,7 +44,7 @@ class ReadImages:
     Attributes:
       path: of the file, relative to the images' folder; for a single file, its name.
       row: place of the first image in a Parquet or IDX file, from 0; None for a file that is one image.
-      grey: uint8 [n, 28, 28], read-only; None for an unreadable image.
+      pixels: uint8 [n, channels, height, width], read-only; None for an unreadable image.
       is_converted: whether the images had another size or colours.
       is_wide: whether the images had more than 8 bits.
       one_shade: which of the images became one shade, bool [n]; None if none did.
@@ -53,7 +54,7 @@ class ReadImages:
 
     path: str
     row: int | None
-    grey: "GreyImages | None"
+    pixels: "Pixels | None"
     is_converted: bool = False
     is_wide: bool = False
     one_shade: "npt.NDArray[np.bool_] | None" = None
@@ -62,7 +63,7 @@ class ReadImages:
 
     def __len__(self) -> int:
         """Returns the number of images, counting an unreadable one."""
-        return 1 if self.grey is None else len(self.grey)
+        return 1 if self.pixels is None else len(self.pixels)
 
     @property
     def rows(self) -> Sequence[int | None]:
@@ -72,14 +73,14 @@ class ReadImages:
     def split(self, size: int) -> tuple["ReadImages", "ReadImages"]:
         """Returns the first `size` images, fewer than all, and the rest."""
         assert self.row is not None
-        assert self.grey is not None
+        assert self.pixels is not None
         return self._part(slice(size)), replace(self._part(slice(size, None)), row=self.row + size)
 
     def _part(self, rows: slice) -> "ReadImages":
-        assert self.grey is not None
+        assert self.pixels is not None
         one_shade = None if self.one_shade is None else self.one_shade[rows]
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, grey=self.grey[rows], one_shade=one_shade, labels=labels)
+        return replace(self, pixels=self.pixels[rows], one_shade=one_shade, labels=labels)
 
 
 class Span(Protocol):
@@ -89,10 +90,11 @@ class Span(Protocol):
     def first_shard(self) -> int:
         """Number of the shard that its first image belongs to; a shard never crosses spans."""
 
-    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
+    def read(self, form: ImageForm, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """Yields the images in order, any number at once, or the reason why an image can't be read.
 
         Args:
+          form: what the images become.
           wide_bits: the bits to scale images of more than 8 bits from; without it they must use all 16.
 
         Raises:
@@ -172,10 +174,10 @@ class FileSpan:
     storage: Storage
     entries: tuple[FileEntry, ...]
 
-    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
+    def read(self, form: ImageForm, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """See Span.read."""
         for path, content in _contents(self.storage, self.entries):
-            yield _decoded(path, None, content, wide_bits)
+            yield _decoded(path, None, content, form, wide_bits)
 
 
 def _contents(storage: Storage, entries: Sequence[FileEntry]) -> Iterator[tuple[str, bytes | UnreadableImageError]]:
@@ -212,17 +214,19 @@ def _read_file(storage: Storage, entry: FileEntry) -> bytes | UnreadableImageErr
         raise
 
 
-def _decoded(path: str, row: int | None, content: bytes | UnreadableImageError, wide_bits: int | None) -> ReadImages:
+def _decoded(
+    path: str, row: int | None, content: bytes | UnreadableImageError, form: ImageForm, wide_bits: int | None
+) -> ReadImages:
     import numpy as np
 
     try:
         if isinstance(content, UnreadableImageError):
             raise content
-        grey, kind, became_one_shade = decode_image(content, wide_bits=wide_bits)
+        pixels, kind, became_one_shade = decode_image(content, form, wide_bits=wide_bits)
     except UnreadableImageError as error:
         return ReadImages(path, row, None, error=str(error))
     one_shade = np.ones(1, dtype=np.bool_) if became_one_shade else None
-    return ReadImages(path, row, grey[None], is_converted(kind), is_wide(kind), one_shade)
+    return ReadImages(path, row, pixels[None], is_converted(kind, form), is_wide(kind), one_shade)
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class ParquetSpan:
     groups: tuple[int, ...]
     first_row: int
 
-    def read(self, wide_bits: int | None = None) -> Iterator[ReadImages]:
+    def read(self, form: ImageForm, wide_bits: int | None = None) -> Iterator[ReadImages]:
         """See Span.read."""
         done = 0
         with open_parquet(self.storage, self.path, self.source) as file:
@@ -244,37 +248,43 @@ class ParquetSpan:
             labels = label_texts(file, self.groups)
             for values in image_batches(file, layout, self.groups):
                 place = self.path, self.first_row + done
-                read = _pixels(*place, values) if layout == "pixels" else _encoded(*place, values, wide_bits)
+                is_pixels = layout == "pixels"
+                read = _pixels(*place, values, form) if is_pixels else _encoded(*place, values, form, wide_bits)
                 for images in read:
                     rows = slice(done, done + len(images))
                     yield images if labels is None else replace(images, labels=labels[rows])
                     done = rows.stop
 
 
-def _encoded(path: str, first_row: int, values: Any, wide_bits: int | None) -> Iterator[ReadImages]:
+def _encoded(path: str, first_row: int, values: Any, form: ImageForm, wide_bits: int | None) -> Iterator[ReadImages]:
     for row, (value, length) in enumerate(zip(values, byte_lengths(values), strict=True), start=first_row):
         if length is None:
             yield ReadImages(path, row, None, error="null")
         elif length > MAX_IMAGE_BYTES:
             yield ReadImages(path, row, None, error=f"{length} bytes, more than {MAX_IMAGE_BYTES}")
         else:
-            yield _decoded(path, row, value.as_py(), wide_bits)
+            yield _decoded(path, row, value.as_py(), form, wide_bits)
 
 
-def _pixels(path: str, first_row: int, values: Any) -> Iterable[ReadImages]:
-    whole = whole_images(values)
+def _pixels(path: str, first_row: int, values: Any, form: ImageForm) -> Iterable[ReadImages]:
+    whole = whole_images(values, form.shape.width, form.shape.height)
     if whole is None:
         # Check one by one only after an error: it takes longer than the network.
-        return (_checked_pixels(path, row, value) for row, value in enumerate(values, start=first_row))
-    return [ReadImages(path, first_row, whole)] if len(whole) else []
+        return (_checked_pixels(path, row, value, form) for row, value in enumerate(values, start=first_row))
+    return [_of_grey(path, first_row, whole, form)] if len(whole) else []
 
 
-def _checked_pixels(path: str, row: int, value: Any) -> ReadImages:
+def _checked_pixels(path: str, row: int, value: Any, form: ImageForm) -> ReadImages:
     if not value.is_valid or value.values.null_count:
         return ReadImages(path, row, None, error="null")
-    if len(value.values) != IMAGE_BYTES:
-        return ReadImages(path, row, None, error=f"{len(value.values)} pixels instead of {IMAGE_BYTES}")
-    return ReadImages(path, row, value.values.to_numpy().reshape(1, IMAGE_SIDE, IMAGE_SIDE))
+    _, height, width = form.shape
+    if len(value.values) != height * width:
+        return ReadImages(path, row, None, error=f"{len(value.values)} pixels instead of {height * width}")
+    return _of_grey(path, row, value.values.to_numpy().reshape(1, height, width), form)
+
+
+def _of_grey(path: str, row: int, images: "Pixels", form: ImageForm) -> ReadImages:
+    return ReadImages(path, row, all_to_form(images, form)[0], is_converted=form.shape.channels > 1)
 
 
 def _runs_of_groups(counts: Sequence[int], at_least: int) -> Iterator[list[int]]:

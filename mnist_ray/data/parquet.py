@@ -1,23 +1,24 @@
 """parquet:URI: a Parquet file, or a folder of them, with the columns image and label."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.data.decoded_images import DecodedImages
+from mnist_ray.data.decoded_images import DecodedImages, PixelPieces
 from mnist_ray.data.decoding import MAX_IMAGE_BYTES
 from mnist_ray.data.examples import (
-    IMAGE_BYTES,
-    IMAGE_SIDE,
     ExampleStream,
     Found,
-    GreyPieces,
     ImagePieces,
     Split,
     labels_of,
     rows_of_split,
     sorted_class_names,
 )
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageOptions
+from mnist_ray.data.image_survey import form_of_encoded, form_of_sizes
 from mnist_ray.data.parquet_file import (
     byte_lengths,
     column_type,
@@ -37,14 +38,14 @@ from mnist_ray.storage.storage import Storage, open_storage
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor
 
 
-def stream_parquet(uri: str, split: Split) -> ExampleStream:
+def stream_parquet(uri: str, split: Split, options: ImageOptions) -> ExampleStream:
     """Finds a Parquet file or folder with the columns image and label, and reads its labels.
 
     image holds encoded images (binary, or a struct with the field bytes, as Hugging Face writes it), converted by
-    DecodedImages, or lists of 784 uint8. label holds integers or strings; the classes are the sorted distinct
+    DecodedImages, or lists of uint8, the rows of grey images: all of one length, which is that of square images unless
+    the options ask for a size of as many pixels. label holds integers or strings; the classes are the sorted distinct
     training labels.
 
     Folders or file names may name the splits (see splits.py): train/a.parquet, split=test/b.parquet, x_train.parquet.
@@ -52,8 +53,8 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     the training split.
 
     Raises:
-      DataError: a missing place, ambiguous split names, a damaged file, a missing column, a wrong type, a null, or a
-        test label that isn't a training label; on reading, an image that can't be decoded.
+      DataError: a missing place, ambiguous split names, a damaged file, a missing column, a wrong type, a null, a test
+        label that isn't a training label, or images that need a size; on reading, an image that can't be decoded.
       StorageError: the storage can't be read.
     """
     source = f"dataset=parquet:{uri}"
@@ -64,18 +65,24 @@ def stream_parquet(uri: str, split: Split) -> ExampleStream:
     class_names = _class_names(labels, names, source)
     is_test = None if files["test"] else rows_of_split(labels["train"], "test")
     paths, is_chosen, numbers = _rows_of(split, files, labels, is_test)
-    layout = _layout(storage, paths, source)
     rows = _Rows(storage, tuple(paths), is_chosen, source)
     whole = _Rows(storage, tuple(path for part_paths in files.values() for path in part_paths), None, source)
+    layout = _layout(storage, whole.paths, source)
+    size = whole.size_of_lists(options.size) if layout == "pixels" else None
+    if size is None:
+        form = form_of_encoded(options, whole.encoded, source)
+    else:
+        form = form_of_sizes(options, {size: sum(map(len, labels.values()))}, is_colour=False, source=source)
 
     def read(wide_bits: int | None = None) -> ImagePieces:
-        if layout == "pixels":
-            return GreyPieces(rows.pixels())
-        return DecodedImages(rows.encoded(), source, whole.encoded, wide_bits)
+        if size is not None:
+            return PixelPieces(rows.pixels(*size), form, source)
+        return DecodedImages(rows.encoded(), form, source, whole.encoded, wide_bits)
 
     return ExampleStream(
         labels_of(numbers, names, class_names),
         class_names,
+        form.shape,
         source,
         read,
         num_validation=len(labels["validation"]) if split == "train" else 0,
@@ -240,7 +247,7 @@ class _Rows:
         for path, values, rows in self.batches():
             for row, content, length in zip(rows, values, byte_lengths(values), strict=True):
                 if length is None:
-                    raise self.bad_row(path, row)
+                    raise DataError(f"{self.source}: {path}: the image of row {row} is null; drop or fix the row")
                 if length > MAX_IMAGE_BYTES:
                     raise DataError(
                         f"{self.source}: {path}: the image of row {row} has {length} bytes, more than "
@@ -248,24 +255,46 @@ class _Rows:
                     )
                 yield f"row {row} of {path}", content.as_py()
 
-    def pixels(self) -> "Iterator[Tensor]":
-        """Yields the chosen images of lists of pixels, uint8 [k, 1, 28, 28]."""
-        import torch
+    def size_of_lists(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+        """Returns the columns and rows of images in lists of pixels, by the length of the first list.
 
+        Args:
+          wanted: columns and rows that lists of as many pixels have; other lists are square images.
+
+        Raises:
+          DataError: no square has so many pixels.
+        """
+        lists = (value for _, values, _ in self.batches() for value in values if value.is_valid)
+        first = next(lists, None)
+        usual = MNIST_SHAPE.width, MNIST_SHAPE.height
+        count = prod(usual) if first is None else len(first.values)
+        if wanted is not None and prod(wanted) == count:
+            return wanted
+        if count == 0 or isqrt(count) ** 2 < count:
+            raise DataError(
+                f"{self.source}: lists of {count} pixels, which no square has; say the size with --image-size "
+                "WIDTHxHEIGHT, or write encoded images if they are in colour"
+            )
+        return isqrt(count), isqrt(count)
+
+    def pixels(self, width: int, height: int) -> "Iterator[tuple[Callable[[int], str], npt.NDArray[np.uint8]]]":
+        """Yields the chosen images of lists of pixels, uint8 [k, height, width]; see PixelPieces."""
         for path, values, rows in self.batches():
             if not len(values):
                 continue
-            pixels = whole_images(values)
+            pixels = whole_images(values, width, height)
             if pixels is None:
-                bad = next(place for place in range(len(values)) if whole_images(values.slice(place, 1)) is None)
-                raise self.bad_row(path, rows[bad])
-            yield torch.from_numpy(pixels.copy()).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+                places = range(len(values))
+                bad = next(place for place in places if whole_images(values.slice(place, 1), width, height) is None)
+                raise DataError(
+                    f"{self.source}: {path}: the image of row {rows[bad]} is null or not of {width * height} pixels; "
+                    "drop or fix the row"
+                )
+            yield partial(_row_name, path, rows), pixels
 
-    def bad_row(self, path: str, row: int) -> DataError:
-        """Returns the error of a row without an image."""
-        return DataError(
-            f"{self.source}: {path}: the image of row {row} is null or not of {IMAGE_BYTES} pixels; drop or fix the row"
-        )
+
+def _row_name(path: str, rows: "npt.NDArray[np.int64]", place: int) -> str:
+    return f"row {rows[place]} of {path}"
 
 
 def _layout(storage: Storage, paths: Sequence[str], source: str) -> str:

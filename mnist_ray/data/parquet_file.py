@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mnist_ray.data.examples import IMAGE_BYTES, IMAGE_SIDE
 from mnist_ray.data.parquet_pages import check_page_sizes, most_bytes_of_shared_image
 from mnist_ray.data.sources import list_words
 from mnist_ray.errors import DataError
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 ROWS_PER_BATCH = 1024
 # Bytes read at once, so that images of any size fit into memory.
 BATCH_BYTES = 16 << 20
-# A message names the row of a list that is a little too long; lists far longer than an image aren't read at all.
-MAX_PIXELS_RATIO = 16
+# Of one image in a list, on average: lists far longer than an image aren't read at all.
+MAX_LISTED_PIXELS = 512 * 512
 READ_BYTES = 1 << 20
-IMAGE_TYPES = f"encoded images (binary, or a struct with binary 'bytes') or lists of {IMAGE_BYTES} uint8"
+IMAGE_TYPES = "encoded images (binary, or a struct with binary 'bytes') or lists of uint8, the pixels of grey images"
 
 
 @contextmanager
@@ -153,10 +152,17 @@ def image_layout(file: Any, place: str) -> str:
 def _check_num_pixels(file: Any, place: str) -> None:
     # Equal pixels compress to nothing: a list of a thousand million takes a few bytes in the file, but all memory here.
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
-        columns = map(group.column, range(group.num_columns))
-        pixels = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "image")
-        if pixels > MAX_PIXELS_RATIO * IMAGE_BYTES * group.num_rows:
-            raise DataError(f"{place}: {pixels} pixels in {group.num_rows} images; each needs {IMAGE_BYTES}")
+        if (pixels := _num_values(group)) > MAX_LISTED_PIXELS * group.num_rows:
+            raise DataError(
+                f"{place}: {pixels} pixels in {group.num_rows} images; more than {MAX_LISTED_PIXELS} in a list are "
+                "refused; write encoded images"
+            )
+
+
+def _num_values(group: Any) -> int:
+    """Returns the number of values in a row group's column image; the pixels, if it holds lists."""
+    columns = map(group.column, range(group.num_columns))
+    return sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "image")
 
 
 def image_batches(file: Any, layout: str, groups: Sequence[int] | None = None) -> Iterator[Any]:
@@ -175,7 +181,9 @@ def image_batches(file: Any, layout: str, groups: Sequence[int] | None = None) -
 
 def _rows_per_batch(file: Any, groups: Sequence[int]) -> int:
     metadata = [file.metadata.row_group(group) for group in groups]
-    row_bytes = sum(group.total_byte_size for group in metadata) / max(sum(group.num_rows for group in metadata), 1)
+    # Equal pixels compress to nothing, so lists count by their lengths.
+    num_bytes = sum(max(group.total_byte_size, _num_values(group)) for group in metadata)
+    row_bytes = num_bytes / max(sum(group.num_rows for group in metadata), 1)
     # Without this, 800 bytes of a file can become a gigabyte: many rows may share an image in the dictionary.
     shared = most_bytes_of_shared_image(file, groups, worth_a_request=BATCH_BYTES)
     return min(max(int(BATCH_BYTES / max(row_bytes, shared, 1)), 1), ROWS_PER_BATCH)
@@ -192,8 +200,8 @@ def byte_lengths(values: Any) -> list[int | None]:
     return of_cells
 
 
-def whole_images(lists: Any) -> "npt.NDArray[np.uint8] | None":
-    """Returns the pixels of an Arrow array of lists, uint8 [n, 28, 28], read-only.
+def whole_images(lists: Any, width: int, height: int) -> "npt.NDArray[np.uint8] | None":
+    """Returns the pixels of an Arrow array of lists, uint8 [n, height, width], read-only.
 
     Returns None if a list is null, holds a null, or differs in length from an image's pixels.
     """
@@ -202,7 +210,7 @@ def whole_images(lists: Any) -> "npt.NDArray[np.uint8] | None":
     pixels = lists.flatten()
     if lists.null_count or pixels.null_count:
         return None
-    if not pc.all(pc.equal(pc.list_value_length(lists), IMAGE_BYTES)).as_py():
+    if not pc.all(pc.equal(pc.list_value_length(lists), width * height)).as_py():
         return None
-    whole: npt.NDArray[np.uint8] = pixels.to_numpy().reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+    whole: npt.NDArray[np.uint8] = pixels.to_numpy().reshape(-1, height, width)
     return whole

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.data.digits import DIGIT_NAMES
-from mnist_ray.data.examples import IMAGE_SIDE, Examples, Split, make_examples
+from mnist_ray.data.examples import Examples, Split, make_examples
 from mnist_ray.data.idx import USUAL_NAMES, find_idx, read_images, read_labels
+from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.errors import DataError
 
 # urllib waits forever by default, so a mirror that accepts a connection but never answers would hang the command.
@@ -118,9 +119,9 @@ def _read(wanted: TorchvisionSet, images_path: Path, labels_path: Path) -> Examp
 
     images = torch.from_numpy(read_images(images_path))
     count, rows, columns = images.shape
-    if (rows, columns) != (IMAGE_SIDE, IMAGE_SIDE):
+    if (rows, columns) != MNIST_SHAPE[1:]:
         raise DataError(
-            f"{images_path}: has images of {columns}x{rows}, those of {wanted.name} are {IMAGE_SIDE}x{IMAGE_SIDE};"
+            f"{images_path}: has images of {columns}x{rows}, those of {wanted.name} are 28x28;"
             f" for images of your own use dataset=idx:{images_path.parent}"
         )
     if wanted.transposed:

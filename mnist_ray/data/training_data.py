@@ -8,14 +8,19 @@ from torch import Tensor
 from mnist_ray.data.examples import Found
 from mnist_ray.data.image_shape import ImageShape
 
+# One number for images of one channel, else one per channel.
+PerChannel = float | tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The examples of a run on its device; images uint8 [n, 1, 28, 28], labels int64 [n].
+    """The examples of a run on its device; images uint8 [n, channels, height, width], labels int64 [n].
 
     Attributes:
-      mean, std: of the training pixels as fractions of 255; the network's input is (pixel / 255 - mean) / std.
-      bright_ground_share: share of the training images that polarity.has_bright_ground calls bright.
+      mean, std: of the training pixels as fractions of 255, one each for grey images and one per channel for others;
+        the network's input is (pixel / 255 - mean) / std.
+      bright_ground_share: share of the training images that polarity.has_bright_ground calls bright; None for images in
+        colour.
       fingerprint: SHA-256 of the training split, in hexadecimal: the whole split of a named set; the examples within
         train_limit of the user's own data.
       conversion, found, wide_bits: see Examples.
@@ -26,9 +31,9 @@ class TrainingData:
     labels: Tensor
     validation_images: Tensor
     validation_labels: Tensor
-    mean: float
-    std: float
-    bright_ground_share: float
+    mean: PerChannel
+    std: PerChannel
+    bright_ground_share: float | None
     class_names: tuple[str, ...]
     fingerprint: str
     conversion: str | None = None

@@ -59,7 +59,7 @@ def candidates(images: "Tensor", predictions: Sequence[Predictions], *, first: i
     vote entropy above 0 (Dagan and Engelson, "Committee-based sampling", ICML 1995).
 
     Args:
-      images: uint8 [n, 1, 28, 28].
+      images: uint8 [n, channels, height, width].
       predictions: of each run, for the same n examples.
       first: index of the shard's first example in the split.
     """
@@ -127,5 +127,6 @@ def _png(image: "Tensor") -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image[0].numpy()).save(buffer, format="PNG")
+    pixels = image[0] if len(image) == 1 else image.movedim(0, -1)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,14 +1,20 @@
 """Loads networks and computes class probabilities; one pass over the images serves any number of networks."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.data.image_shape import MNIST_SHAPE
+from mnist_ray.data.training_data import PerChannel
 from mnist_ray.errors import CheckpointError
 from mnist_ray.models.networks import network_of
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.training.data import normalize
+
+# Of an image, on average over a batch: a photo of 32x32 in colour has fewer.
+_MAX_VALUES = 4 * prod(MNIST_SHAPE)
 
 
 def load_network(checkpoint: Checkpoint) -> nn.Module:
@@ -31,7 +37,7 @@ def log_probabilities(
     networks: Sequence[nn.Module],
     images: Tensor,
     *,
-    normalizations: Sequence[tuple[float, float]],
+    normalizations: Sequence[tuple[PerChannel, PerChannel]],
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
@@ -41,9 +47,9 @@ def log_probabilities(
 
     Args:
       networks: plain modules in evaluation mode, on the device.
-      images: uint8 [n, 1, 28, 28].
+      images: uint8 [n, channels, height, width].
       normalizations: (mean, std) of each network, as fractions of 255.
-      batch_size: images in one pass.
+      batch_size: images in one pass; fewer if they are large, so that memory stays bounded.
       device: where the networks are.
 
     Returns:
@@ -51,6 +57,7 @@ def log_probabilities(
     """
     dtypes = [next(network.parameters()).dtype for network in networks]
     batches = []
+    batch_size = max(min(batch_size, batch_size * _MAX_VALUES // prod(images.shape[1:])), 1)
     with torch.inference_mode():
         for batch in images.split(batch_size):
             on_device = batch.to(device)

@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import pyarrow as pa
 
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.examples import ExampleStream
+from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.errors import CheckpointError
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.results.checkpoint_folder import Checkpoint
@@ -20,6 +22,8 @@ from mnist_ray.results.parquet import make_table
 
 # Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
 _MOST_PROBABILITIES = 1 << 26
+# Of the images that one part file is made from.
+MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,13 @@ class Plan:
 
     @property
     def shard_size(self) -> int:
-        """Images per part file: as configured, or fewer if many classes and runs would fill the memory."""
-        return min(self.config.shard_size, max(1, _MOST_PROBABILITIES // (len(self.class_names) * len(self.runs))))
+        """Images per part file: as configured, or fewer if many classes and runs, or large images, would fill the
+        memory."""
+        most = min(
+            _MOST_PROBABILITIES // (len(self.class_names) * len(self.runs)),
+            MOST_BYTES // prod(self.checkpoints[0].image_shape),
+        )
+        return min(self.config.shard_size, max(1, most))
 
     @property
     def runs(self) -> dict[str, str]:
@@ -104,7 +113,8 @@ def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint
     """Checks that checkpoints fit the data, before any image is read.
 
     Raises:
-      CheckpointError: a checkpoint has other classes than the data, or weights that don't fit its config.
+      CheckpointError: a checkpoint has other classes than the data, takes images of another shape, or has weights that
+        don't fit its config.
     """
     for checkpoint in checkpoints:
         names = checkpoint.class_names
@@ -113,7 +123,25 @@ def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint
                 f"run {checkpoint.run!r}: trained on {len(names)} classes ({_shortened(names)}), dataset="
                 f"{config.dataset!r} has {len(examples.class_names)} ({_shortened(examples.class_names)})"
             )
+        if checkpoint.image_shape != examples.image_shape:
+            raise CheckpointError(
+                f"run {checkpoint.run!r}: takes images of {checkpoint.image_shape.words}, those of dataset="
+                f"{config.dataset!r} are {examples.image_shape.words}"
+            )
         load_network(checkpoint)
+
+
+def trained_form(checkpoints: Sequence[Checkpoint]) -> ImageForm:
+    """Returns the form that the runs' images have.
+
+    Raises:
+      CheckpointError: runs differ, so the same images would have to be converted in several ways.
+    """
+    noted = {checkpoint.image_form: checkpoint.run for checkpoint in checkpoints}
+    if len(noted) > 1:
+        runs = ", ".join(f"{run!r} takes {form.shape.words}, fit={form.fit}" for form, run in noted.items())
+        raise CheckpointError(f"the runs take different images: {runs}; evaluate them one by one")
+    return next(iter(noted))
 
 
 def trained_wide_bits(checkpoints: Sequence[Checkpoint]) -> int | None:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from mnist_ray.data.image_spans import ReadImages, Span, shards
 from mnist_ray.data.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
 from mnist_ray.data.sources import MAX_NAMES_SAID
 from mnist_ray.data.unlabelled import Images
-from mnist_ray.errors import DataError
+from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.evaluation.inference import load_network, log_probabilities
 from mnist_ray.evaluation.metrics import Predictions, predictions
+from mnist_ray.evaluation.plan import MOST_BYTES
 from mnist_ray.models.device import choose_device
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.code_version import code_version
@@ -78,8 +80,19 @@ def make_plan(storage: Storage, run: str, images: Images, *, polarity: Polarity,
       StorageError: the storage can't be read.
     """
     checkpoint = RunFolder(storage, run).best()
-    inversion = choose_inversion(polarity, checkpoint.document.get("bright_ground_share"), run)
+    inversion = _inversion(polarity, checkpoint)
+    shard_size = min(shard_size, max(MOST_BYTES // prod(checkpoint.image_shape), 1))
     return PredictionPlan(checkpoint, images.uri, images.kind, polarity, inversion, shard_size, code_version())
+
+
+def _inversion(polarity: Polarity, checkpoint: Checkpoint) -> Inversion:
+    if checkpoint.image_shape.channels == 1:
+        return choose_inversion(polarity, checkpoint.document.get("bright_ground_share"), checkpoint.run)
+    if polarity in ("auto", "as-trained"):
+        return "none"
+    raise ConfigError(
+        f"polarity={polarity!r}: run {checkpoint.run!r} takes images in colour, which have no polarity; leave it out"
+    )
 
 
 @dataclass(frozen=True)
@@ -193,8 +206,10 @@ class Predictor:
           DataError: a Parquet or IDX file is damaged.
           StorageError: the images can't be read, or a part can't be written.
         """
+        checkpoint = self._plan.checkpoint
         for number, images in enumerate(
-            shards(span.read(self._plan.checkpoint.wide_bits), self._plan.shard_size), start=span.first_shard
+            shards(span.read(checkpoint.image_form, checkpoint.wide_bits), self._plan.shard_size),
+            start=span.first_shard,
         ):
             yield self._predict_shard(number, images, pending)
 
@@ -207,15 +222,17 @@ class Predictor:
         if image.error is not None:
             raise DataError(f"images={self._plan.images}: no readable image: {image.error}")
         if image.one_shade is not None:
-            raise all_one_shade(f"images={self._plan.images}", [printable(image.path)], 1)
-        predicted, inverted = self._predict(_joined([image]))
+            raise all_one_shade(
+                f"images={self._plan.images}", self._plan.checkpoint.image_form, [printable(image.path)], 1
+            )
+        predicted, inverted = self._predict([image])
         names = self._plan.checkpoint.class_names
         probabilities = dict(zip(names, map(float, predicted.probabilities[0]), strict=True))
         return Answer(names[predicted.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
 
     def _predict_shard(self, number: int, images: Sequence[ReadImages], pending: PendingFolder) -> ShardPrediction:
         readable = [some for some in images if some.error is None]
-        predicted, inverted = self._predict(_joined(readable))
+        predicted, inverted = self._predict(readable)
         names = np.asarray(self._plan.checkpoint.class_names, dtype=object)
         paths = [path for some in readable for path in [some.path] * len(some)]
         labels = [label for some in readable for label in self._labels_of(some)]
@@ -258,20 +275,24 @@ class Predictor:
         is_named = bool(slash) and self._plan.kind == "folder"
         return [self._labels.get(folder) if is_named else None] * len(images)
 
-    def _predict(self, grey: "np.ndarray[Any, np.dtype[np.uint8]]") -> tuple[Predictions, Any]:
-        """Inverts uint8 [n, 28, 28] in place where needed; returns the predictions and what was inverted, bool [n]."""
-        inverted = to_be_inverted(grey, self._plan.inversion)
-        np.subtract(255, grey, out=grey, where=inverted[:, None, None])
-        images = torch.from_numpy(grey).unsqueeze(1)
+    def _predict(self, images: Sequence[ReadImages]) -> tuple[Predictions, "np.ndarray[Any, np.dtype[np.bool_]]"]:
+        """Returns the predictions for readable images, inverted where needed, and what was inverted, bool [n]."""
+        shape = self._plan.checkpoint.image_shape
+        # A copy, which may be written to.
+        pixels = np.concatenate([np.empty((0, *shape), dtype=np.uint8), *(some.pixels for some in images)])
+        inverted = np.zeros(len(pixels), dtype=np.bool_)
+        if self._plan.inversion != "none":
+            inverted = to_be_inverted(pixels[:, 0], self._plan.inversion)
+            np.subtract(255, pixels, out=pixels, where=inverted[:, None, None, None])
         (scores,) = log_probabilities(
             [self._network],
-            images,
+            torch.from_numpy(pixels),
             normalizations=[self._plan.checkpoint.normalization],
             batch_size=_BATCH_SIZE,
             device=self._device,
         )
         # There are no labels; results that depend on these zeros are ignored.
-        return predictions(scores, torch.zeros(len(images), dtype=torch.int64)), inverted
+        return predictions(scores, torch.zeros(len(pixels), dtype=torch.int64)), inverted
 
 
 def answer_image(plan: PredictionPlan, images: Images) -> Answer:
@@ -282,13 +303,8 @@ def answer_image(plan: PredictionPlan, images: Images) -> Answer:
       StorageError: the storage can't be read.
     """
     (span,) = images.spans(1)
-    (image,) = span.read(plan.checkpoint.wide_bits)
+    (image,) = span.read(plan.checkpoint.image_form, plan.checkpoint.wide_bits)
     return Predictor(plan, device=choose_device(use_gpu=False)).answer(image)
-
-
-def _joined(images: Sequence[ReadImages]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    grey = [some.grey for some in images if some.grey is not None]
-    return np.concatenate(grey) if grey else np.empty((0, 28, 28), dtype=np.uint8)
 
 
 def _one_shade(images: ReadImages) -> list[str]:

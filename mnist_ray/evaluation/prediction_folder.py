@@ -95,7 +95,9 @@ def commit(
     files.append(pending.write("errors.parquet", plan.parquet("image_errors", columns)))
     summary = sum((shard.summary for shard in shards), start=Summary())
     if summary.num_one_shade == summary.num_images > 0:
-        raise all_one_shade(f"images={plan.images}", summary.first_one_shade, summary.num_images)
+        raise all_one_shade(
+            f"images={plan.images}", plan.checkpoint.image_form, summary.first_one_shade, summary.num_images
+        )
     content = {**plan.facts(), "sha256": {file.name: file.sha256 for file in files}}
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"

@@ -25,7 +25,7 @@ class Shard:
     Attributes:
       number: index of the shard, from 0.
       first: index of its first example.
-      images: uint8 [n, 1, 28, 28].
+      images: uint8 [n, channels, height, width].
       labels: int64 [n].
     """
 

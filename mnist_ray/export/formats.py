@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.data.examples import IMAGE_SIDE
+from mnist_ray.data.training_data import PerChannel
 from mnist_ray.errors import ConfigError, ConflictError, StorageError
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.model_card import model_card
@@ -49,17 +49,25 @@ class PixelNetwork(nn.Module):
 
     Args:
       network: takes normalized images.
-      mean: of the training pixels, as a fraction of 255.
+      mean: of the training pixels, as a fraction of 255; one per channel for images in colour.
       std: likewise.
     """
 
-    def __init__(self, network: nn.Module, *, mean: float, std: float) -> None:
+    def __init__(self, network: nn.Module, *, mean: PerChannel, std: PerChannel) -> None:
         super().__init__()
         self.network = network
-        self.offset, self.scale = 255 * mean, 1 / (255 * std)
+        self.offset: float | Tensor
+        self.scale: float | Tensor
+        if isinstance(mean, tuple):
+            means, stds = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
+            self.register_buffer("offset", (255 * means).float(), persistent=False)
+            self.register_buffer("scale", (1 / (255 * stds)).float(), persistent=False)
+        else:
+            assert not isinstance(std, tuple)
+            self.offset, self.scale = 255 * mean, 1 / (255 * std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits [batch, classes] of float32 [batch, 1, 28, 28] from 0 to 255."""
+        """Returns logits [batch, classes] of float32 [batch, channels, height, width] from 0 to 255."""
         logits: Tensor = self.network((images - self.offset) * self.scale)
         return logits
 
@@ -187,7 +195,7 @@ def _traceable(checkpoint: Checkpoint) -> tuple[PixelNetwork, Tensor, tuple[dict
     # Exports compute in float32, even after training in float64: onnxruntime has no float64 convolution.
     network = PixelNetwork(load_network(checkpoint).float(), mean=mean, std=std)
     # Two images, because the exporter treats an axis of length one as a constant.
-    return network.eval(), torch.zeros(2, 1, IMAGE_SIDE, IMAGE_SIDE), ({0: torch.export.Dim("batch")},)
+    return network.eval(), torch.zeros(2, *checkpoint.image_shape), ({0: torch.export.Dim("batch")},)
 
 
 FORMATS: dict[str, ExportFormat] = {

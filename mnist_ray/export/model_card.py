@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from mnist_ray.config.yaml_files import yaml_text
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageShape
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.lineage import libraries
 from mnist_ray.text.escape import printable
@@ -37,9 +38,11 @@ def model_card(
     )
     environment.filters |= {"code_span": _code_span, "cell": _cell}
     config, lineage = document["config"], document["lineage"]
+    shape = ImageShape(*document.get("image_shape", MNIST_SHAPE))
     return environment.get_template("model_card.md").render(
         {name: document[name] for name in ("config", "normalization", "metrics", "lineage")},
         document=document,
+        shape=shape,
         format_name=format_name,
         file_name=file_name,
         file_literal=json.dumps(file_name),

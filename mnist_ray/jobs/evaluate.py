@@ -17,8 +17,9 @@ from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
+from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.errors import CheckpointError
-from mnist_ray.evaluation.plan import Plan, check_checkpoints, make_plan, manifest, trained_wide_bits
+from mnist_ray.evaluation.plan import Plan, check_checkpoints, make_plan, manifest, trained_form, trained_wide_bits
 from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
@@ -108,11 +109,16 @@ def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, ExampleStream]:
     checkpoints = _best_checkpoints(storage, _runs(storage, job))
     dataset = job.config.dataset or common_dataset(checkpoints)
     config = job.config.model_copy(update={"dataset": dataset})
-    examples = stream_examples(dataset, config.split, data_dir=job.data_dir)
+
+    def examples_for(form: ImageForm) -> ExampleStream:
+        return stream_examples(dataset, config.split, data_dir=job.data_dir, options=form.options)
+
     if not job.runs and config.grid is None:
-        checkpoints, left_out = trained_on(checkpoints, dataset, examples.class_names)
+        class_names = examples_for(checkpoints[0].image_form).class_names
+        checkpoints, left_out = trained_on(checkpoints, dataset, class_names)
         if left_out:
             say_line(f"dataset {dataset}: {left_out}")
+    examples = examples_for(trained_form(checkpoints))
     check_checkpoints(config, checkpoints, examples)
     examples = examples.scaled_from(trained_wide_bits(checkpoints))
     elsewhere = trained_elsewhere([checkpoint.config.dataset for checkpoint in checkpoints], dataset)

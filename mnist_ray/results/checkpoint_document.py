@@ -29,9 +29,14 @@ class _Epoch(BaseModel):
     epoch_seconds: float
 
 
+_Deviation = Annotated[float, Field(gt=0, le=1)]
+
+
 class _Normalization(_Strict):
-    mean: Share
-    std: float = Field(gt=0, le=1)
+    """Numbers for images of one channel, else lists of one per channel."""
+
+    mean: Share | list[Share]
+    std: _Deviation | list[_Deviation]
 
 
 class GridDocument(_Strict):
@@ -101,6 +106,12 @@ class CheckpointDocument(RunDocument):
             raise ValueError("epoch and metrics match no epoch in history")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class_names: two classes have the same name")
+        channels = self.image_shape[0]
+        for values in (self.normalization.mean, self.normalization.std):
+            if (len(values) if isinstance(values, list) else 1) != channels or isinstance(values, list) != (
+                channels > 1
+            ):
+                raise ValueError(f"normalization: image_shape has {channels} channels")
         return self
 
 

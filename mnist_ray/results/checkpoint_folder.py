@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data.image_shape import MNIST_SHAPE, ImageShape
-from mnist_ray.data.training_data import TrainingData
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm, ImageShape
+from mnist_ray.data.training_data import PerChannel, TrainingData
 from mnist_ray.errors import CheckpointError
 from mnist_ray.results.checkpoint_document import CheckpointDocument
 from mnist_ray.results.code_version import code_version
@@ -62,9 +62,15 @@ class Checkpoint:
         return ImageShape(*self.document.get("image_shape", MNIST_SHAPE))
 
     @property
-    def normalization(self) -> tuple[float, float]:
+    def image_form(self) -> ImageForm:
+        """What images become before the network sees them; runs that didn't note their shape stretched them."""
+        return ImageForm(self.image_shape, self.config.fit if "image_shape" in self.document else "stretch")
+
+    @property
+    def normalization(self) -> tuple[PerChannel, PerChannel]:
         """Mean and standard deviation of the training pixels, as fractions of 255."""
-        return self.document["normalization"]["mean"], self.document["normalization"]["std"]
+        mean, std = (self.document["normalization"][name] for name in ("mean", "std"))
+        return (tuple(mean), tuple(std)) if isinstance(mean, list) else (mean, std)
 
     @property
     def wide_bits(self) -> int | None:

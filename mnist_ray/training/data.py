@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from mnist_ray.config.settings import DATA_SETTINGS, TrainConfig
 from mnist_ray.data.datasets import DATASETS, load_examples
 from mnist_ray.data.examples import Examples
 from mnist_ray.data.polarity import bright_ground_share
-from mnist_ray.data.training_data import TrainingData
+from mnist_ray.data.training_data import PerChannel, TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.noise.random_streams import permutation, stream_key
 
@@ -53,19 +53,15 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
             f"dataset={config.dataset!r}: {len(labels)} examples give {len(train)} for training and "
             f"{len(validation)} for validation; each needs at least one"
         )
-    # Integer sums are the same on every machine.
-    pixels = images[train].to(torch.int64)
-    count = pixels.numel()
-    mean = int(pixels.sum()) / count
-    variance = max(int((pixels * pixels).sum()) / count - mean * mean, 1.0)
+    mean, std = channel_statistics(images[train])
     return TrainingData(
         images=images[train].to(device),
         labels=labels[train].to(device),
         validation_images=images[validation].to(device),
         validation_labels=labels[validation].to(device),
-        mean=mean / 255,
-        std=math.sqrt(variance) / 255,
-        bright_ground_share=bright_ground_share(images[train][:, 0].numpy()),
+        mean=mean,
+        std=std,
+        bright_ground_share=bright_ground_share(images[train][:, 0].numpy()) if images.shape[1] == 1 else None,
         class_names=examples.class_names,
         fingerprint=examples.fingerprint,
         conversion=examples.conversion,
@@ -73,6 +69,25 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
         is_validation_given=given > 0,
         wide_bits=examples.wide_bits,
     )
+
+
+def channel_statistics(images: Tensor) -> tuple[PerChannel, PerChannel]:
+    """Returns mean and standard deviation of each channel's pixels, as fractions of 255.
+
+    Args:
+      images: uint8 [n, channels, height, width].
+    """
+    of_channels = []
+    for channel in images.unbind(1):
+        # Integer sums are the same on every machine.
+        pixels = channel.to(torch.int64)
+        mean = int(pixels.sum()) / pixels.numel()
+        variance = max(int((pixels * pixels).sum()) / pixels.numel() - mean * mean, 1.0)
+        of_channels.append((mean / 255, math.sqrt(variance) / 255))
+    if len(of_channels) == 1:
+        return of_channels[0]
+    means, stds = zip(*of_channels, strict=True)
+    return means, stds
 
 
 def limit_examples(config: TrainConfig, examples: Examples) -> Examples:
@@ -138,7 +153,8 @@ def load_data(config: TrainConfig, data_dir: Path, device: torch.device) -> Trai
       DataError: the data is missing, damaged or too small.
       StorageError: the storage of the user's own data can't be read.
     """
-    return prepare_data(config, load_examples(config.dataset, "train", data_dir=data_dir), device=device)
+    examples = load_examples(config.dataset, "train", data_dir=data_dir, options=config.image_options)
+    return prepare_data(config, examples, device=device)
 
 
 def cached_data(config: TrainConfig, data_dir: Path, device: torch.device) -> TrainingData:
@@ -152,6 +168,21 @@ def cached_data(config: TrainConfig, data_dir: Path, device: torch.device) -> Tr
 _cached = lru_cache(maxsize=1)(load_data)
 
 
-def normalize(images: Tensor, *, mean: float, std: float, dtype: torch.dtype) -> Tensor:
-    """Returns (images / 255 - mean) / std for uint8 images of any shape."""
-    return images.to(dtype).sub_(mean * 255).mul_(1 / (std * 255))
+def normalize(images: Tensor, *, mean: PerChannel, std: PerChannel, dtype: torch.dtype) -> Tensor:
+    """Returns (images / 255 - mean) / std for uint8 images [..., channels, height, width]."""
+    if not isinstance(mean, tuple) and not isinstance(std, tuple):
+        return images.to(dtype).sub_(mean * 255).mul_(1 / (std * 255))
+    assert isinstance(mean, tuple)
+    assert isinstance(std, tuple)
+    offset, scale = _offset_and_scale(mean, std, dtype, images.device)
+    return images.to(dtype).sub_(offset).mul_(scale)
+
+
+@cache
+def _offset_and_scale(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns each channel's offset and scale, [channels, 1, 1]."""
+    # Kept, because a recorded step can't copy from the host.
+    means, stds = (torch.tensor(values, dtype=torch.float64)[:, None, None] * 255 for values in (mean, std))
+    return means.to(device, dtype), (1 / stds).to(device, dtype)

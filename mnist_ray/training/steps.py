@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data.augmentation import augment
+from mnist_ray.data.augmentation import augment, crop_and_flip
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.models.engine import Engine
 from mnist_ray.models.ranks import Ranks
@@ -108,9 +108,11 @@ class Steps:
             values.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
             for values in (self.data.images, self.data.labels)
         )
-        images = normalize(images, mean=self.data.mean, std=self.data.std, dtype=self._dtype)
         # Runs with the same seed share batches and noise, so each seed's images are distorted once.
-        images = augment(self.configs[0].augmentation, images, streams=streams.distinct(), rows=rows)
+        name, distinct = self.configs[0].augmentation, streams.distinct()
+        images = crop_and_flip(name, images, streams=distinct, rows=rows)
+        images = normalize(images, mean=self.data.mean, std=self.data.std, dtype=self._dtype)
+        images = augment(name, images, streams=distinct, rows=rows)
         images, labels = (streams.for_each_run(values) for values in (images, labels))
         computed = self.engine.forward_backward(
             images, labels, TrainingPass(streams, rows, num_rows, smoothing=self._smoothing)

@@ -112,7 +112,7 @@ DEFAULTS = {
     "validation_fraction": 0.1,
     "validation_seed": 0,
 }
-LATER_DEFAULTS: dict[str, object] = {}
+LATER_DEFAULTS: dict[str, object] = {"image_size": None, "color": None, "fit": "pad"}
 
 
 def test_no_default_ever_changes() -> None:

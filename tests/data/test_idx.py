@@ -14,6 +14,7 @@ from PIL import Image
 from mnist_ray.data import idx
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.idx import IMAGES_MAGIC, LABELS_MAGIC, read_idx
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 from mnist_ray.errors import DataError
 from tests.support.idx_files import idx_bytes, some_images, write_pair
 
@@ -174,7 +175,8 @@ def test_other_content_has_another_fingerprint(tmp_path, train_labels):
 
 def test_images_of_another_size_are_resized_and_it_is_said(tmp_path):
     write_folder(tmp_path, side=32)
-    train = load(tmp_path)
+    assert load(tmp_path).images.shape == (3, 1, 32, 32)
+    train = load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path, options=ImageForm(MNIST_SHAPE).options)
     expected = Image.fromarray(some_images(3, side=32)[1]).resize((28, 28), Image.Resampling.BILINEAR)
     assert np.array_equal(train.images[1, 0].numpy(), np.asarray(expected))
     assert train.conversion == "3 images of 32x32 grey -> 28x28 grey"

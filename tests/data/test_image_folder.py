@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.datasets import AS_THEY_ARE, load_examples
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 from mnist_ray.data.sources import list_files
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError
@@ -17,6 +18,7 @@ from mnist_ray.storage.storage import open_storage
 from tests.support.idx_files import some_images
 
 PIXELS = some_images(12)
+GREY = ImageForm(MNIST_SHAPE).options
 
 
 def save(path: Path, image: Image.Image, **options) -> None:
@@ -28,8 +30,8 @@ def save_grey(path: Path, index: int) -> None:
     save(path, Image.fromarray(PIXELS[index]))
 
 
-def load(folder: Path, split="train"):
-    return load_examples(f"folder:{folder}", split, data_dir=folder)
+def load(folder: Path, split="train", *, options=AS_THEY_ARE):
+    return load_examples(f"folder:{folder}", split, data_dir=folder, options=options)
 
 
 def folder_with(folder: Path, image: Image.Image, name: str = "image.png", **options) -> Path:
@@ -87,20 +89,22 @@ def test_what_was_converted_is_said_by_kind_and_count(tmp_path):
     folder_with(tmp_path, Image.new("RGB", (32, 20), "red"))
     save(tmp_path / "a" / "second.jpg", Image.new("RGB", (32, 20), "blue"))
     save(tmp_path / "b" / "bits.png", Image.new("1", (28, 28), 1))
-    assert load(tmp_path).conversion == ("2 images of 32x20 RGB, 1 images of 28x28 black-and-white -> 28x28 grey")
+    assert load(tmp_path, options=GREY).conversion == (
+        "2 images of 32x20 RGB, 1 images of 28x28 black-and-white -> 28x28 grey, padded"
+    )
 
 
 def test_many_kinds_of_images_still_give_one_line(tmp_path):
     folder_with(tmp_path, Image.new("RGB", (32, 32)))
     for side in range(40, 46):
         save(tmp_path / "a" / f"{side}.png", Image.new("L", (side, side)))
-    assert load(tmp_path).conversion == (
+    assert load(tmp_path, options=GREY).conversion == (
         "1 images of 32x32 RGB, 1 images of 40x40 grey, 1 images of 41x41 grey, 3 images of 3 other kinds -> 28x28 grey"
     )
 
 
 def pixel_of_a(folder: Path, row: int = 14, column: int = 14) -> int:
-    return int(load(folder).images[0, 0, row, column])
+    return int(load(folder, options=GREY).images[0, 0, row, column])
 
 
 def test_colours_become_their_luma(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mnist_ray.data import decoded_images, parquet_file, parquet_pages
 from mnist_ray.data.datasets import load_examples, stream_examples
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 from mnist_ray.data.parquet_pages import unpacked_sizes
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import DataError
@@ -124,14 +125,16 @@ def test_without_splits_every_fifth_row_of_a_class_is_a_test_row_over_all_files(
 
 def test_encoded_images_of_another_kind_are_converted_and_it_is_said(tmp_path):
     write(tmp_path / "a.parquet", [PNGS[0], png(np.zeros((32, 40, 3), np.uint8))], [0, 1])
-    assert load(tmp_path).conversion == "1 images of 40x32 RGB -> 28x28 grey"
+    options = ImageForm(MNIST_SHAPE, "crop").options
+    examples = load_examples(f"parquet:{tmp_path}", "train", data_dir=tmp_path, options=options)
+    assert examples.conversion == "1 images of 40x32 RGB -> 28x28 grey, cropped"
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
         (PNGS[:2], [0, None], "a label is null; drop the row or fill it in"),
-        ([PNGS[0], None], [0, 1], "the image of row 1 is null or not of 784 pixels; drop or fix the row"),
+        ([PNGS[0], None], [0, 1], "the image of row 1 is null; drop or fix the row"),
         (
             pa.array([[0] * 784, [0] * 783], pa.list_(pa.uint8())),
             [0, 1],
@@ -240,7 +243,7 @@ def test_a_place_without_parquet_files_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("images", [PNGS, list(PIXELS.reshape(-1, 784))], ids=["encoded", "pixels"])
 def test_a_stream_has_the_images_and_the_fingerprint_of_the_split_in_memory(tmp_path, monkeypatch, images):
     monkeypatch.setattr(parquet_file, "ROWS_PER_BATCH", 5)
-    monkeypatch.setattr(decoded_images, "IMAGES_PER_PIECE", 4)
+    monkeypatch.setattr(decoded_images, "_IMAGES_PER_PIECE", 4)
     image_type = None if isinstance(images[0], bytes) else pa.list_(pa.uint8())
     write(tmp_path / "a.parquet", images[:7], ["x"] * 7, image_type=image_type)
     write(tmp_path / "b.parquet", images[7:], ["y"] * 5, image_type=image_type)
@@ -264,7 +267,9 @@ def read_to_train_and_to_predict(place: str) -> tuple[list[str], int]:
         said.append(str(error))
     try:
         spans = list(find_images(place).spans(1000))
-        said.append(f"{sum(image.error is not None for span in spans for image in span.read())} errors")
+        said.append(
+            f"{sum(image.error is not None for span in spans for image in span.read(ImageForm(MNIST_SHAPE)))} errors"
+        )
     except DataError as error:
         said.append(str(error))
     return said, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
@@ -304,7 +309,9 @@ def test_lists_of_far_too_many_pixels_are_not_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": lists, "label": ["a", "b"]}), path, compression="zstd")
     assert path.stat().st_size < 100_000
     said, growth = outcome_and_growth(path)
-    assert [line.rpartition(": ")[2] for line in said] == ["62914560 pixels in 2 images; each needs 784"] * 2
+    assert [line.rpartition(": ")[2] for line in said] == [
+        "62914560 pixels in 2 images; more than 262144 in a list are refused; write encoded images"
+    ] * 2
     # Read, they would be more than 60 MiB at least.
     assert growth < 50
 

@@ -9,8 +9,9 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from mnist_ray.data.datasets import load_examples
-from mnist_ray.data.decoding import resize_grey
+from mnist_ray.data.fitting import to_form
 from mnist_ray.data.idx import read_images
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 from mnist_ray.data.polarity import (
     Polarity,
     bright_ground_share,
@@ -64,7 +65,7 @@ def test_the_ground_is_told_on_faint_ink_in_noise_and_under_a_gradient_of_light(
 
 def test_the_rule_is_as_often_wrong_as_its_description_says(mnist_dir: Path) -> None:
     images = read_images(mnist_dir / "t10k-images-idx3-ubyte.gz")
-    tight = np.stack([resize_grey(cut_to_the_ink(image)) for image in images])
+    tight = np.concatenate([to_form(cut_to_the_ink(image), ImageForm(MNIST_SHAPE, "stretch")) for image in images])
     for some, wrong in ((images, 0), (tight, 3)):
         assert int(has_bright_ground(some).sum()) == wrong
         assert int((~has_bright_ground(255 - some)).sum()) == wrong

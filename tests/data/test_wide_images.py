@@ -17,11 +17,14 @@ from PIL import Image
 from mnist_ray.cli.main import run_command
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.decoding import UnreadableImageError, decode_image
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 from mnist_ray.data.unlabelled import find_images
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.plan import trained_wide_bits
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
+
+GREY = ImageForm(MNIST_SHAPE)
 
 
 def digits(split: Any) -> tuple[np.ndarray, list[int]]:
@@ -176,15 +179,15 @@ def test_colours_of_more_than_8_bits_become_the_luma_of_their_upper_8() -> None:
     values[0] = (4095, 0, 0)
     values[1] = (0, 0, 4095)
     values[2] = 17
-    decoded = decode_image(colour_png(values), wide_bits=12)
-    assert decoded.grey[:4, 0].tolist() == [76, 29, 1, 255]
+    decoded = decode_image(colour_png(values), GREY, wide_bits=12)
+    assert decoded.pixels[0, :4, 0].tolist() == [76, 29, 1, 255]
     assert decoded.kind == (28, 28, "RGB of 12 bits")
     with pytest.raises(UnreadableImageError, match="use 12 bits of 16"):
-        decode_image(colour_png(values))
+        decode_image(colour_png(values), GREY)
     opaque = np.concatenate([values, np.full((28, 28, 1), 65535, dtype=np.uint16)], axis=2)
     with pytest.raises(UnreadableImageError, match="may be black or use less than 16 bits"):
-        decode_image(colour_png(opaque))
-    assert decode_image(colour_png(opaque * np.array([16, 16, 16, 1], dtype=np.uint16))).grey[3, 0] == 255
+        decode_image(colour_png(opaque), GREY)
+    assert decode_image(colour_png(opaque * np.array([16, 16, 16, 1], dtype=np.uint16)), GREY).pixels[0, 3, 0] == 255
 
 
 def test_a_transparent_value_and_white_as_zero_are_as_for_8_bits(tmp_path: Path) -> None:
@@ -194,8 +197,8 @@ def test_a_transparent_value_and_white_as_zero_are_as_for_8_bits(tmp_path: Path)
     values[0] = 0
     Image.fromarray(values).save(tmp_path / "b.tiff", tiffinfo={262: 0})
     (span,) = find_images(str(tmp_path)).spans(10)
-    found = [some.grey for some in span.read(12)]
-    assert [image[0, :3, 0].tolist() for image in found if image is not None] == [[255, 255, 128], [255, 0, 127]]
+    found = [some.pixels for some in span.read(GREY, 12)]
+    assert [image[0, 0, :3, 0].tolist() for image in found if image is not None] == [[255, 255, 128], [255, 0, 127]]
 
 
 def test_images_that_become_one_shade_are_told_of_and_refused_if_all_do(
@@ -238,9 +241,9 @@ def test_an_idx_set_whose_images_become_one_shade_is_told_of_or_refused(tmp_path
         (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
 
     put(images)
-    assert load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path).conversion == (
+    assert load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path, options=GREY.options).conversion == (
         "3 images of 56x56 grey -> 28x28 grey; 2 of 3 images became one shade: image 0, image 1"
     )
     put(images[[0, 1, 1]])
     with pytest.raises(DataError, match="all 3 images become one shade in 28x28 grey"):
-        load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path)
+        load_examples(f"idx:{tmp_path}", "train", data_dir=tmp_path, options=GREY.options)

@@ -67,9 +67,9 @@ def test_tiny_images_of_a_packed_idx_file_are_read_a_few_at_once(tmp_path: Path)
     (span,) = find_images(str(tmp_path / "tiny.gz")).spans(4096)
     count = largest = 0
     for images in itertools.islice(span.read(), 3):
-        assert images.grey is not None
+        assert images.pixels is not None
         count += len(images)
-        largest = max(largest, images.grey.nbytes)
+        largest = max(largest, images.pixels.nbytes)
     assert 0 < count < 5000
     assert largest <= 1 << 20
 
