@@ -62,7 +62,7 @@ def _fitted(image: "Image.Image", form: ImageForm) -> "Image.Image":
     if inner == size:
         return resized
     padded = Image.new(image.mode, size, _ground(image))
-    padded.paste(resized, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    padded.paste(resized, (round((size[0] - inner[0]) / 2), round((size[1] - inner[1]) / 2)))
     return padded
 
 

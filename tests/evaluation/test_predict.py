@@ -22,11 +22,11 @@ from tests.support.predicting import (
     idx_bytes,
     left_in,
     line_of,
+    padded,
     parquet,
     png,
     predict,
     predicted,
-    resized,
     write,
 )
 
@@ -62,7 +62,7 @@ def test_images_of_every_sort_get_the_probabilities_of_their_pixels(
     assert (said["num_images"], said["num_inverted"], said["num_converted"], said["num_errors"]) == (9, 3, 5, 0)
 
     of_jpeg = np.asarray(Image.open(io.BytesIO(jpeg)))
-    pixels = np.stack([digits[6], digits[0], digits[2], digits[1], digits[3], of_jpeg, resized(large)])
+    pixels = np.stack([digits[6], digits[0], digits[2], digits[1], digits[3], of_jpeg, padded(large)])
     pixels = np.concatenate([pixels, np.zeros((2, 28, 28), dtype=np.uint8)])
     expected = expected_probabilities(storage, pixels)
     np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-5)

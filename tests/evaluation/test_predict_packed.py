@@ -9,15 +9,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm
 from mnist_ray.data.unlabelled import find_images
 from tests.support.predicting import (
     UNKNOWN,
     expected_probabilities,
     idx_bytes,
+    padded,
     parquet,
     png,
     predicted,
-    resized,
     write,
 )
 
@@ -66,7 +67,7 @@ def test_tiny_images_of_a_packed_idx_file_are_read_a_few_at_once(tmp_path: Path)
     write(tmp_path, {"tiny.gz": gzip.compress(idx_bytes(np.zeros((100_000, 1, 1), dtype=np.uint8)))})
     (span,) = find_images(str(tmp_path / "tiny.gz")).spans(4096)
     count = largest = 0
-    for images in itertools.islice(span.read(), 3):
+    for images in itertools.islice(span.read(ImageForm(MNIST_SHAPE)), 3):
         assert images.pixels is not None
         count += len(images)
         largest = max(largest, images.pixels.nbytes)
@@ -81,7 +82,7 @@ def test_images_of_another_size_in_an_idx_file_are_resized(
     write(tmp_path, {"large.idx": idx_bytes(large)})
     said, rows, _ = predicted(storage, tmp_path / "large.idx", capsys=capsys)
     assert said["num_converted"] == 3
-    expected = expected_probabilities(storage, np.stack([resized(Image.fromarray(pixels)) for pixels in large]))
+    expected = expected_probabilities(storage, np.stack([padded(Image.fromarray(pixels)) for pixels in large]))
     np.testing.assert_allclose([row["probabilities"] for row in rows], expected, atol=1e-5)
 
 

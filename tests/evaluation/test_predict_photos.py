@@ -72,7 +72,19 @@ def test_held_out_photos_are_predicted_as_well_as_evaluated_and_their_accuracy_i
     held_out = write_photos(tmp_path / "held out", make, 40, seed=1)
     storage = str(tmp_path / "storage")
     of_photos = ["--dataset", f"folder:{photos}", "--storage", storage]
-    train = ["train", "--variant", "cnn", "--epochs", "8", "--name", "a", "--set", "global_batch_size=32"]
+    train = [
+        "train",
+        "--variant",
+        "cnn",
+        "--epochs",
+        "8",
+        "--name",
+        "a",
+        "--set",
+        "global_batch_size=32",
+        "--image-size",
+        "28",
+    ]
     assert run_command([*train, *of_photos]) == 0
     assert run_command(["evaluate", "--run", "a", *of_photos]) == 0
     (metrics,) = (tmp_path / "storage/evaluations").glob("*/metrics.parquet")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from mnist_ray.cli.main import run_command
@@ -71,8 +71,13 @@ def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
     return content.getvalue()
 
 
-def resized(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR))
+def padded(image: Image.Image, side: int = 28) -> np.ndarray:
+    """An image in the middle of a square, with its proportions, on the median of its outermost pixels."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ground = np.median(border, axis=0).astype(int)
+    color = tuple(ground) if ground.ndim else int(ground)
+    return np.asarray(ImageOps.pad(image, (side, side), Image.Resampling.BILINEAR, color))
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
