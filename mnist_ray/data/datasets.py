@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mnist_ray.data.colour_sets import COLOUR_SETS, COLOUR_SHAPE, load_colour_set
 from mnist_ray.data.digits import DIGIT_NAMES, load_digits
 from mnist_ray.data.examples import Examples, ExampleStream, Split
 from mnist_ray.data.idx import stream_idx_folder
@@ -39,6 +40,10 @@ DATASETS: dict[str, Dataset] = {
         for name, wanted in TORCHVISION_SETS.items()
     },
     "digits": Dataset(DIGIT_NAMES, load_digits),
+    **{
+        name: Dataset(wanted.class_names, partial(load_colour_set, wanted), COLOUR_SHAPE)
+        for name, wanted in COLOUR_SETS.items()
+    },
 }
 
 # The user's own data: prefix before the colon -> function that finds a split's images at the place after it.

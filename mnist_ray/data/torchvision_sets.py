@@ -1,25 +1,15 @@
 """The MNIST family, from existing IDX files or a download by torchvision, which is imported only then."""
 
-import contextlib
-import http.client
-import io
-import os
-import socket
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mnist_ray.data.digits import DIGIT_NAMES
+from mnist_ray.data.downloads import download_folder, move_files, torchvision_set
 from mnist_ray.data.examples import Examples, Split, make_examples
 from mnist_ray.data.idx import USUAL_NAMES, find_idx, read_images, read_labels
 from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.errors import DataError
-
-# urllib waits forever by default, so a mirror that accepts a connection but never answers would hang the command.
-DOWNLOAD_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -144,42 +134,9 @@ def _offline(wanted: TorchvisionSet, data_dir: Path) -> str:
 
 
 def _download(wanted: TorchvisionSet, split: Split, data_dir: Path) -> None:
-    """Downloads into a temporary folder next to the final folder and renames each finished file into place.
-
-    A failure or Ctrl-C therefore leaves whole files or none. Keeps only the sets of EMNIST's archive that we offer.
-    """
-    keep = {name for entry in _SETS for pair in entry.file_names.values() for name in pair}
-    final = data_dir / wanted.torchvision_name / "raw"
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
-            _download_with_torchvision(wanted, split, temporary)
-            final.mkdir(parents=True, exist_ok=True)
-            for path in Path(temporary).rglob("*"):
-                if path.name in keep:
-                    os.replace(path, final / path.name)
-    except (OSError, RuntimeError, ImportError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"dataset={wanted.name}: not in {data_dir} and the download failed ({reason}); {_offline(wanted, data_dir)}"
-        ) from None
-
-
-def _download_with_torchvision(wanted: TorchvisionSet, split: Split, folder: str) -> None:
-    # torchvision's progress bar is for a terminal.
-    show = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-    with show, _socket_timeout(DOWNLOAD_TIMEOUT_S):
-        from torchvision import datasets
-
-        options: dict[str, Any] = {"split": wanted.torchvision_split} if wanted.torchvision_split else {}
-        getattr(datasets, wanted.torchvision_name)(folder, train=split == "train", download=True, **options)
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    """Downloads the files; keeps only the sets of EMNIST's archive that we offer."""
+    options: dict[str, Any] = {"split": wanted.torchvision_split} if wanted.torchvision_split else {}
+    with download_folder(wanted.name, data_dir, _offline(wanted, data_dir)) as temporary:
+        torchvision_set(wanted.torchvision_name, temporary, train=split == "train", download=True, **options)
+        keep = {name for entry in _SETS for pair in entry.file_names.values() for name in pair}
+        move_files(temporary, keep, data_dir / wanted.torchvision_name / "raw")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_ray.data import torchvision_sets
+from mnist_ray.data import downloads
 from mnist_ray.data.datasets import DATASETS, load_examples
 from mnist_ray.errors import DataError
 from tests.support.idx_files import idx_bytes, some_images, write_pair
@@ -123,7 +123,7 @@ def test_a_mirror_that_is_not_there_is_an_error_with_exit_code_3(tmp_path, mirro
 
 
 def test_a_mirror_that_says_nothing_is_given_up(tmp_path, mirror, monkeypatch):
-    monkeypatch.setattr(torchvision_sets, "DOWNLOAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(downloads, "DOWNLOAD_TIMEOUT_S", 0.3)
     released = threading.Event()
     mirror.on_get = lambda _: released.wait(30)
     try:
