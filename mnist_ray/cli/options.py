@@ -17,7 +17,7 @@ import click
 from mnist_ray.config.placement import Placement, Workers
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.config.yaml_files import parse_override, parse_value
+from mnist_ray.config.yaml_files import parse_override, parse_setting
 from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
 from mnist_ray.interruption import Stop
@@ -102,7 +102,8 @@ def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict
     settings = dict(parse_override(text) for text in overrides)
     for name, value in options.items():
         if value is not None:
-            settings[name] = value if TrainConfig.model_fields[name].annotation in (str, bool) else parse_value(value)
+            is_text = TrainConfig.model_fields[name].annotation in (str, bool)
+            settings[name] = value if is_text else parse_setting(name, value)
     return settings
 
 

@@ -69,7 +69,7 @@ def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Splits KEY=VALUE and reads the value as YAML, so that 1e-3, true, null and [256, 128] have their YAML meaning.
+    """Splits KEY=VALUE and reads the value; see parse_setting.
 
     Raises:
       ConfigError: no '=' or no key.
@@ -77,11 +77,20 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {short(text)}: write it as KEY=VALUE")
-    return key.strip(), parse_value(value)
+    return key.strip(), parse_setting(key.strip(), value)
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Returns a setting's value as parse_value does, except that one size is text: YAML reads 0x40 as 64."""
+    value = parse_value(text)
+    return text if name == "image_size" and isinstance(value, int) else value
 
 
 def parse_value(text: str) -> Any:
-    """Reads one setting's text as YAML; text that isn't YAML stays text."""
+    """Reads one setting's text as YAML, so that 1e-3, true, null and [256, 128] have their YAML meaning.
+
+    Text that isn't YAML stays text.
+    """
     try:
         return _load(text)
     except (ConfigError, *_YAML_ERRORS):

@@ -254,9 +254,12 @@ def image_size(content: bytes) -> tuple[int, int]:
     """
     with _opened(content) as opened:
         width, height = opened.size
-        # Pillow decodes a whole PNG to look for an orientation after its pixels.
-        may_be_turned = width != height and (opened.format != "PNG" or any(mark in content for mark in _PNG_MARKS))
-        return (height, width) if may_be_turned and opened.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+        # Pillow turns a TIFF by itself, and decodes a whole PNG to look for an orientation after its pixels.
+        is_told = opened.format not in ("TIFF", "PNG") or (
+            opened.format == "PNG" and any(mark in content for mark in _PNG_MARKS)
+        )
+        is_turned = width != height and is_told and opened.getexif().get(ORIENTATION, 1) >= 5
+        return (height, width) if is_turned else (width, height)
 
 
 def has_colours(content: bytes) -> bool:

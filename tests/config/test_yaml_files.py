@@ -127,6 +127,10 @@ def test_any_text_is_a_mapping_or_a_config_error(tmp_path_factory: pytest.TempPa
         ("variant=no", ("variant", "no")),
         ("learning_rate=.5", ("learning_rate", 0.5)),
         ("learning_rate=-1E+2", ("learning_rate", -100.0)),
+        ("image_size=0x40", ("image_size", "0x40")),
+        ("image_size=32", ("image_size", "32")),
+        ("image_size=[16, 40x60]", ("image_size", [16, "40x60"])),
+        ("image_size=null", ("image_size", None)),
     ],
 )
 def test_an_override_is_a_key_and_a_yaml_value(text: str, expected: tuple[str, object]) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.plan import trained_wide_bits
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
+from tests.support.colour_images import colour_png
 
 GREY = ImageForm(MNIST_SHAPE)
 
@@ -36,19 +36,6 @@ def png(pixels: np.ndarray, **options: Any) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG", **options)
     return content.getvalue()
-
-
-def colour_png(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow can't write: uint16 [rows, columns, 3 or 4]."""
-    rows, columns, channels = values.shape
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">2I5B", columns, rows, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def of_12_bits(pixels: np.ndarray) -> np.ndarray:

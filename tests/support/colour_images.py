@@ -1,5 +1,7 @@
-"""Images of four classes that only colour tells apart."""
+"""Images in colour: of four classes that only colour tells apart, and of 16 bits a channel."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,3 +29,16 @@ def write_colour_folder(root: Path, count: int, *, suffix: str = "png", **shape:
         for number, image in enumerate(images):
             Image.fromarray(image).save(root / name / f"{number:03d}.{suffix}")
     return root
+
+
+def colour_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow can't write: uint16 [rows, columns, 3 or 4]."""
+    rows, columns, channels = values.shape
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">2I5B", columns, rows, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
