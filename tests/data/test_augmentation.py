@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mnist_ray.data import augmentation
-from mnist_ray.data.augmentation import AUGMENTATIONS, Augmentation, augment
+from mnist_ray.data.augmentation import AUGMENTATIONS, Augmentation, augment, crop_and_flip
 from mnist_ray.noise.random_streams import stream_key, uniform
 from mnist_ray.noise.step_streams import SeededStreams
 
@@ -171,3 +171,60 @@ def test_elastic_distortion_changes_a_picture_but_not_beyond_recognition() -> No
     overlap = (distorted * pictures).sum((2, 3, 4)) / 48
     assert float(overlap.min()) > 0.4
     assert float(overlap.mean()) > 0.7
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 40, 24), (3, 1, 9), (2, 9, 1), (1, 1, 1)])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_images_of_any_shape_are_distorted_alike_in_all_channels(name: str, shape: tuple[int, ...]) -> None:
+    picture = torch.rand(1, 6, 1, *shape[1:], generator=torch.Generator().manual_seed(0))
+    images = picture.expand(1, 6, *shape).contiguous()
+    streams, rows = SeededStreams([3], 1), torch.arange(6)
+    distorted = augment(name, crop_and_flip(name, images, streams=streams, rows=rows), streams=streams, rows=rows)
+    assert distorted.shape == images.shape
+    assert torch.isfinite(distorted).all()
+    assert torch.equal(distorted, distorted[:, :, :1].expand_as(distorted))
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (40, 20)])
+def test_a_rotation_keeps_angles_and_lengths_in_an_image_that_is_no_square(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int
+) -> None:
+    monkeypatch.setitem(AUGMENTATIONS, "rotation", Augmentation(rotation=30.0))
+    y, x = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in (height, width))
+    cone = (1 - (x[None, :].square() + y[:, None].square()).sqrt() / 9).clamp(0)
+    images = cone.expand(1, 20, 1, height, width).contiguous()
+    turned = augment("rotation", images, streams=SeededStreams([0], 0), rows=torch.arange(20))
+    # A cone looks the same, however it is turned; if the sides' ratio is forgotten, it is an ellipse.
+    assert float((turned - images).abs().max()) < 0.1
+
+
+def test_a_crop_is_one_of_81_places_on_black_and_half_of_the_images_are_mirrored() -> None:
+    image = torch.arange(1, 1 + 3 * 8 * 6, dtype=torch.uint8).view(3, 8, 6)
+    images = image.expand(1, 2000, 3, 8, 6).contiguous()
+    cropped = crop_and_flip("crop_flip", images, streams=SeededStreams([0], 0), rows=torch.arange(2000))[0]
+    padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
+    places = {
+        (down, right, flip): (padded[:, down : down + 8, right : right + 6].flip(-1) if flip else
+                              padded[:, down : down + 8, right : right + 6])
+        for down in range(9) for right in range(9) for flip in (False, True)
+    }  # fmt: skip
+    seen = {value.numpy().tobytes(): place for place, value in places.items()}
+    found = [seen[one.contiguous().numpy().tobytes()] for one in cropped]
+    assert len({place[:2] for place in found}) == 81
+    assert 900 < sum(flip for *_, flip in found) < 1100
+    assert cropped.dtype == torch.uint8
+
+
+def test_a_crop_draws_by_seed_step_and_row_and_each_run_of_a_stack_as_alone() -> None:
+    images, rows = noise(3, 9), torch.arange(9)
+
+    def crop(seeds: list[int], some: Tensor, step: int = 2, of: Tensor = rows) -> Tensor:
+        return crop_and_flip("crop_flip", some, streams=SeededStreams(seeds, step), rows=of)
+
+    together = crop([4, 5, 6], images)
+    for run, seed in enumerate((4, 5, 6)):
+        assert torch.equal(crop([seed], images[run : run + 1])[0], together[run])
+    assert torch.equal(crop([4, 5, 6], images[:, 1::3], of=rows[1::3]), together[:, 1::3])
+    assert not torch.equal(crop([4, 5, 6], images, step=3), together)
+    assert crop([4], images[:1, :0], of=rows[:0]).shape == (1, 0, 1, 28, 28)
+    assert crop_and_flip("affine", images, streams=SeededStreams([4, 5, 6], 0), rows=rows) is images
