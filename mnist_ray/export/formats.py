@@ -156,7 +156,8 @@ def _state_dict(checkpoint: Checkpoint) -> bytes:
 
 def _safetensors(checkpoint: Checkpoint) -> bytes:
     kept = ("run", "epoch", "config", "config_hash", "data_sha256", "class_names", "normalization")
-    metadata = {name: json.dumps(checkpoint.document[name], sort_keys=True) for name in kept}
+    facts = {name: checkpoint.document[name] for name in kept} | {"image_shape": checkpoint.image_shape}
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
     return bytes(safetensors.torch.save(checkpoint.model, metadata=metadata))
 
 

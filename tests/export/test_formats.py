@@ -22,6 +22,7 @@ from torch import Tensor
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
+from mnist_ray.data.examples import Examples, Split, make_examples
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.formats import FORMATS
 from mnist_ray.results.checkpoint_folder import Checkpoint
@@ -29,13 +30,30 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit
+from tests.support.colour_images import colour_images
 
 CPU = torch.device("cpu")
 SETTINGS = {
     "mlp": ("dropout_batchnorm", {}),
     "cnn": ("cnn", {"hidden_sizes": (8, 16), "augmentation": "none"}),
     "double": ("cnn", {"hidden_sizes": (4, 8), "augmentation": "none", "precision": "float64"}),
+    "colour": ("cnn", {"hidden_sizes": (4, 8), "augmentation": "none"}),
+    "oblong": ("dropout_batchnorm", {"precision": "float64"}),
 }
+# Columns and rows of the images in colour that a run is trained on instead of the digits.
+COLOUR_SIZES = {"colour": (32, 32), "oblong": (30, 20)}
+
+
+def examples(run: str, split: Split) -> Examples:
+    if run not in COLOUR_SIZES:
+        return load_examples("digits", split, data_dir=Path("unused"))
+    width, height = COLOUR_SIZES[run]
+    of_classes = colour_images(50, width=width, height=height, seed=int(split == "test"))
+    # Another brightness in each channel, so that the channels' statistics differ.
+    pixels = (np.concatenate(list(of_classes.values())) * (1.0, 0.5, 0.3)).astype(np.uint8)
+    labels = torch.arange(4).repeat_interleave(50)
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return make_examples(images, labels, class_names=tuple(of_classes), source="test")
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +61,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("storage"))
     for run, (variant, settings) in SETTINGS.items():
         config = variant_config(variant, {"dataset": "digits", "epochs": 1, "train_limit": 300, **settings})
-        data = prepare_data(config, load_examples("digits", "train", data_dir=Path("unused")), device=CPU)
+        data = prepare_data(config, examples(run, "train"), device=CPU)
         folder = RunFolder(open_storage(uri), run)
         folder.claim(config, data, resume=False)
         for state in fit(config, data, device=CPU):
             folder.save(config, data, state)
         folder.finish()
     return uri
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return load_examples("digits", "test", data_dir=Path("unused")).images
 
 
 def best(storage: str, run: str) -> Checkpoint:
@@ -65,7 +78,8 @@ def expected_logits(checkpoint: Checkpoint, images: Tensor) -> Tensor:
     network = load_network(checkpoint)
     dtype = next(network.parameters()).dtype
     with torch.inference_mode():
-        return network(normalize(images, **checkpoint.document["normalization"], dtype=dtype))
+        mean, std = checkpoint.normalization
+        return network(normalize(images, mean=mean, std=std, dtype=dtype))
 
 
 def module_logits(weights: dict[str, Tensor], checkpoint: Checkpoint, images: Tensor) -> Tensor:
@@ -73,7 +87,7 @@ def module_logits(weights: dict[str, Tensor], checkpoint: Checkpoint, images: Te
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     network.load_state_dict(weights)
-    mean, std = checkpoint.document["normalization"].values()
+    mean, std = (torch.tensor(checkpoint.document["normalization"][name]).view(-1, 1, 1) for name in ("mean", "std"))
     with torch.inference_mode():
         return network((images.to(next(network.parameters()).dtype) / 255 - mean) / std)
 
@@ -127,9 +141,9 @@ def exported(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.mark.parametrize("format_name", LOADERS)
 @pytest.mark.parametrize("run", SETTINGS)
 def test_an_exported_network_gives_the_same_logits_in_its_own_runtime_and_by_the_cards_code(
-    run: str, format_name: str, storage: str, images: Tensor, exported: Any, monkeypatch: pytest.MonkeyPatch
+    run: str, format_name: str, storage: str, exported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, checkpoint = exported(run, format_name), best(storage, run)
+    path, checkpoint, images = exported(run, format_name), best(storage, run), examples(run, "test").images
     # Another number of images than the network was traced with, and a single one.
     for some in (images, images[:1]):
         expected = expected_logits(checkpoint, some)
@@ -167,6 +181,8 @@ def test_the_onnx_program_takes_any_batch_of_float32_pixels(exported: Any) -> No
     (given,), (made,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape) == ("images", "tensor(float)", ["batch", 1, 28, 28])
     assert (made.name, made.type, made.shape) == ("logits", "tensor(float)", ["batch", 10])
+    in_colour = onnxruntime.InferenceSession(exported("oblong", "onnx"), providers=["CPUExecutionProvider"])
+    assert in_colour.get_inputs()[0].shape == ["batch", 3, 20, 30]
 
 
 def test_the_card_says_what_the_network_is(
@@ -192,6 +208,12 @@ def test_the_card_says_what_the_network_is(
         assert part in card
     double = Path(f"{exported('double', 'onnx')}.md").read_text()
     assert "Trained in float64, it computes in float32 here." in double
+    in_colour, document = Path(f"{exported('oblong', 'state-dict')}.md").read_text(), best(storage, "oblong").document
+    assert "A classifier of 30x20 RGB images into 4 classes" in in_colour
+    assert "Input: float64 [batch, 3, 20, 30], normalized" in in_colour
+    mean, std = document["normalization"]["mean"], document["normalization"]["std"]
+    assert len(set(mean)) == len(set(std)) == 3
+    assert f"| normalization | mean {mean}, std {std}, as fractions of 255, for red, green and blue |" in in_colour
 
 
 def test_the_card_says_where_the_validation_images_come_from(
@@ -270,9 +292,10 @@ def test_without_onnx_the_message_says_what_to_install(
 
 @pytest.mark.parametrize("format_name", LOADERS)
 def test_an_exported_network_predicts_what_predict_says_of_the_same_image_files(
-    format_name: str, storage: str, images: Tensor, exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    format_name: str, storage: str, exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "files").mkdir()
+    images = examples("mlp", "test").images
     for number, image in enumerate(images[:40, 0].numpy()):
         Image.fromarray(image).save(tmp_path / f"files/{number:02d}.png")
     arguments = ["--run", "mlp", "--images", str(tmp_path / "files"), "--storage", storage, "--json"]
