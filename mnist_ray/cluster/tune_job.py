@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mnist_ray.config.placement import ANYWHERE, Placement
-from mnist_ray.config.settings import STACK_SETTINGS, GridConfig
-from mnist_ray.data.image_shape import MNIST_SHAPE
+from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, TrainConfig
+from mnist_ray.data.datasets import DATASETS, stream_examples
+from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.errors import ConfigError, RunFailedError
 from mnist_ray.grids.asha import Rungs
 from mnist_ray.grids.grid import GridRun, check_count, expand, stacks
@@ -19,6 +20,7 @@ from mnist_ray.results.lineage import command_line
 from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
+from mnist_ray.training.data import data_settings
 from mnist_ray.training.loop import VALIDATION_BATCH
 
 # Measured with benchmarks/stack.py: larger stacks no longer fit into a core's cache.
@@ -26,8 +28,6 @@ CPU_STACK_SIZE = 4
 MAX_GPU_STACK_SIZE = 160
 # The rest is for the data, CUDA itself and the allocator's fragmentation.
 _SHARE_OF_GPU_MEMORY = 0.7
-# EMNIST's balanced split has the most classes of our data sets; more would add next to nothing to a run's memory.
-MAX_CLASSES = 47
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,11 @@ class TuneJob:
         """
         if self.workers_per_run or not runs:
             return [(run,) for run in runs]
-        best = CPU_STACK_SIZE if gpu_memory is None else gpu_stack_size(runs, int(gpu_memory * self.gpus_per_stack))
+        best = (
+            CPU_STACK_SIZE
+            if gpu_memory is None
+            else gpu_stack_size(runs, int(gpu_memory * self.gpus_per_stack), self.data_dir)
+        )
         return list(stacks(runs, size=self.stack_size or min(best, math.ceil(len(runs) / max(at_once, 1)))))
 
     def check_done(self, progress: Iterable[RunProgress]) -> None:
@@ -140,14 +144,25 @@ class TuneJob:
             )
 
 
-def gpu_stack_size(runs: Sequence[GridRun], memory: int) -> int:
+def gpu_stack_size(runs: Sequence[GridRun], memory: int, data_dir: Path) -> int:
     """Returns how many of the runs, in any combination, fit together into memory bytes of a GPU."""
     alike = {tuple(getattr(run.config, name) for name in STACK_SETTINGS): run.config for run in runs}
+    kinds = {config: _images_and_classes(config, data_dir) for config in map(data_settings, alike.values())}
     largest = max(
-        bytes_of_run(config, MNIST_SHAPE, num_classes=MAX_CLASSES, validation_batch=VALIDATION_BATCH)
+        bytes_of_run(config, shape, num_classes=num_classes, validation_batch=VALIDATION_BATCH)
         for config in alike.values()
+        for shape, num_classes in [kinds[data_settings(config)]]
     )
     return min(max(int(_SHARE_OF_GPU_MEMORY * memory) // largest, 1), MAX_GPU_STACK_SIZE)
+
+
+def _images_and_classes(config: TrainConfig, data_dir: Path) -> tuple[ImageShape, int]:
+    """Returns the shape of a config's images and the number of classes, without loading the images."""
+    if config.dataset in DATASETS:
+        named = DATASETS[config.dataset]
+        return named.image_shape, len(named.class_names)
+    examples = stream_examples(config.dataset, "train", data_dir=data_dir, options=config.image_options)
+    return examples.image_shape, len(examples.class_names)
 
 
 def read_all_progress(storage: Storage, runs: Sequence[GridRun]) -> dict[str, RunProgress]:

@@ -128,7 +128,7 @@ def _cost_key(runs: Sequence[GridRun]) -> tuple[object, ...]:
     return (
         len(runs), len({run.config.seed for run in runs}), any(run.config.dropout for run in runs), first.model,
         first.hidden_sizes, first.batch_norm, first.optimizer, first.augmentation, first.global_batch_size,
-        first.precision, first.dataset,
+        first.precision, first.dataset, first.image_size, first.color,
     )  # fmt: skip
 
 

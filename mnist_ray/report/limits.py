@@ -8,5 +8,7 @@ EFFECTS = 24
 CLASSES_IN_MATRIX = 50
 CLASSES_IN_TABLE = 100
 MISTAKES = 8
+# Pixels on the page.
+PICTURE_SIDE = 84
 # Predicted classes that are listed for an image.
 VOTES = 4

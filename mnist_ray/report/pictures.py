@@ -1,6 +1,7 @@
 """The images of a report, with the runs' predictions."""
 
 import base64
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -23,7 +24,8 @@ def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, 
       chosen: the runs of the chosen setting; their votes are counted separately.
 
     Returns:
-      Reason -> rows of the images table, each with source (a data URI), votes (the most common predicted classes with
+      Reason -> rows of the images table, each with source (a data URI), is_large (more pixels than its place on the
+      page), votes (the most common predicted classes with
       their number of runs), num_other_votes (runs that predict none of these), label_probability (mean over the runs)
       and chosen (the class that most of the chosen runs predict).
     """
@@ -34,7 +36,10 @@ def read_pictures(folder: EvaluationFolder, chosen: Sequence[str]) -> dict[str, 
         if row["reason"] == HARDEST and 2 * row["num_runs_wrong"] <= len(folder.runs):
             continue
         source = "data:image/png;base64," + base64.b64encode(row["image"]).decode()
-        by_reason[row["reason"]].append({**row, **_said(votes[row["example_index"]], chosen), "source": source})
+        # A PNG's width and height are in its first chunk.
+        is_large = max(struct.unpack(">2I", row["image"][16:24])) > limits.PICTURE_SIDE
+        said = _said(votes[row["example_index"]], chosen)
+        by_reason[row["reason"]].append({**row, **said, "source": source, "is_large": is_large})
     return by_reason
 
 

@@ -139,7 +139,7 @@ _add_table(
     Column("rank", INT64, "", "rank among the images with the same reason, from 0"),
     Column("example_index", INT64, "", "index of the example in the split, from 0"),
     *_LABEL,
-    Column("image", BINARY, "", "PNG, 28 x 28 grey"),
+    Column("image", BINARY, "", "PNG, in the size and colours that the runs take"),
     Column("num_runs_wrong", INT64, "runs", "runs whose predicted class is not the true one"),
     Column("vote_entropy", FLOAT64, "nats", "entropy of the runs' predicted classes, one vote per run; 0 if all agree"),
     Column("mean_loss", FLOAT64, "nats", "cross-entropy, mean over the runs"),

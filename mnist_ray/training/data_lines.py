@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import EvaluationConfig, TrainConfig
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.examples import ExampleStream, Found
 from mnist_ray.data.sources import list_words
 from mnist_ray.data.training_data import TrainingData
@@ -22,7 +23,9 @@ def training_lines(config: TrainConfig, data: TrainingData, global_batch_sizes: 
         f"{batch_sizes(len(data.labels), size)[-1]} images (global batch {size})"
         for size in sorted(set(global_batch_sizes))
     ]
-    details = [*notes(data.found, data.conversion), f"the last batch of an epoch has {list_words(ends)}"]
+    is_own = config.dataset not in DATASETS
+    images = data.conversion or (f"images of {data.image_shape.words}" if is_own else None)
+    details = [*notes(data.found, images), f"the last batch of an epoch has {list_words(ends)}"]
     name = f"dataset {config.dataset}"
     return [f"{name}: {classes(data.class_names)}; {', '.join(counts)} images", f"{name}: {'; '.join(details)}"]
 
@@ -44,10 +47,10 @@ def classes(names: Sequence[str]) -> str:
     return f"{len(names)} classes ({list_words(names, _CLASSES_SHOWN)})"
 
 
-def notes(found: Found, conversion: str | None) -> list[str]:
-    """Returns where the splits come from, what was left out and what was converted."""
+def notes(found: Found, images: str | None) -> list[str]:
+    """Returns where the splits come from, what was left out and what the images are or were converted to."""
     how = [found.splits] if found.splits else []
-    return [*how, *(f"left out: {clause}" for clause in found.left_out), *([conversion] if conversion else [])]
+    return [*how, *(f"left out: {clause}" for clause in found.left_out), *([images] if images else [])]
 
 
 def _validation(config: TrainConfig, data: TrainingData) -> str:

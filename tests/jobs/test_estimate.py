@@ -50,11 +50,11 @@ def test_the_size_of_a_stack_on_a_gpu_follows_its_memory_and_the_largest_network
     runs = job.runs(None)
     # A CNN's run takes 0.7 GB, an MLP's 14 MB; a batch of 64 may have 71 images.
     mlps = [run for run in runs if run.config.model == "mlp"]
-    assert gpu_stack_size(mlps, 80 << 30) == 160
-    assert gpu_stack_size(mlps, 1 << 30) == 54
-    assert gpu_stack_size(runs, 80 << 30) == 96
-    assert gpu_stack_size(runs, 16 << 30) == 19
-    assert gpu_stack_size(runs, 1000) == 1
+    assert gpu_stack_size(mlps, 80 << 30, Path("unused")) == 160
+    assert gpu_stack_size(mlps, 1 << 30, Path("unused")) == 54
+    assert gpu_stack_size(runs, 80 << 30, Path("unused")) == 96
+    assert gpu_stack_size(runs, 16 << 30, Path("unused")) == 19
+    assert gpu_stack_size(runs, 1000, Path("unused")) == 1
     half = TuneJob(grid, "g", str(tmp_path), tmp_path, gpus_per_stack=0.5)
     assert max(len(stack) for stack in half.trials(runs, 1, gpu_memory=16 << 30)) <= 9
 
