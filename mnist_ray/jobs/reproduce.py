@@ -30,7 +30,7 @@ def reproduce(run: str, storage_uri: str, data_dir: Path, *, num_workers: int | 
     """
     original = RunFolder(open_storage(storage_uri), run)
     then = original.best()
-    data = load_data(then.config, data_dir, torch.device("cpu"))
+    data = load_data(then.data_config, data_dir, torch.device("cpu"))
     expected = str(then.document["data_sha256"])
     if data.fingerprint != expected:
         raise ConflictError(

@@ -11,6 +11,7 @@ from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
+from mnist_ray.models.networks import check_network
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
@@ -80,14 +81,18 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
     """Loads the runs' data and prints a summary, so that data errors show before anything starts.
 
     Raises:
+      ConfigError: a network is too deep for the images.
       DataError: the data is missing, damaged or too small.
       StorageError: the storage of the user's own data can't be read.
     """
-    sizes: dict[TrainConfig, set[int]] = {}
+    of_data: dict[TrainConfig, list[TrainConfig]] = {}
     for run in runs:
-        sizes.setdefault(data_settings(run.config), set()).add(run.config.global_batch_size)
-    for config, global_batch_sizes in sizes.items():
-        for line in training_lines(config, load_data(config, job.data_dir, torch.device("cpu")), global_batch_sizes):
+        of_data.setdefault(data_settings(run.config), []).append(run.config)
+    for settings, configs in of_data.items():
+        data = load_data(settings, job.data_dir, torch.device("cpu"))
+        for config in configs:
+            check_network(config, data.image_shape, len(data.class_names))
+        for line in training_lines(settings, data, {config.global_batch_size for config in configs}):
             say_line(line)
 
 

@@ -31,6 +31,16 @@ def make_network(config: TrainConfig, image_shape: ImageShape, num_classes: int)
     return network
 
 
+def check_network(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> None:
+    """Checks that a network can be made, without its memory.
+
+    Raises:
+      ConfigError: see make_network.
+    """
+    with torch.device("meta"):
+        _layers(config, image_shape, num_classes)
+
+
 def network_of(
     config: TrainConfig, image_shape: ImageShape, num_classes: int, weights: Mapping[str, Tensor]
 ) -> nn.Module:

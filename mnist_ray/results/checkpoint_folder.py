@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm, ImageShape
 from mnist_ray.data.training_data import PerChannel, TrainingData
 from mnist_ray.errors import CheckpointError
@@ -65,6 +66,15 @@ class Checkpoint:
     def image_form(self) -> ImageForm:
         """What images become before the network sees them; runs that didn't note their shape stretched them."""
         return ImageForm(self.image_shape, self.config.fit if "image_shape" in self.document else "stretch")
+
+    @property
+    def data_config(self) -> TrainConfig:
+        """The config, with the settings of the user's own images that bring them to the run's form."""
+        if self.config.dataset in DATASETS:
+            return self.config
+        size, color, fit = self.image_form.options
+        assert size is not None
+        return self.config.model_copy(update={"image_size": "{}x{}".format(*size), "color": color, "fit": fit})
 
     @property
     def normalization(self) -> tuple[PerChannel, PerChannel]:

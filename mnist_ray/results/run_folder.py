@@ -71,9 +71,12 @@ class RunFolder:
         self.check_config(config)
         existing = read_run_document(self.storage, self.run)
         if existing["data_sha256"] != data.fingerprint:
+            why = ""
+            if ":" in config.dataset and "image_size" not in existing["config"]:
+                why = "; it began when all images of one's own became 28x28 grey, stretched"
             raise ConflictError(
                 f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
-                f"{data.fingerprint[:12]}); choose another --name"
+                f"{data.fingerprint[:12]}{why}); choose another --name"
             )
         status = self.status()
         if not resume and status.status == "diverged":

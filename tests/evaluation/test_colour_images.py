@@ -4,14 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.evaluation.inference import load_network
+from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from tests.support.colour_images import COLOURS, colour_images, write_colour_folder
-from tests.support.predicting import line_of, predict, predicted
+from tests.support.idx_files import idx_bytes
+from tests.support.predicting import line_of, png, predict, predicted
 
 SMALL = ("--epochs", "6", "--name", "a", "--set", "global_batch_size=32")
 
@@ -68,3 +75,97 @@ def test_a_run_in_colour_predicts_images_of_any_size_and_colours(
     assert "(converted to 32x32 RGB)" in shown.out
     assert predict(tmp_path / "s", photos, "--polarity", "dark-on-bright") == 2
     assert "takes images in colour, which have no polarity" in line_of(capsys)
+
+
+def forget_images(storage: Path, run: str) -> None:
+    """Rewrites a run's documents as they were before images could have any shape."""
+    for path in (storage / "runs" / run).rglob("*.json"):
+        document = json.loads(path.read_bytes())
+        document.pop("document_sha256")
+        document.pop("image_shape", None)
+        for name in ("image_size", "color", "fit"):
+            del document["config"][name]
+        path.write_bytes(with_checksum(document))
+
+
+def test_a_run_from_before_images_had_shapes_stays_what_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 20, width=40, height=30)}"
+    assert train(tmp_path, dataset, "--image-size", "28", "--color", "grey", "--fit", "stretch") == 0
+    storage = tmp_path / "s"
+    new = best(tmp_path)
+    evaluate = ["evaluate", "--run", "a", "--storage", str(storage), "--json", "--no-report"]
+    capsys.readouterr()
+    assert run_command(evaluate) == 0
+    (before,) = json.loads(capsys.readouterr().out)["metrics"]
+    _, rows_before, _ = predicted(storage, tmp_path / "images", "--name", "before", capsys=capsys)
+
+    forget_images(storage, "a")
+    old = best(tmp_path)
+    assert (old.image_shape, old.image_form.fit, old.config.image_size) == (new.image_shape, "stretch", None)
+    assert run_command(evaluate) == 0
+    (after,) = json.loads(capsys.readouterr().out)["metrics"]
+    assert (after["log_loss"], after["data_sha256"]) == (before["log_loss"], before["data_sha256"])
+    _, rows_after, _ = predicted(storage, tmp_path / "images", "--name", "after", capsys=capsys)
+    assert [row["probabilities"] for row in rows_after] == [row["probabilities"] for row in rows_before]
+    assert run_command(["reproduce", "a", "--storage", str(storage)]) == 0
+    capsys.readouterr()
+    assert train(tmp_path, dataset) == 6
+    assert "it began when all images of one's own became 28x28 grey, stretched); choose another" in line_of(capsys)
+
+
+def test_a_network_too_deep_for_the_images_is_refused_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 10, width=9, height=30)}"
+    assert train(tmp_path, dataset, "--variant", "cnn", "--hidden-sizes", "4,4,4,4") == 2
+    assert "of 9x30 pixels, layer pool4 gets 1x3, too few to halve; use at most 3 hidden layers" in line_of(capsys)
+    (tmp_path / "grid.yaml").write_text("variant: cnn\nhidden_sizes: [[4], [4, 4, 4, 4]]\n")
+    grid = ["tune", "--grid", str(tmp_path / "grid.yaml"), "--dataset", dataset, "--storage", str(tmp_path / "s")]
+    assert run_command([*grid, "--name", "g", "--seeds", "1"]) == 2
+    assert "layer pool4 gets 1x3" in line_of(capsys)
+    assert list(tmp_path.glob("s/*/*")) == []
+
+
+def test_a_run_refuses_no_image_for_its_colours_in_parquet_and_idx(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = colour_images(10)
+    encoded = [png(image) for some in images.values() for image in some]
+    labels = [name for name in images for _ in range(10)]
+    pq.write_table(pa.table({"image": encoded, "label": labels}), tmp_path / "train.parquet")
+    assert train(tmp_path, f"parquet:{tmp_path}/train.parquet") == 0
+    stacked = np.concatenate(list(images.values()))
+    (tmp_path / "colour.idx").write_bytes(
+        b"\0\0\x08\x04" + np.array(stacked.shape, ">u4").tobytes() + stacked.tobytes()
+    )
+    grey = stacked[:, ::2, :, 0]
+    (tmp_path / "grey.idx").write_bytes(idx_bytes(grey))
+    lists = pa.array([np.full(1024, 9, np.uint8), np.full(784, 9, np.uint8)], pa.list_(pa.uint8()))
+    pq.write_table(pa.table({"image": lists}), tmp_path / "lists.parquet")
+    _, of_parquet, _ = predicted(tmp_path / "s", tmp_path / "train.parquet", capsys=capsys)
+    said, of_idx, _ = predicted(tmp_path / "s", tmp_path / "colour.idx", capsys=capsys)
+    assert said["num_converted"] == 0
+    assert [row["probabilities"] for row in of_idx] == [row["probabilities"] for row in of_parquet]
+    checkpoint = best(tmp_path)
+    pixels = torch.from_numpy(stacked).movedim(3, 1)
+    mean, std = (torch.tensor(checkpoint.document["normalization"][name])[:, None, None] for name in ("mean", "std"))
+    with torch.inference_mode():
+        expected = load_network(checkpoint)((pixels / 255 - mean) / std).softmax(1)
+    np.testing.assert_allclose([row["probabilities"] for row in of_idx], expected.numpy(), atol=1e-5)
+    said, _, _ = predicted(tmp_path / "s", tmp_path / "grey.idx", capsys=capsys)
+    assert (said["num_images"], said["num_converted"]) == (40, 40)
+    said, _, errors = predicted(tmp_path / "s", tmp_path / "lists.parquet", capsys=capsys)
+    assert (said["num_images"], said["num_converted"]) == (1, 1)
+    assert [(row["row"], row["error"]) for row in errors] == [(1, "784 pixels instead of 1024")]
+
+
+def test_runs_of_other_images_are_not_evaluated_on_a_named_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 10)}"
+    assert train(tmp_path, dataset) == 0
+    capsys.readouterr()
+    assert run_command(["evaluate", "--run", "a", "--dataset", "digits", "--storage", str(tmp_path / "s")]) == 3
+    assert line_of(capsys).startswith("mnist-ray: error: run 'a': ")

@@ -35,7 +35,7 @@ def test_two_lines_say_classes_images_what_was_left_out_and_the_last_batch():
             " 63 training, 7 validation (validation_fraction 0.1, per class), 9 test images"
         ),
         (
-            "dataset folder:/x: splits by name: train, test; left out: 2 links (a, b);"
+            "dataset folder:/x: splits by name: train, test; left out: 2 links (a, b); images of 28x28 grey;"
             " the last batch of an epoch has 3 images (global batch 20), 63 images (global batch 64)"
         ),
     ]
