@@ -73,6 +73,9 @@ def test_every_named_set_says_its_classes_without_being_loaded():
         "emnist_balanced": 47,
         "emnist_letters": 26,
         "digits": 10,
+        "cifar10": 10,
+        "cifar100": 100,
+        "svhn": 10,
     }
 
 
