@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from mnist_ray.config.settings import EvaluationConfig
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.errors import CheckpointError
@@ -64,12 +65,17 @@ class Plan:
         return f"{dataset}-{self.config.split}-{which}"
 
     @property
+    def forms(self) -> tuple[ImageForm, ...]:
+        """What the images become, one for each shape that the runs take, in the runs' order."""
+        return forms_of(self.dataset, self.checkpoints)
+
+    @property
     def shard_size(self) -> int:
         """Images per part file: as configured, or fewer if many classes and runs, or large images, would fill the
         memory."""
         most = min(
             _MOST_PROBABILITIES // (len(self.class_names) * len(self.runs)),
-            MOST_BYTES // prod(self.checkpoints[0].image_shape),
+            MOST_BYTES // sum(prod(form.shape) for form in self.forms),
         )
         return min(self.config.shard_size, max(1, most))
 
@@ -103,7 +109,7 @@ def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examp
     Args:
       config: the evaluation's config.
       checkpoints: the runs' best checkpoints, checked by check_checkpoints.
-      examples: the split.
+      examples: the split, in any form.
     """
     ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
     return Plan(config, ordered, examples.class_names, None, code_version())
@@ -123,7 +129,7 @@ def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint
                 f"run {checkpoint.run!r}: trained on {len(names)} classes ({_shortened(names)}), dataset="
                 f"{config.dataset!r} has {len(examples.class_names)} ({_shortened(examples.class_names)})"
             )
-        if checkpoint.image_shape != examples.image_shape:
+        if config.dataset in DATASETS and checkpoint.image_shape != examples.image_shape:
             raise CheckpointError(
                 f"run {checkpoint.run!r}: takes images of {checkpoint.image_shape.words}, those of dataset="
                 f"{config.dataset!r} are {examples.image_shape.words}"
@@ -131,17 +137,14 @@ def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint
         load_network(checkpoint)
 
 
-def trained_form(checkpoints: Sequence[Checkpoint]) -> ImageForm:
-    """Returns the form that the runs' images have.
+def form_of(dataset: str, checkpoint: Checkpoint) -> ImageForm:
+    """Returns what the images of a data set become for a run; those of named sets are never converted."""
+    return ImageForm(checkpoint.image_shape) if dataset in DATASETS else checkpoint.image_form
 
-    Raises:
-      CheckpointError: runs differ, so the same images would have to be converted in several ways.
-    """
-    noted = {checkpoint.image_form: checkpoint.run for checkpoint in checkpoints}
-    if len(noted) > 1:
-        runs = ", ".join(f"{run!r} takes {form.shape.words}, fit={form.fit}" for form, run in noted.items())
-        raise CheckpointError(f"the runs take different images: {runs}; evaluate them one by one")
-    return next(iter(noted))
+
+def forms_of(dataset: str, checkpoints: Iterable[Checkpoint]) -> tuple[ImageForm, ...]:
+    """Returns the distinct forms of some runs, in their order."""
+    return tuple(dict.fromkeys(form_of(dataset, checkpoint) for checkpoint in checkpoints))
 
 
 def trained_wide_bits(checkpoints: Sequence[Checkpoint]) -> int | None:

@@ -1,6 +1,7 @@
 """Evaluates checkpoints on a split, shard by shard, on any worker; does not import Ray."""
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from mnist_ray.data.examples import ExampleStream, Fingerprint
 from mnist_ray.evaluation.gallery import ShownImage, candidates, gallery
 from mnist_ray.evaluation.inference import load_network, log_probabilities
 from mnist_ray.evaluation.metrics import Tally, predictions, tally
-from mnist_ray.evaluation.plan import Plan
+from mnist_ray.evaluation.plan import Plan, form_of
 from mnist_ray.results.parquet import to_parquet_bytes
 from mnist_ray.storage.storage import PendingFolder, StoredFile
 
@@ -25,23 +26,27 @@ class Shard:
     Attributes:
       number: index of the shard, from 0.
       first: index of its first example.
-      images: uint8 [n, channels, height, width].
+      images: for each of the plan's forms, uint8 [n, channels, height, width].
       labels: int64 [n].
     """
 
     number: int
     first: int
-    images: Tensor
+    images: tuple[Tensor, ...]
     labels: Tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles arrays, which Ray copies once; it would copy a pickled tensor three times on either side."""
-        return _shard_of_arrays, (self.number, self.first, self.images.numpy(), self.labels.numpy())
+        images = tuple(of_form.numpy() for of_form in self.images)
+        return _shard_of_arrays, (self.number, self.first, images, self.labels.numpy())
 
 
-def _shard_of_arrays(number: int, first: int, images: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]") -> Shard:
+def _shard_of_arrays(
+    number: int, first: int, images: "Sequence[np.ndarray[Any, Any]]", labels: "np.ndarray[Any, Any]"
+) -> Shard:
     # Copied, because torch warns about read-only memory.
-    return Shard(number, first, torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
+    copies = tuple(torch.from_numpy(of_form.copy()) for of_form in images)
+    return Shard(number, first, copies, torch.from_numpy(labels.copy()))
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,16 @@ class ShardStream:
 
     Holds the images of one shard in memory at a time.
 
+    Args:
+      examples: the split in each of the plan's forms.
+
     Attributes:
-      data_sha256: fingerprint of the split, after the last shard.
+      data_sha256: fingerprint of the split, see fingerprint_of_forms, after the last shard.
       conversion: what was converted, see ImagePieces, after the last shard.
     """
 
-    def __init__(self, examples: ExampleStream, plan: Plan) -> None:
-        self._examples, self._plan = examples, plan
+    def __init__(self, examples: Sequence[ExampleStream], plan: Plan) -> None:
+        self._examples, self._plan = tuple(examples), plan
         self.data_sha256: str | None = None
         self.conversion: str | None = None
 
@@ -77,15 +85,37 @@ class ShardStream:
             before anything is committed.
           StorageError: the images can't be read.
         """
-        examples = self._examples
-        fingerprint, pieces = Fingerprint(examples), examples.read()
+        fingerprints = [Fingerprint(examples) for examples in self._examples]
+        pieces = [examples.read() for examples in self._examples]
+        shards = zip(*(_in_pieces(of_form, self._plan.shard_size) for of_form in pieces), strict=True)
         first = 0
-        for number, images in enumerate(_in_pieces(pieces, self._plan.shard_size)):
-            fingerprint.add(images)
+        for number, images in enumerate(shards):
+            for fingerprint, of_form in zip(fingerprints, images, strict=True):
+                fingerprint.add(of_form)
             # A clone: pickling a view would send the labels of the whole split.
-            yield Shard(number, first, images, examples.labels[first : first + len(images)].clone())
-            first += len(images)
-        self.data_sha256, self.conversion = fingerprint.hexdigest(), pieces.conversion
+            labels = self._examples[0].labels[first : first + len(images[0])].clone()
+            yield Shard(number, first, images, labels)
+            first += len(labels)
+        self.data_sha256 = fingerprint_of_forms([fingerprint.hexdigest() for fingerprint in fingerprints])
+        self.conversion = conversion_of_forms([of_form.conversion for of_form in pieces])
+
+
+def scan(examples: Sequence[ExampleStream]) -> tuple[str, str | None]:
+    """Reads all images once for each form; returns what a ShardStream has after its last shard; see ExampleStream."""
+    fingerprints, conversions = zip(*(of_form.scan() for of_form in examples), strict=True)
+    return fingerprint_of_forms(fingerprints), conversion_of_forms(conversions)
+
+
+def fingerprint_of_forms(fingerprints: Sequence[str]) -> str:
+    """Returns a split's fingerprint: that of its only form, or the SHA-256 of those of all forms."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
+
+
+def conversion_of_forms(conversions: Iterable[str | None]) -> str | None:
+    """Returns what was converted for any form; None if nothing was."""
+    return "; ".join(conversion for conversion in conversions if conversion) or None
 
 
 def _in_pieces(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -120,7 +150,6 @@ class ShardEvaluator:
         self._plan = plan
         self._device = device
         self._networks = [load_network(checkpoint).to(device) for checkpoint in plan.checkpoints]
-        self._normalizations = [checkpoint.normalization for checkpoint in plan.checkpoints]
 
     def evaluate(self, shard: Shard, pending: PendingFolder) -> ShardResult:
         """Evaluates every checkpoint on a shard in one pass and stores its part of the predictions.
@@ -131,15 +160,8 @@ class ShardEvaluator:
           StorageError: the part can't be written.
         """
         plan = self._plan
-        scores = log_probabilities(
-            self._networks,
-            shard.images,
-            normalizations=self._normalizations,
-            batch_size=plan.config.batch_size,
-            device=self._device,
-        )
         names = np.asarray(plan.class_names, dtype=object)
-        by_run = [predictions(scores_of_run, shard.labels) for scores_of_run in scores]
+        by_run = [predictions(scores_of_run, shard.labels) for scores_of_run in self._scores(shard)]
         parts = []
         for checkpoint, of_run in zip(plan.checkpoints, by_run, strict=True):
             columns = {
@@ -161,7 +183,24 @@ class ShardEvaluator:
         data = to_parquet_bytes(pa.concat_tables(parts))
         file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
         tallies = tuple(tally(of_run, num_bins=plan.config.num_bins) for of_run in by_run)
-        return ShardResult(shard.number, file, tallies, candidates(shard.images, by_run, first=shard.first))
+        shown = max(shard.images, key=lambda of_form: of_form[0].numel())
+        return ShardResult(shard.number, file, tallies, candidates(shown, by_run, first=shard.first))
+
+    def _scores(self, shard: Shard) -> list[Tensor]:
+        """Returns each run's log-probabilities, [n, classes], from one pass over the images of each form."""
+        of_runs: dict[int, Tensor] = {}
+        forms = [form_of(self._plan.dataset, checkpoint) for checkpoint in self._plan.checkpoints]
+        for form, images in zip(self._plan.forms, shard.images, strict=True):
+            runs = [run for run, its in enumerate(forms) if its == form]
+            scores = log_probabilities(
+                [self._networks[run] for run in runs],
+                images,
+                normalizations=[self._plan.checkpoints[run].normalization for run in runs],
+                batch_size=self._plan.config.batch_size,
+                device=self._device,
+            )
+            of_runs.update(zip(runs, scores, strict=True))
+        return [of_runs[run] for run in range(len(forms))]
 
 
 def gather(results: Iterable[ShardResult]) -> list[ShardResult]:

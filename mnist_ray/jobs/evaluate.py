@@ -19,8 +19,8 @@ from mnist_ray.data.datasets import stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.errors import CheckpointError
-from mnist_ray.evaluation.plan import Plan, check_checkpoints, make_plan, manifest, trained_form, trained_wide_bits
-from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather
+from mnist_ray.evaluation.plan import Plan, check_checkpoints, form_of, make_plan, manifest, trained_wide_bits
+from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather, scan
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
@@ -104,29 +104,30 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     return EvaluateOutcome(committed, storage.uri_of(folder), already_done, metrics, page)
 
 
-def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, ExampleStream]:
-    """Returns the plan and its examples, and prints a summary of the data."""
+def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, list[ExampleStream]]:
+    """Returns the plan and its examples in each of its forms, and prints a summary of the data."""
     checkpoints = _best_checkpoints(storage, _runs(storage, job))
     dataset = job.config.dataset or common_dataset(checkpoints)
     config = job.config.model_copy(update={"dataset": dataset})
 
-    def examples_for(form: ImageForm) -> ExampleStream:
+    def examples_in(form: ImageForm) -> ExampleStream:
         return stream_examples(dataset, config.split, data_dir=job.data_dir, options=form.options)
 
+    first = form_of(dataset, checkpoints[0])
+    examples = examples_in(first)
     if not job.runs and config.grid is None:
-        class_names = examples_for(checkpoints[0].image_form).class_names
-        checkpoints, left_out = trained_on(checkpoints, dataset, class_names)
+        checkpoints, left_out = trained_on(checkpoints, dataset, examples.class_names)
         if left_out:
             say_line(f"dataset {dataset}: {left_out}")
-    examples = examples_for(trained_form(checkpoints))
     check_checkpoints(config, checkpoints, examples)
-    examples = examples.scaled_from(trained_wide_bits(checkpoints))
     elsewhere = trained_elsewhere([checkpoint.config.dataset for checkpoint in checkpoints], dataset)
     say_line(evaluation_line(config, examples, elsewhere))
-    return make_plan(config, checkpoints, examples), examples
+    plan, wide_bits = make_plan(config, checkpoints, examples), trained_wide_bits(checkpoints)
+    in_forms = [examples if form == first else examples_in(form) for form in plan.forms]
+    return plan, [of_form.scaled_from(wide_bits) for of_form in in_forms]
 
 
-def _committed_before(plan: Plan, examples: ExampleStream, storage: Storage) -> str | None:
+def _committed_before(plan: Plan, examples: Sequence[ExampleStream], storage: Storage) -> str | None:
     """Returns the name of this evaluation if it is already committed.
 
     Finding out requires a pass over all images, so it is made only if the same runs were evaluated in the same way;
@@ -134,7 +135,7 @@ def _committed_before(plan: Plan, examples: ExampleStream, storage: Storage) -> 
     """
     if not is_likely_there(storage, plan.stem, runs=plan.runs, code_version=plan.code_version):
         return None
-    data_sha256, conversion = examples.scan()
+    data_sha256, conversion = scan(examples)
     name = replace(plan, data_sha256=data_sha256).name
     if storage.read_manifest(evaluation_path(name)) is None:
         return None
@@ -188,7 +189,9 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
         return list(pool.map(read, runs))
 
 
-def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, storage: Storage) -> tuple[str, bool]:
+def _evaluate_and_commit(
+    job: EvaluateJob, plan: Plan, examples: Sequence[ExampleStream], storage: Storage
+) -> tuple[str, bool]:
     """Returns the evaluation's name and whether another process committed it first."""
     pending = storage.pending_folder(evaluation_path(plan.stem))
     shards = ShardStream(examples, plan)
@@ -201,11 +204,11 @@ def _evaluate_and_commit(job: EvaluateJob, plan: Plan, examples: ExampleStream, 
             num_workers=job.num_workers,
             placement=job.placement,
         ) as done:
-            results = gather(_with_progress(done, math.ceil(len(examples) / plan.shard_size)))
+            results = gather(_with_progress(done, math.ceil(len(examples[0]) / plan.shard_size)))
         _say_conversion(plan, shards.conversion)
         plan = replace(plan, data_sha256=shards.data_sha256)
         files = write_tables(plan, results, pending)
-        document = manifest(plan, len(examples))
+        document = manifest(plan, len(examples[0]))
         # Facts about this execution and earlier evaluations are not part of the evaluation's content.
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         volatile = {

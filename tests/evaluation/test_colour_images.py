@@ -1,5 +1,6 @@
 """Own images in colour and of other sizes, from training to prediction, by the command line."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,34 @@ def test_runs_of_other_images_are_not_evaluated_on_a_named_set(
     capsys.readouterr()
     assert run_command(["evaluate", "--run", "a", "--dataset", "digits", "--storage", str(tmp_path / "s")]) == 3
     assert line_of(capsys).startswith("mnist-ray: error: run 'a': ")
+
+
+def test_runs_that_take_other_images_are_evaluated_together_as_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 20)}"
+    of = {"a": [], "grey": ["--color", "grey"], "small": ["--image-size", "20x10", "--fit", "crop"]}
+    for name, more in of.items():
+        assert train(tmp_path, dataset, *more, "--name", name, "--epochs", "1") == 0
+
+    def evaluated(*runs: str) -> dict[str, Any]:
+        chosen = [word for run in runs for word in ("--run", run)]
+        capsys.readouterr()
+        assert run_command(["evaluate", *chosen, "--storage", str(tmp_path / "s"), "--json", "--no-report"]) == 0
+        captured = capsys.readouterr()
+        metrics = {row["run"]: row for row in json.loads(captured.out)["metrics"]}
+        return {**json.loads(captured.out), "metrics": metrics, "said": captured.err}
+
+    together = evaluated(*of)
+    assert "16 images of 32x32 RGB -> 32x32 grey; 16 images of 32x32 RGB -> 20x10 RGB, cropped" in together["said"]
+    assert together["metrics"]["a"]["accuracy"] > together["metrics"]["grey"]["accuracy"]
+    for run in of:
+        alone = evaluated(run)["metrics"][run]
+        same = ("accuracy", "log_loss", "brier", "num_examples")
+        assert [alone[name] for name in same] == [together["metrics"][run][name] for name in same]
+    assert evaluated(*of)["already_done"]
+    (folder,) = (tmp_path / "s/evaluations").glob("*-3runs-*")
+    shown = pq.read_table(folder / "images.parquet")["image"].to_pylist()
+    assert {Image.open(io.BytesIO(content)).size for content in shown} == {(32, 32)}
+    assert {Image.open(io.BytesIO(content)).mode for content in shown} == {"RGB"}
+    assert run_command(["evaluate", "--all-runs", "--dataset", dataset, "--storage", str(tmp_path / "s")]) == 0

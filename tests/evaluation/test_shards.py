@@ -88,7 +88,7 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     storage = open_storage(str(tmp_path))
     pending = storage.pending_folder("evaluations/x")
     evaluator = ShardEvaluator(plan, device=CPU)
-    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream([examples], plan)]
     files = write_tables(plan, results, pending)
     assert pending.commit(files, manifest(plan, len(examples)))
     (row,) = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
@@ -115,10 +115,10 @@ def test_shards_have_every_example_once_in_order_however_the_images_arrive(
     plan = make_plan(config, [checkpoint], examples)
     for sizes in ([355], [1] * 355, [99, 1, 155, 100], [250, 105]):
         pieces = replace(examples, read=lambda sizes=sizes: Pieces(whole.images.split(sizes)))
-        shards = list(ShardStream(pieces, plan))
+        shards = list(ShardStream([pieces], plan))
         assert [len(shard.labels) for shard in shards] == [100, 100, 100, 55]
         assert [shard.first for shard in shards] == [0, 100, 200, 300]
-        assert torch.equal(torch.cat([shard.images for shard in shards]), whole.images)
+        assert torch.equal(torch.cat([shard.images[0] for shard in shards]), whole.images)
         assert torch.equal(torch.cat([shard.labels for shard in shards]), whole.labels)
 
 
@@ -128,12 +128,12 @@ def test_the_fingerprint_is_that_of_the_very_images_that_were_evaluated(
     images = examples.load().images
     plan = make_plan(EvaluationConfig(dataset="digits", shard_size=100), [checkpoint], examples)
     for read in (examples.read, lambda: Pieces((images.flip(0),))):
-        shards = ShardStream(replace(examples, read=read), plan)
+        shards = ShardStream([replace(examples, read=read)], plan)
         list(shards)
         assert shards.data_sha256 == replace(examples, read=read).scan()[0]
     fewer = replace(examples, read=lambda: Pieces((images[1:],)))
     with pytest.raises(DataError, match="has 354 images but 355 labels"):
-        list(ShardStream(fewer, plan))
+        list(ShardStream([fewer], plan))
 
 
 def test_an_evaluation_reads_its_images_once_and_the_same_again_only_to_know_them(
@@ -166,7 +166,7 @@ def test_only_the_images_of_the_gallery_are_kept_however_many_shards_there_are(
     plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples)
     pending = open_storage(str(tmp_path)).pending_folder("evaluations/x")
     evaluator = ShardEvaluator(plan, device=CPU)
-    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream([examples], plan)]
     all_images = [image for result in results for image in result.images]
     gathered = gather(reversed(results))
     kept = [image for result in gathered for image in result.images]
@@ -217,5 +217,5 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_images(tmp_path: Pat
 
 def test_a_shard_is_sent_without_the_labels_of_the_others(checkpoint: Checkpoint, examples: ExampleStream) -> None:
     plan = make_plan(EvaluationConfig(dataset="digits", shard_size=10), [checkpoint], examples)
-    shard = next(iter(ShardStream(examples, plan)))
+    shard = next(iter(ShardStream([examples], plan)))
     assert len(pickle.dumps(shard.labels)) < 1000

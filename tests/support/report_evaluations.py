@@ -72,6 +72,6 @@ def commit_evaluation(
     plan = replace(make_plan(config, checkpoints, examples), data_sha256=examples.scan()[0])
     pending = storage.pending_folder(f"evaluations/{plan.name}")
     evaluator = ShardEvaluator(plan, device=CPU)
-    results = [evaluator.evaluate(shard, pending) for shard in ShardStream(examples, plan)]
+    results = [evaluator.evaluate(shard, pending) for shard in ShardStream([examples], plan)]
     assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
     return plan.name
