@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnist_ray.config.batches import images_at_once
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, TrainConfig
 from mnist_ray.data.datasets import DATASETS, stream_examples
@@ -149,7 +150,12 @@ def gpu_stack_size(runs: Sequence[GridRun], memory: int, data_dir: Path) -> int:
     alike = {tuple(getattr(run.config, name) for name in STACK_SETTINGS): run.config for run in runs}
     kinds = {config: _images_and_classes(config, data_dir) for config in map(data_settings, alike.values())}
     largest = max(
-        bytes_of_run(config, shape, num_classes=num_classes, validation_batch=VALIDATION_BATCH)
+        bytes_of_run(
+            config,
+            shape,
+            num_classes=num_classes,
+            validation_batch=images_at_once(VALIDATION_BATCH, math.prod(shape)),
+        )
         for config in alike.values()
         for shape, num_classes in [kinds[data_settings(config)]]
     )

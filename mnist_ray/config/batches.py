@@ -1,7 +1,10 @@
-"""The division of an epoch's examples into batches."""
+"""The division of an epoch's examples, and of images to evaluate, into batches."""
 
 # A remainder below this share of a batch joins the batch before it.
 SMALLEST_SHARE = 8
+# Numbers in an image, up to which evaluation takes whole batches: 4 times those of MNIST, and 32x32 in colour.
+_WHOLE_BATCH_VALUES = 4 * 784
+_ROWS = 16
 
 
 def batch_sizes(num_examples: int, global_batch_size: int) -> tuple[int, ...]:
@@ -23,3 +26,13 @@ def batch_sizes(num_examples: int, global_batch_size: int) -> tuple[int, ...]:
 def largest_batch(global_batch_size: int) -> int:
     """Returns the largest possible size of a batch."""
     return global_batch_size + max((global_batch_size - 1) // SMALLEST_SHARE, int(global_batch_size > 1))
+
+
+def images_at_once(batch_size: int, num_values: int) -> int:
+    """Returns how many images of num_values numbers each go through a network at once in evaluation.
+
+    That is batch_size or, so that memory stays bounded, for large images less in proportion: a multiple of 16 rows, see
+    Stack.parts.
+    """
+    fit = batch_size * _WHOLE_BATCH_VALUES // num_values
+    return min(batch_size, max(fit // _ROWS * _ROWS, _ROWS)) if fit < batch_size else batch_size

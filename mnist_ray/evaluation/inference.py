@@ -6,15 +6,12 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.data.image_shape import MNIST_SHAPE
+from mnist_ray.config.batches import images_at_once
 from mnist_ray.data.training_data import PerChannel
 from mnist_ray.errors import CheckpointError
 from mnist_ray.models.networks import network_of
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.training.data import normalize
-
-# Of an image, on average over a batch: a photo of 32x32 in colour has fewer.
-_MAX_VALUES = 4 * prod(MNIST_SHAPE)
 
 
 def load_network(checkpoint: Checkpoint) -> nn.Module:
@@ -57,7 +54,7 @@ def log_probabilities(
     """
     dtypes = [next(network.parameters()).dtype for network in networks]
     batches = []
-    batch_size = max(min(batch_size, batch_size * _MAX_VALUES // prod(images.shape[1:])), 1)
+    batch_size = images_at_once(batch_size, prod(images.shape[1:]))
     with torch.inference_mode():
         for batch in images.split(batch_size):
             on_device = batch.to(device)

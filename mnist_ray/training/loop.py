@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mnist_ray.config.batches import batch_sizes
+from mnist_ray.config.batches import batch_sizes, images_at_once
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import CheckpointError, DataError, RunFailedError
@@ -195,9 +195,10 @@ class Training:
     def _validate(self) -> Tensor:
         """Returns mean loss and accuracy over the validation examples, float64 [runs, 2], over all ranks."""
         sums = torch.zeros(len(self._members), 2, dtype=torch.float64, device=self._device)
+        size = images_at_once(VALIDATION_BATCH, math.prod(self._data.image_shape))
         batches = zip(
-            torch.split(self._data.validation_images, VALIDATION_BATCH),
-            torch.split(self._data.validation_labels, VALIDATION_BATCH),
+            torch.split(self._data.validation_images, size),
+            torch.split(self._data.validation_labels, size),
             strict=True,
         )
         for images, labels in batches:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.config.batches import batch_sizes, largest_batch
+from mnist_ray.config.batches import batch_sizes, images_at_once, largest_batch
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,18 @@ def test_every_example_is_in_one_batch_and_none_is_alone(num_examples: int, glob
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 9, 64, 1000])
 def test_the_largest_batch_occurs(size: int) -> None:
     assert largest_batch(size) == max(max(batch_sizes(count, size)) for count in range(1, 2 * size + 1))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_values", "expected"),
+    [
+        (1000, 784, 1000),
+        (1024, 3 * 32 * 32, 1024),
+        (7, 3 * 32 * 32, 7),
+        (1024, 3 * 96 * 96, 112),
+        (10, 3 * 96 * 96, 10),
+        (1024, 3 * 4096 * 4096, 16),
+    ],
+)
+def test_large_images_are_evaluated_in_smaller_batches(batch_size: int, num_values: int, expected: int) -> None:
+    assert images_at_once(batch_size, num_values) == expected

@@ -8,6 +8,7 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.cluster.tune_job import TuneJob, gpu_stack_size
 from mnist_ray.grids.grid import grid_settings, read_grid
 from mnist_ray.jobs.estimate import makespan, plan_grid
+from tests.support.colour_images import write_colour_folder
 
 
 def job_of(storage: Path, **more: Any) -> TuneJob:
@@ -82,3 +83,15 @@ def test_plan_prints_what_a_command_would_do(tmp_path: Path, capsys: pytest.Capt
     assert run_command(["plan", "tune", "--grid", "smoke", "--epochs", "0", *storage]) == 2
     assert "epochs=0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_size_of_a_stack_on_a_gpu_follows_the_images_and_classes_of_the_data(tmp_path: Path) -> None:
+    def size(dataset: str, **fixed: Any) -> int:
+        overrides = {"variant": "cnn", "learning_rate": [0.001, 0.002], "dataset": dataset, **fixed}
+        job = TuneJob(read_grid({}, seeds="100", overrides=overrides, source="test"), "g", str(tmp_path), tmp_path)
+        return gpu_stack_size(job.runs(None), 64 << 30, tmp_path)
+
+    photos = f"folder:{write_colour_folder(tmp_path / 'photos', 3, width=96, height=96)}"
+    of = [size("mnist"), size("cifar10"), size(photos), size(photos, image_size=28, color="grey")]
+    assert of[0] > of[1] > of[2] > 1
+    assert of[3] == of[0]
