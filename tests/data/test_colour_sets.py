@@ -178,12 +178,12 @@ def test_a_set_that_cannot_be_downloaded_says_which_files_to_put_where(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cifar10_trains_evaluates_and_refuses_another_shape(
+def test_a_set_trains_and_evaluates_and_another_shape_is_refused(
     tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    official(monkeypatch, mirror, "cifar10")
+    official(monkeypatch, mirror, "svhn")
     places = ["--storage", str(tmp_path / "s"), "--data-dir", str(tmp_path)]
-    train = ["train", "--dataset", "cifar10", "--epochs", "1", "--augmentation", "crop_flip", "--name", "a", *places]
+    train = ["train", "--dataset", "svhn", "--epochs", "1", "--augmentation", "crop_flip", "--name", "a", *places]
     assert run_command(train) == 0
     checkpoint = RunFolder(open_storage(str(tmp_path / "s")), "a").best()
     assert checkpoint.image_shape == (3, 32, 32)
@@ -191,9 +191,12 @@ def test_cifar10_trains_evaluates_and_refuses_another_shape(
         assert isinstance(values, tuple)
         assert len(values) == 3
     assert run_command(["evaluate", "--run", "a", *places]) == 0
+    # The digits have the same classes.
     capsys.readouterr()
     assert run_command(["evaluate", "--run", "a", "--dataset", "digits", *places]) == 3
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == (
+        "mnist-ray: error: run 'a': takes images of 32x32 RGB, those of dataset='digits' are 28x28 grey\n"
+    )
     for setting in ("--image-size=16", "--color=grey"):
         assert run_command([*train, setting]) == 2
-        assert "is for your own images, those of cifar10 are 32x32 RGB; leave it out" in capsys.readouterr().err
+        assert "is for your own images, those of svhn are 32x32 RGB; leave it out" in capsys.readouterr().err

@@ -31,6 +31,18 @@ def test_a_folder_of_images_is_read_from_s3(s3_uri, tmp_path):
     assert load_examples(f"folder:{s3_uri}", "test", data_dir=tmp_path).labels.tolist() == [1]
 
 
+def test_sizes_and_colours_of_images_are_found_on_s3(s3_uri, tmp_path):
+    storage = open_storage(s3_uri)
+    colours = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), dtype=np.uint8)
+    for number, pixels in enumerate(colours):
+        storage.write_bytes(f"{'ab'[number % 2]}/{number}.png", png(pixels))
+    train = load_examples(f"folder:{s3_uri}", "train", data_dir=tmp_path)
+    assert np.array_equal(train.images.numpy(), colours[[0, 2, 1, 3]].transpose(0, 3, 1, 2))
+    storage.write_bytes("a/small.png", png(colours[0, :10]))
+    with pytest.raises(DataError, match=r"2 sizes: 30x20 \(4\), 30x10 \(1\); choose one with --image-size 30x20"):
+        load_examples(f"folder:{s3_uri}", "train", data_dir=tmp_path)
+
+
 @pytest.mark.parametrize("place", ["", "/a.parquet"])
 def test_parquet_is_read_from_s3_as_a_folder_or_a_file(s3_uri, tmp_path, place):
     content = io.BytesIO()

@@ -162,16 +162,6 @@ def test_a_run_refuses_no_image_for_its_colours_in_parquet_and_idx(
     assert [(row["row"], row["error"]) for row in errors] == [(1, "784 pixels instead of 1024")]
 
 
-def test_runs_of_other_images_are_not_evaluated_on_a_named_set(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 10)}"
-    assert train(tmp_path, dataset) == 0
-    capsys.readouterr()
-    assert run_command(["evaluate", "--run", "a", "--dataset", "digits", "--storage", str(tmp_path / "s")]) == 3
-    assert line_of(capsys).startswith("mnist-ray: error: run 'a': ")
-
-
 def test_runs_that_take_other_images_are_evaluated_together_as_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
