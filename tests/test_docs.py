@@ -24,7 +24,9 @@ EXTENDING = (ROOT / "docs/extending.md").read_text()
 
 
 def blocks(text: str, languages: str = "sh|console|") -> list[str]:
-    return re.findall(rf"^```(?:{languages})\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    # Every block is matched, in any language: the end of one left out would look like the begin of another.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [body for language, body in found if re.fullmatch(languages, language)]
 
 
 def command_lines(text: str) -> Iterator[str]:
