@@ -207,6 +207,8 @@ def why_not_stacked(network: nn.Module) -> str | None:
             return f"layer {name} ({kind}) has no stacked form"
         if not STACKED[type(child)].fits(child) or has_hooks(child):
             return f"layer {name} ({kind}) has no stacked form with these arguments"
+    if len(list(network.parameters())) < sum(len(list(child.parameters())) for _, child in children):
+        return "some of its layers share weights"
     if not all(parameter.requires_grad for parameter in network.parameters()):
         return "some of its weights are frozen"
     first = next((child for _, child in children if not isinstance(child, nn.Flatten)), None)

@@ -191,6 +191,8 @@ def test_what_is_not_made_of_stacked_layers_is_not_stacked_and_the_reason_is_sai
     hooked = nn.Linear(16, 10)
     hooked.register_forward_hook(lambda *_: None)
     frozen = nn.Linear(16, 10).requires_grad_(False)
+    tied = nn.Linear(16, 16), nn.Linear(16, 16)
+    tied[1].weight = tied[0].weight
     reasons = {
         why_not_stacked(network)
         for network in (
@@ -199,6 +201,7 @@ def test_what_is_not_made_of_stacked_layers_is_not_stacked_and_the_reason_is_sai
             nn.Sequential(flatten, first, relu, nn.Linear(16, 16), relu, last),
             nn.Sequential(flatten, relu, first, last),
             nn.Sequential(flatten, first, frozen),
+            nn.Sequential(flatten, first, *tied, last),
         )
     }
     assert reasons == {
@@ -207,6 +210,7 @@ def test_what_is_not_made_of_stacked_layers_is_not_stacked_and_the_reason_is_sai
         "one of its layers is used twice",
         "its first layer has no weights",
         "some of its weights are frozen",
+        "some of its layers share weights",
     }
     for child in (
         hooked,
