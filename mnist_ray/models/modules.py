@@ -1,12 +1,10 @@
 """The engine for any network: torch's modules and autograd, with DistributedDataParallel for several ranks."""
 
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from inspect import signature
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +16,7 @@ from mnist_ray.models.loss import cross_entropy, hits, loss_and_hits
 from mnist_ray.models.networks import cancelled_biases
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.training_pass import TrainingPass
+from mnist_ray.noise.global_generators import seed_generators
 
 
 class Modules:
@@ -126,16 +125,6 @@ class Modules:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seeds the process's global generators, for networks that draw from them."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    # torch.manual_seed would also note a traceback for a GPU that isn't in use.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
