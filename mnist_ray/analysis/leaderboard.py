@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from mnist_ray.results.columns import SETTING_COLUMNS
+from mnist_ray.results.columns import SETTING_COLUMNS, setting_in
 from mnist_ray.text.tables import print_table
 
 
@@ -48,7 +48,7 @@ def _summary(group: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict
     done = [row for row in group if row["checkpoint"] is not None]
     evaluated = [row["evaluated"] for row in group if row.get("evaluated")]
     return {
-        **{name: group[0][name] for name in columns},
+        **{name: setting_in(group[0], name) for name in columns},
         "num_runs": len(group),
         "num_done": len(done),
         "num_diverged": sum(row["status"] == "diverged" for row in group),

@@ -19,6 +19,18 @@ from pydantic import (
     model_validator,
 )
 
+from mnist_ray.config.own_settings import (
+    MODELS,
+    OF_BUILT_IN,
+    OwnSettings,
+    OwnSettingsField,
+    argument_of,
+    check_model,
+    check_network_settings,
+    is_own,
+    nested,
+    setting_named,
+)
 from mnist_ray.data.augmentation import AUGMENTATIONS
 from mnist_ray.data.datasets import DATASETS, check_dataset
 from mnist_ray.data.examples import Split
@@ -87,7 +99,11 @@ class _NetworkConfig(_Config):
         0, ge=0, lt=2**63, description="seed of every random stream of the run"
     )
 
-    model: Literal["mlp", "cnn", "resnet"] = Field("mlp", description="kind of network")
+    model: Annotated[str, AfterValidator(check_model)] = Field(
+        "mlp",
+        description=f"network: {', '.join(MODELS)}, or the function that makes your own, FILE.py:FUNCTION or "
+        "package.module:FUNCTION",
+    )
     hidden_sizes: Annotated[tuple[int, ...], Setting(is_on_page=True)] = Field(
         (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn, resnet)"
     )
@@ -100,6 +116,23 @@ class _NetworkConfig(_Config):
     batch_norm: Annotated[bool, Setting(is_on_page=True)] = Field(
         False, description="batch normalization after each hidden layer, before ReLU"
     )
+
+    model_settings: Annotated[OwnSettings, OwnSettingsField, Setting(is_later=True)] = Field(
+        OwnSettings(), description="arguments of the function that makes your own network, such as {width: 64}"
+    )
+    code_sha256: Annotated[str | None, Setting(is_later=True)] = Field(
+        None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the code of your own network; filled in by mnist-ray"
+    )
+
+    @property
+    def is_own_network(self) -> bool:
+        """Whether the network is the user's own; a built-in one has no code to give."""
+        return is_own(self.model)
+
+    def network_words(self) -> str:
+        """Returns the network and its sizes, such as 'mlp 128-64' or 'nets.py:make_net width=64'."""
+        sizes = "-".join(map(str, self.hidden_sizes))
+        return f"{self.model} {self.model_settings.words() if self.is_own_network else sizes}".rstrip()
 
 
 # The bases determine the order of options and columns: network, optimizer, all others.
@@ -169,6 +202,9 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        others = {name: getattr(self, name) for name in OF_BUILT_IN}
+        changed = {name: value for name, value in others.items() if value != type(self).model_fields[name].default}
+        check_network_settings(self.model, self.model_settings, changed)
         if self.dataset in DATASETS:
             shape = DATASETS[self.dataset].image_shape
             for name, value in (("image_size", self.image_size), ("color", self.color)):
@@ -299,12 +335,14 @@ def check_setting(name: str, value: Any, source: str) -> Any:
       ConfigError: the value breaks a rule; the message names it in one line.
     """
     try:
-        return getattr(TrainConfig.model_validate({name: value}), name)
+        checked = getattr(TrainConfig.model_validate(nested({name: value})), setting_named(name))
     except pydantic.ValidationError as error:
         # An error without a location is from a rule about several settings; the others may satisfy it.
         if error.errors()[0]["loc"]:
             raise ConfigError(f"{source}: {_first_error(TrainConfig, error)}") from None
         return value
+    argument = argument_of(name)
+    return checked[argument] if argument else checked
 
 
 def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mnist_ray.config.own_code import with_code_hash
+from mnist_ray.config.own_settings import flat, nested
 from mnist_ray.config.settings import TrainConfig, make_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.text.suggestions import did_you_mean
@@ -53,13 +55,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variant_config(variant: str, settings: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Returns a variant's config with some settings changed.
+    """Returns a variant's config with some settings changed, and with the SHA-256 of given code if it needs code.
+
+    Args:
+      settings: setting -> value; model_settings.width is an argument of the user's own network.
 
     Raises:
-      ConfigError: the variant is unknown, or a setting breaks a rule.
+      ConfigError: the variant is unknown, a setting breaks a rule, or the network's code is not given.
+      CheckpointError: the settings name another SHA-256 of the code.
     """
     # A config file may hold a list here, which a dict can't look up.
     if variant not in tuple(VARIANTS):
         known = f"choose one of {', '.join(VARIANTS)}{did_you_mean(str(variant), VARIANTS)}"
         raise ConfigError(f"variant={variant!r}: {known}")
-    return make_config(TrainConfig, {**VARIANTS[variant], **(settings or {}), "variant": variant})
+    chosen = nested(flat({**VARIANTS[variant], **(settings or {}), "variant": variant}))
+    return with_code_hash(make_config(TrainConfig, chosen))

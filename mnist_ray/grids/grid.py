@@ -11,6 +11,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, get_origin
 
+from mnist_ray.config.own_settings import argument_of, flat, setting_named
 from mnist_ray.config.settings import (
     STACK_SETTINGS,
     GridConfig,
@@ -102,10 +103,10 @@ def read_grid(
     axes: dict[str, tuple[Any, ...]] = {}
     ranges: dict[str, Range] = {}
     fixed: dict[str, Any] = {}
-    for name, value in {**settings, **overrides}.items():
+    for name, value in flat({**flat(settings), **flat(overrides)}).items():
         if name in _SEED_SETTINGS:
             continue
-        if name not in TrainConfig.model_fields:
+        if setting_named(name) not in TrainConfig.model_fields:
             advice = (
                 did_you_mean(name, TrainConfig.model_fields) or f"; choose one of {', '.join(TrainConfig.model_fields)}"
             )
@@ -124,16 +125,21 @@ def read_grid(
 def _is_axis(name: str, value: Any) -> bool:
     if not isinstance(value, list | tuple):
         return False
-    if get_origin(TrainConfig.model_fields[name].annotation) is not tuple:
+    if get_origin(_type_of(name)) is not tuple:
         return True
     # For hidden_sizes, [256, 128] is one value; [[256, 128], [64]] and ["256,128", "64"] are two.
     return all(isinstance(level, list | tuple | str) for level in value)
 
 
+def _type_of(name: str) -> Any:
+    """Returns a setting's type; Any for an argument of the user's own network."""
+    return Any if argument_of(name) else TrainConfig.model_fields[name].annotation
+
+
 def _level(name: str, value: Any, source: str) -> Any:
-    annotation = TrainConfig.model_fields[name].annotation
+    annotation = _type_of(name)
     # A number may be quoted, but a text setting, for instance a folder, must stay as it is.
-    if isinstance(value, str) and annotation is not str:
+    if isinstance(value, str) and annotation not in (str, Any):
         value = parse_value(value)
     # Make a single layer a list: two of them, written as [16, 8], would be read back as one network.
     if get_origin(annotation) is tuple and type(value) is int:
@@ -154,8 +160,8 @@ def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:
     if len(ends) != 2:
         raise ConfigError(f"{source}: {name}: {kinds[0]} needs two ends, not {len(ends)}")
     checked = make_config(Range, {"kind": kinds[0], "low": ends[0], "high": ends[1]}, f"{source}: {name}")
-    annotation = TrainConfig.model_fields[name].annotation
-    if annotation not in (*_WHOLE_NUMBERS, *_NUMBERS):
+    annotation = _type_of(name)
+    if annotation not in (*_WHOLE_NUMBERS, *_NUMBERS, Any):
         raise ConfigError(f"{source}: {name}: a range is for one number; give a list of levels")
     if annotation in _WHOLE_NUMBERS and checked.kind != "randint":
         raise ConfigError(f"{source}: {name}: takes whole numbers, which {checked.kind} does not give; write randint")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mnist_ray.analysis.comparisons import Comparison, Scores, compare, judge, paired_interval, tie_groups
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.analysis.selection import Selection, select
+from mnist_ray.config.own_settings import argument_of
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
@@ -106,7 +107,14 @@ def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Map
     by_variant: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_variant.setdefault(row["variant"], []).append(row)
-    names = [name for name in SETTING_COLUMNS if any(_num_values(name, group) > 1 for group in by_variant.values())]
+    columns = [*SETTING_COLUMNS, *(name for name in next(iter(rows), {}) if argument_of(name))]
+    # The arguments in model_settings have columns of their own; other code is said only where the model doesn't.
+    hidden = {"model_settings"} | ({"code_sha256"} if len(_code(rows)) == _num_values("model", rows) else set())
+    names = [
+        name
+        for name in columns
+        if name not in hidden and any(_num_values(name, group) > 1 for group in by_variant.values())
+    ]
     # Use all digits if six don't tell the values apart.
     texts = {
         name: setting_text if _num_values(name, rows, setting_text) == _num_values(name, rows) else json.dumps
@@ -120,6 +128,11 @@ def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Map
     return groups
 
 
+def _code(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str | None]]:
+    """Returns each network with its code."""
+    return {(row["model"], row["code_sha256"]) for row in rows}
+
+
 def _num_values(name: str, rows: Sequence[Mapping[str, Any]], text: Callable[[Any], str] = json.dumps) -> int:
     return len({text(row[name]) for row in rows})
 
@@ -127,7 +140,13 @@ def _num_values(name: str, rows: Sequence[Mapping[str, Any]], text: Callable[[An
 def _place(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
     order = list(VARIANTS)
     variant = order.index(row["variant"]) if row["variant"] in order else len(order)
-    return variant, row["variant"], [(row[name] is not None, row[name]) for name in names], row["seed"], row["run"]
+    return variant, row["variant"], [_order(row[name]) for name in names], row["seed"], row["run"]
+
+
+def _order(value: Any) -> tuple[bool, str, Any]:
+    # An argument of the user's own network may be a number in one run and text in another.
+    is_number = isinstance(value, int | float)
+    return value is not None, "" if is_number else type(value).__name__, value
 
 
 def find_setting(groups: Mapping[str, _Runs], name: str) -> str:

@@ -12,7 +12,7 @@ from mnist_ray.analysis.effects import Effect
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
-from mnist_ray.results.columns import column_of
+from mnist_ray.results.columns import setting_in
 
 _EFFECT_CAPTIONS = {
     "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
@@ -73,7 +73,7 @@ def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]
 
 
 def _level(row: Mapping[str, Any], axis: str) -> str:
-    return json.dumps(row[column_of(axis)])
+    return json.dumps(setting_in(row, axis))
 
 
 def _level_text(level: str) -> str:

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mnist_ray.config.settings import DATA_SETTINGS
-from mnist_ray.results.columns import column_of
+from mnist_ray.results.columns import column_of, with_own_settings
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 
 
 def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
-    """Returns the rows of an evaluation's metrics table, in the same order, with three more columns.
+    """Returns the rows of an evaluation's metrics table, in the same order, with more columns.
 
     Returns:
       Rows with best_val_accuracy and best_val_loss of the evaluated epoch, and was_stopped: whether something other
-      than the run's own patience, such as the scheduler of a grid, ended it before its last epoch.
+      than the run's own patience, such as the scheduler of a grid, ended it before its last epoch; and with those of
+      with_own_settings.
 
     Raises:
       DataError: a table is damaged.
@@ -24,7 +25,7 @@ def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
     epochs = {(curve["run"], curve["epoch"]): curve for curve in curves}
     num_epochs = Counter(curve["run"] for curve in curves)
     runs = []
-    for row in folder.rows("metrics"):
+    for row in with_own_settings(folder.rows("metrics")):
         kept, done, patience = epochs[row["run"], row["epoch"]], num_epochs[row["run"]], row["early_stopping_patience"]
         ended_itself = patience is not None and done - row["epoch"] >= patience
         validation = {"best_val_accuracy": kept["val_accuracy"], "best_val_loss": kept["val_loss"]}

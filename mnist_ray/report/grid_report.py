@@ -7,7 +7,7 @@ from typing import Any
 from mnist_ray.analysis.effects import Effect, effects, level_text, missing_runs
 from mnist_ray.report.comparison_report import group_settings, store_rows
 from mnist_ray.report.evaluated_runs import evaluated_runs
-from mnist_ray.results.columns import column_of
+from mnist_ray.results.columns import setting_in
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.text.tables import print_table
@@ -56,7 +56,7 @@ def report_grid(folder: EvaluationFolder) -> GridReport:
         return GridReport(grid, metrics, [], None, reason)
     # A scheduler stops runs depending on the others, so stopped runs would not be a fair comparison.
     whole = [
-        {**row, **{axis: row[column_of(axis)] for axis in settings.axes}} for row in metrics if not row["was_stopped"]
+        {**row, **{axis: setting_in(row, axis) for axis in settings.axes}} for row in metrics if not row["was_stopped"]
     ]
     axes = evaluated_levels(settings.axes, whole)
     note = _left_out(metrics, whole, missing_runs(whole, axes))

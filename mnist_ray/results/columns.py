@@ -1,12 +1,14 @@
 """Defines columns and tables, and the columns of a run's settings; no I/O."""
 
+import json
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
 
+from mnist_ray.config.own_settings import OwnSettings, argument_of, setting_named
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.setting import setting_of
 
@@ -133,7 +135,7 @@ def _setting_type(annotation: Any) -> tuple[pa.DataType, bool]:
         return STRING, False
     if get_origin(annotation) is tuple:
         return list_of(_setting_type(get_args(annotation)[0])[0]), False
-    return {bool: BOOL, int: INT64, float: FLOAT64, str: STRING}[annotation], False
+    return {bool: BOOL, int: INT64, float: FLOAT64, str: STRING, OwnSettings: STRING}[annotation], False
 
 
 def column_of(setting: str) -> str:
@@ -150,13 +152,35 @@ def _setting_column(kind: type[TrainConfig], setting: str) -> Column:
     field, facts = kind.model_fields[setting], setting_of(kind, setting)
     arrow_type, nullable = _setting_type(field.annotation)
     description = f"setting {setting}: {field.description}"
-    absent = field.default if facts.is_later else None
+    absent = _stored(field.default) if facts.is_later else None
     return Column(facts.column or setting, arrow_type, "", description, nullable, absent)
 
 
 def config_columns(configs: Sequence[TrainConfig]) -> dict[str, list[Any]]:
     """Returns the settings of runs as columns: column name -> one value per run."""
-    return {column_of(name): [getattr(config, name) for config in configs] for name in TrainConfig.model_fields}
+    return {
+        column_of(name): [_stored(getattr(config, name)) for config in configs] for name in TrainConfig.model_fields
+    }
+
+
+def _stored(value: Any) -> Any:
+    return value.text() if isinstance(value, OwnSettings) else value
+
+
+def setting_in(row: Mapping[str, Any], setting: str) -> Any:
+    """Returns a setting in a row of a table; model_settings.width is an argument of the user's own network.
+
+    An argument that the row's network doesn't get is None: its function may have a default for it.
+    """
+    value, argument = row[column_of(setting_named(setting))], argument_of(setting)
+    return json.loads(value).get(argument) if argument else value
+
+
+def with_own_settings(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows with a column for each argument of the user's own networks, such as model_settings.width."""
+    rows = list(rows)
+    names = sorted({f"model_settings.{argument}" for row in rows for argument in json.loads(row["model_settings"])})
+    return [{**row, **{name: setting_in(row, name) for name in names}} for row in rows]
 
 
 # Runs that differ only in the seed repeat one setting.

@@ -12,13 +12,13 @@ from scipy import stats
 
 from mnist_ray.analysis.comparisons import Scores
 from mnist_ray.cli.main import run_command
-from mnist_ray.config.settings import GridConfig
+from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, expand
 from mnist_ray.report.comparison_report import accuracy_interval, find_setting, group_settings
 from mnist_ray.results import parquet
-from mnist_ray.results.columns import config_columns
+from mnist_ray.results.columns import config_columns, with_own_settings
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
@@ -215,6 +215,22 @@ def test_labels_say_what_varies_within_a_variant() -> None:
     # The first by name counts.
     repeated = group_settings([row("b", "dropout"), row("a", "dropout")])
     assert [runs[0]["run"] for runs in repeated.values()] == ["a"]
+
+
+def test_labels_say_what_varies_among_networks_of_ones_own() -> None:
+    def row(run: str, model: str = "mlp", code: str | None = None, **arguments: object) -> dict[str, object]:
+        config = TrainConfig(model=model, model_settings=arguments, code_sha256=code and code * 64)
+        return {"run": run, **{name: values[0] for name, values in config_columns([config]).items()}}
+
+    def labels(*rows: dict[str, object]) -> list[str]:
+        return list(group_settings(with_own_settings(rows)))
+
+    own = "nets.py:make"
+    sizes = [row("a", own, "1", width=8), row("b", own, "1", width=64), row("c", own, "1", width="wide")]
+    assert labels(*sizes) == [f"model_settings.width={value}" for value in ("8", "64", "wide")]
+    assert labels(row("a"), sizes[0]) == ["model=mlp model_settings.width=none", f"model={own} model_settings.width=8"]
+    assert labels(row("a"), row("b", own, "1")) == ["model=mlp", f"model={own}"]
+    assert labels(row("a", own, "1"), row("b", own, "2")) == [f"code_sha256={digit * 64}" for digit in "12"]
 
 
 def test_the_interval_of_an_accuracy_is_wilsons_with_one_seed_and_over_seeds_and_examples_with_more() -> None:

@@ -112,7 +112,13 @@ DEFAULTS = {
     "validation_fraction": 0.1,
     "validation_seed": 0,
 }
-LATER_DEFAULTS: dict[str, object] = {"image_size": None, "color": None, "fit": "pad"}
+LATER_DEFAULTS: dict[str, object] = {
+    "model_settings": {},
+    "code_sha256": None,
+    "image_size": None,
+    "color": None,
+    "fit": "pad",
+}
 
 
 def test_no_default_ever_changes() -> None:
@@ -183,7 +189,10 @@ def test_every_setting_says_what_it_is() -> None:
             {"augmentation": "afine"},
             f"augmentation='afine': choose one of {', '.join(AUGMENTATIONS)}; did you mean affine?",
         ),
-        ({"model": "rnn"}, "model='rnn': must be 'mlp', 'cnn' or 'resnet'"),
+        (
+            {"model": "rnn"},
+            "model='rnn': must be 'mlp', 'cnn' or 'resnet', or your own: FILE.py:FUNCTION or package.module:FUNCTION",
+        ),
         ({"precision": "fp8"}, "precision='fp8': must be 'bf16', 'tf32', 'float32' or 'float64'"),
         ({"hidden_sizes": []}, "hidden_sizes=[]: needs at least one hidden layer, each of 1 to 2147483647 units"),
         (

@@ -58,7 +58,7 @@ def test_every_setting_is_a_column_of_metrics_and_nullable_when_it_can_be_none()
     schema = schemas.TABLES["metrics"].schema(code_version="1")
     renamed = ["train_dataset" if setting == "dataset" else setting for setting in TrainConfig.model_fields]
     assert [name for name in schema.names if name in renamed] == renamed
-    may_be_none = {"gradient_clip_norm", "early_stopping_patience", "train_limit", "image_size", "color"}
+    may_be_none = {"gradient_clip_norm", "early_stopping_patience", "train_limit", "image_size", "color", "code_sha256"}
     assert {name for name in renamed if schema.field(name).nullable} == may_be_none
     types = {"variant": "string", "model": "string", "batch_norm": "bool", "dropout": "double", "seed": "int64"}
     assert {name: str(schema.field(name).type) for name in types} == types
