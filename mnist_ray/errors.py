@@ -6,9 +6,14 @@
 
 
 class MnistRayError(Exception):
-    """An error whose message is one line: the setting, its value, the rule, what to do."""
+    """An error whose message is one line: the setting, its value, the rule, what to do.
+
+    Attributes:
+      trace: the traceback of the user's own code that caused it; None for any other cause.
+    """
 
     exit_code = 1
+    trace: str | None = None
 
 
 class ConfigError(MnistRayError):
@@ -51,3 +56,7 @@ class RunFailedError(MnistRayError):
     """A run ended without a result, for example because its loss is not finite."""
 
     exit_code = 7
+
+
+class NetworkFailedError(RunFailedError):
+    """The user's own network raised an error in training; a restart would not help."""

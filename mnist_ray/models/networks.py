@@ -12,6 +12,7 @@ from torch.nn import functional
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.errors import ConfigError
+from mnist_ray.models.own_network import own_network
 from mnist_ray.noise.random_streams import stream_key, uniform
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -21,24 +22,29 @@ def make_network(config: TrainConfig, image_shape: ImageShape, num_classes: int)
     """Returns an untrained network: images [batch, *image_shape] -> logits [batch, num_classes].
 
     Weights follow torch's default distributions, drawn from the run's own stream. A bias that batch normalization
-    would cancel is zero and stays zero: its gradient is rounding noise.
+    would cancel is zero and stays zero: its gradient is rounding noise. The user's own network starts with the weights
+    that its function gives it.
 
     Raises:
-      ConfigError: the network is too deep for the images.
+      ConfigError: the network is too deep for the images, or see own_network.
+      CheckpointError: the code of the user's own network has changed.
     """
+    if config.is_own_network:
+        return own_network(config, image_shape, num_classes).to(_dtype(config))
     network = _layers(config, image_shape, num_classes)
     _initialize(network, config.seed)
     return network
 
 
 def check_network(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> None:
-    """Checks that a network can be made, without its memory.
+    """Checks that a built-in network can be made, without its memory; the user's own is checked by network_check.
 
     Raises:
       ConfigError: see make_network.
     """
-    with torch.device("meta"):
-        _layers(config, image_shape, num_classes)
+    if not config.is_own_network:
+        with torch.device("meta"):
+            _layers(config, image_shape, num_classes)
 
 
 def network_of(
@@ -48,7 +54,14 @@ def network_of(
 
     Raises:
       ValueError: the weights belong to another architecture.
+      ConfigError, CheckpointError: see make_network.
     """
+    if config.is_own_network:
+        network = make_network(config, image_shape, num_classes)
+        _check_shapes(network.state_dict(), weights)
+        # In place, so that weights which two layers share stay shared.
+        network.load_state_dict(weights)
+        return network
     # Each layer has at least one weight, so refuse a million layers without building them.
     if len(config.hidden_sizes) >= len(weights):
         raise ValueError(f"{len(config.hidden_sizes)} hidden layers, {len(weights)} tensors")
@@ -58,20 +71,28 @@ def network_of(
     except RuntimeError as error:
         raise ValueError(f"hidden_sizes={config.hidden_sizes}: too large ({str(error).splitlines()[0]})") from None
     state = network.state_dict()
-    expected = {name: tuple(value.shape) for name, value in state.items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in sorted(expected.keys() | given.keys()):
-        if expected.get(name) != given.get(name):
-            raise ValueError(f"{name}: {given.get(name, 'missing')} instead of {expected.get(name, 'none')}")
+    _check_shapes(state, weights)
     # With to_empty, torch would import its symbolic shapes: 0.6 s of CPU time.
     copies = {name: weights[name].to("cpu", value.dtype, copy=True) for name, value in state.items()}
     network.load_state_dict(copies, assign=True)
     return network
 
 
+def _check_shapes(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            raise ValueError(f"{name}: {given.get(name, 'missing')} instead of {expected.get(name, 'none')}")
+
+
 def _layers(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> nn.Sequential:
     layers = _BUILDERS[config.model](config, image_shape, num_classes)
-    return nn.Sequential(layers).to(torch.float64 if config.precision == "float64" else torch.float32)
+    return nn.Sequential(layers).to(_dtype(config))
+
+
+def _dtype(config: TrainConfig) -> torch.dtype:
+    return torch.float64 if config.precision == "float64" else torch.float32
 
 
 def _mlp(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> OrderedDict[str, nn.Module]:
