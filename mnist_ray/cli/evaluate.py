@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import click
 
+from mnist_ray.cli.code import code_options
 from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.options import (
     ClusterOptions,
@@ -36,6 +37,7 @@ from mnist_ray.config.yaml_files import parse_value
 @storage_option
 @data_dir_option
 @num_workers_option
+@code_options
 @cluster_options
 @as_json_option
 @click.pass_context

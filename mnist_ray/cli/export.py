@@ -4,6 +4,7 @@ import json
 
 import click
 
+from mnist_ray.cli.code import code_options
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.config.settings import check_name
 
@@ -23,6 +24,7 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 @click.option("--output", metavar="FILE", help="Local file or folder.  [default: RUN with the format's suffix]")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @storage_option
+@code_options
 @as_json_option
 def export(run: str, format_name: str, output: str | None, force: bool, storage: str, as_json: bool) -> None:
     """Writes a run's best network for other programs, with a model card next to it."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import click
 
+from mnist_ray.cli.code import code_options, with_own_networks
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
@@ -103,7 +104,8 @@ from mnist_ray.grids.search import Search
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
 )
 @log_option
-@config_options(without=("variant", "dataset", "seed"))
+@config_options(without=("variant", "dataset", "seed", "code_sha256"))
+@code_options
 @cluster_options
 @as_json_option
 @click.pass_context
@@ -138,9 +140,9 @@ def tune(
     The same command resumes with the missing runs. More levels or seeds extend a grid of the same name.
     """
     grid = read_grid(
-        with_absolute_datasets(grid_settings(grid_name)),
+        with_own_networks(with_absolute_datasets(grid_settings(grid_name))),
         seeds=seeds,
-        overrides=with_absolute_datasets(parse_settings(overrides, settings)),
+        overrides=with_own_networks(with_absolute_datasets(parse_settings(overrides, settings))),
         source=f"grid {grid_name!r}",
     )
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
@@ -324,7 +326,7 @@ def _stack_row(stack: Any) -> dict[str, Any]:
     return {
         "first_run": stack.runs[0].run,
         "runs": len(stack.runs),
-        "network": f"{config.model} {'-'.join(map(str, config.hidden_sizes))}",
+        "network": config.network_words(),
         "engine": "modules" if stack.not_stacked else "stack",
         "batch norm": "yes" if config.batch_norm else "no",
         "augmentation": config.augmentation,

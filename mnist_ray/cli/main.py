@@ -20,6 +20,7 @@ from mnist_ray.cli.storage import storage
 from mnist_ray.cli.train import train
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
+from mnist_ray.text.escape import printable_log
 
 # What the same command does when it is run again after a stop.
 _GOES_ON = {"train": "with --resume goes on", "tune": "goes on", "demo": "goes on"}
@@ -88,7 +89,10 @@ def run_command(arguments: Sequence[str]) -> int:
         try:
             result = cli.main(list(arguments), prog_name="mnist-ray", standalone_mode=False)
         except MnistRayError as error:
-            return say(f"error: {error}", error.exit_code)
+            say(f"error: {error}", error.exit_code)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(printable_log(note), err=True)
+            return error.exit_code
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)
             return 2

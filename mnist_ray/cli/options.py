@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from mnist_ray.cli.code import code_words
+from mnist_ray.config.own_code import given_code, shipped
 from mnist_ray.config.placement import Placement, Workers
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
@@ -31,7 +33,7 @@ DATASET_HELP = f"{', '.join(DATASETS)}, or your own: idx:FOLDER, folder:URI, par
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 # Options that only the launcher uses; a submitted job doesn't get them.
-_STAY_HERE = {"address", "no_wait", "pip", "as_json"}
+_STAY_HERE = {"address", "code", "no_wait", "pip", "as_json"}
 # Parameters of train and tune that the shipped job.yaml replaces.
 IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
 
@@ -262,10 +264,12 @@ def submit_job(
 
     given, uri = context.params, remote_storage(context.params["storage"])
     line = forwarded(context, {**replace, "storage": uri})
-    asked = digest(*line, config_yaml or "")
+    codes = given_code()
+    files, code_variable = shipped(codes)
+    asked = digest(*line, config_yaml or "", *(code.sha256 for code in codes))
     named = name if is_unique else f"{name}-{asked[:8]}"
     client = job_api.connect(target)
-    with submission.stage_working_dir(config_yaml, pip=given["pip"]) as working_dir:
+    with submission.stage_working_dir(config_yaml, pip=given["pip"], files=files) as working_dir:
         submitted = submission.submit(
             client,
             script=str(context.command.name),
@@ -275,7 +279,7 @@ def submit_job(
             metadata={"run": named, "asked": asked},
             resources={"GPU" if given["use_gpu"] else "CPU": num_workers},
             local_storage=uri if open_storage(uri).is_local and not given["shared_storage"] else None,
-            variables={LAUNCHER_VARIABLE: command_line()},
+            variables={LAUNCHER_VARIABLE: command_line(), **code_variable},
             pip=given["pip"],
         )
     if not submitted.is_new:
@@ -345,7 +349,7 @@ def data_folder(option: str | None) -> Path:
 def say_next(*parts: str, data_dir: str | None) -> None:
     """Prints the launcher command to type next."""
     data_option = ["--data-dir", data_dir] if data_dir else []
-    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *data_option])}")
+    click.echo(f"next: {shlex.join(['mnist-ray', *parts, *data_option, *code_words()])}")
 
 
 def _expanded(path: str) -> Path:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mnist_ray.cli.code import code_options
 from mnist_ray.cli.options import (
     ClusterOptions,
     as_json_option,
@@ -63,6 +64,7 @@ class _PolarityChoice(click.Choice[str]):
     "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the images."
 )
 @storage_option
+@code_options
 @cluster_options
 @as_json_option
 @click.pass_context

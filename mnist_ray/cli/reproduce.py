@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.code import code_options
 from mnist_ray.cli.options import as_json_option, data_dir_option, data_folder, storage_option
 from mnist_ray.config.settings import check_name
 from mnist_ray.errors import RunFailedError
@@ -20,6 +21,7 @@ from mnist_ray.errors import RunFailedError
     metavar="N",
     help="Processes that share the work.  [default: the run's]",
 )
+@code_options
 @as_json_option
 def reproduce(run: str, storage: str, data_dir: str | None, num_workers: int | None, as_json: bool) -> None:
     """Trains a run again on this machine and says whether the results are equal; the run itself is only read.

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.code import code_options, with_own_networks
 from mnist_ray.cli.grids import print_plan
 from mnist_ray.cli.options import (
     DATASET_HELP,
@@ -28,6 +29,7 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
+from mnist_ray.config.own_settings import flat
 from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import TrainConfig, check_name, check_setting
 from mnist_ray.config.variants import VARIANTS, variant_config
@@ -60,7 +62,8 @@ from mnist_ray.config.yaml_files import read_yaml, yaml_text
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting by its name in the config.")
 @log_option
-@config_options(without=("variant", "dataset"))
+@config_options(without=("variant", "dataset", "code_sha256"))
+@code_options
 @cluster_options
 @as_json_option
 @click.pass_context
@@ -129,9 +132,10 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
         if name != "variant":
             # Checked here to name the file; rules across settings are checked together with the options.
             check_setting(name, value, f"--config {config_file!r}")
-    settings.update(parse_settings(overrides, options))
+    settings = flat({**flat(settings), **parse_settings(overrides, options)})
     if isinstance(settings.get("dataset"), str):
         settings["dataset"] = absolute_dataset(settings["dataset"])
+    settings = with_own_networks(settings)
     return variant_config(settings.pop("variant", "baseline"), settings)
 
 

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.train_job import TrainJob
-from mnist_ray.errors import ClusterError, MnistRayError, RunFailedError
+from mnist_ray.errors import ClusterError, MnistRayError, NetworkFailedError, RunFailedError
 from mnist_ray.models.device import prepared
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.results.history import EpochResult
@@ -132,8 +132,16 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
     try:
         result = trainer.fit()
     except WorkerGroupError as error:
-        rank, cause = sorted(error.worker_failures.items())[0]
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+        causes = {rank: str(cause).strip() for rank, cause in sorted(error.worker_failures.items())}
+        for text in causes.values():
+            # Ray wraps a worker's error; its text is the traceback. The other ranks just lost their connection.
+            _, is_there, said = text.rpartition(f"{NetworkFailedError.__name__}: ")
+            if is_there:
+                failed = NetworkFailedError(said.splitlines()[0])
+                failed.trace = text
+                raise failed from error
+        rank, text = next(iter(causes.items()))
+        reason = (text.splitlines() or [type(error.worker_failures[rank]).__name__])[-1]
         raise RunFailedError(
             f"run {job.run!r}: worker {rank} failed ({reason}); "
             "go on with --resume, or allow restarts with --max-failures"
@@ -158,6 +166,9 @@ def train_worker(given: dict[str, Any]) -> MnistRayError | None:
     try:
         _train_rank(**given)
     except MnistRayError as error:
+        if isinstance(error, NetworkFailedError) and ray.train.get_context().get_world_size() > 1:
+            # The other ranks may not have failed: they would wait for this one forever.
+            raise
         return error
     return None
 

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from mnist_ray.cluster.train_job import TrainJob
 from mnist_ray.cluster.trainer import fit_run
 from mnist_ray.cluster.tune_job import TuneJob
-from mnist_ray.errors import MnistRayError, RunFailedError
+from mnist_ray.errors import MnistRayError, NetworkFailedError, RunFailedError
 from mnist_ray.grids.asha import Decision, Rungs
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.models.device import prepared
@@ -151,6 +151,8 @@ def train_runs(
                 tune.report({"progress": [asdict(row) for row in progress], "notes": notes.copy(), **judge(progress)})
                 notes.clear()
         final = [read_progress(storage, run.run) for run in runs]
+    except NetworkFailedError as error:
+        tune.report({"failure": error, **judge([])})
     except RunFailedError:
         # One of the workers that share a run was lost; treat it as the loss of the trial's own worker.
         raise

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_ray.config.batches import images_at_once
+from mnist_ray.config.own_code import check_code
 from mnist_ray.data.training_data import PerChannel
 from mnist_ray.errors import CheckpointError
 from mnist_ray.models.networks import network_of
@@ -18,8 +19,10 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
     """Returns a checkpoint's network in evaluation mode.
 
     Raises:
-      CheckpointError: the weights belong to another architecture than the config.
+      CheckpointError: the weights belong to another architecture than the config, or the network's code has changed.
+      ConfigError: the code is not given.
     """
+    check_code(checkpoint.config, f"run {checkpoint.run!r}")
     try:
         network = network_of(checkpoint.config, checkpoint.image_shape, len(checkpoint.class_names), checkpoint.model)
     except ValueError as error:

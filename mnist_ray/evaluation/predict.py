@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mnist_ray.config.own_code import check_code
 from mnist_ray.data.decoded_images import all_one_shade
 from mnist_ray.data.image_spans import ReadImages, Span, shards
 from mnist_ray.data.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
@@ -76,10 +77,11 @@ def make_plan(storage: Storage, run: str, images: Images, *, polarity: Polarity,
 
     Raises:
       CheckpointError: no such run, not finished, or damaged.
-      ConfigError: a polarity that can't be compared with the run's.
+      ConfigError: a polarity that can't be compared with the run's, or the code of its own network is not given.
       StorageError: the storage can't be read.
     """
     checkpoint = RunFolder(storage, run).best()
+    check_code(checkpoint.config, f"run {run!r}")
     inversion = _inversion(polarity, checkpoint)
     shard_size = min(shard_size, max(MOST_BYTES // prod(checkpoint.image_shape), 1))
     return PredictionPlan(checkpoint, images.uri, images.kind, polarity, inversion, shard_size, code_version())

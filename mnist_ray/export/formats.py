@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mnist_ray.data.training_data import PerChannel
 from mnist_ray.errors import ConfigError, ConflictError, StorageError
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.export.model_card import model_card
+from mnist_ray.models.own_network import errors_of_code
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
@@ -86,7 +89,8 @@ def export_run(
 
     Raises:
       CheckpointError: no such run, not finished, or damaged.
-      ConfigError: the output is not local, or its folder or a package that the format needs is missing.
+      ConfigError: the output is not local, its folder or a package that the format needs is missing, or the user's own
+        network can't be exported.
       ConflictError: a file exists, and force is not set.
       StorageError: the run can't be read, or a file can't be written.
     """
@@ -97,7 +101,9 @@ def export_run(
         for file in (path, card):
             _refuse_existing(file)
     checkpoint = RunFolder(open_storage(storage_uri), run).best()
-    content = chosen.serialize(checkpoint)
+    failed = f"--to {format_name}: run {run!r}: its network {checkpoint.config.model} can't be exported"
+    with errors_of_code(checkpoint.config, ConfigError, failed), _quiet():
+        content = chosen.serialize(checkpoint)
     sha256 = hashlib.sha256(content).hexdigest()
     layers = [(name, repr(layer)) for name, layer in load_network(checkpoint).named_children()]
     text = model_card(
@@ -106,6 +112,17 @@ def export_run(
     _write(path, content, force=force)
     _write(card, text.encode(), force=force)
     return Exported(path, card, sha256)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the programs that torch's exporter logs and prints before it raises an error off the terminal."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _output_path(output: str | None, default_name: str) -> Path:

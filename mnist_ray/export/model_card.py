@@ -50,11 +50,26 @@ def model_card(
         classes=document["class_names"],
         max_classes=_MAX_CLASSES,
         layers=layers,
+        own=_own_network(document),
         dtype="float64" if config["precision"] == "float64" else "float32",
         config_yaml=yaml_text(config),
         trained_with={"mnist_ray": document["code_version"], "python": lineage["python"], **lineage["libraries"]},
         exported_with={"mnist_ray": code_version(), "python": platform.python_version(), **libraries()},
     )
+
+
+def _own_network(document: Mapping[str, Any]) -> dict[str, str] | None:
+    """Returns the lines that make the user's own network; None for a built-in one."""
+    config = document["config"]
+    place, separator, function = config["model"].rpartition(":")
+    if not separator:
+        return None
+    shape, settings = tuple(document.get("image_shape", MNIST_SHAPE)), config["model_settings"]
+    arguments = ", ".join(
+        [repr(shape), str(len(document["class_names"])), *(f"{name}={value!r}" for name, value in settings.items())]
+    )
+    module = place.removesuffix(".py").replace("/", ".")
+    return {"import": f"from {module} import {function}", "call": f"{function}({arguments})"}
 
 
 def _code_span(value: object) -> str:

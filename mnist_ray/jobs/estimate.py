@@ -15,6 +15,7 @@ from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.search import random_samples
 from mnist_ray.models.device import choose_device
+from mnist_ray.models.network_check import check_networks
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.stack import why_not_stacked
 from mnist_ray.results.grid_folder import GridFolder
@@ -114,6 +115,7 @@ def _estimate(
         data = cached_data(runs[0].config, data_dir, device)
         key = _cost_key(runs)
         if key not in probes:
+            check_networks([run.config for run in runs], data)
             network = make_network(runs[0].config, data.image_shape, len(data.class_names))
             probes[key] = probe(runs, data, device), why_not_stacked(network)
         rate, reason = probes[key]
@@ -128,7 +130,7 @@ def _cost_key(runs: Sequence[GridRun]) -> tuple[object, ...]:
     return (
         len(runs), len({run.config.seed for run in runs}), any(run.config.dropout for run in runs), first.model,
         first.hidden_sizes, first.batch_norm, first.optimizer, first.augmentation, first.global_batch_size,
-        first.precision, first.dataset, first.image_size, first.color,
+        first.precision, first.dataset, first.image_size, first.color, first.model_settings, first.code_sha256,
     )  # fmt: skip
 
 

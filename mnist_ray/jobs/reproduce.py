@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.config.own_code import check_code
 from mnist_ray.errors import ConflictError
 from mnist_ray.jobs.train import train
 from mnist_ray.results.reproduction import Reproduction, compare_trainings
@@ -30,6 +31,7 @@ def reproduce(run: str, storage_uri: str, data_dir: Path, *, num_workers: int | 
     """
     original = RunFolder(open_storage(storage_uri), run)
     then = original.best()
+    check_code(then.config, f"run {run!r}")
     data = load_data(then.data_config, data_dir, torch.device("cpu"))
     expected = str(then.document["data_sha256"])
     if data.fingerprint != expected:

@@ -8,7 +8,7 @@ from mnist_ray.cluster.train_job import TrainJob
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.models.device import choose_device
-from mnist_ray.models.networks import check_network
+from mnist_ray.models.network_check import check_networks
 from mnist_ray.results.history import EpochResult, best_epoch
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.train_state import TrainState
@@ -63,7 +63,9 @@ def train(job: TrainJob, data: TrainingData | None = None) -> TrainOutcome:
 def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
-    check_network(job.config, data.image_shape, len(data.class_names))
+    notes = check_networks([job.config], data)
+    for note in notes if job.num_workers > 1 else ():
+        say_line(note)
     state: TrainState | None = None
     if folder.storage.exists(folder.path("config.json")):
         # Report a conflict or a finished run without starting Ray.

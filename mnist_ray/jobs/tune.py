@@ -11,7 +11,8 @@ from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
-from mnist_ray.models.networks import check_network
+from mnist_ray.grids.search import random_samples
+from mnist_ray.models.network_check import check_networks
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
@@ -54,7 +55,8 @@ def tune(job: TuneJob) -> TuneOutcome:
         _check_optuna(job)
     samples = folder.samples() if job.suggests else job.samples()
     runs = job.runs(samples)
-    _check_data(job, runs)
+    # Optuna's first suggestion isn't known yet; any settings have the same data.
+    _check_data(job, runs or (job.runs(random_samples(job.grid, job.search)[:1]) if job.search else ()))
     folder.claim(job.grid, runs, search=job.search, samples=samples)
     view = GridProgress(runs, read_all_progress(storage, runs))
     _mend(storage, view)
@@ -78,22 +80,23 @@ def _check_optuna(job: TuneJob) -> None:
 
 
 def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
-    """Loads the runs' data and prints a summary, so that data errors show before anything starts.
+    """Loads the runs' data, prints a summary and checks networks on it, so that errors show before anything starts.
 
     Raises:
-      ConfigError: a network is too deep for the images.
+      ConfigError: a network is too deep for the images, or can't be trained.
       DataError: the data is missing, damaged or too small.
       StorageError: the storage of the user's own data can't be read.
     """
     of_data: dict[TrainConfig, list[TrainConfig]] = {}
     for run in runs:
         of_data.setdefault(data_settings(run.config), []).append(run.config)
-    for settings, configs in of_data.items():
-        data = load_data(settings, job.data_dir, torch.device("cpu"))
-        for config in configs:
-            check_network(config, data.image_shape, len(data.class_names))
-        for line in training_lines(settings, data, {config.global_batch_size for config in configs}):
+    for config, configs in of_data.items():
+        data = load_data(config, job.data_dir, torch.device("cpu"))
+        for line in training_lines(config, data, {each.global_batch_size for each in configs}):
             say_line(line)
+        notes = check_networks(configs, data)
+        for note in notes if job.workers_per_run > 1 else ():
+            say_line(note)
 
 
 def _mend(storage: Storage, view: GridProgress) -> None:

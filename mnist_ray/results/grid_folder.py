@@ -20,6 +20,7 @@ from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import config_columns
 from mnist_ray.results.paths import grid_path, run_path
+from mnist_ray.results.run_documents import code_change, config_in, read_run_document
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import MissingError, Storage
 
@@ -99,6 +100,8 @@ class GridFolder:
         existing = self.document()
         if existing is not None:
             missing = set(existing["runs"]) - set(names)
+            if change := self._code_change(sorted(missing), runs):
+                raise ConflictError(f"grid {self.name!r}: {change}; choose another --name to go on with the new code")
             if missing or existing["search"] != how:
                 counted = f"{len(missing)} of its {len(existing['runs'])} runs are not in this one"
                 raise ConflictError(
@@ -114,6 +117,19 @@ class GridFolder:
         }
         if document != existing:
             self._write_json("grid.json", document)
+
+    def _code_change(self, missing: Sequence[str], runs: Sequence[GridRun]) -> str | None:
+        """Returns in words that old runs are not among the new ones because their code has changed; None if not so."""
+        wanted = {run.config.model_copy(update={"code_sha256": None}): run.config for run in runs}
+        for name in missing:
+            try:
+                existing = config_in(read_run_document(self.storage, name), f"run {name!r}: config.json")
+            except CheckpointError:
+                # Not started yet.
+                continue
+            now = wanted.get(existing.model_copy(update={"code_sha256": None}))
+            return code_change(existing, now) if now and now.is_own_network else None
+        return None
 
     def samples(self) -> list[dict[str, Any]]:
         """Returns the settings that a search has chosen; empty if the grid does not exist yet."""

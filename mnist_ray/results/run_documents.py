@@ -71,3 +71,9 @@ def config_in(document: Mapping[str, Any], source: str) -> TrainConfig:
         return make_config(TrainConfig, document["config"], source)
     except ConfigError as error:
         raise CheckpointError(f"{error} (in this version)") from None
+
+
+def code_change(existing: TrainConfig, wanted: TrainConfig) -> str:
+    """Returns in words that the code of a run's own network has changed."""
+    then, now = (str(config.code_sha256)[:12] for config in (existing, wanted))
+    return f"the code of its network {wanted.model} has changed: SHA-256 {then} there, {now} here"

@@ -35,7 +35,14 @@ from mnist_ray.results.checkpoint_folder import Checkpoint, CheckpointFolder, ep
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
 from mnist_ray.results.paths import run_path
-from mnist_ray.results.run_documents import DamagedCheckpoint, config_in, json_bytes, read_run_document, with_checksum
+from mnist_ray.results.run_documents import (
+    DamagedCheckpoint,
+    code_change,
+    config_in,
+    json_bytes,
+    read_run_document,
+    with_checksum,
+)
 from mnist_ray.results.run_progress import RunStatus, read_history, read_history_table, read_note, read_status
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import Storage
@@ -317,5 +324,7 @@ class RunFolder:
 
 def _first_difference(existing: TrainConfig, wanted: TrainConfig) -> str:
     there, here = existing.model_dump(mode="json"), wanted.model_dump(mode="json")
+    if there == {**here, "code_sha256": there["code_sha256"]}:
+        return code_change(existing, wanted)
     name = next(name for name, value in here.items() if there[name] != value)
     return f"{name}={there[name]!r} there, {here[name]!r} here"

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,12 +55,18 @@ _PASSED_VARIABLES = (
 
 @contextlib.contextmanager
 def stage_working_dir(
-    config_yaml: str | None = None, *, pip: bool = False, package: Path = _PACKAGE, jobs: Path | None = None
+    config_yaml: str | None = None,
+    *,
+    pip: bool = False,
+    package: Path = _PACKAGE,
+    jobs: Path | None = None,
+    files: Mapping[str, Path] = MappingProxyType({}),
 ) -> Iterator[Path]:
     """Yields a temporary folder with only the files that a job needs: two folders' code and the page's template.
 
     Args:
       config_yaml: text to ship as job.yaml.
+      files: the code of the user's own networks, by its place in the folder.
       pip: whether to ship constraints.txt with the versions for pip to install.
       package: the folder shipped as mnist_ray/.
       jobs: the folder shipped as jobs/; by default the package's _jobs (wheel) or the one next to it (checkout).
@@ -77,6 +84,7 @@ def stage_working_dir(
             shutil.copyfile(_installed_or_beside(package, CONSTRAINTS), folder / CONSTRAINTS)
         if config_yaml is not None:
             size += (folder / "job.yaml").write_text(config_yaml, encoding="utf-8")
+        size += sum(_copy(source, folder / place) for place, source in files.items())
         if size > MAX_STAGED_BYTES:
             raise ConfigError(f"job files: {size} bytes; the code and config of a job must stay under 20 MiB")
         yield folder
@@ -96,13 +104,16 @@ def _copy_code(source: Path, target: Path) -> int:
         # A link could point anywhere, and a hidden folder may be a virtual environment.
         if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        copy = target / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-        size += copy.stat().st_size
+        size += _copy(path, target / relative)
     if not target.is_dir():
         raise FileNotFoundError(f"{source}: no *.py file to ship to the cluster")
     return size
+
+
+def _copy(source: Path, target: Path) -> int:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target.stat().st_size
 
 
 @dataclass(frozen=True)

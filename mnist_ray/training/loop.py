@@ -10,9 +10,10 @@ from torch import Tensor
 from mnist_ray.config.batches import batch_sizes, images_at_once
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.training_data import TrainingData
-from mnist_ray.errors import CheckpointError, DataError, RunFailedError
+from mnist_ray.errors import CheckpointError, DataError, NetworkFailedError, RunFailedError
 from mnist_ray.models.engine import Engine, make_engine
 from mnist_ray.models.networks import make_network, network_of
+from mnist_ray.models.own_network import errors_of_code
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.optimizers.optimizers import learning_rate, make_optimizer
 from mnist_ray.results.history import EpochResult, is_finished
@@ -122,8 +123,9 @@ class Training:
         if self.active != self._members:
             self._compact()
         self._epoch += 1
-        losses, correct = self._program.train_epoch(self._epoch)
-        validation = self._validate()
+        with errors_of_code(self._configs[0], NetworkFailedError):
+            losses, correct = self._program.train_epoch(self._epoch)
+            validation = self._validate()
         # Copying to the CPU waits for the GPU, so the epoch has ended afterwards.
         losses, correct, validation = losses.cpu(), correct.cpu(), validation.cpu()
         seconds = (time.perf_counter() - started) / len(self._members)

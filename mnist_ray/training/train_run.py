@@ -6,7 +6,7 @@ import torch
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.training_data import TrainingData
-from mnist_ray.errors import RunFailedError
+from mnist_ray.errors import NetworkFailedError, RunFailedError
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.train_state import TrainState
@@ -50,7 +50,7 @@ def train_run(
             if len(reached.history) == last_epoch:
                 break
     except RunFailedError as error:
-        if saves:
+        if saves and not isinstance(error, NetworkFailedError):
             folder.mark("diverged", str(error))
         raise
     with shared_errors(ranks):
