@@ -1,0 +1,62 @@
+"""docs/own-network.md followed as it stands, here and on a cluster."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.ray_head import RayHead
+from tests.support.ray_jobs import launch, run_here
+from tests.test_docs import blocks, command_lines
+
+PAGE = (Path(__file__).parents[1] / "docs/own-network.md").read_text()
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of the page, and an image to predict, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    # A local Ray before this one leaves it; the head has no token.
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    (code,) = blocks(PAGE, "python")
+    config, grid = blocks(PAGE, "yaml")
+    for name, text in {"my_nets.py": code, "config.yaml": config, "grid.yaml": grid}.items():
+        Path(name).write_text(text)
+    Path("images").mkdir()
+    Image.new("L", (28, 28), 80).save("images/0.png")
+
+
+@pytest.mark.usefixtures("_files", "blank_charts")
+def test_the_page_can_be_followed_here() -> None:
+    evaluation = ""
+    done = []
+    for line in command_lines(PAGE):
+        if "--address" in line:
+            continue
+        words = shlex.split(line.replace("IMAGES", "images").replace("EVALUATION", evaluation))
+        ended = run_here(*words[1:])
+        assert ended.code == 0, f"{line}\n{ended.log}"
+        if found := re.search(r"^evaluation (\S+) committed", ended.output, re.MULTILINE):
+            evaluation = found[1]
+        done.append(words[1])
+    assert done == ["train", "evaluate", "predict", "export", "plan", "tune", "evaluate", "report", "compare"]
+    assert "model_settings.width=64" in ended.output
+    # The config file asks for the same run.
+    same = run_here("train", "--config", "config.yaml", "--name", "mine")
+    assert same.output.startswith("mine was finished already"), same.log
+
+
+@pytest.mark.usefixtures("_files", "blank_charts")
+def test_the_page_can_be_followed_on_a_cluster(shared_head: RayHead, tmp_path: Path) -> None:
+    lines = [line for line in command_lines(PAGE) if "--address" in line]
+    assert len(lines) == 2
+    for line in lines:
+        words = shlex.split(line.replace("s3://BUCKET/results", str(tmp_path / "results")))
+        place = words.index("--address")
+        done = launch(shared_head, *words[1:place], *words[place + 2 :])
+        assert done.code == 0, f"{line}\n{done.log}"
+    assert len(list(tmp_path.glob("results/evaluations/*/_SUCCESS"))) == 1
