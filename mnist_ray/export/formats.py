@@ -105,9 +105,13 @@ def export_run(
     with errors_of_code(checkpoint.config, ConfigError, failed), _quiet():
         content = chosen.serialize(checkpoint)
     sha256 = hashlib.sha256(content).hexdigest()
-    layers = [(name, repr(layer)) for name, layer in load_network(checkpoint).named_children()]
+    network = load_network(checkpoint)
+    layers = [(name, repr(layer)) for name, layer in network.named_children()]
+    # A plain Sequential of torch's layers can be written down as such.
+    is_torchs = type(network) is nn.Sequential and all(type(layer).__module__.startswith("torch.") for layer in network)
     text = model_card(
-        checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256, layers=layers,
+        checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256,
+        layers=layers if is_torchs else None,
     )  # fmt: skip
     _write(path, content, force=force)
     _write(card, text.encode(), force=force)

@@ -19,7 +19,12 @@ _MAX_CLASSES = 100
 
 
 def model_card(
-    document: Mapping[str, Any], *, format_name: str, file_name: str, sha256: str, layers: Sequence[tuple[str, str]]
+    document: Mapping[str, Any],
+    *,
+    format_name: str,
+    file_name: str,
+    sha256: str,
+    layers: Sequence[tuple[str, str]] | None,
 ) -> str:
     """Returns the card of an exported network, in Markdown.
 
@@ -28,7 +33,7 @@ def model_card(
       format_name: state-dict, safetensors, onnx or torch-export.
       file_name: name of the exported file.
       sha256: of its content, in hexadecimal.
-      layers: name and constructor call (their repr) of the network's layers.
+      layers: name and constructor call (their repr) of the network's layers; None if not all of them are torch's own.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_ray.export"),
@@ -50,7 +55,7 @@ def model_card(
         classes=document["class_names"],
         max_classes=_MAX_CLASSES,
         layers=layers,
-        own=_own_network(document),
+        maker=None if layers else _maker(document),
         dtype="float64" if config["precision"] == "float64" else "float32",
         config_yaml=yaml_text(config),
         trained_with={"mnist_ray": document["code_version"], "python": lineage["python"], **lineage["libraries"]},
@@ -58,18 +63,33 @@ def model_card(
     )
 
 
-def _own_network(document: Mapping[str, Any]) -> dict[str, str] | None:
-    """Returns the lines that make the user's own network; None for a built-in one."""
-    config = document["config"]
-    place, separator, function = config["model"].rpartition(":")
-    if not separator:
-        return None
-    shape, settings = tuple(document.get("image_shape", MNIST_SHAPE)), config["model_settings"]
-    arguments = ", ".join(
-        [repr(shape), str(len(document["class_names"])), *(f"{name}={value!r}" for name, value in settings.items())]
+def _maker(document: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the lines of code that make a network of other layers than torch's, and where that code is."""
+    config, shape = document["config"], ImageShape(*document.get("image_shape", MNIST_SHAPE))
+    place, is_own, function = config["model"].rpartition(":")
+    num_classes = len(document["class_names"])
+    if not is_own:
+        settings = {name: config[name] for name in ("model", "hidden_sizes", "dropout", "dropout_layers", "batch_norm")}
+        return {
+            "imports": "from mnist_ray.config.settings import TrainConfig\n"
+            "from mnist_ray.data.image_shape import ImageShape\n"
+            "from mnist_ray.models.networks import make_network",
+            "call": f"make_network(TrainConfig(**{settings!r}), {shape!r}, {num_classes})",
+            "code": f"mnist_ray, version {document['code_version']}",
+        }
+    given = ", ".join(
+        [
+            repr(tuple(shape)),
+            str(num_classes),
+            *(f"{name}={value!r}" for name, value in config["model_settings"].items()),
+        ]
     )
     module = place.removesuffix(".py").replace("/", ".")
-    return {"import": f"from {module} import {function}", "call": f"{function}({arguments})"}
+    return {
+        "imports": f"from {module} import {function}",
+        "call": f"{function}({given})",
+        "code": f"{_code_span(config['model'])}, SHA-256 `{config['code_sha256']}`",
+    }
 
 
 def _code_span(value: object) -> str:

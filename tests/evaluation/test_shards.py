@@ -84,27 +84,32 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     checkpoint: Checkpoint, examples: ExampleStream, tmp_path: Path
 ) -> None:
     config = EvaluationConfig(dataset="digits", shard_size=100)
-    plan = replace(make_plan(config, [checkpoint], examples), data_sha256=SHA256)
+    # The same network with other data's mean and deviation: each run has its own.
+    elsewhere = {**checkpoint.document, "normalization": {"mean": 0.4, "std": 0.2}}
+    both = [checkpoint, replace(checkpoint, run="b", document=elsewhere)]
+    plan = replace(make_plan(config, both, examples), data_sha256=SHA256)
     storage = open_storage(str(tmp_path))
     pending = storage.pending_folder("evaluations/x")
     evaluator = ShardEvaluator(plan, device=CPU)
     results = [evaluator.evaluate(shard, pending) for shard in ShardStream([examples], plan)]
     files = write_tables(plan, results, pending)
     assert pending.commit(files, manifest(plan, len(examples)))
-    (row,) = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
+    rows = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
 
     network = make_network(checkpoint.config, MNIST_SHAPE, 10)
     network.load_state_dict(checkpoint.model)
     network.eval()
-    normalization = checkpoint.document["normalization"]
-    with torch.no_grad():
-        logits = network((examples.load().images / 255 - normalization["mean"]) / normalization["std"])
-    assert row["num_examples"] == 355
-    assert row["accuracy"] == pytest.approx((logits.argmax(1) == examples.labels).float().mean().item())
-    expected = torch.nn.functional.cross_entropy(logits, examples.labels).item()
-    assert row["log_loss"] == pytest.approx(expected, rel=1e-5)
-    assert row["variant"] == "dropout_batchnorm"
-    assert row["train_dataset"] == "digits"
+    assert [row["run"] for row in rows] == ["a", "b"]
+    for row, (mean, std) in zip(rows, [each.normalization for each in both], strict=True):
+        with torch.no_grad():
+            logits = network((examples.load().images / 255 - mean) / std)
+        assert row["num_examples"] == 355
+        assert row["accuracy"] == pytest.approx((logits.argmax(1) == examples.labels).float().mean().item())
+        expected = torch.nn.functional.cross_entropy(logits, examples.labels).item()
+        assert row["log_loss"] == pytest.approx(expected, rel=1e-5)
+        assert row["variant"] == "dropout_batchnorm"
+        assert row["train_dataset"] == "digits"
+    assert rows[0]["log_loss"] != pytest.approx(rows[1]["log_loss"], rel=1e-2)
 
 
 def test_shards_have_every_example_once_in_order_however_the_images_arrive(

@@ -37,6 +37,7 @@ SETTINGS = {
     "mlp": ("dropout_batchnorm", {}),
     "cnn": ("cnn", {"hidden_sizes": (8, 16), "augmentation": "none"}),
     "double": ("cnn", {"hidden_sizes": (4, 8), "augmentation": "none", "precision": "float64"}),
+    "residual": ("resnet", {"hidden_sizes": (4, 8), "augmentation": "none"}),
     "colour": ("cnn", {"hidden_sizes": (4, 8), "augmentation": "none"}),
     "oblong": ("dropout_batchnorm", {"precision": "float64"}),
 }
