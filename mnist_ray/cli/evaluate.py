@@ -19,7 +19,8 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
-from mnist_ray.config.settings import EvaluationConfig, check_name, make_config
+from mnist_ray.config.names import check_name
+from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
 
 

@@ -16,7 +16,7 @@ import click
 
 from mnist_ray.cli.code import code_words
 from mnist_ray.config.own_code import given_code, shipped
-from mnist_ray.config.placement import Placement, Workers
+from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.yaml_files import parse_override, parse_setting
@@ -169,24 +169,6 @@ log_option = click.option(
     help="Also log the runs to a tracker; may be repeated. tensorboard: into STORAGE/tensorboard; mlflow: to "
     "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
 )
-
-
-class WorkerRange(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """Fewest and most workers: N, or MIN:MAX."""
-
-    name = "N or MIN:MAX"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Workers:
-        """See click.ParamType."""
-        if isinstance(value, Workers):
-            return value
-        ends = str(value).split(":")
-        if len(ends) > 2 or not all(end.isdecimal() and end.isascii() for end in ends):
-            self.fail(f"{value!r} is neither a number nor MIN:MAX, such as 2 or 2:8", param, ctx)
-        least, most = int(ends[0]), int(ends[-1])
-        if not 1 <= least <= most:
-            self.fail(f"{value!r}: needs 1 <= MIN <= MAX", param, ctx)
-        return Workers(least, most)
 
 
 num_workers_option = click.option(

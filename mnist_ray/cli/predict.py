@@ -14,7 +14,7 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
-from mnist_ray.config.settings import check_name
+from mnist_ray.config.names import check_name
 from mnist_ray.data.polarity import POLARITIES, never_inverted_reason
 from mnist_ray.text.escape import printable, say_line
 

@@ -7,7 +7,7 @@ import click
 
 from mnist_ray.cli.code import code_options
 from mnist_ray.cli.options import as_json_option, data_dir_option, data_folder, storage_option
-from mnist_ray.config.settings import check_name
+from mnist_ray.config.names import check_name
 from mnist_ray.errors import RunFailedError
 
 

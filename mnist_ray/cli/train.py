@@ -14,7 +14,6 @@ from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
     ClusterOptions,
-    WorkerRange,
     absolute_dataset,
     as_json_option,
     cluster_options,
@@ -29,9 +28,11 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
+from mnist_ray.cli.worker_range import WorkerRange
+from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import flat
 from mnist_ray.config.placement import Workers
-from mnist_ray.config.settings import TrainConfig, check_name, check_setting
+from mnist_ray.config.settings import TrainConfig, check_setting
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.config.yaml_files import read_yaml, yaml_text
 

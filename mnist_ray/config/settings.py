@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -19,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import (
     MODELS,
     OF_BUILT_IN,
@@ -40,8 +40,6 @@ from mnist_ray.optimizers.optimizers import OptimizerConfig
 from mnist_ray.setting import Setting, one_of, setting_of, settings_where
 from mnist_ray.text.suggestions import did_you_mean
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EVALUATION_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_COUNT = 2**31 - 1
 
 Precision = Literal["bf16", "tf32", "float32", "float64"]
@@ -281,32 +279,6 @@ class EvaluationConfig(_Config):
     shard_size: int = Field(10_000, ge=1, le=MAX_COUNT, description="images in one part file")
     num_bins: int = Field(15, ge=1, le=1000, description="bins of the calibration table")
     grid: str | None = Field(None, description="name of the grid that the runs belong to")
-
-
-def check_name(value: str, setting: str = "name") -> str:
-    """Returns the name of a run, grid or variant if it is safe as a folder name.
-
-    Raises:
-      ConfigError: the name breaks the rule.
-    """
-    if not NAME_PATTERN.fullmatch(value):
-        raise ConfigError(
-            f"{setting}={value!r}: use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
-        )
-    return value
-
-
-def check_evaluation_name(value: str) -> str:
-    """Returns the name of an evaluation if it is valid.
-
-    Raises:
-      ConfigError: the name breaks the rule.
-    """
-    if not _EVALUATION_NAME.fullmatch(value):
-        raise ConfigError(
-            f"evaluation={value!r}: not a name as `mnist-ray evaluations` lists them: letters, digits, '.', '_' or '-'"
-        )
-    return value
 
 
 _AnyConfig = TypeVar("_AnyConfig", bound=_Config)

@@ -11,16 +11,9 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, get_origin
 
+from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import argument_of, flat, setting_named
-from mnist_ray.config.settings import (
-    STACK_SETTINGS,
-    GridConfig,
-    Range,
-    TrainConfig,
-    check_name,
-    check_setting,
-    make_config,
-)
+from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, Range, TrainConfig, check_setting, make_config
 from mnist_ray.config.variants import variant_config
 from mnist_ray.config.yaml_files import parse_value, read_yaml
 from mnist_ray.errors import ConfigError

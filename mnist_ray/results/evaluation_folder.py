@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mnist_ray.config.settings import check_evaluation_name
+from mnist_ray.config.names import check_evaluation_name
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results import parquet
 from mnist_ray.results.columns import SCHEMA_VERSION

@@ -20,7 +20,8 @@ from mnist_ray.cli import process
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.cli.options import data_folder
 from mnist_ray.cli.train import default_run_name
-from mnist_ray.config.settings import TrainConfig, check_name
+from mnist_ray.config.names import check_name
+from mnist_ray.config.settings import TrainConfig
 from tests.support.warm_processes import launched, wait
 
 ROOT = Path(__file__).parents[2]

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.config.settings import (
-    EvaluationConfig,
-    GridConfig,
-    TrainConfig,
-    check_name,
-    make_config,
-)
+from mnist_ray.config.names import check_name
+from mnist_ray.config.settings import EvaluationConfig, GridConfig, TrainConfig, make_config
 from mnist_ray.config.yaml_files import parse_value, yaml_text
 from mnist_ray.data.augmentation import AUGMENTATIONS
 from mnist_ray.data.datasets import DATASETS
