@@ -19,6 +19,8 @@ TRAIN = ["train", "--dataset", "digits", "--train-limit", "200", "--epochs", "2"
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # A local Ray before a job leaves it; the shared head has no token.
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:
