@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +23,7 @@ from mnist_ray.models.ranks import Ranks
 from mnist_ray.noise.random_streams import permutation, stream_key
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.train_state import TrainState
+from mnist_ray.training import loop
 from mnist_ray.training.data import normalize
 from mnist_ray.training.loop import fit
 from tests.support.tiny_digits import tiny_digits
@@ -46,13 +49,41 @@ MLP: dict[str, object] = {"hidden_sizes": (16, 12)}
 CNN: dict[str, object] = {"model": "cnn", "hidden_sizes": (3, 4), "epochs": 2}
 
 
+class OwnNetwork(nn.Module):
+    """What a person's own network may have: one dropout called twice, whole channels dropped, a layer left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 5, stride=4, bias=False)
+        self.norm = nn.BatchNorm2d(4, momentum=None)
+        self.channels = nn.Dropout2d(0.25)
+        self.dropout = nn.Dropout(0.3)
+        self.inner = nn.Linear(144, 144)
+        self.plain = nn.BatchNorm1d(144, affine=False)
+        self.last = nn.Linear(144, 10)
+        self.num_steps = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.channels(functional.gelu(self.norm(self.conv(images)))).flatten(1)
+        self.num_steps += self.training
+        if self.num_steps % 2 or not self.training:
+            values = values + self.inner(self.dropout(values))
+        return self.last(self.dropout(self.plain(values)))
+
+
+def own_network(*_: object) -> nn.Module:
+    torch.manual_seed(5)
+    return OwnNetwork().double()
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run's settings and how many examples it has."""
+    """A run's settings, how many examples it has, and what makes its network."""
 
     settings: dict[str, object]
     num_examples: int
     num_validation: int = 50
+    make_network: Callable[..., nn.Module] = make_network
 
 
 CASES = {
@@ -67,6 +98,7 @@ CASES = {
     "a residual network": Case(
         EVERYTHING | {"model": "resnet", "hidden_sizes": (3, 4), "augmentation": "none"}, 64 + 2, num_validation=1
     ),
+    "a network of one's own": Case(EVERYTHING, 2 * 64 + 37, 1, own_network),
     DDP: Case(MLP | {"precision": "float64", "epochs": 2, "weight_decay": 1e-3}, 150),
 }
 
@@ -92,7 +124,8 @@ def data_of(case: Case) -> TrainingData:
 
 
 def train(case: Case, ranks: Ranks) -> TrainState:
-    *_, last = fit(config_of(case), data_of(case), device=CPU, ranks=ranks)
+    with patch.object(loop, "make_network", case.make_network):
+        *_, last = fit(config_of(case), data_of(case), device=CPU, ranks=ranks)
     return last
 
 
@@ -198,7 +231,7 @@ def test_ranks_give_what_torchs_own_data_parallel_gives(
 
 def test_the_cases_really_train(alone: dict[str, TrainState]) -> None:
     for name, case in CASES.items():
-        untrained = make_network(config_of(case), MNIST_SHAPE, 10).state_dict()
+        untrained = case.make_network(config_of(case), MNIST_SHAPE, 10).state_dict()
         assert greatest_difference(alone[name].model, untrained) > 1e-4
 
 
