@@ -36,14 +36,18 @@ def test_an_inherited_setting_keeps_its_facts() -> None:
 
 
 def test_the_facts_about_the_settings_of_training() -> None:
-    assert DATA_SETTINGS == ("dataset", "train_limit", "validation_fraction", "validation_seed")
+    assert DATA_SETTINGS == (
+        "dataset", "train_limit", "validation_fraction", "validation_seed", "image_size", "color", "fit",
+    )  # fmt: skip
     assert settings_where(TrainConfig, lambda setting: setting.is_listed) == ("variant", "dataset", "seed")
     assert settings_where(TrainConfig, lambda setting: setting.is_on_page) == (
-        "hidden_sizes", "dropout", "batch_norm", "weight_decay", "label_smoothing", "augmentation",
+        "hidden_sizes", "dropout", "batch_norm", "weight_decay", "label_smoothing", "augmentation", "image_size",
+        "color", "fit",
     )  # fmt: skip
     assert STACK_SETTINGS == (
-        "dataset", "model", "hidden_sizes", "dropout_layers", "batch_norm", "optimizer", "momentum", "epochs",
-        "global_batch_size", "augmentation", "precision", "train_limit", "validation_fraction", "validation_seed",
+        "dataset", "model", "hidden_sizes", "dropout_layers", "batch_norm", "model_settings", "code_sha256",
+        "optimizer", "momentum", "epochs", "global_batch_size", "augmentation", "precision", "train_limit",
+        "validation_fraction", "validation_seed", "image_size", "color", "fit",
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def predict(
 ) -> None:
     """Classifies your own images: writes Parquet tables for many, prints class and probabilities for a single one.
 
-    Images of any size and colours get the size and colours of the run's, by its setting fit. Unreadable images are
+    Images are brought to the size and colours of the run's images; its setting fit says how. Unreadable images are
     counted, listed in errors.parquet and skipped. The tables are committed atomically to predictions/ in the storage;
     repeating the command changes nothing.
     """

@@ -26,6 +26,7 @@ class TrainJob:
       placement: where the workers run.
       least_workers: fewest workers; the run then trains with as many as there are, up to num_workers, and goes on with
         fewer or more when nodes leave or come.
+      data_config: a config whose settings choose the examples; None for config itself.
     """
 
     config: TrainConfig
@@ -40,6 +41,7 @@ class TrainJob:
     last_epoch: int | None = None
     placement: Placement = ANYWHERE
     least_workers: int | None = None
+    data_config: TrainConfig | None = None
 
     def needs_ray(self) -> bool:
         """Tells whether the run is distributed or a dead worker must be restarted."""

@@ -23,7 +23,7 @@ from mnist_ray.cluster.session import ray_session
 from mnist_ray.cluster.train_job import TrainJob
 from mnist_ray.errors import ClusterError, MnistRayError, NetworkFailedError, RunFailedError
 from mnist_ray.models.device import prepared
-from mnist_ray.models.ranks import Ranks
+from mnist_ray.models.ranks import LostRankError, Ranks
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, open_storage
@@ -140,7 +140,8 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
                 failed = NetworkFailedError(said.splitlines()[0])
                 failed.trace = text
                 raise failed from error
-        rank, text = next(iter(causes.items()))
+        # A rank that is gone makes the others fail.
+        rank, text = min(causes.items(), key=lambda cause: (LostRankError.__name__ in cause[1], cause[0]))
         reason = (text.splitlines() or [type(error.worker_failures[rank]).__name__])[-1]
         raise RunFailedError(
             f"run {job.run!r}: worker {rank} failed ({reason}); "
@@ -179,7 +180,9 @@ def _train_rank(job: TrainJob, histories: Queue | None) -> None:
     device = prepared(torch.device("cpu") if job.placement.use_gpu is False else ray.train.torch.get_device())
     folder = RunFolder(open_storage(job.storage_uri), job.run)
     with shared_errors(ranks):
-        data = load_data(job.config, job.data_dir, device)
+        data = load_data(job.data_config or job.config, job.data_dir, device)
+        # Every node has the data that the run was claimed for.
+        folder.claim(job.config, data, resume=True)
         state = folder.latest_state() if ranks.rank == 0 else None
     for reached in train_run(
         folder, job.config, data, device=device, ranks=ranks, state=from_rank_0(state, ranks),

@@ -166,14 +166,16 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
         str | None, BeforeValidator(_whole_size), Setting(is_of_data=True, is_on_page=True, is_later=True)
     ] = Field(
         None,
-        description="size that your own images get: one side, such as 32, or WIDTHxHEIGHT, such as 40x60; none keeps "
-        "theirs, if all have one of at most 96x96",
+        description="size that your own images get: one side, such as 32, or WIDTHxHEIGHT, such as 40x60; by default "
+        "their own, if all images have the same size of at most 96x96",
     )
     color: Annotated[Color | None, Setting(is_of_data=True, is_on_page=True, is_later=True)] = Field(
-        None, description="grey or rgb, for your own images; none keeps grey if all pixels are grey"
+        None, description="grey or rgb, for your own images; by default grey if all pixels are grey, else rgb"
     )
     fit: Annotated[Fit, Setting(is_of_data=True, is_on_page=True, is_later=True)] = Field(
-        "pad", description="what happens to images of other proportions: pad, crop or stretch"
+        "pad",
+        description="what happens to images of other proportions, also in evaluation and prediction: pad, crop or "
+        "stretch",
     )
 
     @field_validator("variant")
@@ -307,7 +309,10 @@ def check_setting(name: str, value: Any, source: str) -> Any:
       ConfigError: the value breaks a rule; the message names it in one line.
     """
     try:
-        checked = getattr(TrainConfig.model_validate(nested({name: value})), setting_named(name))
+        # Some settings are for one's own images only.
+        checked = getattr(
+            TrainConfig.model_validate({"dataset": "folder:.", **nested({name: value})}), setting_named(name)
+        )
     except pydantic.ValidationError as error:
         # An error without a location is from a rule about several settings; the others may satisfy it.
         if error.errors()[0]["loc"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mnist_ray.data.decoding import Kind, UnreadableImageError, decode_image, is_converted, is_wide, used_bits
 from mnist_ray.data.fitting import all_to_form
-from mnist_ray.data.image_shape import ImageForm
+from mnist_ray.data.image_shape import ImageForm, ImageShape
 from mnist_ray.data.sources import words_of
 from mnist_ray.errors import DataError
 from mnist_ray.text.escape import printable
@@ -120,8 +120,9 @@ class PixelPieces:
         """
         import torch
 
-        size = piece_size(self.form)
         for name_of, images in self.stored:
+            # As many as fit, both as stored and as converted.
+            size = min(piece_size(self.form), piece_size(ImageForm(ImageShape(3, *images.shape[1:3]))))
             kind = (images.shape[2], images.shape[1], "L" if images.ndim == 3 else "RGB")
             for first in range(0, len(images), size):
                 some = images[first : first + size]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -164,6 +166,7 @@ class ExampleStream:
         """
         import torch
 
+        _check_memory(len(self), self.image_shape, self.source)
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
         fingerprint, pieces, count = Fingerprint(self), self.read(), 0
         for piece in pieces:
@@ -180,6 +183,16 @@ class ExampleStream:
             self.num_validation,
             self.found,
             pieces.wide_bits,
+        )
+
+
+def _check_memory(count: int, shape: ImageShape, source: str) -> None:
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = count * math.prod(shape)
+    if needed > there:
+        raise DataError(
+            f"{source}: {count} images of {shape.words} take {needed / 2**30:,.1f} GiB, this machine has "
+            f"{there / 2**30:,.1f} GiB of memory; choose a smaller --image-size"
         )
 
 

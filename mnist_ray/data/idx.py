@@ -10,6 +10,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ MAX_CONTENT_BYTES = 8 << 30
 # The deflate format's maximum compression ratio.
 MAX_GZIP_RATIO = 1032
 CHUNK_BYTES = 1 << 20
+_AT_ONCE = 1000
 
 # File names of each split: images, labels.
 USUAL_NAMES: dict[Split, tuple[str, str]] = {
@@ -183,7 +185,15 @@ def stream_idx_folder(place: str, split: Split, options: ImageOptions) -> Exampl
     class_names = tuple(map(str, range(int(train_labels.max()) + 1)))
     source = f"dataset=idx:{folder} ({split})"
     count, rows, columns = images.shape[:3]
-    form = form_of_sizes(options, {(columns, rows): count}, is_colour=images.ndim == 4, source=source)
+    sizes = Counter({(columns, rows): count})
+    is_colour = _has_colours(images)
+    other = find_idx(folder, USUAL_NAMES["test" if split == "train" else "train"][0])
+    if other and (options.size is None or options.color is None):
+        # All splits decide.
+        others = _read_any_images(other)
+        sizes[others.shape[2], others.shape[1]] += len(others)
+        is_colour = is_colour or _has_colours(others)
+    form = form_of_sizes(options, sizes, is_colour=is_colour, source=source)
     check_labels(count, labels, class_names=class_names, source=source)
     return ExampleStream(
         labels, class_names, form.shape, source, lambda _=None: PixelPieces([("image {}".format, images)], form, source)
@@ -197,6 +207,11 @@ def _read_any_images(path: Path) -> "npt.NDArray[np.uint8]":
     if is_colour and images.shape[3] != 3:
         raise DataError(f"{path}: {announcement(images.shape)}; the last dimension of colours must be 3")
     return images
+
+
+def _has_colours(images: "npt.NDArray[np.uint8]") -> bool:
+    pieces = (images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE))
+    return images.ndim == 4 and any((some != some[..., :1]).any() for some in pieces)
 
 
 def _starts_with(path: Path, magic: int) -> bool:

@@ -18,6 +18,7 @@ from mnist_ray.data.parquet_file import (
     image_layout,
     label_texts,
     open_parquet,
+    size_of_list,
     whole_images,
 )
 from mnist_ray.data.sources import FILES_AHEAD
@@ -267,7 +268,9 @@ def _encoded(path: str, first_row: int, values: Any, form: ImageForm, wide_bits:
 
 
 def _pixels(path: str, first_row: int, values: Any, form: ImageForm) -> Iterable[ReadImages]:
-    whole = whole_images(values, form.shape.width, form.shape.height)
+    first = next((value for value in values if value.is_valid), None)
+    size = size_of_list(0 if first is None else len(first.values), (form.shape.width, form.shape.height))
+    whole = whole_images(values, *size) if size else None
     if whole is None:
         # Check one by one only after an error: it takes longer than the network.
         return (_checked_pixels(path, row, value, form) for row, value in enumerate(values, start=first_row))
@@ -278,13 +281,16 @@ def _checked_pixels(path: str, row: int, value: Any, form: ImageForm) -> ReadIma
     if not value.is_valid or value.values.null_count:
         return ReadImages(path, row, None, error="null")
     _, height, width = form.shape
-    if len(value.values) != height * width:
+    size = size_of_list(len(value.values), (width, height))
+    if size is None:
         return ReadImages(path, row, None, error=f"{len(value.values)} pixels instead of {height * width}")
-    return _of_grey(path, row, value.values.to_numpy().reshape(1, height, width), form)
+    return _of_grey(path, row, value.values.to_numpy().reshape(1, size[1], size[0]), form)
 
 
 def _of_grey(path: str, row: int, images: "Pixels", form: ImageForm) -> ReadImages:
-    return ReadImages(path, row, all_to_form(images, form)[0], is_converted=form.shape.channels > 1)
+    pixels, one_shade = all_to_form(images, form)
+    is_converted = (1, *images.shape[1:]) != form.shape
+    return ReadImages(path, row, pixels, is_converted, one_shade=one_shade if one_shade.any() else None)
 
 
 def _runs_of_groups(counts: Sequence[int], at_least: int) -> Iterator[list[int]]:

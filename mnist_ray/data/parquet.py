@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isqrt, prod
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.data.decoded_images import DecodedImages, PixelPieces
@@ -28,6 +28,7 @@ from mnist_ray.data.parquet_file import (
     label_batches,
     open_parquet,
     plain_type,
+    size_of_list,
     whole_images,
 )
 from mnist_ray.data.sources import Listing, file_at, list_files, list_words
@@ -259,23 +260,27 @@ class _Rows:
         """Returns the columns and rows of images in lists of pixels, by the length of the first list.
 
         Args:
-          wanted: columns and rows that lists of as many pixels have; other lists are square images.
+          wanted: the size that is asked for; see size_of_list.
 
         Raises:
-          DataError: no square has so many pixels.
+          DataError: neither the asked size nor a square has so many pixels, or the lists are in colour.
         """
         lists = (value for _, values, _ in self.batches() for value in values if value.is_valid)
         first = next(lists, None)
         usual = MNIST_SHAPE.width, MNIST_SHAPE.height
         count = prod(usual) if first is None else len(first.values)
-        if wanted is not None and prod(wanted) == count:
-            return wanted
-        if count == 0 or isqrt(count) ** 2 < count:
+        if wanted is not None and count == 3 * prod(wanted):
+            raise DataError(
+                f"{self.source}: lists of {count} numbers, three for each of {wanted[0]}x{wanted[1]} pixels: lists are "
+                "read as grey pixels; write encoded images for those in colour"
+            )
+        size = size_of_list(count, wanted or usual)
+        if size is None:
             raise DataError(
                 f"{self.source}: lists of {count} pixels, which no square has; say the size with --image-size "
                 "WIDTHxHEIGHT, or write encoded images if they are in colour"
             )
-        return isqrt(count), isqrt(count)
+        return size
 
     def pixels(self, width: int, height: int) -> "Iterator[tuple[Callable[[int], str], npt.NDArray[np.uint8]]]":
         """Yields the chosen images of lists of pixels, uint8 [k, height, width]; see PixelPieces."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
 from mnist_ray.data.parquet_pages import check_page_sizes, most_bytes_of_shared_image
@@ -198,6 +199,19 @@ def byte_lengths(values: Any) -> list[int | None]:
     lengths = pc.binary_length(values.dictionary if is_dictionary else values)
     of_cells: list[int | None] = (lengths.take(values.indices) if is_dictionary else lengths).to_pylist()
     return of_cells
+
+
+def size_of_list(count: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns columns and rows of the image in a list of grey pixels, None if they can't be told.
+
+    Args:
+      count: pixels in the list.
+      wanted: columns and rows of an image with as many pixels; with another number of pixels it is a square.
+    """
+    if prod(wanted) == count:
+        return wanted
+    side = isqrt(count)
+    return (side, side) if side and side * side == count else None
 
 
 def whole_images(lists: Any, width: int, height: int) -> "npt.NDArray[np.uint8] | None":

@@ -108,7 +108,9 @@ def export_run(
     network = load_network(checkpoint)
     layers = [(name, repr(layer)) for name, layer in network.named_children()]
     # A plain Sequential of torch's layers can be written down as such.
-    is_torchs = type(network) is nn.Sequential and all(type(layer).__module__.startswith("torch.") for layer in network)
+    is_torchs = type(network) is nn.Sequential and not any(
+        list(layer.children()) or not type(layer).__module__.startswith("torch.") for layer in network
+    )
     text = model_card(
         checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256,
         layers=layers if is_torchs else None,
@@ -121,12 +123,13 @@ def export_run(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the programs that torch's exporter logs and prints before it raises an error off the terminal."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _output_path(output: str | None, default_name: str) -> Path:

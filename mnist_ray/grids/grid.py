@@ -139,8 +139,8 @@ def _level(name: str, value: Any, source: str) -> Any:
         value = (value,)
     # Check before any message shows the value: a data set's URI may hold credentials.
     checked = check_setting(name, value, source)
-    # YAML 1.2 reads yes and no as text.
-    return checked if annotation is bool else value
+    # YAML 1.2 reads yes and no as text, and an image's size as a number.
+    return checked if annotation is bool or isinstance(checked, str) else value
 
 
 def _range(name: str, value: Mapping[Any, Any], source: str) -> Range:

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import EvaluationConfig
-from mnist_ray.data.datasets import stream_examples
+from mnist_ray.data.datasets import DATASETS, stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.errors import CheckpointError
@@ -116,7 +116,8 @@ def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, list[ExampleStream]
     first = form_of(dataset, checkpoints[0])
     examples = examples_in(first)
     if not job.runs and config.grid is None:
-        checkpoints, left_out = trained_on(checkpoints, dataset, examples.class_names)
+        shape = examples.image_shape if dataset in DATASETS else None
+        checkpoints, left_out = trained_on(checkpoints, dataset, examples.class_names, shape)
         if left_out:
             say_line(f"dataset {dataset}: {left_out}")
     check_checkpoints(config, checkpoints, examples)

@@ -42,6 +42,9 @@ def reproduce(run: str, storage_uri: str, data_dir: Path, *, num_workers: int | 
     workers = num_workers or int(then.document["lineage"]["num_workers"])
     with tempfile.TemporaryDirectory(prefix="mnist-ray-reproduce-") as scratch:
         # A run that ended early has fewer epochs than its config.
-        train(TrainJob(then.config, run, scratch, data_dir, workers, last_epoch=len(then.history)), data)
+        job = TrainJob(
+            then.config, run, scratch, data_dir, workers, last_epoch=len(then.history), data_config=then.data_config
+        )
+        train(job, data)
         again = RunFolder(open_storage(scratch), run)
         return compare_trainings(then, again.best(), num_validation=len(data.validation_labels))

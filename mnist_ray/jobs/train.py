@@ -1,6 +1,6 @@
 """Trains one run in this process, or on Ray workers if several share it or the job runs on a cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.epoch_lines import EpochLines
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
-from mnist_ray.training.data import load_data
+from mnist_ray.training.data import load_data, with_image_form
 from mnist_ray.training.data_lines import training_lines
 from mnist_ray.training.train_run import train_run
 
@@ -57,14 +57,15 @@ def train(job: TrainJob, data: TrainingData | None = None) -> TrainOutcome:
     storage.check()
     with track(job.log, storage, experiment=EXPERIMENT) as tracking:
         data = data or load_data(job.config, job.data_dir, torch.device("cpu"))
+        # Workers needn't look at all images again to find out what they are.
+        job = replace(job, data_config=job.data_config or with_image_form(job.config, data.image_shape))
         return _train_tracked(job, data, RunFolder(storage, job.run), tracking)
 
 
 def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, tracking: Tracking) -> TrainOutcome:
     if len(data.labels) < job.num_workers:
         raise DataError(f"num_workers={job.num_workers}: more than the {len(data.labels)} training examples")
-    notes = check_networks([job.config], data)
-    for note in notes if job.num_workers > 1 else ():
+    for note in check_networks([job.config], data, num_workers=job.num_workers):
         say_line(note)
     state: TrainState | None = None
     if folder.storage.exists(folder.path("config.json")):

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
 
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.config.settings import TrainConfig
+from mnist_ray.data.datasets import DATASETS
+from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
 from mnist_ray.grids.search import random_samples
@@ -84,19 +87,30 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
 
     Raises:
       ConfigError: a network is too deep for the images, or can't be trained.
+      ConflictError: a run of the grid has begun with other data.
       DataError: the data is missing, damaged or too small.
       StorageError: the storage of the user's own data can't be read.
     """
-    of_data: dict[TrainConfig, list[TrainConfig]] = {}
+    of_data: dict[TrainConfig, list[GridRun]] = {}
     for run in runs:
-        of_data.setdefault(data_settings(run.config), []).append(run.config)
-    for config, configs in of_data.items():
+        of_data.setdefault(data_settings(run.config), []).append(run)
+    storage = open_storage(job.storage_uri)
+    for config, alike in of_data.items():
         data = load_data(config, job.data_dir, torch.device("cpu"))
-        for line in training_lines(config, data, {each.global_batch_size for each in configs}):
+        for line in training_lines(config, data, {run.config.global_batch_size for run in alike}):
             say_line(line)
-        notes = check_networks(configs, data)
-        for note in notes if job.workers_per_run > 1 else ():
+        if config.dataset not in DATASETS:
+            _check_begun(storage, alike, data)
+        for note in check_networks([run.config for run in alike], data, num_workers=job.workers_per_run or 1):
             say_line(note)
+
+
+def _check_begun(storage: Storage, runs: Sequence[GridRun], data: TrainingData) -> None:
+    """Checks that the runs that exist were trained on this data, so that a grid never mixes two."""
+    folders = [RunFolder(storage, run.run) for run in runs]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        exist = list(pool.map(lambda folder: folder.storage.exists(folder.path("config.json")), folders))
+        list(pool.map(lambda folder: folder.check_data(runs[0].config, data), compress(folders, exist)))
 
 
 def _mend(storage: Storage, view: GridProgress) -> None:

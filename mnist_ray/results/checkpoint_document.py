@@ -87,7 +87,7 @@ class CheckpointDocument(RunDocument):
     metrics: _Epoch
     history: list[_Epoch] = Field(min_length=1)
     class_names: list[str] = Field(min_length=1)
-    image_shape: list[Size] = Field([1, 28, 28], min_length=3, max_length=3)
+    image_shape: tuple[Literal[1, 3], Size, Size] = Field((1, 28, 28), strict=False)
     normalization: _Normalization
     bright_ground_share: Share | None = None
     wide_bits: Literal[8, 10, 12, 14, 16] | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mnist_ray.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from mnist_ray.data.image_shape import ImageShape
     from mnist_ray.results.checkpoint_folder import Checkpoint
 
 _NAMES_SAID = 3
@@ -29,9 +30,12 @@ def common_dataset(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def trained_on(
-    checkpoints: Sequence[Checkpoint], dataset: str, class_names: tuple[str, ...]
+    checkpoints: Sequence[Checkpoint], dataset: str, class_names: tuple[str, ...], image_shape: ImageShape | None
 ) -> tuple[list[Checkpoint], str | None]:
     """Selects the runs that were trained on a data set or, if there are none, the runs with its classes.
+
+    Args:
+      image_shape: of a data set by name, whose images stay as they are; None for the user's own.
 
     Returns:
       The selected runs, and a message about the runs that are left out; None if none is.
@@ -42,8 +46,11 @@ def trained_on(
     is_chosen = [_is_same(checkpoint.config.dataset, dataset) for checkpoint in checkpoints]
     why = "trained on other data"
     if not any(is_chosen):
-        is_chosen = [checkpoint.class_names == class_names for checkpoint in checkpoints]
-        why = "with other classes"
+        is_chosen = [
+            checkpoint.class_names == class_names and image_shape in (None, checkpoint.image_shape)
+            for checkpoint in checkpoints
+        ]
+        why = "with other classes or images"
     if not any(is_chosen):
         raise CheckpointError(
             f"dataset={dataset!r}: no finished run was trained on it or has its {len(class_names)} classes; the runs "

@@ -76,15 +76,7 @@ class RunFolder:
         if self.storage.create_bytes(self.path("config.json"), with_checksum(document)):
             return
         self.check_config(config)
-        existing = read_run_document(self.storage, self.run)
-        if existing["data_sha256"] != data.fingerprint:
-            why = ""
-            if ":" in config.dataset and "image_size" not in existing["config"]:
-                why = "; it began when all images of one's own became 28x28 grey, stretched"
-            raise ConflictError(
-                f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
-                f"{data.fingerprint[:12]}{why}); choose another --name"
-            )
+        self.check_data(config, data)
         status = self.status()
         if not resume and status.status == "diverged":
             raise ConflictError(
@@ -92,6 +84,25 @@ class RunFolder:
             )
         if not resume and not self.is_finished():
             raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
+
+    def check_data(self, config: TrainConfig, data: TrainingData) -> None:
+        """Checks that the run's name, which is taken, was claimed for this data.
+
+        Raises:
+          ConflictError: the name belongs to other data.
+        """
+        existing = read_run_document(self.storage, self.run)
+        if existing["data_sha256"] != data.fingerprint:
+            why = ""
+            if ":" in config.dataset and "image_size" not in existing["config"]:
+                why = (
+                    "; it began when all images of one's own became 28x28 grey, stretched, as "
+                    "--image-size 28 --color grey --fit stretch asks for"
+                )
+            raise ConflictError(
+                f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
+                f"{data.fingerprint[:12]}{why}); choose another --name"
+            )
 
     def check_config(self, config: TrainConfig) -> None:
         """Checks that the run's name, which is taken, was claimed for this config.

@@ -12,6 +12,7 @@ from torch import Tensor
 from mnist_ray.config.settings import DATA_SETTINGS, TrainConfig
 from mnist_ray.data.datasets import DATASETS, load_examples
 from mnist_ray.data.examples import Examples
+from mnist_ray.data.image_shape import ImageForm, ImageShape
 from mnist_ray.data.polarity import bright_ground_share
 from mnist_ray.data.training_data import PerChannel, TrainingData
 from mnist_ray.errors import DataError
@@ -71,6 +72,10 @@ def prepare_data(config: TrainConfig, examples: Examples, *, device: torch.devic
     )
 
 
+# Bounds the memory of a copy.
+_IMAGES_COUNTED = 1000
+
+
 def channel_statistics(images: Tensor) -> tuple[PerChannel, PerChannel]:
     """Returns mean and standard deviation of each channel's pixels, as fractions of 255.
 
@@ -78,11 +83,13 @@ def channel_statistics(images: Tensor) -> tuple[PerChannel, PerChannel]:
       images: uint8 [n, channels, height, width].
     """
     of_channels = []
+    values = torch.arange(256)
     for channel in images.unbind(1):
         # Integer sums are the same on every machine.
-        pixels = channel.to(torch.int64)
-        mean = int(pixels.sum()) / pixels.numel()
-        variance = max(int((pixels * pixels).sum()) / pixels.numel() - mean * mean, 1.0)
+        counts = sum(torch.bincount(some.flatten(), minlength=256) for some in channel.split(_IMAGES_COUNTED))
+        assert isinstance(counts, Tensor)
+        mean = int((counts * values).sum()) / channel.numel()
+        variance = max(int((counts * values * values).sum()) / channel.numel() - mean * mean, 1.0)
         of_channels.append((mean / 255, math.sqrt(variance) / 255))
     if len(of_channels) == 1:
         return of_channels[0]
@@ -139,6 +146,15 @@ def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
         counts[min((label for label in counts if counts[label] > 1), key=lacking)] -= 1
     rows = [torch.nonzero(labels == label).flatten()[:count] for label, count in counts.items()]
     return torch.cat(rows).sort().values
+
+
+def with_image_form(config: TrainConfig, shape: ImageShape) -> TrainConfig:
+    """Returns a config that asks for the shape that the images have; a named set's images have no other."""
+    if config.dataset in DATASETS:
+        return config
+    size, color, _ = ImageForm(shape).options
+    assert size is not None
+    return config.model_copy(update={"image_size": "{}x{}".format(*size), "color": color})
 
 
 def data_settings(config: TrainConfig) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from mnist_ray.config.settings import TrainConfig, make_config
 from mnist_ray.data import image_survey
-from mnist_ray.data.datasets import AS_THEY_ARE, load_examples
+from mnist_ray.data.datasets import AS_THEY_ARE, load_examples, stream_examples
 from mnist_ray.data.decoding import decode_image, has_colours, image_size
 from mnist_ray.data.fitting import all_to_form, to_form
 from mnist_ray.data.image_shape import Fit, ImageForm, ImageOptions, ImageShape, parse_size
@@ -282,6 +284,17 @@ def test_idx_images_keep_their_size_and_colours(tmp_path: Path) -> None:
     assert small.conversion == "4 images of 30x20 RGB -> 10x10 grey, padded"
 
 
+def test_all_splits_of_idx_files_decide_size_and_colours(tmp_path: Path) -> None:
+    grey = np.stack([noise(30, 20, 1)] * 4)
+    # Colours that are all grey.
+    write_idx(tmp_path / "grey", np.stack([grey] * 3, axis=3))
+    assert load(tmp_path / "grey", kind="idx").image_shape == (1, 20, 30)
+    write_idx(tmp_path / "mixed", grey)
+    (tmp_path / "mixed/t10k-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((2, 8, 9), np.uint8)))
+    with pytest.raises(DataError, match=r"the images have 2 sizes: 30x20 \(4\), 9x8 \(2\); choose one"):
+        load(tmp_path / "mixed", kind="idx")
+
+
 def test_an_idx_file_of_four_dimensions_needs_three_channels(tmp_path: Path) -> None:
     write_idx(tmp_path, np.zeros((4, 5, 5, 2), dtype=np.uint8))
     with pytest.raises(DataError, match="4 x 5 x 5 x 2 elements; the last dimension of colours must be 3"):
@@ -290,7 +303,7 @@ def test_an_idx_file_of_four_dimensions_needs_three_channels(tmp_path: Path) -> 
 
 def test_large_idx_images_need_a_size(tmp_path: Path) -> None:
     write_idx(tmp_path, np.zeros((4, 100, 50), dtype=np.uint8))
-    with pytest.raises(DataError, match=r"the images have 50x100 \(4\) pixels.*choose one with --image-size 32x64"):
+    with pytest.raises(DataError, match=r"the images have 50x100 \(8\) pixels.*choose one with --image-size 32x64"):
         load(tmp_path, kind="idx")
 
 
@@ -324,6 +337,22 @@ def test_lists_of_pixels_are_square_or_of_the_size_that_is_asked_for(tmp_path: P
     assert small.conversion == "4 images of 10x10 grey -> 5x5 grey"
     in_colour = load(root, ImageOptions((20, 5), "rgb"), kind="parquet")
     assert np.array_equal(in_colour.images[0].numpy(), np.stack([pixels] * 3))
+
+
+def test_lists_of_colours_are_refused_if_their_size_is_asked_for(tmp_path: Path) -> None:
+    # As many numbers as a square of 96x96 has.
+    lists = pa.array([np.zeros(64 * 48 * 3, dtype=np.uint8)] * 4, pa.list_(pa.uint8()))
+    root = write_parquet(tmp_path, lists)
+    with pytest.raises(DataError, match="lists of 9216 numbers, three for each of 64x48 pixels: lists are read"):
+        load(root, ImageOptions((64, 48)), kind="parquet")
+
+
+def test_more_images_than_memory_are_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, noise(20, 20))
+    huge = stream_examples(f"folder:{root}", "train", data_dir=tmp_path, options=ImageOptions((4096, 4096), "rgb"))
+    many = replace(huge, labels=torch.zeros(10**6, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"1000000 images of 4096x4096 RGB take 46,875.0 GiB, this machine has "):
+        many.load()
 
 
 def test_lists_of_pixels_of_no_square_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.evaluation.inference import load_network
+from mnist_ray.grids.grid import expand, read_grid
 from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
@@ -113,7 +114,63 @@ def test_a_run_from_before_images_had_shapes_stays_what_it_was(
     assert run_command(["reproduce", "a", "--storage", str(storage)]) == 0
     capsys.readouterr()
     assert train(tmp_path, dataset) == 6
-    assert "it began when all images of one's own became 28x28 grey, stretched); choose another" in line_of(capsys)
+    assert "it began when all images of one's own became 28x28 grey, stretched, as --image-size 28" in line_of(capsys)
+
+
+def test_an_old_run_goes_on_and_is_reproduced_by_workers_as_it_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of 28x28 grey already, so the images stay the same; what is predicted may have other proportions.
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 20, width=28, height=28)}"
+    old_form = ["--image-size", "28", "--color", "grey", "--fit", "stretch", "--epochs", "2"]
+    assert train(tmp_path, dataset, *old_form) == 0
+    storage = tmp_path / "s"
+    forget_images(storage, "a")
+    old = best(tmp_path)
+    # The checkpoint of a later version notes the shape.
+    path = storage / "runs/a/best/checkpoint.json"
+    document = json.loads(path.read_bytes())
+    del document["document_sha256"]
+    path.write_bytes(with_checksum({**document, "image_shape": [1, 28, 28]}))
+    assert best(tmp_path).image_form == old.image_form
+    assert old.image_form.fit == "stretch"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.series
+def test_workers_reproduce_an_old_run_with_the_images_that_it_had(tmp_path: Path) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 20, width=40, height=30)}"
+    old_form = ["--image-size", "28", "--color", "grey", "--fit", "stretch"]
+    assert train(tmp_path, dataset, *old_form, "--precision", "float64") == 0
+    forget_images(tmp_path / "s", "a")
+    assert run_command(["reproduce", "a", "--num-workers", "2", "--storage", str(tmp_path / "s")]) == 0
+
+
+def test_a_grid_that_has_begun_with_other_images_is_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 20)}"
+    (tmp_path / "grid.yaml").write_text("dropout: [0.0, 0.2]\nepochs: 1\nseeds: 1\n")
+    grid = [
+        "--grid",
+        str(tmp_path / "grid.yaml"),
+        "--dataset",
+        dataset,
+        "--name",
+        "g",
+        "--storage",
+        str(tmp_path / "s"),
+    ]
+    settings = {"dropout": [0.0, 0.2], "epochs": 1, "dataset": dataset}
+    run, _ = expand(read_grid(settings, seeds="1", overrides={}, source="test"), name="g", max_runs=9)
+    assert train(tmp_path, dataset, "--name", run.run, "--image-size", "28") == 0
+    forget_images(tmp_path / "s", run.run)
+    document = json.loads((tmp_path / "s/runs" / run.run / "config.json").read_bytes())
+    capsys.readouterr()
+    assert run_command(["tune", *grid]) == 6
+    said = f"run '{run.run}': exists with other data ({document['data_sha256'][:12]}, now "
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_network_too_deep_for_the_images_is_refused_and_leaves_nothing(
@@ -121,11 +178,14 @@ def test_a_network_too_deep_for_the_images_is_refused_and_leaves_nothing(
 ) -> None:
     dataset = f"folder:{write_colour_folder(tmp_path / 'images', 10, width=9, height=30)}"
     assert train(tmp_path, dataset, "--variant", "cnn", "--hidden-sizes", "4,4,4,4") == 2
-    assert "of 9x30 pixels, layer pool4 gets 1x3, too few to halve; use at most 3 hidden layers" in line_of(capsys)
+    assert (
+        "layer pool4 gets 1x3 of the images' 9x30 pixels and can't halve them; use at most 3 hidden layers"
+        in line_of(capsys)
+    )
     (tmp_path / "grid.yaml").write_text("variant: cnn\nhidden_sizes: [[4], [4, 4, 4, 4]]\n")
     grid = ["tune", "--grid", str(tmp_path / "grid.yaml"), "--dataset", dataset, "--storage", str(tmp_path / "s")]
     assert run_command([*grid, "--name", "g", "--seeds", "1"]) == 2
-    assert "layer pool4 gets 1x3" in line_of(capsys)
+    assert "layer pool4 gets 1x3" in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.glob("s/*/*")) == []
 
 
@@ -143,7 +203,7 @@ def test_a_run_refuses_no_image_for_its_colours_in_parquet_and_idx(
     )
     grey = stacked[:, ::2, :, 0]
     (tmp_path / "grey.idx").write_bytes(idx_bytes(grey))
-    lists = pa.array([np.full(1024, 9, np.uint8), np.full(784, 9, np.uint8)], pa.list_(pa.uint8()))
+    lists = pa.array([np.full(count, 9, np.uint8) for count in (1024, 784, 783)], pa.list_(pa.uint8()))
     pq.write_table(pa.table({"image": lists}), tmp_path / "lists.parquet")
     _, of_parquet, _ = predicted(tmp_path / "s", tmp_path / "train.parquet", capsys=capsys)
     said, of_idx, _ = predicted(tmp_path / "s", tmp_path / "colour.idx", capsys=capsys)
@@ -158,8 +218,8 @@ def test_a_run_refuses_no_image_for_its_colours_in_parquet_and_idx(
     said, _, _ = predicted(tmp_path / "s", tmp_path / "grey.idx", capsys=capsys)
     assert (said["num_images"], said["num_converted"]) == (40, 40)
     said, _, errors = predicted(tmp_path / "s", tmp_path / "lists.parquet", capsys=capsys)
-    assert (said["num_images"], said["num_converted"]) == (1, 1)
-    assert [(row["row"], row["error"]) for row in errors] == [(1, "784 pixels instead of 1024")]
+    assert (said["num_images"], said["num_converted"]) == (2, 2)
+    assert [(row["row"], row["error"]) for row in errors] == [(2, "783 pixels instead of 1024")]
 
 
 def test_runs_that_take_other_images_are_evaluated_together_as_alone(

@@ -111,6 +111,13 @@ def test_a_grids_own_data_sets_have_absolute_paths(tmp_path: Path, monkeypatch: 
     assert with_absolute_datasets({"dataset": "idx:a"}) == {"dataset": f"idx:{tmp_path}/a"}
 
 
+def test_levels_that_are_written_in_several_ways_are_those_of_the_runs() -> None:
+    settings = {"dataset": "folder:photos", "image_size": [32, "40x30"]}
+    grid = read_grid(settings, seeds="1", overrides={}, source="test")
+    assert grid.axes["image_size"] == ("32x32", "40x30")
+    assert [run.config.image_size for run in expand(grid, name="g", max_runs=9)] == ["32x32", "40x30"]
+
+
 def test_equal_seeds_stand_together_in_stacks() -> None:
     grid = read_grid(grid_settings("regularization"), seeds="3", overrides={}, source="test")
     # 16 settings with and 16 without batch norm.

@@ -99,7 +99,7 @@ def test_all_runs_are_those_with_the_classes_of_data_that_none_was_trained_on(
     found, lines = evaluated(root, capsys, "--all-runs", "--dataset", f"folder:{elsewhere}")
     assert found == {"d": f"folder:{elsewhere}", "s": f"folder:{elsewhere}"}
     assert lines[0] == (
-        f"dataset folder:{elsewhere}: left out: 1 of 3 runs, with other classes (folder:{root / PETS}: p)"
+        f"dataset folder:{elsewhere}: left out: 1 of 3 runs, with other classes or images (folder:{root / PETS}: p)"
     )
     assert lines[1].endswith(f"; the runs were trained on digits, folder:{root / SHIFTED}")
 
