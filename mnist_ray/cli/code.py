@@ -17,7 +17,8 @@ _code_option = click.option(
     multiple=True,
     metavar="FILE|FOLDER|PACKAGE",
     help="Code of your own network: a *.py file, a folder of them, or an installed package; may be repeated. Only code "
-    "that you give here, or by --model, is ever run. With --address, files travel with the job.",
+    "that you give here or name yourself, by --model or in a --config or --grid file, is ever run. With --address, "
+    "files travel with the job.",
 )
 _debug_option = click.option(
     "--debug", is_flag=True, help="Print the traceback of an error, such as one in your own network, below its line."

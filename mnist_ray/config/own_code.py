@@ -48,8 +48,13 @@ class Code:
         """The *.py files by their name relative to the code, such as nets/wide.py."""
         if self.path.is_file():
             return {self.path.name: self.path}
-        paths = {path.relative_to(self.path): path for path in sorted(self.path.rglob("*.py"))}
-        # A link could point anywhere, and a hidden folder may be a virtual environment.
+        environments = [path.parent for path in self.path.rglob("pyvenv.cfg")]
+        paths = {
+            path.relative_to(self.path): path
+            for path in sorted(self.path.rglob("*.py"))
+            if not any(path.is_relative_to(environment) for environment in environments)
+        }
+        # A link could point anywhere.
         return {
             name.as_posix(): path
             for name, path in paths.items()

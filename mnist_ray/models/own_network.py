@@ -2,10 +2,12 @@
 
 import hashlib
 import inspect
+import os
+import site
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
@@ -18,10 +20,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+import mnist_ray
 from mnist_ray.config.own_code import Code, code_of
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.errors import ConfigError, MnistRayError, RunFailedError
+from mnist_ray.models.ranks import LostRankError
 from mnist_ray.noise.global_generators import seeded_generators
 from mnist_ray.noise.random_streams import stream_key
 from mnist_ray.text.suggestions import did_you_mean
@@ -41,8 +45,7 @@ def own_network(config: TrainConfig, image_shape: ImageShape, num_classes: int) 
     """
     what = f"model={config.model!r}"
     code = code_of(config, what)
-    # Standard output is for a command's results.
-    with errors_of_code(config, ConfigError), redirect_stdout(sys.stderr):
+    with errors_of_code(config, ConfigError):
         function = _function(config, code)
         _check_arguments(function, config)
         with seeded_generators(stream_key(config.seed, "initial own network")):
@@ -106,10 +109,12 @@ class _Finder(MetaPathFinder):
     Attributes:
       active: path and SHA-256 of the folder whose modules are in sys.modules; another's may have the same names.
       roots: the folder of each of its top-level modules.
+      files: its files; a link among them, for instance, is none.
     """
 
     active: tuple[Path, str] | None = None
     roots: dict[str, Path] = {}  # noqa: RUF012 - replaced as a whole
+    files: frozenset[Path] = frozenset()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         """See importlib.abc.MetaPathFinder."""
@@ -118,7 +123,8 @@ class _Finder(MetaPathFinder):
         if top not in self.roots:
             return None
         for folder in (str(self.roots[top]),) if path is None else path:
-            if spec := FileFinder(folder, (_FromSource, [".py"])).find_spec(name):
+            spec = FileFinder(folder, (_FromSource, [".py"])).find_spec(name)
+            if spec and (spec.origin is None or Path(spec.origin) in self.files):
                 return spec
         return None
 
@@ -135,13 +141,28 @@ def _module(code: Code, name: str, sha256: str) -> ModuleType:
         spec = spec_from_file_location(unique, code.path, loader=_FromSource(unique, str(code.path)))
         assert spec is not None
         assert spec.loader is not None
+        before = set(sys.modules)
         sys.modules[unique] = module = module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
+            _check_imports(code, set(sys.modules) - before - {unique})
         except BaseException:
-            del sys.modules[unique]
+            for each in set(sys.modules) - before:
+                del sys.modules[each]
             raise
     return sys.modules[unique]
+
+
+def _check_imports(code: Code, names: Iterable[str]) -> None:
+    """Refuses modules that a file imported from its own folder: they are no part of its hash."""
+    libraries = [Path(mnist_ray.__file__).parent, *map(Path, (*site.getsitepackages(), sys.prefix))]
+    for name in sorted(names):
+        place = Path(str(getattr(sys.modules[name], "__file__", None) or os.devnull))
+        if place.is_relative_to(code.path.parent) and not any(map(place.is_relative_to, libraries)):
+            raise ConfigError(
+                f"--code {str(code.path)!r}: imports {place.name}, which lies beside it: give the folder, --code "
+                f"{code.path.parent}"
+            )
 
 
 _finder = _Finder()
@@ -160,6 +181,7 @@ def _activate(code: Code, sha256: str) -> None:
     tops = {name.partition(".")[0] for name in code.modules}
     _check_names(code, tops)
     _finder.roots = dict.fromkeys(tops, code.path.parent if code.is_package else code.path)
+    _finder.files = frozenset(code.files.values())
     _finder.active = (code.path, sha256)
     sys.modules.update(_loaded.get(_finder.active, {}))
     if _finder not in sys.meta_path:
@@ -182,8 +204,10 @@ def errors_of_code(config: TrainConfig, kind: type[MnistRayError], what: str | N
       what: what failed, as the line begins; the network by default.
     """
     try:
-        yield
-    except MnistRayError:
+        # Standard output is for a command's results.
+        with redirect_stdout(sys.stderr) if config.is_own_network else nullcontext():
+            yield
+    except (MnistRayError, LostRankError):
         raise
     except (Exception, SystemExit) as error:
         if not config.is_own_network:
@@ -213,4 +237,4 @@ def _one_line(error: BaseException, code: Code, frames: Sequence[traceback.Frame
 
 
 def _is_in(name: str, code: Code) -> bool:
-    return Path(name) == code.path or code.path in Path(name).parents
+    return Path(name) in code.files.values()

@@ -291,3 +291,23 @@ def test_the_memory_of_an_own_network_is_estimated() -> None:
     num_weights = sum(parameter.numel() for parameter in made(own("nets.py:make")).parameters())
     estimate = bytes_of_run(own("nets.py:make"), MNIST_SHAPE, num_classes=10, validation_batch=10)
     assert estimate > 4 * 4 * num_weights
+
+
+def test_a_file_that_imports_what_lies_beside_it_is_refused_even_if_python_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nets(tmp_path, "import a_module_beside\nmake = make_net\n", "beside.py")
+    (tmp_path / "a_module_beside.py").write_text("WIDTH = 8\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"imports a_module_beside\.py, which lies beside it: give the folder"):
+        make_network(variant_config("baseline", {"model": use_model(f"{tmp_path}/beside.py:make")}), MNIST_SHAPE, 10)
+    assert "a_module_beside" not in sys.modules
+
+
+def test_a_link_in_a_folder_is_no_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "nets"
+    write_nets(folder, "import linked\nmake = make_net\n", "linking.py")
+    (tmp_path / "elsewhere.py").write_text("")
+    (folder / "linked.py").symlink_to(tmp_path / "elsewhere.py")
+    with giving([str(folder)]), pytest.raises(ConfigError, match="No module named 'linked'"):
+        make_network(variant_config("baseline", {"model": use_model("linking.py:make")}), MNIST_SHAPE, 10)
