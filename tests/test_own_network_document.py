@@ -20,8 +20,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of the page, and an image to predict, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    # A local Ray before this one leaves it; the head has no token.
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     (code,) = blocks(PAGE, "python")
     config, grid = blocks(PAGE, "yaml")
     for name, text in {"my_nets.py": code, "config.yaml": config, "grid.yaml": grid}.items():

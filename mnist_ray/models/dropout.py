@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -77,23 +77,16 @@ class StepNoise:
 
 
 class StreamDropout(nn.Module):
-    """Takes the place of one of torch's dropouts; p is the probability of dropping a unit.
+    """One of torch's dropouts with noise from the streams of a run; p is the probability of dropping a unit.
 
     Reference: Srivastava et al. 2014; Klambauer et al. 2017 for alpha dropout.
     """
 
-    def __init__(self, name: str, module: nn.Module, noise: StepNoise) -> None:
-        """Replaces a module that DROPOUTS lists.
-
-        Args:
-          name: its name in the network.
-          module: the module.
-          noise: the noise of its network.
-        """
-        super().__init__()
-        self.p = float(module.p)  # type: ignore[arg-type]
-        self._name, self._noise = name, noise
-        self._is_channelwise, self._is_alpha = DROPOUTS[type(module)]
+    p: float
+    name: str
+    noise: StepNoise
+    is_channelwise: bool
+    is_alpha: bool
 
     def forward(self, values: Tensor) -> Tensor:
         """Drops units, or whole channels, of [batch, ...] in training."""
@@ -101,38 +94,36 @@ class StreamDropout(nn.Module):
             return values
         if self.p == 1:
             return values * 0
-        units = values.shape[1:2] if self._is_channelwise else values.shape[1:]
-        kept = self._noise.kept(self._name, values, num_units=math.prod(units), rate=self.p)
+        units = values.shape[1:2] if self.is_channelwise else values.shape[1:]
+        kept = self.noise.kept(self.name, values, num_units=math.prod(units), rate=self.p)
         kept = kept.view(values.shape[0], *units, *(1,) * (values.dim() - 1 - len(units)))
         keep_share = 1 - dropped_draws(self.p) / DRAW_RANGE
-        if not self._is_alpha:
+        if not self.is_alpha:
             return values * kept.to(values.dtype).mul_(1 / keep_share)
         scale = (keep_share * (1 + (1 - keep_share) * _SELU_LIMIT**2)) ** -0.5
         shift = (1 - keep_share) * _SELU_LIMIT
         return torch.where(kept, values, _SELU_LIMIT).sub(shift).mul(scale)
 
 
-# torch's dropouts: whether they drop whole channels, and whether they keep mean and variance of SELU's outputs.
-DROPOUTS: dict[type[nn.Module], tuple[bool, bool]] = {
-    nn.Dropout: (False, False),
-    nn.Dropout1d: (True, False),
-    nn.Dropout2d: (True, False),
-    nn.Dropout3d: (True, False),
-    nn.AlphaDropout: (False, True),
-    nn.FeatureAlphaDropout: (True, True),
+def _streamed(kind: type[nn.Module], *, is_channelwise: bool, is_alpha: bool) -> type[StreamDropout]:
+    facts = {"is_channelwise": is_channelwise, "is_alpha": is_alpha}
+    return type(kind.__name__, (StreamDropout, kind), facts)
+
+
+# torch's dropouts -> the same with noise from streams.
+DROPOUTS: dict[type[nn.Module], type[StreamDropout]] = {
+    nn.Dropout: _streamed(nn.Dropout, is_channelwise=False, is_alpha=False),
+    nn.Dropout1d: _streamed(nn.Dropout1d, is_channelwise=True, is_alpha=False),
+    nn.Dropout2d: _streamed(nn.Dropout2d, is_channelwise=True, is_alpha=False),
+    nn.Dropout3d: _streamed(nn.Dropout3d, is_channelwise=True, is_alpha=False),
+    nn.AlphaDropout: _streamed(nn.AlphaDropout, is_channelwise=False, is_alpha=True),
+    nn.FeatureAlphaDropout: _streamed(nn.FeatureAlphaDropout, is_channelwise=True, is_alpha=True),
 }
 
 
-def replace_modules(network: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Replaces modules inside a network; one that several places share stays shared.
-
-    Args:
-      make: called with each module's name and the module; returns the replacement, or None to keep the module.
-    """
-    made: dict[int, nn.Module | None] = {}
-    for name, module in list(network.named_modules(remove_duplicate=False)):
-        if id(module) not in made:
-            made[id(module)] = make(name, module)
-        new = made[id(module)]
-        if new is not None:
-            network.set_submodule(name, new)
+def draw_from(network: nn.Module, noise: StepNoise) -> None:
+    """Makes the dropouts of a network draw from a run's streams; they stay the same objects of the same kinds."""
+    for name, module in network.named_modules():
+        if type(module) in DROPOUTS:
+            module.__class__ = DROPOUTS[type(module)]
+            module.name, module.noise = name, noise

@@ -74,6 +74,11 @@ def make_engine(
       bf16: whether matrix products and convolutions round their inputs to bfloat16.
       ranks: the processes that share every batch; more than one only for a single run.
     """
-    if ranks.world_size > 1 or why_not_stacked(networks[0]):
+    if engine_of(networks[0], ranks) is Modules:
         return Modules(networks, device=device, bf16=bf16, ranks=ranks)
     return Stack(networks, device=device, bf16=bf16)
+
+
+def engine_of(network: nn.Module, ranks: Ranks) -> type[Modules] | type[Stack]:
+    """Returns the engine for runs with a network: it depends on neither the device nor the number of runs."""
+    return Modules if ranks.world_size > 1 or why_not_stacked(network) else Stack

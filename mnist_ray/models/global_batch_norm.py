@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mnist_ray.errors import ConfigError
 from mnist_ray.models.ranks import Ranks
 
 
@@ -15,20 +16,14 @@ class GlobalBatchNorm(nn.Module):
     Reference: Ioffe and Szegedy 2015; ranks' means and squares are merged as in Chan, Golub, LeVeque 1979.
     """
 
-    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, ranks: Ranks) -> None:
-        """Takes over a module's parameters and running statistics."""
-        super().__init__()
-        self.eps, self.momentum = plain.eps, plain.momentum
-        self.weight: nn.Parameter | None
-        self.bias: nn.Parameter | None
-        self.running_mean: Tensor | None
-        self.running_var: Tensor
-        self.num_batches_tracked: Tensor
-        for name in ("weight", "bias"):
-            self.register_parameter(name, getattr(plain, name))
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(plain, name))
-        self._ranks = ranks
+    eps: float
+    momentum: float | None
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    ranks: Ranks
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalizes this rank's rows, [local_batch, channels, ...]; every rank must call it."""
@@ -38,13 +33,36 @@ class GlobalBatchNorm(nn.Module):
             )
         # Autocast's bfloat16 is too coarse for sums over a batch.
         wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        outputs, mean, squares, count = _Normalize.apply(wide, self.weight, self.bias, self.eps, self._ranks)
+        outputs, mean, squares, count = _Normalize.apply(wide, self.weight, self.bias, self.eps, self.ranks)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked += 1
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
             self.running_var.lerp_((squares / (count - 1).clamp_(min=1)).to(self.running_var.dtype), share)
         return outputs.to(inputs.dtype)  # type: ignore[no-any-return]
+
+
+# torch's batch norms -> the same over all ranks.
+BATCH_NORMS: dict[type[nn.Module], type[GlobalBatchNorm]] = {
+    kind: type(kind.__name__, (GlobalBatchNorm, kind), {}) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+}
+
+
+def share_statistics(network: nn.Module, ranks: Ranks) -> None:
+    """Makes the batch norms of a network use all ranks' rows; they stay the same objects of the same kinds.
+
+    Raises:
+      ConfigError: one is of a kind of its own, whose code may do more.
+    """
+    for name, module in network.named_modules():
+        if type(module) in BATCH_NORMS:
+            module.__class__ = BATCH_NORMS[type(module)]
+            module.ranks = ranks
+        elif isinstance(module, tuple(BATCH_NORMS)):
+            raise ConfigError(
+                f"num_workers={ranks.world_size}: {name} ({type(module).__name__}) is a batch norm of its own kind, "
+                "which can't take the statistics of all workers' rows; use one of torch.nn, or one worker"
+            )
 
 
 class _Normalize(torch.autograd.Function):
@@ -83,5 +101,5 @@ class _Normalize(torch.autograd.Function):
         means = ctx.ranks.gather(torch.stack((by_bias, by_weight))).sum(0) / count
         mean_by_bias, mean_by_weight = (mean.view(ctx.shape) for mean in means)
         by_inputs = (gradient - mean_by_bias).addcmul_(normalized, mean_by_weight, value=-1).mul_(scale.view(ctx.shape))
-        has_parameters = ctx.needs_input_grad[1]
-        return by_inputs, by_weight if has_parameters else None, by_bias if has_parameters else None, None, None
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        return by_inputs, by_weight if needs_weight else None, by_bias if needs_bias else None, None, None

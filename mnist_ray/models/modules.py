@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_ray.models.dropout import DROPOUTS, StepNoise, StreamDropout, replace_modules
+from mnist_ray.models.dropout import StepNoise, draw_from
 from mnist_ray.models.flat_memory import flatten
-from mnist_ray.models.global_batch_norm import GlobalBatchNorm
+from mnist_ray.models.global_batch_norm import GlobalBatchNorm, share_statistics
 from mnist_ray.models.loss import cross_entropy, hits, loss_and_hits
 from mnist_ray.models.networks import cancelled_biases
 from mnist_ray.models.ranks import Ranks
@@ -33,7 +33,7 @@ class Modules:
         bf16: bool = False,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
-        """Takes the networks over: moves them to the device and replaces their dropouts.
+        """Takes the networks over: moves them to the device, and makes their dropouts draw from the runs' streams.
 
         Args:
           networks: one per run.
@@ -46,7 +46,9 @@ class Modules:
         self.parameters = []
         for network in self._networks:
             cancelled = cancelled_biases(network)
-            replace_modules(network, self._replacement)
+            draw_from(network, self._noise)
+            if ranks.world_size > 1 and device.type == "cpu":
+                share_statistics(network, ranks)
             self.parameters.append(flatten(each for each in network.parameters() if each.requires_grad))
             for name in cancelled:
                 network.get_parameter(name).requires_grad_(False)
@@ -54,15 +56,6 @@ class Modules:
         if ranks.world_size > 1:
             (network,) = self._networks
             self._callable = [_data_parallel(network, device)]
-
-    def _replacement(self, name: str, module: nn.Module) -> nn.Module | None:
-        if type(module) in DROPOUTS:
-            return StreamDropout(name, module, self._noise)
-        if self._ranks.world_size > 1 and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            if self._device.type == "cuda":
-                return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
-            return GlobalBatchNorm(module, self._ranks)
-        return None
 
     @property
     def gradients(self) -> Sequence[Tensor]:
@@ -83,7 +76,7 @@ class Modules:
     def state_dict(self, run: int) -> dict[str, Tensor]:
         """See Engine."""
         state = self._networks[run].state_dict()
-        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        return {name: value.detach().contiguous().to("cpu", copy=True) for name, value in state.items()}
 
     def forward_backward(self, images: Tensor, labels: Tensor, training: TrainingPass) -> tuple[Tensor, Tensor]:
         """See Engine."""
@@ -128,9 +121,11 @@ class Modules:
 
 
 def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     # Every rank computes the same running statistics; other buffers are rank 0's, as by default.
-    batch_norms = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm)]
-    known = {id(buffer) for module in batch_norms for buffer in module.buffers()}
+    shared = (nn.SyncBatchNorm, GlobalBatchNorm)
+    known = {id(each) for module in network.modules() if isinstance(module, shared) for each in module.buffers()}
     has_others = any(id(buffer) not in known for buffer in network.buffers())
     # The argument's name since torch 2.14, and before.
     names = ("forward_sync_buffers", "broadcast_buffers")
@@ -138,7 +133,8 @@ def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        # A forward pass of one's own may leave layers out, at random or on some ranks.
-        find_unused_parameters=type(network) is not nn.Sequential,
+        # A network may leave layers out, at random or on some ranks. And with False the sums of a resumed run would be
+        # rounded otherwise: DistributedDataParallel then divides the gradients anew after its first step.
+        find_unused_parameters=True,
         **{name: has_others},  # type: ignore[arg-type]
     )

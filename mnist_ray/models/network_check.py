@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import ConfigError
-from mnist_ray.models.dropout import DROPOUTS, replace_modules
+from mnist_ray.models.dropout import DROPOUTS
 from mnist_ray.models.networks import check_network
 from mnist_ray.models.own_network import errors_of_code, own_network
 from mnist_ray.noise.global_generators import have_drawn, seeded_generators
@@ -24,13 +25,16 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 _NAMES_SAID = 3
 
 
-def check_networks(configs: Iterable[TrainConfig], data: TrainingData) -> list[str]:
+def check_networks(configs: Iterable[TrainConfig], data: TrainingData, *, num_workers: int = 1) -> list[str]:
     """Checks that the networks of some runs can be made for this data; the user's own, that they can be trained on it.
+
+    Args:
+      num_workers: that share a run.
 
     Changes neither the storage nor the states of the global random generators.
 
     Returns:
-      Lines to say if several workers share a run: which networks' results depend on the number of workers.
+      If several workers share a run, a line for each network whose result depends on their number.
 
     Raises:
       ConfigError: what is wrong with a network, in one line.
@@ -40,25 +44,31 @@ def check_networks(configs: Iterable[TrainConfig], data: TrainingData) -> list[s
     for config in configs:
         check_network(config, data.image_shape, len(data.class_names))
     own = {
-        (config.model, config.model_settings, config.code_sha256, config.precision): config
+        (config.model, config.model_settings, config.code_sha256, config.precision, config.global_batch_size): config
         for config in configs
         if config.is_own_network
     }
-    draws = [config.model for config in own.values() if _check(config, data.image_shape, len(data.class_names))]
+    draws = [config.model for config in own.values() if _check(config, data, num_workers)]
+    if num_workers == 1:
+        return []
     return [
         f"network {model}: draws random numbers besides dropout, so its results depend on the number of workers"
         for model in dict.fromkeys(draws)
     ]
 
 
-def _check(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> bool:
+def _check(config: TrainConfig, data: TrainingData, num_workers: int) -> bool:
     """Checks one network; returns whether it draws random numbers besides dropout."""
-    network, images = own_network(config, image_shape, num_classes), _images(config, image_shape)
-    _check_parameters(config, network)
+    num_classes = len(data.class_names)
+    network, images = own_network(config, data.image_shape, num_classes), _images(config, data.image_shape)
+    _check_state(config, network)
     network.to(images.dtype)
+    smallest = min(batch_sizes(len(data.labels), config.global_batch_size))
     with errors_of_code(config, ConfigError):
         _check_outputs(config, network.eval(), images, num_classes)
-        _check_gradients(config, network.train(), images, num_classes)
+        if smallest < num_workers:
+            _check_without_rows(config, network, images)
+        _check_gradients(config, network.train(), images[:smallest], num_classes)
         return _draws(network, images)
 
 
@@ -74,7 +84,7 @@ def _refuse(config: TrainConfig, problem: str) -> ConfigError:
     return ConfigError(f"model={config.model!r}: {problem}")
 
 
-def _check_parameters(config: TrainConfig, network: nn.Module) -> None:
+def _check_state(config: TrainConfig, network: nn.Module) -> None:
     parameters = dict(network.named_parameters())
     if not any(parameter.requires_grad for parameter in parameters.values()):
         lack = "all its parameters are frozen (requires_grad=False)" if parameters else "has no parameters"
@@ -86,6 +96,9 @@ def _check_parameters(config: TrainConfig, network: nn.Module) -> None:
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise _refuse(config, f"{name} is {kind}; make it float32: the setting precision converts it")
+    for name, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise _refuse(config, f"its state_dict holds {name}, a {type(value).__name__}; only tensors can be saved")
 
 
 def _check_outputs(config: TrainConfig, network: nn.Module, images: Tensor, num_classes: int) -> None:
@@ -124,10 +137,24 @@ def _output(config: TrainConfig, network: nn.Module, images: Tensor, num_classes
     return output
 
 
+def _check_without_rows(config: TrainConfig, network: nn.Module, images: Tensor) -> None:
+    """Checks that a network computes no images: of a small last batch, some workers have none."""
+    try:
+        with torch.no_grad():
+            network(images[:0])
+    except RuntimeError as error:
+        raise _refuse(
+            config,
+            f"a worker may have no images of an epoch's last batch, and forward can't compute none ({error}); use "
+            "flatten(1) instead of view and reshape, or fewer workers",
+        ) from error
+
+
 def _check_gradients(config: TrainConfig, network: nn.Module, images: Tensor, num_classes: int) -> None:
     """Checks that the loss has a gradient by every parameter that is to be trained."""
     labels = torch.arange(len(images)) % num_classes
     missing = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    places = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
     for number in range(_PASSES):
         with torch.enable_grad(), seeded_generators(number):
             output = _output(config, network, images, num_classes)
@@ -136,6 +163,9 @@ def _check_gradients(config: TrainConfig, network: nn.Module, images: Tensor, nu
                     config, "the logits have no gradient: forward detaches them, or computes without autograd"
                 )
             cross_entropy(output, labels).backward()
+        for name, parameter in network.named_parameters():
+            if parameter.data_ptr() != places[name]:
+                raise _refuse(config, f"forward puts another tensor into {name}.data; change it in place, with copy_")
         missing = {name: parameter for name, parameter in missing.items() if parameter.grad is None}
         if not missing:
             return
@@ -149,8 +179,21 @@ def _check_gradients(config: TrainConfig, network: nn.Module, images: Tensor, nu
 
 
 def _draws(network: nn.Module, images: Tensor) -> bool:
-    """Tells whether a network in training mode draws from the global generators, dropout layers left out."""
-    replace_modules(network, lambda _, layer: nn.Identity() if type(layer) in DROPOUTS else None)
+    """Tells whether a network in training draws numbers that depend on the rows that a worker has, apart from dropout.
+
+    A dropout draws such numbers if the first dimension of what it gets is not the batch.
+    """
+    has_other_rows = False
+
+    def look(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal has_other_rows
+        has_other_rows = has_other_rows or len(given[0]) % len(images) != 0
+
+    for layer in network.modules():
+        if type(layer) in DROPOUTS:
+            # At this rate it draws nothing.
+            layer.p = 0.0  # type: ignore[assignment]
+            layer.register_forward_pre_hook(look)
     with torch.no_grad(), seeded_generators(0):
         network(images)
-        return have_drawn(0)
+        return has_other_rows or have_drawn(0)

@@ -116,8 +116,9 @@ def _cnn(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> Orde
     for number, filters in enumerate(config.hidden_sizes, start=1):
         if min(height, width) < 2:
             raise ConfigError(
-                f"hidden_sizes={config.hidden_sizes}: of {image_shape.width}x{image_shape.height} pixels, layer "
-                f"pool{number} gets {width}x{height}, too few to halve; use at most {number - 1} hidden layers"
+                f"hidden_sizes={config.hidden_sizes}: layer pool{number} gets {width}x{height} of the images' "
+                f"{image_shape.width}x{image_shape.height} pixels and can't halve them; use at most {number - 1} "
+                "hidden layers"
             )
         layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=5, padding=2)
         if config.batch_norm:

@@ -1,10 +1,24 @@
 """The division of a global batch among ranks, and sums over the ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed
 from torch import Tensor
+
+
+class LostRankError(RuntimeError):
+    """Another rank is gone: an error of a machine, not of a network that exchanges statistics."""
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRankError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,8 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums a tensor over the ranks, in place on every rank."""
         if self.world_size > 1:
-            torch.distributed.all_reduce(tensor)
+            with _exchange():
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -29,5 +44,6 @@ class Ranks:
         if self.world_size == 1:
             return tensor[None]
         gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        torch.distributed.all_gather(gathered, tensor)
+        with _exchange():
+            torch.distributed.all_gather(gathered, tensor)
         return torch.stack(gathered)

@@ -235,7 +235,8 @@ def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
     has_ended = threading.Event()
 
     def await_workers(count: int) -> None:
-        while count not in workers() and not has_ended.is_set():
+        while count not in workers():
+            assert not has_ended.is_set(), f"no epoch was trained by {count} workers"
             time.sleep(0.1)
 
     def come_and_go() -> None:

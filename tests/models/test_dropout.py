@@ -1,13 +1,11 @@
 """Torch's dropouts with the noise of a run's streams."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mnist_ray.models.dropout import DROPOUTS, StepNoise, StreamDropout, replace_modules
+from mnist_ray.models.dropout import DROPOUTS, StepNoise, StreamDropout, draw_from
 from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.stack_layers import Dropout
 from mnist_ray.models.training_pass import TrainingPass
@@ -20,12 +18,18 @@ def training_pass(rows: Tensor, *, step: int = 3) -> TrainingPass:
     return TrainingPass(SeededStreams([7], step), rows, 64)
 
 
+def drawing(name: str, module: nn.Module, noise: StepNoise) -> nn.Module:
+    """A dropout of this name, in a network that draws from a run's streams."""
+    draw_from(nn.ModuleDict({name: module}), noise)
+    return module
+
+
 def dropped(
     module: nn.Module, values: Tensor, *, rows: Tensor | None = None, step: int = 3, calls: int = 1, rank: int = 0
 ) -> list[Tensor]:
     """What a network's dropout makes of values in some calls of a step."""
     noise = StepNoise(Ranks(rank, 2))
-    dropout = StreamDropout("dropout1", module, noise)
+    dropout = drawing("dropout1", module, noise)
     with noise.step(training_pass(torch.arange(len(values)) if rows is None else rows, step=step)):
         return [dropout(values) for _ in range(calls)]
 
@@ -62,9 +66,9 @@ def test_a_dropout_keeps_torchs_statistics_and_the_shape_of_its_noise(kind: type
 def test_in_evaluation_at_rate_zero_and_at_rate_one_there_is_no_noise(kind: type[nn.Module]) -> None:
     values = torch.randn(4, 6, 2)
     noise = StepNoise(Ranks())
-    assert torch.equal(StreamDropout("a", kind(0.5), noise).eval()(values), values)
-    assert torch.equal(StreamDropout("a", kind(0.0), noise)(values), values)
-    assert not StreamDropout("a", kind(1.0), noise)(values).any()
+    assert torch.equal(drawing("a", kind(0.5), noise).eval()(values), values)
+    assert torch.equal(drawing("a", kind(0.0), noise)(values), values)
+    assert not drawing("a", kind(1.0), noise)(values).any()
 
 
 def test_each_step_call_and_name_has_other_noise_and_a_repeated_step_the_same() -> None:
@@ -112,7 +116,7 @@ class Recomputed(nn.Module):
 
 def test_a_part_that_is_recomputed_has_the_noise_that_it_had() -> None:
     network, noise = Recomputed(1), StepNoise(Ranks())
-    replace_modules(network, lambda name, child: StreamDropout(name, child, noise) if name else None)
+    draw_from(network, noise)
     values = torch.ones(4, 32, requires_grad=True)
     with noise.step(training_pass(torch.arange(4))):
         outputs = network(values)
@@ -124,22 +128,22 @@ def test_a_part_that_is_recomputed_has_the_noise_that_it_had() -> None:
 
 def test_recomputed_calls_that_cannot_be_told_apart_are_refused() -> None:
     network, noise = Recomputed(2), StepNoise(Ranks())
-    replace_modules(network, lambda name, child: StreamDropout(name, child, noise) if name else None)
+    draw_from(network, noise)
     with noise.step(training_pass(torch.arange(4))):
         outputs = network(torch.ones(4, 32, requires_grad=True))
     with pytest.raises(RuntimeError, match="dropout is called 2 times in a step and recomputed"):
         outputs.sum().backward()
 
 
-def test_a_module_that_several_places_share_is_replaced_once_in_all_of_them() -> None:
+def test_dropouts_stay_the_objects_that_a_network_knows() -> None:
     shared = nn.Dropout(0.5)
-    network = nn.Sequential(nn.Linear(2, 2), shared, nn.Sequential(shared, nn.ReLU()))
-    noise = StepNoise(Ranks())
-
-    def replacement(name: str, child: nn.Module) -> nn.Module | None:
-        return StreamDropout(name, child, noise) if isinstance(child, nn.Dropout) else None
-
-    replace_modules(network, replacement)
-    assert isinstance(network[1], StreamDropout)
-    assert network[2][0] is network[1]
-    assert math.prod(sum(1 for _ in each.modules()) for each in network) == 3
+    network = nn.Sequential(nn.Linear(2, 2), shared, nn.Sequential(shared, nn.Dropout2d(0.1).eval()))
+    draw_from(network, StepNoise(Ranks()))
+    assert network[1] is shared
+    assert network[2][0] is shared
+    assert isinstance(shared, StreamDropout)
+    assert [type(each).__name__ for each in network[2]] == ["Dropout", "Dropout2d"]
+    # What a network of one's own may ask for, such as a dropout that is off.
+    assert isinstance(network[2][1], nn.Dropout2d)
+    assert not network[2][1].training
+    assert shared.training

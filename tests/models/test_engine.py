@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.data.image_shape import MNIST_SHAPE
-from mnist_ray.models.engine import Engine, make_engine
+from mnist_ray.models.engine import Engine, engine_of, make_engine
 from mnist_ray.models.modules import Modules
 from mnist_ray.models.networks import make_network
+from mnist_ray.models.ranks import Ranks
 from mnist_ray.models.stack import Stack
 from mnist_ray.models.training_pass import TrainingPass
 from mnist_ray.noise.step_streams import SeededStreams
@@ -34,7 +35,7 @@ EVERYTHING: dict[str, object] = {
 }
 
 
-def engine_of(configs: Sequence[TrainConfig]) -> Engine:
+def made(configs: Sequence[TrainConfig]) -> Engine:
     return make_engine([make_network(config, MNIST_SHAPE, 10) for config in configs], device=CPU)
 
 
@@ -44,7 +45,10 @@ def test_the_config_alone_chooses_the_engine(variant: str, settings: dict[str, o
     expected = Modules if variant == "resnet" else Stack
     for size in (1, 2, 5):
         configs = [variant_config(variant, {**settings, "seed": seed}) for seed in range(size)]
-        assert type(engine_of(configs)) is expected
+        engine = made(configs)
+        assert type(engine) is expected
+        assert engine_of(make_network(configs[0], MNIST_SHAPE, 10), Ranks()) is expected
+        assert engine_of(make_network(configs[0], MNIST_SHAPE, 10), Ranks(0, 2)) is Modules
 
 
 def trained(
@@ -168,7 +172,7 @@ def test_the_global_generators_depend_on_seed_and_step_alone() -> None:
 def test_an_engine_of_modules_evaluates_without_dropout_and_keeps_plain_names() -> None:
     config = variant_config("resnet", {**RESNET, "dropout": 0.5, "precision": "float64"})
     plain = make_network(config, MNIST_SHAPE, 10).eval()
-    engine = engine_of([config, config])
+    engine = made([config, config])
     images = torch.rand(6, 1, 28, 28, dtype=torch.float64)
     labels = torch.arange(6)
     losses, correct = engine.evaluate(images, labels)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_ray.models.global_batch_norm import GlobalBatchNorm
+from mnist_ray.errors import ConfigError
+from mnist_ray.models.global_batch_norm import share_statistics
 from mnist_ray.models.ranks import Ranks
 
 KINDS = {
@@ -25,13 +26,39 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def shared(plain: nn.Module) -> nn.Module:
+    """A copy that would take the statistics of several ranks."""
+    copy = deepcopy(plain)
+    share_statistics(nn.Sequential(copy), Ranks())
+    assert isinstance(copy, type(plain))
+    return copy
+
+
+def test_a_frozen_weight_leaves_the_bias_its_gradient_and_what_is_off_stays_off() -> None:
+    plain = nn.BatchNorm1d(3)
+    plain.weight.requires_grad_(False)
+    ours = shared(plain)
+    ours(torch.randn(4, 3)).square().sum().backward()
+    assert ours.weight.grad is None
+    assert ours.bias.grad is not None
+    assert not shared(nn.BatchNorm2d(3).eval()).training
+
+
+def test_a_batch_norm_of_its_own_kind_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        """Does more than a batch norm."""
+
+    with pytest.raises(ConfigError, match=r"num_workers=2: 0.norm \(Own\) is a batch norm of its own kind"):
+        share_statistics(nn.Sequential(nn.ModuleDict({"norm": Own(3)})), Ranks(0, 2))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_one_rank_equals_torchs_batch_norm(name: str) -> None:
     kind, shape, arguments = KINDS[name]
     plain = kind(6, **arguments).double()
     for number, parameter in enumerate(plain.parameters()):
         parameter.data = random_tensor(6, seed=10 + number)
-    ours = GlobalBatchNorm(deepcopy(plain), Ranks())
+    ours = shared(plain)
     for step in range(3):
         inputs, gradient = (2 + 3 * random_tensor(8, *shape, seed=seed) for seed in (step, 100 + step))
         results = []
@@ -50,7 +77,7 @@ def test_one_rank_equals_torchs_batch_norm(name: str) -> None:
 
 def test_bfloat16_sums_in_float32() -> None:
     plain = nn.BatchNorm1d(3)
-    ours = GlobalBatchNorm(deepcopy(plain), Ranks())
+    ours = shared(plain)
     inputs = 100 + random_tensor(512, 3, seed=0).to(torch.bfloat16)
     outputs = ours(inputs)
     assert outputs.dtype == torch.bfloat16

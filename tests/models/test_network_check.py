@@ -32,9 +32,10 @@ def data() -> TrainingData:
     return prepare_data(variant_config("baseline"), tiny_digits(100), device=torch.device("cpu"))
 
 
-def checked(data: TrainingData, code: str, **settings: Any) -> list[str]:
+def checked(data: TrainingData, code: str, *, num_workers: int = 1, **settings: Any) -> list[str]:
     write_nets(Path.cwd(), code, "nets.py")
-    return check_networks([variant_config("baseline", {"model": use_model("nets.py:make"), **settings})], data)
+    config = variant_config("baseline", {"model": use_model("nets.py:make"), **settings})
+    return check_networks([config], data, num_workers=num_workers)
 
 
 def net(forward: str, more: str = "pass") -> str:
@@ -111,6 +112,14 @@ def test_a_network_that_can_be_trained_passes(data: TrainingData, code: str, pre
             net("return self.fc(self.n(x.flatten(1)))", "self.n = nn.BatchNorm1d(784, track_running_stats=False)"),
             "an image's output depends on the other images of its batch, in evaluation mode",
         ),
+        (
+            net("self.fc.weight.data = self.fc.weight.data.clamp(-0.01, 0.01); return self.fc(x.flatten(1))"),
+            "forward puts another tensor into fc.weight.data; change it in place, with copy_",
+        ),
+        (
+            net(LOGITS, "pass\n\n    def get_extra_state(self):\n        return {'a': 1}"),
+            "its state_dict holds _extra_state, a dict; only tensors can be saved",
+        ),
         (net("return self.fc(x)"), "nets.py:37: RuntimeError: mat1 and mat2 shapes"),
         (net("return self.fc(x.flatten(1)) if not self.training else 1 / 0"), "nets.py:37: ZeroDivisionError: "),
         ("def make(a, b):\n    return nn.Sequential(nn.Linear(3, b))\n", "RuntimeError: mat1 and mat2 shapes"),
@@ -129,13 +138,26 @@ def test_what_is_wrong_is_said_in_one_line(data: TrainingData, code: str, expect
         ("make = make_net\n", False),
         (net("return self.fc(self.drop(x.flatten(1)))", "self.drop = nn.Dropout1d(0.5)"), False),
         (net("return self.fc(nn.functional.dropout(x.flatten(1), 0.5, self.training))"), True),
+        # The batch is not the first dimension.
+        (
+            net("return self.fc(self.drop(x.flatten(1).T).T)", "self.drop = nn.Dropout(0.5)"),
+            False,
+        ),
+        (
+            net(
+                "return self.fc(self.drop(x.flatten(1)[:, :13].T).T)",
+                "self.drop, self.fc = nn.Dropout(0.5), nn.Linear(13, num_classes)",
+            ),
+            True,
+        ),
         (net("import random; return self.fc(x.flatten(1)) * (random.random() if self.training else 1)"), True),
         (net("import numpy; return self.fc(x.flatten(1)) * (numpy.random.rand() if self.training else 1)"), True),
     ],
 )
 def test_draws_besides_dropout_are_noticed(data: TrainingData, code: str, draws: bool) -> None:
     line = "network nets.py:make: draws random numbers besides dropout, so its results depend on the number of workers"
-    assert checked(data, code) == [line] * draws
+    assert checked(data, code, num_workers=2) == [line] * draws
+    assert checked(data, code) == []
 
 
 def test_a_check_leaves_the_global_generators_as_they_were(data: TrainingData) -> None:
@@ -169,3 +191,20 @@ def test_networks_of_equal_settings_are_checked_once(data: TrainingData, capsys:
     ]
     check_networks([*configs, variant_config("cnn")], data)
     assert capsys.readouterr().err.count("made") == 2
+
+
+def test_a_batch_of_one_row_needs_a_network_without_batch_norm(data: TrainingData) -> None:
+    norm = net("return self.fc(self.norm(x.flatten(1)))", "self.norm = nn.BatchNorm1d(784)")
+    with pytest.raises(ConfigError, match="Expected more than 1 value per channel when training"):
+        checked(data, norm, global_batch_size=1)
+    assert checked(data, "make = mlp\n", global_batch_size=1) == []
+
+
+def test_a_network_that_cannot_compute_no_rows_is_refused_where_a_worker_may_have_none(data: TrainingData) -> None:
+    code = net("return self.fc(x.view(x.size(0), -1))")
+    # 90 images: the last batch has 2 rows.
+    settings = {"global_batch_size": 8}
+    assert checked(data, code, num_workers=2, **settings) == []
+    with pytest.raises(ConfigError, match="a worker may have no images of an epoch's last batch, and forward can't"):
+        checked(data, code, num_workers=3, **settings)
+    assert checked(data, net(LOGITS), num_workers=3, **settings) == []

@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 WORLD_SIZES = (2, 3)
 DDP = "plain networks for DistributedDataParallel"
 FLOAT32 = "float32 over 20 steps"
+RESUMED = "float32, resumed"
 EVERYTHING: dict[str, object] = {
     "dropout": 0.3,
     "batch_norm": True,
@@ -99,6 +100,7 @@ CASES = {
         EVERYTHING | {"model": "resnet", "hidden_sizes": (3, 4), "augmentation": "none"}, 64 + 2, num_validation=1
     ),
     "a network of one's own": Case(EVERYTHING, 2 * 64 + 37, 1, own_network),
+    RESUMED: Case({"hidden_sizes": (128, 64), "epochs": 2, "optimizer": "sgd"}, 150),
     DDP: Case(MLP | {"precision": "float64", "epochs": 2, "weight_decay": 1e-3}, 150),
 }
 
@@ -123,10 +125,13 @@ def data_of(case: Case) -> TrainingData:
     )
 
 
-def train(case: Case, ranks: Ranks) -> TrainState:
+def states(case: Case, ranks: Ranks, state: TrainState | None = None) -> list[TrainState]:
     with patch.object(loop, "make_network", case.make_network):
-        *_, last = fit(config_of(case), data_of(case), device=CPU, ranks=ranks)
-    return last
+        return list(fit(config_of(case), data_of(case), device=CPU, ranks=ranks, state=state))
+
+
+def train(case: Case, ranks: Ranks) -> TrainState:
+    return states(case, ranks)[-1]
 
 
 def train_with_ddp(case: Case, ranks: Ranks) -> dict[str, Tensor]:
@@ -164,6 +169,9 @@ def run_rank(rank: int, folder: Path) -> None:
             history = [dataclasses.asdict(row) for row in state.history]
             results[name] = {"history": history, "model": state.model, "optimizer": state.optimizer}
         results["ddp"] = {"model": train_with_ddp(CASES[DDP], ranks)}
+        first, *_ = states(CASES[RESUMED], ranks)
+        *_, last = states(CASES[RESUMED], ranks, state=first)
+        results["resumed"] = {"model": last.model, "optimizer": last.optimizer}
         torch.save(results, folder / f"{rank}_of_{world_size}.pt")
         torch.distributed.destroy_process_group()
 
@@ -201,7 +209,7 @@ def greatest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
 def test_several_ranks_give_what_one_gives(
     name: str, world_size: int, folder: Path, alone: dict[str, TrainState]
 ) -> None:
-    tolerance = 1e-4 if name == FLOAT32 else 1e-9
+    tolerance = 1e-4 if name in (FLOAT32, RESUMED) else 1e-9
     for result in results_of(folder, name, world_size):
         assert greatest_difference(result["model"], alone[name].model) < tolerance
         for row, expected in zip(result["history"], alone[name].history, strict=True):
@@ -218,6 +226,16 @@ def test_all_ranks_hold_the_same_bits(name: str, world_size: int, folder: Path) 
     for other in others:
         assert greatest_difference(first["model"], other["model"]) == 0
         assert greatest_difference(first["optimizer"], other["optimizer"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(world_size: int, folder: Path) -> None:
+    for whole, resumed in zip(
+        results_of(folder, RESUMED, world_size), results_of(folder, "resumed", world_size), strict=True
+    ):
+        assert greatest_difference(resumed["model"], whole["model"]) == 0
+        assert greatest_difference(resumed["optimizer"], whole["optimizer"]) == 0
 
 
 @pytest.mark.slow
