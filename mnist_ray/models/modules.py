@@ -47,15 +47,21 @@ class Modules:
         for network in self._networks:
             cancelled = cancelled_biases(network)
             draw_from(network, self._noise)
-            if ranks.world_size > 1 and device.type == "cpu":
-                share_statistics(network, ranks)
             self.parameters.append(flatten(each for each in network.parameters() if each.requires_grad))
             for name in cancelled:
                 network.get_parameter(name).requires_grad_(False)
         self._callable = list(self._networks)
         if ranks.world_size > 1:
-            (network,) = self._networks
-            self._callable = [_data_parallel(network, device)]
+            self.share()
+
+    def share(self) -> None:
+        """Makes every step of the only network one of all ranks; for several ranks, or a group of one in tests."""
+        (network,) = self._networks
+        if self._device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        else:
+            share_statistics(network, self._ranks)
+        self._callable = [_data_parallel(network, self._device)]
 
     @property
     def gradients(self) -> Sequence[Tensor]:
@@ -121,8 +127,6 @@ class Modules:
 
 
 def _data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    if device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     # Every rank computes the same running statistics; other buffers are rank 0's, as by default.
     shared = (nn.SyncBatchNorm, GlobalBatchNorm)
     known = {id(each) for module in network.modules() if isinstance(module, shared) for each in module.buffers()}

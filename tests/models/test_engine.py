@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +181,36 @@ def test_an_engine_of_modules_evaluates_without_dropout_and_keeps_plain_names() 
     torch.testing.assert_close(losses, expected.expand(2), rtol=0, atol=1e-12)
     assert correct.tolist() == [int((plain(images).argmax(1) == labels).sum())] * 2
     assert list(engine.state_dict(1)) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [
+        ("cpu", "gloo"),
+        pytest.param(
+            "cuda",
+            "nccl",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+def test_a_group_of_one_rank_computes_what_a_process_without_a_group_does(
+    device: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    config = variant_config("resnet", {**RESNET, "precision": "float64"})
+    place = torch.device(device)
+    images = torch.rand(1, 12, 1, 28, 28, dtype=torch.float64, device=place)
+    labels = torch.arange(12, device=place)[None] % 10
+    torch.distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        plain, shared = (Modules([make_network(config, MNIST_SHAPE, 10)], device=place) for _ in range(2))
+        shared.share()
+        for step in range(3):
+            training = TrainingPass(SeededStreams([0], step), torch.arange(12, device=place), 12)
+            results = [engine.forward_backward(images, labels, training) for engine in (plain, shared)]
+            torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-9)
+            torch.testing.assert_close(shared.gradients[0], plain.gradients[0], rtol=0, atol=1e-9)
+        assert greatest_difference(shared.state_dict(0), plain.state_dict(0)) < 1e-9
+    finally:
+        torch.distributed.destroy_process_group()
