@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.support.ray_head import RayHead
-from tests.support.ray_jobs import launch, run_here
+from tests.support.ray_jobs import launch, run_apart
 from tests.test_docs import blocks, command_lines
 
 PAGE = (Path(__file__).parents[1] / "docs/own-network.md").read_text()
@@ -36,7 +36,7 @@ def test_the_page_can_be_followed_here() -> None:
         if "--address" in line:
             continue
         words = shlex.split(line.replace("IMAGES", "images").replace("EVALUATION", evaluation))
-        ended = run_here(*words[1:])
+        ended = run_apart(*words[1:])
         assert ended.code == 0, f"{line}\n{ended.log}"
         if found := re.search(r"^evaluation (\S+) committed", ended.output, re.MULTILINE):
             evaluation = found[1]
@@ -44,7 +44,7 @@ def test_the_page_can_be_followed_here() -> None:
     assert done == ["train", "evaluate", "predict", "export", "plan", "tune", "evaluate", "report", "compare"]
     assert "model_settings.width=64" in ended.output
     # The config file asks for the same run.
-    same = run_here("train", "--config", "config.yaml", "--name", "mine")
+    same = run_apart("train", "--config", "config.yaml", "--name", "mine")
     assert same.output.startswith("mine was finished already"), same.log
 
 

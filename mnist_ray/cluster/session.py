@@ -24,8 +24,6 @@ _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 # once a second; at full speed 100 MiB of images accumulate in that time.
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_free_objects_period_milliseconds": "50"}
 
-_AUTH_MODE = "RAY_AUTH_MODE"
-
 # The pattern of Ray's session folder; the process id follows.
 _SESSION = "session_2026-01-01_00-00-00_000000"
 
@@ -76,7 +74,6 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
 def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]:
     for name, value in {**_SETTINGS, **({} if on_cluster() else _LOCAL_SETTINGS)}.items():
         os.environ.setdefault(name, value)
-    mode = {name: value for name, value in os.environ.items() if name == _AUTH_MODE}
     try:
         try:
             # Interrupting Ray during its start would leave processes behind.
@@ -97,9 +94,6 @@ def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]
         # interrupted shutdown leaves processes and files behind.
         with deferred(), redirect_stdout(io.StringIO()):
             ray.shutdown()
-        # A local Ray turns its token on for the whole process, so also for clusters that have none.
-        os.environ.pop(_AUTH_MODE, None)
-        os.environ.update(mode)
 
 
 def _connect() -> None:

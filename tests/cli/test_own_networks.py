@@ -21,6 +21,7 @@ from mnist_ray.evaluation.predict import make_plan
 from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.storage.storage import open_storage
 from tests.support.own_networks import write_nets
+from tests.support.ray_jobs import run_apart
 
 Run = Callable[..., tuple[int, str, str]]
 TRAIN = ["train", "--dataset", "digits", "--epochs", "1", "--train-limit", "200"]
@@ -233,9 +234,9 @@ def test_a_grid_over_an_own_setting_is_trained_evaluated_reported_and_compared(r
     Path("grid.yaml").write_text(
         "model: my_nets.py:mlp\ndataset: digits\nepochs: 1\nmodel_settings:\n  width: [4, 32]\nseeds: 2\n"
     )
-    code, out, said = run("tune", "--grid", "grid.yaml", "--name", "g", "--json")
-    assert code == 0, said
-    assert [row["model_settings.width"] for row in json.loads(out)["leaderboard"]] == [32, 4]
+    done = run_apart("tune", "--grid", "grid.yaml", "--name", "g", "--json")
+    assert done.code == 0, done.log
+    assert [row["model_settings.width"] for row in json.loads(done.output)["leaderboard"]] == [32, 4]
     assert run("evaluate", "--grid", "g")[0] == 2
     code, out, _ = run("evaluate", "--grid", "g", "--code", "my_nets.py", "--json")
     assert code == 0
@@ -253,8 +254,8 @@ def test_a_grid_over_an_own_setting_is_trained_evaluated_reported_and_compared(r
     assert "model_settings.width=32" in page
     # On the command line, and another level: the grid grows.
     more = ["--set", "model_settings.width=[4,32,8]"]
-    code, out, _ = run("tune", "--grid", "grid.yaml", "--name", "g", *more, "--json")
-    assert (code, json.loads(out)["trained"]) == (0, 2)
+    done = run_apart("tune", "--grid", "grid.yaml", "--name", "g", *more, "--json")
+    assert (done.code, json.loads(done.output)["trained"]) == (0, 2)
     write_nets(tmp_path, "# edited\n")
     code, _, said = run("tune", "--grid", "grid.yaml", "--name", "g", *more)
     assert code == 6

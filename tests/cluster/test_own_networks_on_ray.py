@@ -1,7 +1,6 @@
 """A user's own network on Ray: its code travels with a job, its noise is the same for any number of workers."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.support.own_networks import write_nets
 from tests.support.ray_head import RayHead
-from tests.support.ray_jobs import launch, run_here
+from tests.support.ray_jobs import launch, run_apart
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -32,7 +31,7 @@ def test_a_job_gets_the_code_and_gives_the_bits_of_this_machine(shared_head: Ray
     (folder / "nets.py").write_text("from parts.layers import make_net as made\n\n\ndef make(a, b, width):\n"
                                     "    return made(a, b, width)\n")  # fmt: skip
     own = ["--code", str(folder), "--model", "nets.py:make", "--set", "model_settings.width=4"]
-    assert run_here(*TRAIN, *own, "--name", "here").code == 0
+    assert run_apart(*TRAIN, *own, "--name", "here").code == 0
     storage = ["--storage", str(tmp_path / "results")]
     done = launch(shared_head, *TRAIN, *own, "--name", "there", *storage)
     assert done.code == 0, done.log
@@ -55,7 +54,7 @@ def test_a_grid_over_an_own_setting_is_trained_by_a_job(shared_head: RayHead, tm
     Path("grid.yaml").write_text(grid)
     done = launch(shared_head, "tune", "--grid", "grid.yaml", "--name", "g", "--storage", str(tmp_path / "results"))
     assert done.code == 0, done.log
-    again = run_here("tune", "--grid", "grid.yaml", "--name", "g", "--json")
+    again = run_apart("tune", "--grid", "grid.yaml", "--name", "g", "--json")
     assert (again.code, json.loads(again.output)["trained"]) == (0, 0)
     assert [row["model_settings.width"] for row in json.loads(again.output)["leaderboard"]]
 
@@ -68,17 +67,15 @@ def test_workers_that_share_a_run_draw_the_noise_of_one_and_say_if_they_can_not(
         "    net.drop = nn.GELU()\n    net.norm = nn.Sequential(net.norm, nn.RReLU())\n    return net\n",
     )
     own = ["--model", "my_nets.py:make_net", "--set", "precision=float64"]
-    assert run_here(*TRAIN, *own, "--name", "one").code == 0
-    two = run_here(*TRAIN, *own, "--name", "two", "--num-workers", "2")
+    assert run_apart(*TRAIN, *own, "--name", "one").code == 0
+    two = run_apart(*TRAIN, *own, "--name", "two", "--num-workers", "2")
     assert two.code == 0, two.log
     assert "draws random numbers" not in two.log
-    # A local Ray turns its token on; other clusters may have none.
-    assert "RAY_AUTH_MODE" not in os.environ
     for name, value in weights("one").items():
         # Rounding alone moves a bias that the batch norm after it cancels; other noise would move weights by 1e-3.
         torch.testing.assert_close(weights("two")[name], value, rtol=0, atol=1e-6)
     for workers, times in (("1", 0), ("2", 1)):
-        done = run_here(*TRAIN, "--model", "my_nets.py:noisy", "--name", f"noisy{workers}", "--num-workers", workers)
+        done = run_apart(*TRAIN, "--model", "my_nets.py:noisy", "--name", f"noisy{workers}", "--num-workers", workers)
         assert done.code == 0, done.log
         assert done.log.count("network my_nets.py:noisy: draws random numbers besides dropout, so its results") == times
 
@@ -91,7 +88,7 @@ def test_an_error_of_the_network_on_one_of_two_workers_is_one_line(tmp_path: Pat
     )
     path = write_nets(tmp_path)
     path.write_text(path.read_text().replace("values", counted, 1))
-    done = run_here(*TRAIN, "--model", "my_nets.py:make_net", "--name", "a", "--num-workers", "2")
+    done = run_apart(*TRAIN, "--model", "my_nets.py:make_net", "--name", "a", "--num-workers", "2")
     assert done.code == 7, done.log
     assert "model='my_nets.py:make_net': my_nets.py:17: AssertionError: enough" in done.log.splitlines()[-1]
 
@@ -104,7 +101,7 @@ def test_an_error_of_the_network_in_a_grid_ends_it_without_restarts(tmp_path: Pa
     Path("grid.yaml").write_text(
         "model: my_nets.py:make_net\ndataset: digits\nepochs: 9\ntrain_limit: 200\nmodel_settings.width: [2, 4]\n"
     )
-    done = run_here("tune", "--grid", "grid.yaml", "--name", "g")
+    done = run_apart("tune", "--grid", "grid.yaml", "--name", "g")
     assert done.code == 7, done.log
     assert done.log.splitlines()[-1] == (
         "mnist-ray: error: model='my_nets.py:make_net': my_nets.py:16: AssertionError: enough"

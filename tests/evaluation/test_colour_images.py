@@ -21,6 +21,7 @@ from mnist_ray.storage.storage import open_storage
 from tests.support.colour_images import COLOURS, colour_images, write_colour_folder
 from tests.support.idx_files import idx_bytes
 from tests.support.predicting import line_of, png, predict, predicted
+from tests.support.ray_jobs import run_apart
 
 SMALL = ("--epochs", "6", "--name", "a", "--set", "global_batch_size=32")
 
@@ -144,7 +145,8 @@ def test_workers_reproduce_an_old_run_with_the_images_that_it_had(tmp_path: Path
     old_form = ["--image-size", "28", "--color", "grey", "--fit", "stretch"]
     assert train(tmp_path, dataset, *old_form, "--precision", "float64") == 0
     forget_images(tmp_path / "s", "a")
-    assert run_command(["reproduce", "a", "--num-workers", "2", "--storage", str(tmp_path / "s")]) == 0
+    done = run_apart("reproduce", "a", "--num-workers", "2", "--storage", str(tmp_path / "s"))
+    assert done.code == 0, done.log
 
 
 def test_a_grid_that_has_begun_with_other_images_is_not_mixed(

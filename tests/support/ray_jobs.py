@@ -17,6 +17,7 @@ import pytest
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.requirements import JOB_VARIABLE
 from tests.support.ray_head import RayHead, ray_head
+from tests.support.warm_processes import call
 
 # While a command runs: a condition on what it has logged so far (or on anything else), and what is done with its truth.
 Step = tuple[Callable[[str], Any], Callable[[Any], object]]
@@ -75,6 +76,12 @@ def launch(head: RayHead, *arguments: str) -> Done:
     """Runs a command that submits a job to a head, or asks for one, as a person does who has this checkout."""
     with environment_with({"HOME": head.environment["HOME"]}):
         return run_here(*arguments, "--address", head.address)
+
+
+def run_apart(*arguments: str) -> Done:
+    """Runs a command that starts a local Ray, in a process of its own: Ray turns its token on for all of a process."""
+    done: Done = call(run_here, *arguments)
+    return done
 
 
 def run_here(*arguments: str, steps: Sequence[Step] = ()) -> Done:
