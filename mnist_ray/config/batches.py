@@ -32,7 +32,7 @@ def images_at_once(batch_size: int, num_values: int) -> int:
     """Returns how many images of num_values numbers each go through a network at once in evaluation.
 
     That is batch_size or, so that memory stays bounded, for large images less in proportion: a multiple of 16 rows, see
-    Stack.parts.
+    Stack._parts.
     """
     fit = batch_size * _WHOLE_BATCH_VALUES // num_values
     return min(batch_size, max(fit // _ROWS * _ROWS, _ROWS)) if fit < batch_size else batch_size

@@ -34,7 +34,7 @@ from mnist_ray.config.own_settings import (
 from mnist_ray.data.augmentation import AUGMENTATIONS
 from mnist_ray.data.datasets import DATASETS, check_dataset
 from mnist_ray.data.examples import Split
-from mnist_ray.data.image_shape import Color, Fit, ImageOptions, parse_size
+from mnist_ray.data.image_shape import Color, Fit, ImageForm, ImageOptions, parse_size
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import OptimizerConfig
 from mnist_ray.setting import Setting, one_of, setting_of, settings_where
@@ -194,6 +194,10 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
         if not value or not all(1 <= size <= MAX_COUNT for size in value):
             raise ValueError(f"needs at least one hidden layer, each of 1 to {MAX_COUNT} units")
         return value
+
+    def in_form(self, form: ImageForm) -> Self:
+        """Returns a config that asks for images of this form; those of a named set have no other."""
+        return self if self.dataset in DATASETS else self.model_copy(update=form.settings)
 
     @property
     def image_options(self) -> ImageOptions:

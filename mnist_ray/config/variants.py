@@ -10,45 +10,38 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.text.suggestions import did_you_mean
 
 _REGULARIZED: dict[str, Any] = {"hidden_sizes": (256, 128, 64), "dropout": 0.3, "weight_decay": 1e-5}
+# Batch norm, a one-epoch warm-up to a high peak and a cosine to zero.
+_WARM_COSINE: dict[str, Any] = {
+    "batch_norm": True,
+    "learning_rate": 3e-3,
+    "schedule": "cosine",
+    "warmup_epochs": 1.0,
+    "epochs": 10,
+    "global_batch_size": 128,
+}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"hidden_sizes": (128, 64)},
     "dropout": _REGULARIZED,
     "dropout_batchnorm": {**_REGULARIZED, "batch_norm": True},
-    # Batch norm, a one-epoch warm-up to a high peak, cosine to zero, affine and elastic distortions
-    # (Simard et al. 2003) bring the same network to 99 % in ten epochs.
+    # With affine and elastic distortions (Simard et al. 2003), the same network reaches 99 % in ten epochs.
     "tuned": {
         "hidden_sizes": (256, 128, 64),
-        "batch_norm": True,
-        "learning_rate": 3e-3,
-        "schedule": "cosine",
-        "warmup_epochs": 1.0,
-        "epochs": 10,
-        "global_batch_size": 128,
+        **_WARM_COSINE,
         "augmentation": "affine_elastic",
     },
     "cnn": {
         "model": "cnn",
         "hidden_sizes": (32, 64),
-        "batch_norm": True,
+        **_WARM_COSINE,
         "dropout": 0.3,
-        "learning_rate": 3e-3,
-        "schedule": "cosine",
-        "warmup_epochs": 1.0,
-        "epochs": 10,
-        "global_batch_size": 128,
         "augmentation": "affine",
     },
     # 0.31 million weights, for images of 28 to 64 pixels.
     "resnet": {
         "model": "resnet",
         "hidden_sizes": (32, 64, 128),
-        "batch_norm": True,
-        "learning_rate": 3e-3,
-        "schedule": "cosine",
-        "warmup_epochs": 1.0,
-        "epochs": 10,
-        "global_batch_size": 128,
+        **_WARM_COSINE,
         "augmentation": "affine",
     },
 }

@@ -47,6 +47,12 @@ class ImageForm(NamedTuple):
         )
 
     @property
+    def settings(self) -> dict[str, str]:
+        """The settings of a config that ask for this form."""
+        color = "grey" if self.shape.channels == 1 else "rgb"
+        return {"image_size": f"{self.shape.width}x{self.shape.height}", "color": color, "fit": self.fit}
+
+    @property
     def mode(self) -> str:
         """Pillow's mode."""
         return "L" if self.shape.channels == 1 else "RGB"

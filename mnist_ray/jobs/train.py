@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import DataError
 from mnist_ray.models.device import choose_device
@@ -16,7 +17,7 @@ from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.epoch_lines import EpochLines
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
-from mnist_ray.training.data import load_data, with_image_form
+from mnist_ray.training.data import load_data
 from mnist_ray.training.data_lines import training_lines
 from mnist_ray.training.train_run import train_run
 
@@ -58,7 +59,8 @@ def train(job: TrainJob, data: TrainingData | None = None) -> TrainOutcome:
     with track(job.log, storage, experiment=EXPERIMENT) as tracking:
         data = data or load_data(job.config, job.data_dir, torch.device("cpu"))
         # Workers needn't look at all images again to find out what they are.
-        job = replace(job, data_config=job.data_config or with_image_form(job.config, data.image_shape))
+        form = ImageForm(data.image_shape, job.config.fit)
+        job = replace(job, data_config=job.data_config or job.config.in_form(form))
         return _train_tracked(job, data, RunFolder(storage, job.run), tracking)
 
 

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm, ImageShape
 from mnist_ray.data.training_data import PerChannel, TrainingData
 from mnist_ray.errors import CheckpointError
@@ -70,11 +69,7 @@ class Checkpoint:
     @property
     def data_config(self) -> TrainConfig:
         """The config, with the settings of the user's own images that bring them to the run's form."""
-        if self.config.dataset in DATASETS:
-            return self.config
-        size, color, fit = self.image_form.options
-        assert size is not None
-        return self.config.model_copy(update={"image_size": "{}x{}".format(*size), "color": color, "fit": fit})
+        return self.config.in_form(self.image_form)
 
     @property
     def normalization(self) -> tuple[PerChannel, PerChannel]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from mnist_ray.config.settings import DATA_SETTINGS, TrainConfig
 from mnist_ray.data.datasets import DATASETS, load_examples
 from mnist_ray.data.examples import Examples
-from mnist_ray.data.image_shape import ImageForm, ImageShape
 from mnist_ray.data.polarity import bright_ground_share
 from mnist_ray.data.training_data import PerChannel, TrainingData
 from mnist_ray.errors import DataError
@@ -146,15 +145,6 @@ def stratified_rows(labels: Tensor, limit: int, *, source: str) -> Tensor:
         counts[min((label for label in counts if counts[label] > 1), key=lacking)] -= 1
     rows = [torch.nonzero(labels == label).flatten()[:count] for label, count in counts.items()]
     return torch.cat(rows).sort().values
-
-
-def with_image_form(config: TrainConfig, shape: ImageShape) -> TrainConfig:
-    """Returns a config that asks for the shape that the images have; a named set's images have no other."""
-    if config.dataset in DATASETS:
-        return config
-    size, color, _ = ImageForm(shape).options
-    assert size is not None
-    return config.model_copy(update={"image_size": "{}x{}".format(*size), "color": color})
 
 
 def data_settings(config: TrainConfig) -> TrainConfig:
