@@ -147,8 +147,7 @@ def _module(code: Code, name: str, sha256: str) -> ModuleType:
             spec.loader.exec_module(module)
             _check_imports(code, set(sys.modules) - before - {unique})
         except BaseException:
-            for each in set(sys.modules) - before:
-                del sys.modules[each]
+            del sys.modules[unique]
             raise
     return sys.modules[unique]
 
@@ -159,6 +158,7 @@ def _check_imports(code: Code, names: Iterable[str]) -> None:
     for name in sorted(names):
         place = Path(str(getattr(sys.modules[name], "__file__", None) or os.devnull))
         if place.is_relative_to(code.path.parent) and not any(map(place.is_relative_to, libraries)):
+            del sys.modules[name]
             raise ConfigError(
                 f"--code {str(code.path)!r}: imports {place.name}, which lies beside it: give the folder, --code "
                 f"{code.path.parent}"
