@@ -105,19 +105,21 @@ def export_run(
     with errors_of_code(checkpoint.config, ConfigError, failed), _quiet():
         content = chosen.serialize(checkpoint)
     sha256 = hashlib.sha256(content).hexdigest()
-    network = load_network(checkpoint)
-    layers = [(name, repr(layer)) for name, layer in network.named_children()]
-    # A plain Sequential of torch's layers can be written down as such.
-    is_torchs = type(network) is nn.Sequential and not any(
-        list(layer.children()) or not type(layer).__module__.startswith("torch.") for layer in network
-    )
     text = model_card(
         checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256,
-        layers=layers if is_torchs else None,
+        layers=written_layers(load_network(checkpoint)),
     )  # fmt: skip
     _write(path, content, force=force)
     _write(card, text.encode(), force=force)
     return Exported(path, card, sha256)
+
+
+def written_layers(network: nn.Module) -> list[tuple[str, str]] | None:
+    """Returns name and constructor call of each layer of a plain Sequential of torch's layers, else None."""
+    is_torchs = type(network) is nn.Sequential and not any(
+        list(layer.children()) or not type(layer).__module__.startswith("torch.") for layer in network
+    )
+    return [(name, repr(layer)) for name, layer in network.named_children()] if is_torchs else None
 
 
 @contextmanager

@@ -17,14 +17,15 @@ import safetensors
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.examples import Examples, Split, make_examples
 from mnist_ray.evaluation.inference import load_network
-from mnist_ray.export.formats import FORMATS
+from mnist_ray.export.formats import FORMATS, written_layers
+from mnist_ray.models.networks import ResidualBlock
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
@@ -157,6 +158,18 @@ def test_an_exported_network_gives_the_same_logits_in_its_own_runtime_and_by_the
     found = torch.as_tensor(names["logits"]).detach()
     torch.testing.assert_close(found.double(), expected_logits(checkpoint, images).double(), atol=1e-5, rtol=1e-5)
     assert sorted(path.parent.iterdir()) == [path, path.with_name(f"{path.name}.md")]
+
+
+def test_a_card_writes_down_only_a_sequential_of_torchs_own_layers() -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert written_layers(plain) == [
+        ("0", "Flatten(start_dim=1, end_dim=-1)"),
+        ("1", "Linear(in_features=4, out_features=2, bias=True)"),
+    ]
+    # The repr of a network inside a network is no code.
+    assert written_layers(nn.Sequential(plain, nn.ReLU())) is None
+    assert written_layers(nn.Sequential(nn.Flatten(), ResidualBlock(1, 2, batch_norm=True))) is None
+    assert written_layers(nn.Linear(4, 2)) is None
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
