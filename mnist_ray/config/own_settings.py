@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import PlainValidator
 
+# The keys of networks.BUILDERS, which needs torch; a test compares them.
 MODELS = ("mlp", "cnn", "resnet")
 # Settings that only these networks use.
 OF_BUILT_IN = ("hidden_sizes", "dropout", "dropout_layers", "batch_norm")
@@ -62,7 +63,10 @@ def is_own(model: str) -> bool:
 def check_model(value: str) -> str:
     """Returns a value of the setting model if it names a network; else raises ValueError."""
     if value not in MODELS and not all(value.rpartition(":")[::2]):
-        raise ValueError("must be 'mlp', 'cnn' or 'resnet', or your own: FILE.py:FUNCTION or package.module:FUNCTION")
+        *names, last = map(repr, MODELS)
+        raise ValueError(
+            f"must be {', '.join(names)} or {last}, or your own: FILE.py:FUNCTION or package.module:FUNCTION"
+        )
     return value
 
 

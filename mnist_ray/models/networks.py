@@ -87,7 +87,7 @@ def _check_shapes(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
 
 
 def _layers(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> nn.Sequential:
-    layers = _BUILDERS[config.model](config, image_shape, num_classes)
+    layers = BUILDERS[config.model](config, image_shape, num_classes)
     return nn.Sequential(layers).to(_dtype(config))
 
 
@@ -180,7 +180,7 @@ class ResidualBlock(nn.Module):
 
 
 # The built-in networks: the setting `model` -> the layers of a config.
-_BUILDERS: dict[str, Callable[[TrainConfig, ImageShape, int], OrderedDict[str, nn.Module]]] = {
+BUILDERS: dict[str, Callable[[TrainConfig, ImageShape, int], OrderedDict[str, nn.Module]]] = {
     "mlp": _mlp,
     "cnn": _cnn,
     "resnet": _resnet,

@@ -198,20 +198,29 @@ def test_a_grid_whose_cluster_is_lost_goes_on_with_the_same_command_on_another(
     assert_equal(best_weights(storage, sorted(expected)), expected)
 
 
+def workers_of_epochs(storage: Storage, run: str) -> list[int]:
+    """How many workers trained each epoch of a run so far."""
+    found = []
+    for folder in storage.list_folders(f"runs/{run}/checkpoints"):
+        with contextlib.suppress(MissingError):
+            document = json.loads(storage.read_bytes(f"runs/{run}/checkpoints/{folder}/checkpoint.json"))
+            found.append(document["lineage"]["num_workers"])
+    return found
+
+
 # Ray reads all settings of Ray Data, deprecated ones too, when it makes the controller.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
     head: RayHead, lasting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist_dir: Path
 ) -> None:
     settings = {
-        "dataset": "mnist",
         "precision": "float64",
         "optimizer": "sgd",
         "global_batch_size": 256,
-        "epochs": 8,
         "train_limit": 20_000,
+        "epochs": 8,
     }
-    config = variant_config("dropout", settings)
+    config = variant_config("dropout", {"dataset": "mnist", "train_limit": 20_000, **settings})
     storage = open_storage(str(tmp_path))
     train(TrainJob(config, "alone", str(tmp_path), mnist_dir))
     monkeypatch.chdir(tmp_path)
@@ -223,19 +232,10 @@ def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
         placement=Placement(shared_storage=True),
     )  # fmt: skip
 
-    def workers() -> list[int]:
-        """How many workers trained each epoch so far."""
-        found = []
-        for folder in storage.list_folders("runs/a/checkpoints"):
-            with contextlib.suppress(MissingError):
-                document = json.loads(storage.read_bytes(f"runs/a/checkpoints/{folder}/checkpoint.json"))
-                found.append(document["lineage"]["num_workers"])
-        return found
-
     has_ended = threading.Event()
 
     def await_workers(count: int) -> None:
-        while count not in workers():
+        while count not in workers_of_epochs(storage, "a"):
             assert not has_ended.is_set(), f"no epoch was trained by {count} workers"
             time.sleep(0.1)
 
@@ -253,7 +253,7 @@ def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
             has_ended.set()
         events.result()
     assert len(outcome.history) == 8
-    assert workers()[-1] == 1
+    assert workers_of_epochs(storage, "a")[-1] == 1
     weights_of = best_weights(storage, ["a", "alone"])
     for name, value in weights_of["a"].items():
         torch.testing.assert_close(value, weights_of["alone"][name], rtol=0, atol=1e-9)

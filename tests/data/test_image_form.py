@@ -66,7 +66,7 @@ def test_another_size_is_refused_with_the_rule(text: str) -> None:
 
 
 def test_two_spellings_of_a_size_are_one_config() -> None:
-    of = [TrainConfig(dataset="folder:/a", image_size=size) for size in (32, "32", "32x32")]  # type: ignore[arg-type]
+    of = [TrainConfig(dataset="folder:/a", image_size=size) for size in (32, "32", "32x32")]  # type: ignore[arg-type]  # a number, as YAML gives it
     assert {config.config_hash() for config in of} == {of[0].config_hash()}
     assert of[0].image_size == "32x32"
     assert of[0].image_options == ImageOptions((32, 32), None, "pad")

@@ -6,9 +6,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mnist_ray.config.own_settings import MODELS
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.data.image_shape import MNIST_SHAPE
-from mnist_ray.models.networks import make_network, network_of
+from mnist_ray.models.networks import BUILDERS, make_network, network_of
 from mnist_ray.models.stack import Stack
 
 
@@ -125,6 +126,10 @@ def test_a_plain_class_loads_our_weights_and_gives_the_same_logits(variant: str)
 def test_each_variant_has_its_number_of_parameters(variant: str, num_parameters: int) -> None:
     network = make_network(variant_config(variant), MNIST_SHAPE, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
+
+
+def test_the_command_line_knows_every_network() -> None:
+    assert tuple(BUILDERS) == MODELS
 
 
 def test_dropout_follows_the_first_two_hidden_layers_and_batch_norm_each() -> None:
