@@ -213,14 +213,9 @@ def workers_of_epochs(storage: Storage, run: str) -> list[int]:
 def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
     head: RayHead, lasting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist_dir: Path
 ) -> None:
-    settings = {
-        "precision": "float64",
-        "optimizer": "sgd",
-        "global_batch_size": 256,
-        "train_limit": 20_000,
-        "epochs": 8,
-    }
-    config = variant_config("dropout", {"dataset": "mnist", "train_limit": 20_000, **settings})
+    # Epochs of some seconds: a node takes ten to come, and the run ten more to take it in.
+    large = {"dataset": "mnist", "train_limit": 10_000, "hidden_sizes": (1024, 512), "epochs": 20}
+    config = variant_config("dropout", {**large, "precision": "float64", "optimizer": "sgd", "global_batch_size": 256})
     storage = open_storage(str(tmp_path))
     train(TrainJob(config, "alone", str(tmp_path), mnist_dir))
     monkeypatch.chdir(tmp_path)
@@ -252,7 +247,7 @@ def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
         finally:
             has_ended.set()
         events.result()
-    assert len(outcome.history) == 8
+    assert len(outcome.history) == 20
     assert workers_of_epochs(storage, "a")[-1] == 1
     weights_of = best_weights(storage, ["a", "alone"])
     for name, value in weights_of["a"].items():
