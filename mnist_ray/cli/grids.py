@@ -52,7 +52,7 @@ from mnist_ray.grids.search import Search
     "--num-workers", type=click.IntRange(min=1), help="Stacks that train at once.  [default: one per CPU or GPU]"
 )
 @click.option(
-    "--stack-size", type=click.IntRange(min=1), help="Maximum runs in a stack.  [default: 4 on a CPU, 160 on a GPU]"
+    "--stack-size", type=click.IntRange(min=1), help="Maximum runs in a stack.  [default: 8 on a CPU, 160 on a GPU]"
 )
 @click.option(
     "--gpus-per-stack",

@@ -210,6 +210,7 @@ def workers_of_epochs(storage: Storage, run: str) -> list[int]:
 
 # Ray reads all settings of Ray Data, deprecated ones too, when it makes the controller.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.timeout(600)
 def test_a_run_with_a_range_of_workers_takes_a_node_in_and_goes_on_without_it(
     head: RayHead, lasting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist_dir: Path
 ) -> None:

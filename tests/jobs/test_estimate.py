@@ -33,7 +33,7 @@ def test_stacks_are_so_small_that_every_worker_has_one(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     runs = job.runs(job.samples())
     assert [len(stack) for stack in job.trials(runs, 12)] == [1] * 12
-    assert max(len(stack) for stack in job.trials(runs, 1)) == 3
+    assert max(len(stack) for stack in job.trials(runs, 1)) == 6
     assert [len(stack) for stack in job.trials(runs, 1, gpu_memory=80 << 30)] == [6, 6]
 
 
