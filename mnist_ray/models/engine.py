@@ -47,7 +47,8 @@ class Engine(Protocol):
           labels: int64 [local_batch].
 
         Returns:
-          Sums over this rank's rows: of losses (nats), float64 [runs], and of correct predictions, int64 [runs].
+          The sum of losses over this rank's rows (nats), float64 [runs], and which predictions are correct, bool
+          [runs, local_batch].
         """
 
     def take(self, runs: Sequence[int]) -> Self:

@@ -29,11 +29,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: Tensor | float =
 
 
 def loss_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sums of losses, float64, and of correct predictions, int64, both [runs]; see cross_entropy."""
+    """Returns the sum of losses, float64 [runs], and which predictions are correct; see cross_entropy and hits."""
     losses, _ = cross_entropy(logits, labels)
     return losses.sum(1, dtype=torch.float64), hits(logits, labels)
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the number of correct predictions, int64 [runs]."""
-    return (logits.argmax(-1) == labels).sum(1)
+    """Returns which predictions are correct, bool [runs, batch]."""
+    return logits.argmax(-1) == labels

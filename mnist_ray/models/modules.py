@@ -110,14 +110,14 @@ class Modules:
             losses, by_logits = cross_entropy(logits.detach(), labels, smoothing=training.smoothing)
             # DistributedDataParallel averages over the ranks, and the loss is a mean over the global batch.
             logits.backward(by_logits.mul_(self._ranks.world_size / training.global_batch_size))
-        return losses.sum(1) / training.global_batch_size, hits(logits, labels)
+        return losses.sum(1) / training.global_batch_size, hits(logits, labels).sum(1)
 
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine."""
         if not len(images):
             # A rank may have no rows of the last batch, and not every network can compute without any.
-            nothing = torch.zeros(len(self), dtype=torch.float64, device=self._device)
-            return nothing, nothing.to(torch.int64)
+            losses = torch.zeros(len(self), dtype=torch.float64, device=self._device)
+            return losses, losses.new_zeros(len(self), 0, dtype=torch.bool)
         with torch.no_grad(), self._autocast():
             logits = torch.stack([network.eval()(images).to(images.dtype) for network in self._networks])
         return loss_and_hits(logits, labels.expand(len(self), -1))

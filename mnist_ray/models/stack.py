@@ -114,7 +114,7 @@ class Stack:
         logits = self.forward(images, training)
         losses, gradient = cross_entropy(logits, labels, smoothing=training.smoothing)
         self.backward(gradient.div_(training.global_batch_size))
-        return losses.sum(1) / training.global_batch_size, hits(logits, labels)
+        return losses.sum(1) / training.global_batch_size, hits(logits, labels).sum(1)
 
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine."""

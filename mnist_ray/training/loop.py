@@ -208,7 +208,7 @@ class Training:
             inputs = normalize(images[mine], mean=self._data.mean, std=self._data.std, dtype=self._dtype)
             losses, correct = self._steps.engine.evaluate(inputs, labels[mine])
             sums[:, 0] += losses
-            sums[:, 1] += correct
+            sums[:, 1] += correct.sum(1)
         return self._ranks.sum_(sums) / len(self._data.validation_labels)
 
     def _divergence(self, run: int, losses: Tensor, val_loss: float) -> Divergence | None:
