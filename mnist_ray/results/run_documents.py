@@ -77,3 +77,12 @@ def code_change(existing: TrainConfig, wanted: TrainConfig) -> str:
     """Returns in words that the code of a run's own network has changed."""
     then, now = (str(config.code_sha256)[:12] for config in (existing, wanted))
     return f"the code of its network {wanted.model} has changed: SHA-256 {then} there, {now} here"
+
+
+def first_difference(existing: TrainConfig, wanted: TrainConfig) -> str:
+    """Returns in words the first setting in which two configs that differ do so."""
+    there, here = existing.model_dump(mode="json"), wanted.model_dump(mode="json")
+    if there == {**here, "code_sha256": there["code_sha256"]}:
+        return code_change(existing, wanted)
+    name = next(name for name, value in here.items() if there[name] != value)
+    return f"{name}={there[name]!r} there, {here[name]!r} here"

@@ -37,8 +37,8 @@ from mnist_ray.results.history import EpochResult, best_epoch, is_finished
 from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_documents import (
     DamagedCheckpoint,
-    code_change,
     config_in,
+    first_difference,
     json_bytes,
     read_run_document,
     with_checksum,
@@ -115,7 +115,7 @@ class RunFolder:
         existing = config_in(read_run_document(self.storage, self.run), f"run {self.run!r}: config.json")
         if existing != config:
             raise ConflictError(
-                f"run {self.run!r}: exists with another config ({_first_difference(existing, config)}); "
+                f"run {self.run!r}: exists with another config ({first_difference(existing, config)}); "
                 "choose another --name"
             )
 
@@ -331,11 +331,3 @@ class RunFolder:
         columns["run"] = [self.run] * len(history)
         table = parquet.make_table("history", columns, code_version=code_version())
         self.storage.write_bytes(self.path("history.parquet"), parquet.to_parquet_bytes(table))
-
-
-def _first_difference(existing: TrainConfig, wanted: TrainConfig) -> str:
-    there, here = existing.model_dump(mode="json"), wanted.model_dump(mode="json")
-    if there == {**here, "code_sha256": there["code_sha256"]}:
-        return code_change(existing, wanted)
-    name = next(name for name, value in here.items() if there[name] != value)
-    return f"{name}={there[name]!r} there, {here[name]!r} here"
