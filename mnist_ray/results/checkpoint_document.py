@@ -1,5 +1,6 @@
 """Validates config.json, checkpoint.json and grid.json: a matching checksum proves nothing about the values."""
 
+from base64 import b64decode
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +38,20 @@ class _Normalization(_Strict):
 
     mean: Share | list[Share]
     std: _Deviation | list[_Deviation]
+
+
+class _Validation(_Strict):
+    """See validation.packed."""
+
+    num_examples: int = Field(ge=1)
+    correct: str
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        content, num_unused = b64decode(self.correct, validate=True), -self.num_examples % 8
+        if 8 * len(content) != self.num_examples + num_unused or int.from_bytes(content[-1:]) % (1 << num_unused):
+            raise ValueError(f"correct: not one bit for each of {self.num_examples} examples")
+        return self
 
 
 class GridDocument(_Strict):
@@ -81,11 +96,15 @@ class RunDocument(_Strict):
 
 
 class CheckpointDocument(RunDocument):
-    """Content of checkpoint.json; in best/ it also holds the later epochs and how the run ended."""
+    """Content of checkpoint.json; in best/ it also holds the later epochs and how the run ended.
+
+    An older version kept no validation.
+    """
 
     epoch: int
     metrics: _Epoch
     history: list[_Epoch] = Field(min_length=1)
+    validation: _Validation | None = None
     class_names: list[str] = Field(min_length=1)
     image_shape: tuple[Literal[1, 3], Size, Size] = Field((1, 28, 28), strict=False)
     normalization: _Normalization

@@ -25,6 +25,7 @@ from mnist_ray.results.run_documents import (
     with_checksum,
 )
 from mnist_ray.results.train_state import TrainState
+from mnist_ray.results.validation import Validation, packed, unpacked, validation_in
 from mnist_ray.storage.storage import MissingError, Storage
 
 
@@ -36,7 +37,7 @@ class Checkpoint:
       run: name of the run.
       config: its config.
       model: the plain network's state_dict.
-      document: checkpoint.json: epoch, metrics, data, files with their SHA-256, lineage.
+      document: checkpoint.json: epoch, metrics, validation, data, files with their SHA-256, lineage.
       history: every epoch of the run.
     """
 
@@ -122,6 +123,7 @@ class CheckpointFolder:
             "epoch": state.history[-1].epoch,
             "metrics": asdict(state.history[-1]),
             "history": [asdict(row) for row in state.history],
+            "validation": packed(state.correct),
             "config": config.model_dump(mode="json"),
             "config_hash": config.config_hash(),
             "data_sha256": data.fingerprint,
@@ -181,7 +183,12 @@ class CheckpointFolder:
         document = self.document()
         model, optimizer = (self.read(f"{part}.safetensors", document) for part in ("model", "optimizer"))
         history = tuple(EpochResult(**row) for row in document["history"])
-        return TrainState(history, self.tensors(model), self.tensors(optimizer))
+        return TrainState(history, self.tensors(model), self.tensors(optimizer), unpacked(document))
+
+    def validation(self) -> Validation | None:
+        """Returns the predictions on the validation examples; None if an older version kept none."""
+        document = self.document()
+        return validation_in(document, self.config(document))
 
     def tensors(self, content: bytes) -> dict[str, Tensor]:
         """Returns the tensors in the content of a file."""

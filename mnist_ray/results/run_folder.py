@@ -11,7 +11,7 @@ Two processes may train the same run: two commands, or a disconnected worker and
 may arrive late, even after the other has finished, so nothing relies on a check before a write:
 
 - best/checkpoint.json is created by a conditional write, so the first version stays. It holds the final status, the
-  whole history, the best epoch and the SHA-256 of its weights.
+  whole history, the best epoch, which validation examples it predicts correctly and the SHA-256 of its weights.
 - best/model.safetensors is written after it, with the weights that it names, which are the same for every writer.
 - checkpoints/epoch-NNNN hold the same bits from every writer. A writer deletes only what is older than its last two,
   except its best: a faster writer needs only newer checkpoints or the same best.
@@ -45,6 +45,7 @@ from mnist_ray.results.run_documents import (
 )
 from mnist_ray.results.run_progress import RunStatus, read_history, read_history_table, read_note, read_status
 from mnist_ray.results.train_state import TrainState
+from mnist_ray.results.validation import Validation
 from mnist_ray.storage.storage import Storage
 
 _KEPT_CHECKPOINTS = 2
@@ -292,14 +293,29 @@ class RunFolder:
         Raises:
           CheckpointError: no such run, not finished, damaged, or tensors that don't fit its config.
         """
+        self._check_finished()
+        document, weights = self._best()
+        best = self._checkpoint("best")
+        return Checkpoint(self.run, best.config(document), best.tensors(weights), document, self.history())
+
+    def best_validation(self) -> Validation | None:
+        """Returns which validation examples the finished run's best checkpoint predicts correctly; reads no weights.
+
+        Returns:
+          None if an older version, which kept none, trained the best epoch.
+
+        Raises:
+          CheckpointError: no such run, not finished or damaged.
+        """
+        self._check_finished()
+        return self._checkpoint("best").validation()
+
+    def _check_finished(self) -> None:
         read_run_document(self.storage, self.run)
         if not self.is_finished():
             raise CheckpointError(
                 f"run {self.run!r}: not finished, so it has no best checkpoint; train it again with --resume"
             )
-        document, weights = self._best()
-        best = self._checkpoint("best")
-        return Checkpoint(self.run, best.config(document), best.tensors(weights), document, self.history())
 
     def _best(self) -> tuple[dict[str, Any], bytes]:
         """Returns best/checkpoint.json and the weights that it names."""

@@ -125,9 +125,9 @@ class Training:
         self._epoch += 1
         with errors_of_code(self._configs[0], NetworkFailedError):
             losses, correct = self._program.train_epoch(self._epoch)
-            validation = self._validate()
+            validation, hits = self._validate()
         # Copying to the CPU waits for the GPU, so the epoch has ended afterwards.
-        losses, correct, validation = losses.cpu(), correct.cpu(), validation.cpu()
+        losses, correct, validation, self._hits = (each.cpu() for each in (losses, correct, validation, hits))
         seconds = (time.perf_counter() - started) / len(self._members)
         reached: dict[int, EpochResult | Divergence] = {}
         for place, run in enumerate(self._members):
@@ -161,6 +161,7 @@ class Training:
             optimizer={
                 name: value.detach().to("cpu", copy=True) for name, value in optimizer.items() if value is not None
             },
+            correct=self._hits[place].numpy(),
         )
 
     def _assemble(self, states: Sequence[TrainState | None]) -> None:
@@ -194,22 +195,31 @@ class Training:
         tabled = can_be_recorded(configs[0], engine) if self._tabled is None else self._tabled
         self._program = TabledSteps(self._steps) if tabled else self._steps
 
-    def _validate(self) -> Tensor:
-        """Returns mean loss and accuracy over the validation examples, float64 [runs, 2], over all ranks."""
-        sums = torch.zeros(len(self._members), 2, dtype=torch.float64, device=self._device)
+    def _validate(self) -> tuple[Tensor, Tensor]:
+        """Evaluates the runs on the validation examples.
+
+        Returns:
+          Mean loss and accuracy, float64 [runs, 2], and which predictions are correct, bool [runs, examples], over all
+          ranks.
+        """
+        num_runs, num_examples = len(self._members), len(self._data.validation_labels)
+        losses = torch.zeros(num_runs, dtype=torch.float64, device=self._device)
+        # Each rank fills in its own examples, so that the sum has those of all.
+        hits = torch.zeros(num_runs, num_examples, dtype=torch.bool, device=self._device)
         size = images_at_once(VALIDATION_BATCH, math.prod(self._data.image_shape))
         batches = zip(
             torch.split(self._data.validation_images, size),
             torch.split(self._data.validation_labels, size),
+            torch.split(hits, size, dim=1),
             strict=True,
         )
-        for images, labels in batches:
+        for images, labels, of_batch in batches:
             mine = self._ranks.rows(len(labels))
             inputs = normalize(images[mine], mean=self._data.mean, std=self._data.std, dtype=self._dtype)
-            losses, correct = self._steps.engine.evaluate(inputs, labels[mine])
-            sums[:, 0] += losses
-            sums[:, 1] += correct.sum(1)
-        return self._ranks.sum_(sums) / len(self._data.validation_labels)
+            batch_losses, of_batch[:, mine] = self._steps.engine.evaluate(inputs, labels[mine])
+            losses += batch_losses
+        sums = torch.stack([losses, hits.sum(1, dtype=torch.float64)], dim=1)
+        return self._ranks.sum_(sums) / num_examples, self._ranks.sum_(hits)
 
     def _divergence(self, run: int, losses: Tensor, val_loss: float) -> Divergence | None:
         bad = torch.nonzero(~losses.isfinite()).flatten().tolist()

@@ -100,6 +100,7 @@ def test_both_engines_compute_the_same_numbers(
         assert mine.train_loss == pytest.approx(other.train_loss, rel=0, abs=tolerance)
         assert mine.val_loss == pytest.approx(other.val_loss, rel=0, abs=tolerance)
         assert (mine.train_accuracy, mine.val_accuracy) == (other.train_accuracy, other.val_accuracy)
+    assert np.array_equal(plain.correct, stacked.correct)
 
 
 def test_a_run_goes_on_in_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def timeless(history: tuple[EpochResult, ...]) -> list[EpochResult]:
 
 def assert_same_bits(state: TrainState, expected: TrainState) -> None:
     assert timeless(state.history) == timeless(expected.history)
+    assert expected.correct is not None
+    assert np.array_equal(state.correct, expected.correct)
     for tensors, wanted in ((state.model, expected.model), (state.optimizer, expected.optimizer)):
         assert tensors.keys() == wanted.keys()
         assert [name for name in wanted if not torch.equal(tensors[name], wanted[name])] == []

@@ -153,6 +153,16 @@ def train_with_ddp(case: Case, ranks: Ranks) -> dict[str, Tensor]:
     return network.state_dict()
 
 
+def result_of(state: TrainState) -> dict[str, object]:
+    history = [dataclasses.asdict(row) for row in state.history]
+    return {"history": history, "model": state.model, "optimizer": state.optimizer, "correct": correct_in(state)}
+
+
+def correct_in(state: TrainState) -> list[bool]:
+    assert state.correct is not None
+    return list(state.correct.tolist())
+
+
 def run_rank(rank: int, folder: Path) -> None:
     """What each process does: all cases with each number of ranks it belongs to."""
     torch.set_num_threads(1)
@@ -165,13 +175,11 @@ def run_rank(rank: int, folder: Path) -> None:
         ranks = Ranks(rank, world_size)
         results = {}
         for name, case in CASES.items():
-            state = train(case, ranks)
-            history = [dataclasses.asdict(row) for row in state.history]
-            results[name] = {"history": history, "model": state.model, "optimizer": state.optimizer}
+            results[name] = result_of(train(case, ranks))
         results["ddp"] = {"model": train_with_ddp(CASES[DDP], ranks)}
         first, *_ = states(CASES[RESUMED], ranks)
         *_, last = states(CASES[RESUMED], ranks, state=first)
-        results["resumed"] = {"model": last.model, "optimizer": last.optimizer}
+        results["resumed"] = result_of(last)
         torch.save(results, folder / f"{rank}_of_{world_size}.pt")
         torch.distributed.destroy_process_group()
 
@@ -216,6 +224,7 @@ def test_several_ranks_give_what_one_gives(
             same_time = dataclasses.replace(EpochResult(**row), epoch_seconds=expected.epoch_seconds)
             numbers = pytest.approx(dataclasses.astuple(expected), rel=0, abs=tolerance)
             assert dataclasses.astuple(same_time) == numbers
+        assert result["correct"] == correct_in(alone[name])
 
 
 @pytest.mark.slow
@@ -226,6 +235,7 @@ def test_all_ranks_hold_the_same_bits(name: str, world_size: int, folder: Path) 
     for other in others:
         assert greatest_difference(first["model"], other["model"]) == 0
         assert greatest_difference(first["optimizer"], other["optimizer"]) == 0
+        assert first["correct"] == other["correct"]
 
 
 @pytest.mark.slow
@@ -236,6 +246,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(world_size: 
     ):
         assert greatest_difference(resumed["model"], whole["model"]) == 0
         assert greatest_difference(resumed["optimizer"], whole["optimizer"]) == 0
+        assert resumed["correct"] == whole["correct"]
 
 
 @pytest.mark.slow

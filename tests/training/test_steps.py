@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,6 +80,7 @@ def assert_same(actual: object, expected: TrainState) -> None:
     assert [replace(row, epoch_seconds=0) for row in actual.history] == [
         replace(row, epoch_seconds=0) for row in expected.history
     ]
+    assert np.array_equal(actual.correct, expected.correct)
     for mine, other in ((actual.model, expected.model), (actual.optimizer, expected.optimizer)):
         assert mine.keys() == other.keys()
         for name, value in mine.items():

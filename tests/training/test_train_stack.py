@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from mnist_ray.results.run_documents import read_run_document
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, read_history_table, read_progress
 from mnist_ray.results.train_state import TrainState
+from mnist_ray.results.validation import Validation
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import fit
@@ -67,6 +69,13 @@ def files_of(root: Path, run: str) -> list[str]:
     return sorted(str(path.relative_to(root / "runs" / run)) for path in (root / "runs" / run).rglob("*"))
 
 
+def assert_same_validation(actual: Validation | None, expected: Validation | None) -> None:
+    assert actual is not None
+    assert expected is not None
+    assert actual.examples == expected.examples
+    assert np.array_equal(actual.correct, expected.correct)
+
+
 def assert_same_folders(root: Path, expected_root: Path, runs: list[GridRun]) -> None:
     for run in runs:
         assert files_of(root, run.run) == files_of(expected_root, run.run)
@@ -74,6 +83,7 @@ def assert_same_folders(root: Path, expected_root: Path, runs: list[GridRun]) ->
         assert timeless(folder.history()) == timeless(expected.history())
         assert folder.best().sha256 == expected.best().sha256
         assert folder.best().document["epoch"] == expected.best().document["epoch"]
+        assert_same_validation(folder.best_validation(), expected.best_validation())
         assert read_run_document(folder.storage, run.run) == read_run_document(expected.storage, run.run)
 
 
