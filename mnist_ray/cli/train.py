@@ -141,6 +141,7 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
 
 
 def default_run_name(config: TrainConfig) -> str:
-    """Returns the default name of a run, such as dropout-mnist-s0."""
+    """Returns the default name of a run, such as dropout-mnist-s0; of one's own network, with its function."""
     dataset = re.sub("[^A-Za-z0-9._-]", "-", config.dataset)
-    return f"{config.variant}-{dataset[:30]}-s{config.seed}"[:64]
+    name = config.model.rpartition(":")[2] if config.is_own_network else config.variant
+    return f"{name[:30]}-{dataset[:30]}-s{config.seed}"

@@ -238,10 +238,10 @@ def code_of(config: TrainConfig, what: str) -> Code:
     """Returns the given code of a config's own network, whose content is what the config says; see check_code."""
     having = {code.sha256: code for code in _having(config, what)}
     if config.code_sha256 not in having:
-        now = " and ".join(sha256[:12] for sha256 in having)
+        now = " and ".join(f"{sha256[:12]} of {code.path.name}" for sha256, code in having.items())
         raise CheckpointError(
-            f"{what}: the code of its own network {config.model} has changed (SHA-256 {str(config.code_sha256)[:12]} "
-            f"then, {now} now); give it as it was, the same file or folder, with --code"
+            f"{what}: the code of its own network {config.model} has changed, or was another file or folder (SHA-256 "
+            f"{str(config.code_sha256)[:12]} then, {now} now); give it as it was with --code"
         )
     return having[config.code_sha256]
 
@@ -251,8 +251,10 @@ def _having(config: TrainConfig, what: str) -> list[Code]:
     place = config.model.rpartition(":")[0]
     having = [code for code in given_code() if code.module_of(place)]
     if not having:
-        kind = "FILE" if place.endswith(".py") else "FOLDER or PACKAGE"
-        raise ConfigError(f"{what}: the code of its own network {config.model} is needed; give it with --code {kind}")
+        given = ", ".join(code.package or code.path.name for code in given_code())
+        lack = f"not in {given}" if given else "needed"
+        kind = "FILE or FOLDER" if place.endswith(".py") else "FOLDER or PACKAGE"
+        raise ConfigError(f"{what}: the code of its own network {config.model} is {lack}; give it with --code {kind}")
     return [*having, *(Code(code.files[place]) for code in having if place in code.files and "/" not in place)]
 
 

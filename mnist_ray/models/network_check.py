@@ -1,6 +1,8 @@
 """Checks the user's own network on a few random images before a run begins."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +66,36 @@ def _check(config: TrainConfig, data: TrainingData, num_workers: int) -> bool:
     _check_state(config, network)
     network.to(images.dtype)
     smallest = min(batch_sizes(len(data.labels), config.global_batch_size))
-    with errors_of_code(config, ConfigError):
+    with errors_of_code(config, ConfigError), _layers_named(network):
         _check_outputs(config, network.eval(), images, num_classes)
         if smallest < num_workers:
             _check_without_rows(config, network, images)
         _check_gradients(config, network.train(), images[:smallest], num_classes)
         return _draws(network, images)
+
+
+@contextmanager
+def _layers_named(network: nn.Module) -> Iterator[None]:
+    """Adds a note to an error that arises in a layer: which one, and the shape of what it was given."""
+    entered: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
+    handles = []
+    for name, layer in network.named_modules():
+        if name:
+            handles += [
+                layer.register_forward_pre_hook(lambda layer, given, name=name: entered.append((name, layer, given))),
+                layer.register_forward_hook(lambda *_: entered.pop() and None),
+            ]
+    try:
+        yield
+    except Exception as error:
+        if entered:
+            name, layer, given = entered[-1]
+            shapes = ", ".join(str(tuple(each.shape)) for each in given if isinstance(each, Tensor))
+            error.add_note(f"in layer {name} ({type(layer).__name__}), given {shapes}")
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _images(config: TrainConfig, image_shape: ImageShape) -> Tensor:
@@ -173,8 +199,8 @@ def _check_gradients(config: TrainConfig, network: nn.Module, images: Tensor, nu
     more = f" and {len(names) - _NAMES_SAID} more" if len(names) > _NAMES_SAID else ""
     raise _refuse(
         config,
-        f"never get a gradient, as forward doesn't use them: {', '.join(names[:_NAMES_SAID])}{more}; use them, leave "
-        "them out, or freeze them with requires_grad_(False)",
+        f"never get a gradient, as forward doesn't use them or detaches them: {', '.join(names[:_NAMES_SAID])}{more}; "
+        "use them, leave them out, or freeze them with requires_grad_(False)",
     )
 
 

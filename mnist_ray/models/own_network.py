@@ -76,7 +76,15 @@ def _function(config: TrainConfig, code: Code) -> Callable[..., Any]:
 
 def _check_arguments(function: Callable[..., Any], config: TrainConfig) -> None:
     """Raises ConfigError for settings that the function doesn't take, or that it needs and doesn't get."""
-    parameters = list(inspect.signature(function).parameters.values())
+    signature = inspect.signature(function)
+    try:
+        signature.bind_partial((1, 28, 28), 10)
+    except TypeError:
+        raise ConfigError(
+            f"model={config.model!r}: {function.__name__}{signature} must take the shape of the images and the number "
+            "of classes first: (image_shape, num_classes, ...)"
+        ) from None
+    parameters = list(signature.parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     # The first two are the shape of the images and the number of classes.
@@ -233,7 +241,8 @@ def _one_line(error: BaseException, code: Code, frames: Sequence[traceback.Frame
         beside = code.path.parent / error.name.partition(".")[0]
         if beside.is_dir() or beside.with_suffix(".py").is_file():
             text += f"; it lies beside {code.path.name}: give the folder, --code {code.path.parent}"
-    return f"{place}{type(error).__name__}{text and ': '}{text}"
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return f"{place}{type(error).__name__}{text and ': '}{text}{notes}"
 
 
 def _is_in(name: str, code: Code) -> bool:

@@ -93,7 +93,7 @@ def test_a_network_that_can_be_trained_passes(data: TrainingData, code: str, pre
         (net("return self.fc(x.flatten(1)).detach()"), "the logits have no gradient: forward detaches them"),
         (
             net(LOGITS, "self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)"),
-            "never get a gradient, as forward doesn't use them: a.weight, a.bias, b.weight and 1 more; use them, leave",
+            "never get a gradient, as forward doesn't use them or detaches them: a.weight, a.bias, b.weight and 1",
         ),
         ("def make(a, b):\n    return nn.Flatten()\n", "has no parameters; there is nothing to train"),
         (
@@ -122,7 +122,14 @@ def test_a_network_that_can_be_trained_passes(data: TrainingData, code: str, pre
         ),
         (net("return self.fc(x)"), "nets.py:37: RuntimeError: mat1 and mat2 shapes"),
         (net("return self.fc(x.flatten(1)) if not self.training else 1 / 0"), "nets.py:37: ZeroDivisionError: "),
-        ("def make(a, b):\n    return nn.Sequential(nn.Linear(3, b))\n", "RuntimeError: mat1 and mat2 shapes"),
+        (
+            "def make(a, b):\n    return nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), nn.Linear(6, 9)))\n",
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x784 and 6x9); in layer 1.1 (Linear), given",
+        ),
+        (
+            "def make():\n    return Net(1, 2)\n",
+            "make() must take the shape of the images and the number of classes first",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(data: TrainingData, code: str, expected: str) -> None:
