@@ -1,4 +1,4 @@
-"""Makes docs/report.png: the report of a grid as a headless Chromium shows it. `make screenshots` runs it.
+"""Makes docs/report.png and docs/report-phone.png: a grid's report in a headless Chromium. `make screenshots` runs it.
 
     python docs/screenshots.py [REPORT.html]
 
@@ -17,7 +17,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FOLDER = Path(__file__).parent
-WIDTH, HEIGHT = 1280, 1480
+# Picture -> width and height of the window.
+SIZES = {"report.png": (1280, 1480), "report-phone.png": (390, 844)}
 
 
 def make_report(storage: str) -> Path:
@@ -30,29 +31,30 @@ def make_report(storage: str) -> Path:
     return Path(json.loads(done.stdout)["report"])
 
 
-def take(page: Path, picture: Path) -> None:
-    """Writes the first screen and a half of a page as a PNG of 256 colours."""
+def take(page: Path) -> None:
+    """Writes the top of a page as PNGs of 256 colours."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("needs Chromium (on Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        window = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        window.goto(page.absolute().as_uri())
-        window.screenshot(path=picture)
+        for name, (width, height) in SIZES.items():
+            window = browser.new_page(viewport={"width": width, "height": height})
+            window.goto(page.absolute().as_uri())
+            window.screenshot(path=FOLDER / name)
+            with Image.open(FOLDER / name) as taken:
+                taken.convert("RGB").quantize(256).save(FOLDER / name, optimize=True)
         browser.close()
-    with Image.open(picture) as taken:
-        taken.convert("RGB").quantize(256).save(picture, optimize=True)
 
 
 def main() -> None:
-    """Makes the picture."""
+    """Makes the pictures."""
     if len(sys.argv) > 1:
-        take(Path(sys.argv[1]), FOLDER / "report.png")
+        take(Path(sys.argv[1]))
         return
     with tempfile.TemporaryDirectory() as storage:
-        take(make_report(storage), FOLDER / "report.png")
+        take(make_report(storage))
 
 
 if __name__ == "__main__":

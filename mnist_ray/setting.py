@@ -21,6 +21,7 @@ class Setting:
       is_on_page: whether a report's page shows it next to the accuracies, where runs differ in it.
       is_listed: whether `mnist-ray runs` shows it.
       may_hold_credentials: whether messages must hide its value.
+      word: its short name in the names of settings; the setting's name by default.
       column: name of its column in the tables; the setting's name by default.
       is_later: whether tables of this schema version were written before it existed; their runs have its default.
     """
@@ -30,6 +31,7 @@ class Setting:
     is_on_page: bool = False
     is_listed: bool = False
     may_hold_credentials: bool = False
+    word: str | None = None
     column: str | None = None
     is_later: bool = False
 

@@ -1,23 +1,19 @@
-"""Compares two settings: paired intervals over seeds and test examples, McNemar's test, a verdict.
+"""Compares settings in pairs over their common seeds and examples, jointly, and finds those that may be the best."""
 
-Everything is paired: two settings are compared on their common seeds and on the same examples.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
 
-from mnist_ray.analysis.effects import CONFIDENCE, holm
+from mnist_ray.analysis.estimates import MARGIN, Block, Estimate, Estimates, estimate, make_block, placed, unknown
+from mnist_ray.analysis.max_t import CONFIDENCE, Chance, Contrasts, Pairs, all_pairs
+from mnist_ray.analysis.rectangle import rectangle
 
-RESOLUTION = 0.001
-MOST_SEEDS = 9_999
-_SMALLEST_P = 1e-50
-_OPPOSITES = {"better": "worse", "worse": "better"}
+_Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,62 +32,76 @@ class Scores:
     loss: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference with its 95 % interval over seeds and examples.
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The settings and seeds of which no run is missing, with both metrics.
 
     Attributes:
-      difference: the mean.
-      low, high: ends of the interval; None if the differences do not show their uncertainty: all are equal and not
-        zero, or one is not finite.
-      p_value: two-sided, of no difference; None likewise.
-      seed_error: standard error from the seeds, including the residual; None with one seed.
-      example_error: standard error from the examples.
+      settings: all settings, also those outside.
+      seeds: of the runs inside, ascending.
+      accuracy: None if no two settings have a seed in common.
+      loss: of the settings inside with finite losses; None if fewer than two have them.
     """
 
-    difference: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    seed_error: float | None
-    example_error: float
+    settings: tuple[Scores, ...]
+    seeds: tuple[int, ...]
+    accuracy: Block | None
+    loss: Block | None
+
+    @property
+    def settings_left_out(self) -> list[str]:
+        """Settings outside."""
+        inside = set() if self.accuracy is None else set(self.accuracy.places.tolist())
+        return [scores.label for place, scores in enumerate(self.settings) if place not in inside]
+
+    @property
+    def seeds_left_out(self) -> list[int]:
+        """Seeds outside."""
+        return sorted({seed for scores in self.settings for seed in scores.seeds} - set(self.seeds))
+
+
+def make_blocks(settings: Sequence[Scores]) -> Blocks:
+    """Chooses the settings and seeds of which no run is missing, see `rectangle`, and computes their mean squares.
+
+    Args:
+      settings: one or more, all with the same examples, in the same order.
+    """
+    seeds = sorted({seed for scores in settings for seed in scores.seeds})
+    inside, chosen = rectangle(np.array([[seed in scores.seeds for seed in seeds] for scores in settings]))
+    common = tuple(seeds[place] for place in chosen)
+    blocks: list[Block | None] = []
+    for name, places in (
+        ("correct", inside),
+        ("loss", inside[[bool(np.isfinite(settings[place].loss).all()) for place in inside]]),
+    ):
+        values = [_of_seeds(settings[place], common, name) for place in places]
+        blocks.append(make_block(places, np.stack(values)) if common and len(values) > 1 else None)
+    return Blocks(tuple(settings), common, *blocks)
+
+
+def _of_seeds(scores: Scores, seeds: Sequence[int], name: str) -> NDArray[Any]:
+    rows = [scores.seeds.index(seed) for seed in seeds]
+    values: NDArray[Any] = getattr(scores, name)
+    return values if rows == list(range(len(values))) else values[rows]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the comparisons table: the first setting against the second.
+    """One pair: the first setting against the second.
 
     Attributes:
-      first, second: labels of the settings.
-      num_seeds, num_examples: common seeds and examples.
-      accuracy, log_loss: means of the first over seeds and examples; subtract the difference to get the second's.
-      accuracy_difference, log_loss_difference: first minus second.
-      p_adjusted: p_value of accuracy_difference after Holm's correction; None if p_value is None.
+      accuracy, log_loss: the first minus the second.
       first_right, second_right: examples that this setting predicts correctly with more seeds.
-      mcnemar_p, mcnemar_p_adjusted: p value of McNemar's exact test on these, and after Holm's correction.
-      num_seeds_needed, verdict: see `seeds_needed` and `judge`.
+      mcnemar_p: p value of McNemar's exact test on these, for this pair alone.
     """
 
     first: str
     second: str
-    num_seeds: int
-    num_examples: int
-    accuracy: float
-    log_loss: float
-    accuracy_difference: Interval
-    log_loss_difference: Interval
-    p_adjusted: float | None
+    accuracy: Estimate
+    log_loss: Estimate
     first_right: int
     second_right: int
     mcnemar_p: float
-    mcnemar_p_adjusted: float
-    num_seeds_needed: int | None
-    verdict: str
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether the verdict is better or worse."""
-        return self.verdict in _OPPOSITES
 
     def reversed(self) -> "Comparison":
         """Returns the second against the first."""
@@ -99,225 +109,227 @@ class Comparison:
             self,
             first=self.second,
             second=self.first,
-            accuracy=self.accuracy - self.accuracy_difference.difference,
-            log_loss=self.log_loss - self.log_loss_difference.difference,
-            accuracy_difference=_negative(self.accuracy_difference),
-            log_loss_difference=_negative(self.log_loss_difference),
+            accuracy=self.accuracy.reversed(),
+            log_loss=self.log_loss.reversed(),
             first_right=self.second_right,
             second_right=self.first_right,
-            verdict=_OPPOSITES.get(self.verdict, self.verdict),
         )
 
 
-def _negative(given: Interval) -> Interval:
-    # 0.0 - x, not -x, which prints zero as -0.00.
-    low, high = (None if end is None else 0.0 - end for end in (given.high, given.low))
-    return replace(given, difference=0.0 - given.difference, low=low, high=high)
+@dataclass(frozen=True, eq=False)
+class Comparisons:
+    """A family of pairs, judged together, in columns [pairs].
 
-
-def compare(settings: Sequence[Scores]) -> list[Comparison]:
-    """Compares each setting with every earlier one and judges the pairs; leaves out pairs without a common seed.
-
-    Args:
-      settings: all with the same examples, in the same order.
+    Attributes:
+      labels: of all settings.
+      firsts, seconds: places of the settings.
+      accuracy, log_loss: first minus second.
+      first_accuracy, first_log_loss: means of the first over the common seeds.
+      first_right, second_right: see Comparison.
+      unpaired: pairs without a common seed.
+      may_be_best: bool [settings]: whether the accuracies don't rule out that the setting is the best; None with a
+        baseline.
     """
-    return judge(
-        [
-            _compared(first, second)
-            for second, first in combinations(settings, 2)
-            if not set(first.seeds).isdisjoint(second.seeds)
+
+    labels: tuple[str, ...]
+    firsts: _Ints
+    seconds: _Ints
+    accuracy: Estimates
+    log_loss: Estimates
+    first_accuracy: NDArray[np.float64]
+    first_log_loss: NDArray[np.float64]
+    first_right: _Ints
+    second_right: _Ints
+    unpaired: list[tuple[str, str]]
+    may_be_best: NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def mcnemar_p(self) -> NDArray[np.float64]:
+        """Returns the two-sided p values of McNemar's exact test, each for its pair alone.
+
+        With several seeds, an example counts once, for the setting that is right with more of them. Tests per seed
+        share their examples, so they can't be combined as independent tests.
+
+        Source: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
+        """
+        # Equals scipy.stats.binomtest, which takes a single pair and is slow.
+        lower = np.minimum(self.first_right, self.second_right)
+        p_values: NDArray[np.float64] = 2 * stats.binom.cdf(lower, self.first_right + self.second_right, 0.5)
+        return np.minimum(p_values, 1.0)
+
+    def rows(self, places: Sequence[int] | _Ints | None = None) -> list[Comparison]:
+        """Returns some of the pairs, or all."""
+        chosen = np.arange(len(self)) if places is None else np.asarray(places, dtype=np.int64)
+        columns = (self.firsts, self.seconds, self.first_right, self.second_right, self.mcnemar_p())
+        rows = zip(*(column[chosen].tolist() for column in columns), strict=True)
+        return [
+            Comparison(self.labels[first], self.labels[second], accuracy, loss, *rest)
+            for (first, second, *rest), accuracy, loss in zip(
+                rows, self.accuracy.rows(chosen), self.log_loss.rows(chosen), strict=True
+            )
         ]
+
+
+def compare(
+    blocks: Blocks, *, margin: float = MARGIN, baseline: int | None = None, level: float = CONFIDENCE
+) -> Comparisons:
+    """Compares each setting with every earlier one, or every setting with one of them.
+
+    A pair with a setting outside the blocks is estimated on its own common seeds, with the prior and the critical value
+    of the blocks.
+
+    Args:
+      margin: of accuracy, a fraction; smaller differences don't matter.
+      baseline: place of a setting; it is then the second of each pair, and the pairs with it are the family.
+      level: joint confidence of the intervals of each metric.
+
+    Source: Hothorn, Bretz, Westfall, "Simultaneous inference in general parametric models", 2008; Dunnett 1955 for a
+      baseline; Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the best", 1984.
+    """
+    settings = blocks.settings
+    labels = tuple(scores.label for scores in settings)
+    pairs = [(first, second) for second, first in combinations(range(len(settings)), 2)]
+    if baseline is not None:
+        pairs = [(place, baseline) for place in range(len(settings)) if place != baseline]
+    seeds = [set(scores.seeds) for scores in settings]
+    paired = [pair for pair in pairs if not seeds[pair[0]].isdisjoint(seeds[pair[1]])]
+    unpaired = [pair for pair in pairs if seeds[pair[0]].isdisjoint(seeds[pair[1]])]
+    firsts, seconds = np.array(paired, dtype=np.int64).reshape(-1, 2).T
+    right = _right(blocks, firsts, seconds)
+    family = _Family(blocks, firsts, seconds, right.sum(axis=0), baseline, level)
+    chance, accuracy = family.judge("correct", blocks.accuracy, margin)
+    # Losses differ on all examples, also where both settings are right.
+    of_losses = replace(family, num_differing=np.full(len(firsts), settings[0].loss.shape[1]))
+    return Comparisons(
+        labels=labels,
+        firsts=firsts,
+        seconds=seconds,
+        accuracy=accuracy,
+        log_loss=of_losses.judge("loss", blocks.loss, None)[1],
+        first_accuracy=_first_means(settings, "correct", firsts, seconds),
+        first_log_loss=_first_means(settings, "loss", firsts, seconds),
+        first_right=right[0],
+        second_right=right[1],
+        unpaired=[(labels[first], labels[second]) for first, second in unpaired],
+        may_be_best=None if baseline is not None else _may_be_best(blocks, firsts, seconds, accuracy, chance),
     )
 
 
-def judge(pairs: Sequence[Comparison]) -> list[Comparison]:
-    """Returns the pairs with p values corrected over all pairs, and with the resulting verdicts.
-
-    The verdict is 'better' or 'worse' if two tests of no difference agree on the direction, each below 0.05 after
-    Holm's correction: the t test of the interval of `paired_interval`, which covers other seeds but assumes a normal
-    distribution, and McNemar's exact test, which ignores other seeds but stays valid if a handful of examples decides.
-    The 95 % interval then excludes zero. A pair with one seed, which says nothing about other seeds, or without a p
-    value is 'unresolved'. Any other pair is a 'tie': not shown to be equal, but not told apart.
-
-    Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
-    adjusted = holm([pair.accuracy_difference.p_value for pair in pairs])
-    exact = holm([pair.mcnemar_p for pair in pairs])
-    return [_judged(*row) for row in zip(pairs, adjusted, exact, strict=True)]
+def _first_means(settings: Sequence[Scores], name: str, firsts: _Ints, seconds: _Ints) -> NDArray[np.float64]:
+    """Returns the mean of the first setting of each pair over the common seeds [pairs]."""
+    seeds = sorted({seed for scores in settings for seed in scores.seeds})
+    means = np.zeros((len(settings), len(seeds)))
+    exists = np.zeros(means.shape, dtype=np.bool_)
+    for place, scores in enumerate(settings):
+        at = [seeds.index(seed) for seed in scores.seeds]
+        means[place, at], exists[place, at] = getattr(scores, name).mean(axis=1, dtype=np.float64), True
+    common = exists[firsts] & exists[seconds]
+    computed: NDArray[np.float64] = np.where(common, means[firsts], 0).sum(axis=1) / common.sum(axis=1)
+    return computed
 
 
-def _compared(first: Scores, second: Scores) -> Comparison:
-    seeds = sorted(set(first.seeds) & set(second.seeds))
-    rows, others = ([given.seeds.index(seed) for seed in seeds] for given in (first, second))
-    right = first.correct[rows].astype(np.int8) - second.correct[others].astype(np.int8)
-    accuracy = paired_interval(right)
-    wins = right.sum(axis=0, dtype=np.int64)
-    first_right, second_right = int((wins > 0).sum()), int((wins < 0).sum())
-    return Comparison(
-        first=first.label,
-        second=second.label,
-        num_seeds=len(seeds),
-        num_examples=right.shape[1],
-        accuracy=float(first.correct[rows].mean()),
-        log_loss=float(first.loss[rows].mean(dtype=np.float64)),
-        accuracy_difference=accuracy,
-        log_loss_difference=paired_interval(first.loss[rows].astype(np.float64) - second.loss[others]),
-        p_adjusted=1.0,
-        first_right=first_right,
-        second_right=second_right,
-        mcnemar_p=mcnemar(first_right, second_right),
-        mcnemar_p_adjusted=1.0,
-        num_seeds_needed=seeds_needed(accuracy, num_seeds=len(seeds), num_examples=right.shape[1]),
-        verdict="tie",
+def _right(blocks: Blocks, firsts: _Ints, seconds: _Ints) -> _Ints:
+    """Returns how many examples each setting of a pair predicts correctly with more seeds than the other [2, pairs]."""
+    block, counts = blocks.accuracy, np.zeros((2, len(firsts)), dtype=np.int64)
+    if block is None:
+        return counts
+    # more[i, j]: examples that i predicts correctly with more seeds than j; exact in float32 below 2**24 examples.
+    of_examples = block.values.sum(axis=1, dtype=np.int64)
+    more = np.zeros((len(block.places),) * 2, dtype=np.int64)
+    for count in range(1, block.squares.num_seeds + 1):
+        equal, fewer = (of_examples == count).astype(np.float32), (of_examples < count).astype(np.float32)
+        more += np.rint(equal @ fewer.T).astype(np.int64)
+    place = _places_in(block, len(blocks.settings))
+    inside = (place[firsts] >= 0) & (place[seconds] >= 0)
+    counts[:, inside] = (
+        more[place[firsts[inside]], place[seconds[inside]]],
+        more[place[seconds[inside]], place[firsts[inside]]],
     )
+    for pair in np.flatnonzero(~inside).tolist():
+        first, second = _pair_values(blocks.settings, "correct", firsts[pair], seconds[pair]).sum(
+            axis=1, dtype=np.int64
+        )
+        counts[:, pair] = (first > second).sum(), (first < second).sum()
+    return counts
 
 
-def _judged(pair: Comparison, p_adjusted: float | None, mcnemar_p: float | None) -> Comparison:
-    assert mcnemar_p is not None
-    judged = replace(pair, p_adjusted=p_adjusted, mcnemar_p_adjusted=mcnemar_p)
-    if p_adjusted is None or pair.num_seeds == 1:
-        return replace(judged, verdict="unresolved")
-    signs = np.sign(pair.accuracy_difference.difference), np.sign(pair.first_right - pair.second_right)
-    sure = max(p_adjusted, mcnemar_p) < 1 - CONFIDENCE and signs[0] == signs[1]
-    return replace(judged, verdict="tie" if not sure else "better" if signs[0] > 0 else "worse")
+def _places_in(block: Block, num_settings: int) -> _Ints:
+    """Returns the place of each setting in a block; -1 if it isn't there."""
+    places = np.full(num_settings, -1)
+    places[block.places] = np.arange(len(block.places))
+    return places
 
 
-def paired_interval(differences: NDArray[np.generic]) -> Interval:
-    """Returns the mean of paired differences with a 95 % interval that covers other seeds and other examples.
-
-    A difference is the mean + a seed effect + an example effect + a residual, all random (seeds and examples are
-    crossed). The variance of the mean is estimated in two independent parts, v_seed = variance of the seeds' means /
-    seeds, which includes the residual, and v_example = (MS_example - MS_residual) / (seeds * examples), at least 0; the
-    quantile is the mean of their t quantiles, weighted by these parts. In 6,000 simulated draws of each of 18 mixes of
-    the three, from seeds only to examples only, the interval covered the truth in 94.2 to 97.8 % with 2 seeds, 94.8 to
-    97.2 % with 3, 95.0 to 96.5 % with 5 and 94.8 to 95.8 % with 10. Satterthwaite's degrees of freedom gave 92.2 % in
-    the worst mix with 3 seeds. A percentile bootstrap over a few seeds ignores the t distribution, and resampling seeds
-    and examples together counts the residual three times (Owen).
-
-    With one seed, the interval covers only other examples. All-zero differences give an interval of width 0 and p = 1.
-
-    Args:
-      differences: number [seeds, examples].
-
-    Raises:
-      ValueError: no seeds or no examples.
-
-    Reference: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007, for the variance of crossed data;
-      Cochran and Cox, "Experimental Designs", 1950, for the weighted quantile.
-    """
-    num_seeds, num_examples = differences.shape
-    if not differences.size:
-        raise ValueError(f"differences of {num_seeds} seeds and {num_examples} examples: no interval without any")
-    values = differences.astype(np.float64)
-    no_error = 0.0 if num_seeds > 1 else None
-    if not values.any():
-        return Interval(0.0, 0.0, 0.0, 1.0, no_error, 0.0)
-    # Not the variance, which rounding of the mean can make positive for equal numbers.
-    if not np.ptp(values) > 0 or not np.isfinite(values).all():
-        return Interval(float(values.mean()), None, None, None, no_error, 0.0)
-    mean = float(values.mean())
-    seed, example = _variances(values)
-    degrees = (max(num_seeds - 1, 1), max(num_examples - 1, 1))
-    error = (seed + example) ** 0.5
-    half = _quantile(1 - CONFIDENCE, seed, example, degrees) * error
-    p_value = _p_value(abs(mean) / error, seed, example, degrees)
-    return Interval(mean, mean - half, mean + half, p_value, seed**0.5 if num_seeds > 1 else None, example**0.5)
+def _pair_values(settings: Sequence[Scores], name: str, first: int, second: int) -> NDArray[Any]:
+    """Returns the values of two settings for their common seeds [2, seeds, examples]."""
+    seeds = sorted({*settings[first].seeds} & {*settings[second].seeds})
+    return np.stack([_of_seeds(settings[place], seeds, name) for place in (first, second)])
 
 
-def _variances(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the seed part and the example part of the variance of the mean."""
-    num_seeds, num_examples = values.shape
-    of_seeds, of_examples = values.mean(axis=1), values.mean(axis=0)
-    if num_examples == 1:
-        return float(of_seeds.var(ddof=1)) / num_seeds if num_seeds > 1 else 0.0, 0.0
-    if num_seeds == 1:
-        return 0.0, float(of_examples.var(ddof=1)) / num_examples
-    residuals = values - of_seeds[:, None] - of_examples + values.mean()
-    residual = float((residuals**2).sum()) / ((num_seeds - 1) * (num_examples - 1)) / (num_seeds * num_examples)
-    # Few seeds on few examples may have equal accuracies by chance. The residual alone spreads the seeds' means, so
-    # the variance is at least the 5 % quantile of what the residual gives.
-    least = float(stats.chi2.ppf(0.05, num_seeds - 1)) / (num_seeds - 1) * residual
-    seed = max(float(of_seeds.var(ddof=1)) / num_seeds, least)
-    return seed, max(float(of_examples.var(ddof=1)) / num_examples - residual, 0.0)
+@dataclass(frozen=True)
+class _Family:
+    """Pairs that are judged together; see `compare`."""
+
+    blocks: Blocks
+    firsts: _Ints
+    seconds: _Ints
+    num_differing: _Ints
+    baseline: int | None
+    level: float
+
+    def judge(self, name: str, block: Block | None, margin: float | None) -> tuple[Chance | None, Estimates]:
+        """Returns the estimates of one metric, and what their largest t value is by chance."""
+        if block is None:
+            parts = [self._own(name, pair, None, None, margin) for pair in range(len(self.firsts))]
+            return None, placed(parts, margin=margin)
+        place = _places_in(block, len(self.blocks.settings))
+        inside = (place[self.firsts] >= 0) & (place[self.seconds] >= 0)
+        contrasts: list[Contrasts] = all_pairs(len(block.places))
+        if self.baseline is not None and inside.any():
+            contrasts = [Pairs(place[self.firsts[inside]], int(place[self.baseline]))]
+        chance = block.chance(contrasts, level=self.level)
+        own = [self._own(name, pair, block, chance, margin) for pair in np.flatnonzero(~inside).tolist()]
+        if inside.any():
+            together = estimate(
+                block, contrasts, chance, num_differing=self.num_differing[inside], margin=margin, level=self.level
+            )
+            own.append((np.flatnonzero(inside), together))
+        return chance, placed(own, margin=margin)
+
+    def _own(
+        self, name: str, pair: int, block: Block | None, chance: Chance | None, margin: float | None
+    ) -> tuple[_Ints, Estimates]:
+        """Returns the place of a pair outside the block, and its estimate from its own common seeds."""
+        values = _pair_values(self.blocks.settings, name, self.firsts[pair], self.seconds[pair])
+        if block is None or chance is None or not np.isfinite(values).all():
+            first, second = values.mean(axis=(1, 2), dtype=np.float64)
+            with np.errstate(invalid="ignore"):
+                difference = first - second
+            return np.array([pair]), unknown(difference, num_seeds=values.shape[1], margin=margin)
+        if block.squares.num_seeds == 1:
+            # Nothing is known about the seeds, so a pair with more of them is judged on one.
+            values = values[:, :1]
+        both = replace(make_block(block.places[:2], values[::-1]), prior=block.prior)
+        contrasts = [Pairs(slice(1, 2), 0)]
+        return np.array([pair]), estimate(
+            both, contrasts, chance, num_differing=self.num_differing[[pair]], margin=margin, level=self.level
+        )
 
 
-def _quantile(p_value: float, seed: float, example: float, degrees: tuple[int, int]) -> float:
-    # Not stats.t.isf, which takes a hundred times as long for a single number.
-    of_seeds, of_examples = (-float(special.stdtrit(number, p_value / 2)) for number in degrees)
-    return (of_seeds * seed + of_examples * example) / (seed + example)
-
-
-def _p_value(statistic: float, seed: float, example: float, degrees: tuple[int, int]) -> float:
-    """Returns the p value whose quantile is the statistic, by bisection of its logarithm; at least 1e-50."""
-    low, high = math.log(_SMALLEST_P), 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _quantile(math.exp(middle), seed, example, degrees) > statistic:
-            low = middle
-        else:
-            high = middle
-    return math.exp(high)
-
-
-def mcnemar(first_right: int, second_right: int) -> float:
-    """Returns the two-sided p value of McNemar's exact test.
-
-    With several seeds, an example counts once, for the setting that is right with more of them. Tests per seed share
-    their examples, so they can't be combined as independent tests; majority predictions are an ensemble's and may be
-    equal for settings of different accuracy. With one seed, this is the usual McNemar test.
-
-    Args:
-      first_right: examples on which the first is right and the second is not.
-      second_right: the reverse.
-
-    Reference: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
-    """
-    count = first_right + second_right
-    # Equals scipy.stats.binomtest, which takes ten times as long: a minute for the pairs of 160 settings.
-    return min(1.0, float(2 * stats.binom.cdf(min(first_right, second_right), count, 0.5)))
-
-
-def seeds_needed(interval: Interval, *, num_seeds: int, num_examples: int) -> int | None:
-    """Returns the number of seeds for an interval half width of 0.1 points of accuracy or less.
-
-    Returns:
-      2 or more; None if 9,999 seeds are not enough, or with one seed.
-    """
-    if interval.seed_error is None:
-        return None
-    counts = np.arange(2, MOST_SEEDS + 1)
-    seed = interval.seed_error**2 * num_seeds / counts
-    total = seed + interval.example_error**2
-    if total[0] == 0:
-        return 2
-    of_seeds = stats.t.ppf((1 + CONFIDENCE) / 2, counts - 1)
-    of_examples = stats.t.ppf((1 + CONFIDENCE) / 2, max(num_examples - 1, 1))
-    half = (of_seeds * seed + of_examples * interval.example_error**2) / np.sqrt(total)
-    enough = counts[half <= RESOLUTION]
-    return int(enough[0]) if len(enough) else None
-
-
-def half_width_of_examples(interval: Interval, num_examples: int) -> float:
-    """Returns the half width that remains with any number of seeds."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, max(num_examples - 1, 1))) * interval.example_error
-
-
-def tie_groups(labels: Sequence[str], pairs: Sequence[Comparison]) -> dict[str, int]:
-    """Returns the group of each setting: the rank of its leader, for example 1, 1, 3.
-
-    The first setting leads group 1. A setting joins the best leader that it is not told apart from (a tie, or
-    unresolved), or leads a new group. Settings of one group are not told apart from its leader, but may be told apart
-    from each other.
-
-    Args:
-      labels: the settings, the best first.
-      pairs: of these settings; a setting never joins a leader that it was not compared with.
-    """
-    tied = {frozenset((pair.first, pair.second)) for pair in pairs if not pair.is_decided}
-    groups: dict[str, int] = {}
-    leaders: list[str] = []
-    for place, label in enumerate(labels, start=1):
-        leader = next((leader for leader in leaders if frozenset((leader, label)) in tied), None)
-        groups[label] = place if leader is None else groups[leader]
-        leaders += [label] if leader is None else []
-    return groups
+def _may_be_best(
+    blocks: Blocks, firsts: _Ints, seconds: _Ints, accuracy: Estimates, chance: Chance | None
+) -> NDArray[np.bool_]:
+    """Returns which settings stay if each is tested against the best of the others; all with one seed."""
+    block, count = blocks.accuracy, len(blocks.settings)
+    if block is None or chance is None or block.squares.num_seeds == 1:
+        return np.ones(count, dtype=bool)
+    error = np.sqrt(np.nan_to_num(accuracy.seed_variance) + accuracy.example_variance)
+    t = np.where(accuracy.num_seeds > 1, accuracy.difference / np.where(error > 0, error, 1), 0)
+    behind = np.zeros(count)
+    np.maximum.at(behind, seconds, t)
+    np.maximum.at(behind, firsts, -t)
+    limits = np.full(count, chance.best.max())
+    limits[block.places] = chance.best
+    return behind <= limits

@@ -1,195 +1,238 @@
-"""Main effects and two-way interactions of a grid's settings, with intervals over seeds."""
+"""Main effects and two-way interactions of a grid's settings, as contrasts of the settings' means."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, product
+from dataclasses import dataclass, field
+from itertools import combinations, compress
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from scipy import stats
 
-METRICS = ("accuracy", "log_loss")
-CONFIDENCE = 0.95
+from mnist_ray.analysis.comparisons import Blocks
+from mnist_ray.analysis.estimates import Block, Estimate, estimate, unknown
+from mnist_ray.analysis.max_t import Weighted, positive_part
+from mnist_ray.config.settings import Range
+from mnist_ray.grids.search import share_of
+
+MAIN, INTERACTION = "main", "interaction"
+FACTORIAL, ADDITIVE = "factorial", "additive"
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Term:
+    """What an effect is of.
+
+    Attributes:
+      axis, level, reference_level: the setting, its level and the level that it is compared with.
+      second_axis, second_level, second_reference_level: the same for an interaction; None for a main effect.
+    """
+
+    axis: str
+    level: str
+    reference_level: str
+    second_axis: str | None = None
+    second_level: str | None = None
+    second_reference_level: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Main or interaction."""
+        return MAIN if self.second_axis is None else INTERACTION
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One row of the effects table.
+    """An effect on one metric.
 
     Attributes:
       metric: accuracy (fraction) or log_loss (nats).
-      kind: main or interaction.
-      axis, level, reference_level: the setting, its level and the level that it is compared with.
-      second_axis, second_level, second_reference_level: the same for an interaction; None for a main effect.
-      effect: the mean difference.
-      effect_low, effect_high: its 95 % interval over seeds; None with one seed.
-      p_value: of a two-sided paired t test over seeds; None with one seed.
-      p_adjusted: p_value after Holm's correction over all effects of the metric.
-      num_seeds: averaged seeds.
-      num_pairs: combinations of the other axes that are averaged for each seed.
+      model: factorial: means over all combinations of the other settings; additive: coefficients of a model without
+        interactions, for incomplete grids and searches.
+      num_settings: settings that it was computed from.
     """
 
     metric: str
-    kind: str
-    axis: str
-    level: str
-    reference_level: str
-    second_axis: str | None
-    second_level: str | None
-    second_reference_level: str | None
-    effect: float
-    effect_low: float | None
-    effect_high: float | None
-    p_value: float | None
-    p_adjusted: float | None
-    num_seeds: int
-    num_pairs: int
+    model: str
+    term: Term
+    estimate: Estimate
+    num_settings: int
 
 
-def effects(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> list[Effect]:
-    """Computes every main effect and two-way interaction of a grid.
+@dataclass(frozen=True)
+class Axes:
+    """The settings of a grid or search that vary.
+
+    Attributes:
+      levels: axis -> its levels, the reference first.
+      ranges: axis -> the range that a search drew from; its effect is that of the whole range, from low to high.
+      follows_results: whether a search chose settings by the results of earlier ones.
+    """
+
+    levels: Mapping[str, Sequence[Any]]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    follows_results: bool = False
+
+
+def effects(blocks: Blocks, settings: Sequence[Mapping[str, Any]], axes: Axes, *, margin: float) -> list[Effect]:
+    """Computes the effects on accuracy and on log loss.
 
     The main effect of a level is the difference from the axis's first level, averaged over all combinations of the
     other axes; an interaction is the change of one axis's difference with the level of another,
-    m(a, b) - m(a0, b) - m(a, b0) + m(a0, b0). Both are first averaged within each seed: runs with the same seed share
-    batches and noise, so the seeds' averages are independent paired differences. The t interval of their mean covers
-    other seeds on this test set, not other test examples.
+    m(a, b) - m(a0, b) - m(a, b0) + m(a0, b0). Main effects are one family, interactions another.
 
-    If runs are missing (diverged), a combination counts only if all its cells exist for every seed, so every seed
-    averages the same combinations without bias. An effect without any combination is left out; missing_runs reports
-    it. Sums are exact, with accuracies as numbers of examples, so equal sums compare equal.
+    If the settings without missing runs are not all combinations, or an axis is a range, the main effects are the
+    coefficients of an additive model and there are no interactions, see `_additive`.
 
     Args:
-      rows: rows of a metrics table: run, the settings, seed, num_examples, accuracy, log_loss. If two have the same
-        levels and seed, the first by name counts.
-      axes: setting -> its levels; the first is the reference.
+      blocks: of the evaluation's settings.
+      settings: the values of the axes of each setting.
+      margin: of accuracy, a fraction.
 
-    Reference: Montgomery, "Design and Analysis of Experiments", chapter 5; Holm 1979.
+    Source: Montgomery, "Design and Analysis of Experiments", chapter 5.
     """
     computed: list[Effect] = []
-    for metric in METRICS:
-        of_metric = list(_effects_of(metric, _Cells(rows, axes, metric)))
-        adjusted = holm([effect.p_value for effect in of_metric])
-        computed += [replace(effect, p_adjusted=p) for effect, p in zip(of_metric, adjusted, strict=True)]
+    for metric, block in (("accuracy", blocks.accuracy), ("log_loss", blocks.loss)):
+        if block is not None:
+            rows = [settings[place] for place in block.places]
+            of_metric = margin if metric == "accuracy" else None
+            levels = evaluated_levels(axes.levels, rows)
+            codes = {
+                axis: np.array([texts.index(level_text(row[axis])) for row in rows]) for axis, texts in levels.items()
+            }
+            if _is_complete(codes, levels) and not axes.ranges:
+                computed += _factorial(metric, block, codes, levels, of_metric)
+            else:
+                computed += _additive(metric, block, rows, codes, levels, axes, of_metric)
     return computed
 
 
-def missing_runs(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> str | None:
-    """Returns a message about what effects() leaves out; None if no run is missing. Args as in effects()."""
-    if not rows:
-        return None
-    cells = _Cells(rows, axes, METRICS[0])
-    there = ~np.isnan(cells.values).reshape(-1, len(cells.seeds))
-    num_missing = int((~there.all(axis=1)).sum())
-    if not num_missing:
-        return None
-    fewest = int(there.sum(axis=0).argmin())
-    return (
-        f"{num_missing} of {len(there)} settings lack a run of some seed and are left out (seed {cells.seeds[fewest]} "
-        f"has {int(there[:, fewest].sum())} of {len(there)})"
-    )
+def evaluated_levels(levels: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns the levels of each axis that occur in the rows, as level_text; axes with one level are left out."""
+    seen = {axis: {level_text(row[axis]) for row in rows} for axis in levels}
+    texts = {axis: [text for text in map(level_text, all_) if text in seen[axis]] for axis, all_ in levels.items()}
+    return {axis: of_axis for axis, of_axis in texts.items() if len(of_axis) > 1}
 
 
-class _Cells:
-    """One metric of every cell: values[level of axis 1, ..., seed], NaN for a missing run.
+def _is_complete(codes: Mapping[str, _Ints], levels: Mapping[str, Sequence[str]]) -> bool:
+    """Tells whether there is exactly one setting for each combination of levels."""
+    combinations_there = set(zip(*(of_axis.tolist() for of_axis in codes.values()), strict=True))
+    count = len(next(iter(codes.values()), ()))
+    return count == len(combinations_there) == math.prod(map(len, levels.values())) and count > 1
 
-    Attributes:
-      scale: divisor of the values; accuracies are stored as whole numbers of examples.
+
+def _factorial(
+    metric: str, block: Block, codes: Mapping[str, _Ints], levels: Mapping[str, list[str]], margin: float | None
+) -> Iterator[Effect]:
+    main = [[(axis, level)] for axis, texts in levels.items() for level in range(1, len(texts))]
+    pairs = [[*one, *other] for one, other in combinations(main, 2) if one[0][0] != other[0][0]]
+    for family in (main, pairs):
+        if not family:
+            continue
+        signs = np.stack(
+            [np.prod([_sign(codes[axis], level) for axis, level in parts], axis=0) for parts in family]
+        ).astype(np.float64)
+        # The cells of each level of the parts.
+        count = [len(block.places) / math.prod(len(levels[axis]) for axis, _ in parts) for parts in family]
+        contrasts = [Weighted(signs / np.array(count)[:, None])]
+        estimates = estimate(
+            block, contrasts, block.chance(contrasts), num_differing=_differing(block, signs), margin=margin
+        )
+        for parts, row in zip(family, estimates.rows(), strict=True):
+            yield Effect(metric, FACTORIAL, _term(parts, levels), row, len(block.places))
+
+
+def _sign(codes: _Ints, level: int) -> _Ints:
+    computed: NDArray[np.int64] = (codes == level).astype(np.int64) - (codes == 0).astype(np.int64)
+    return computed
+
+
+def _differing(block: Block, weights: NDArray[np.float64]) -> _Ints:
+    """Returns for how many examples a contrast of the means over the seeds is not 0."""
+    means: NDArray[np.float64] = block.values.sum(axis=1, dtype=np.float64)
+    computed: NDArray[np.int64] = np.count_nonzero(np.abs(weights @ means) > 1e-9, axis=1)
+    return computed
+
+
+def _term(parts: Sequence[tuple[str, int]], levels: Mapping[str, list[str]]) -> Term:
+    named = [value for axis, level in parts for value in (axis, levels[axis][level], levels[axis][0])]
+    return Term(*named)
+
+
+def _additive(
+    metric: str,
+    block: Block,
+    rows: Sequence[Mapping[str, Any]],
+    codes: Mapping[str, _Ints],
+    levels: Mapping[str, list[str]],
+    axes: Axes,
+    margin: float | None,
+) -> Iterator[Effect]:
+    """Computes main effects as coefficients of a linear model without interactions, by least squares.
+
+    What the model leaves unexplained beyond the noise of the means is a further variance, tau^2, of the settings (Knapp
+    and Hartung 2003). Intervals are by Student's t on the residual degrees of freedom, at Bonferroni's level, so
+    intervals and p values agree. An effect that the settings can't separate from others is left out.
     """
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]], metric: str) -> None:
-        # An axis with one level has no effect.
-        self.axes = {name: [level_text(level) for level in levels] for name, levels in axes.items() if len(levels) > 1}
-        self.seeds = sorted({row["seed"] for row in rows})
-        self.scale = rows[0]["num_examples"] if rows and metric == "accuracy" else 1
-        self.values = np.full([*map(len, self.axes.values()), len(self.seeds)], np.nan)
-        # Reversed, so the first by name is written last.
-        for row in sorted(rows, key=lambda row: str(row["run"]), reverse=True):
-            levels_of_row = [levels.index(level_text(row[name])) for name, levels in self.axes.items()]
-            value = round(row[metric] * self.scale) if metric == "accuracy" else row[metric]
-            self.values[(*levels_of_row, self.seeds.index(row["seed"]))] = value
-
-    def contrast(self, parts: Sequence[tuple[str, int]]) -> npt.NDArray[np.float64]:
-        """Returns the signed cells of a difference from the first level of one or two axes.
-
-        Returns:
-          [cells of one difference, combinations of the other axes, seeds].
-        """
-        names = list(self.axes)
-        chosen = np.moveaxis(self.values, [names.index(name) for name, _ in parts], range(len(parts)))
-        signed = [
-            np.prod([sign for _, sign in levels]) * chosen[tuple(level for level, _ in levels)]
-            for levels in product(*([(level, 1), (0, -1)] for _, level in parts))
-        ]
-        return np.stack(signed).reshape(len(signed), -1, len(self.seeds))
-
-
-def _effects_of(metric: str, cells: _Cells) -> Iterator[Effect]:
-    for name, levels in cells.axes.items():
-        for level in range(1, len(levels)):
-            yield from _effect(metric, cells, [(name, level)])
-    for first, second in combinations(cells.axes, 2):
-        for level, other in product(range(1, len(cells.axes[first])), range(1, len(cells.axes[second]))):
-            yield from _effect(metric, cells, [(first, level), (second, other)])
-
-
-def _effect(metric: str, cells: _Cells, parts: Sequence[tuple[str, int]]) -> Iterator[Effect]:
-    signed = cells.contrast(parts)
-    whole = signed[:, ~np.isnan(signed).any(axis=(0, 2))]
-    num_pairs = whole.shape[1]
-    if not num_pairs:
+    terms = [[(axis, level)] for axis, texts in levels.items() for level in range(1, len(texts))]
+    columns = [(codes[axis] == level).astype(np.float64) for ((axis, level),) in terms]
+    varying = {axis: limits for axis, limits in axes.ranges.items() if len({row[axis] for row in rows}) > 1}
+    columns += [np.array([share_of(limits, row[axis]) for row in rows]) for axis, limits in varying.items()]
+    named = [_term(parts, levels) for parts in terms]
+    named += [Term(axis, level_text(limits.high), level_text(limits.low)) for axis, limits in varying.items()]
+    design = np.stack([np.ones(len(rows)), *columns], axis=1)
+    inverse = np.linalg.pinv(design)
+    df = len(rows) - int(np.linalg.matrix_rank(design))
+    is_separate = np.isclose(inverse @ design, np.eye(len(inverse)), atol=1e-9).all(axis=1)[1:]
+    if not df or not is_separate.any():
         return
-    per_seed = np.array([math.fsum(of_seed.flat) for of_seed in np.moveaxis(whole, -1, 0)]) / (num_pairs * cells.scale)
-    low, high, p_value = t_interval(per_seed)
-    (axis, level), *rest = parts
-    second, second_level = rest[0] if rest else (None, 0)
-    yield Effect(
-        metric=metric,
-        kind="interaction" if second else "main",
-        axis=axis,
-        level=cells.axes[axis][level],
-        reference_level=cells.axes[axis][0],
-        second_axis=second,
-        second_level=cells.axes[second][second_level] if second else None,
-        second_reference_level=cells.axes[second][0] if second else None,
-        effect=float(per_seed.mean()),
-        effect_low=low,
-        effect_high=high,
-        p_value=p_value,
-        p_adjusted=None,
-        num_seeds=len(per_seed),
-        num_pairs=num_pairs,
+    weights = inverse[1:][is_separate]
+    if axes.follows_results:
+        means = block.squares.means
+        for term, weight in zip(compress(named, is_separate), weights, strict=True):
+            of_term = unknown(float(weight @ means), num_seeds=block.squares.num_seeds, margin=margin)
+            yield Effect(metric, ADDITIVE, term, of_term.rows()[0], len(rows))
+        return
+    lack = _lack_of_fit(block, np.eye(len(rows)) - design @ inverse, df)
+    estimates = estimate(
+        block,
+        [Weighted(weights)],
+        StudentT(df, len(weights)),
+        num_differing=_differing(block, weights),
+        margin=margin,
+        more_variance=lack * (weights**2).sum(axis=1),
     )
+    for term, row in zip(compress(named, is_separate), estimates.rows(), strict=True):
+        yield Effect(metric, ADDITIVE, term, row, len(rows))
 
 
-def t_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None, float | None]:
-    """Returns the 95 % t interval of the mean and the two-sided p value of a mean of zero; None for one value.
+@dataclass(frozen=True)
+class StudentT:
+    """Student's t distribution for a family of contrasts, at Bonferroni's level."""
 
-    All-zero values give an interval of width 0 and p = 1. Other equal values, which accuracies on few examples can be
-    by chance, do not show their uncertainty: None.
-    """
-    count = len(values)
-    if not values.any() and count > 1:
-        return 0.0, 0.0, 1.0
-    if not np.ptp(values) > 0:
-        return None, None, None
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / count**0.5
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    return mean - half, mean + half, float(2 * stats.t.sf(abs(mean / error), count - 1))
+    df: int
+    num_contrasts: int
+
+    def critical(self, level: float) -> float:
+        """See Reference."""
+        return float(stats.t.isf((1 - level) / 2 / self.num_contrasts, self.df))
+
+    def p_values(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See Reference."""
+        p_values: NDArray[np.float64] = 2 * self.num_contrasts * stats.t.sf(t, self.df)
+        return np.minimum(p_values, 1.0)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Returns Holm's step-down adjusted p values; None stays None and doesn't count."""
-    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, index) in enumerate(known):
-        largest = max(largest, min((len(known) - rank) * p, 1.0))
-        adjusted[index] = largest
-    return adjusted
+def _lack_of_fit(block: Block, rest: NDArray[np.float64], df: int) -> float:
+    """Returns the variance of the settings' means around the model beyond their noise, 0 or more."""
+    squares = block.squares
+    size = squares.num_seeds * squares.num_examples
+    noise = block.prior.scale * squares.residual + positive_part(squares.example - squares.residual)
+    residual = float(squares.means @ rest @ squares.means) - float(np.trace(rest @ noise)) / size
+    return max(residual / df, 0.0)
 
 
 def level_text(level: Any) -> str:

@@ -112,7 +112,9 @@ def setting_text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    return "none" if value is None else str(value)
 
 
 def _mean_text(row: Mapping[str, Any], name: str) -> str:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from mnist_ray.text.escape import printable
 
-_RESAMPLES = 2_000
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -63,28 +61,29 @@ def select(groups: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Selection:
 def selection_bias(values: NDArray[np.float64]) -> float | None:
     """Estimates how much the best mean of several settings is inflated by choosing it as the best.
 
-    Resamples seeds with replacement, the same for all settings, and chooses the best resampled mean each time. The bias
-    is the excess of that mean over the chosen setting's mean in the sample, averaged over 2,000 resamples with a fixed
-    seed. The resampled deviations are widened by sqrt(n / (n - 1)), which resampling n seeds loses. The estimate covers
-    only the noise of the seeds, not of the validation examples.
+    The settings' means vary by their true differences and by noise. The noise of a mean comes from the seeds, beyond
+    what all settings have in common; the rest of the means' variance is true. A setting's expected true value lies
+    between its mean and the mean of all, the nearer to the latter the larger the share of the noise, and the bias is
+    what the best one loses. The noise of the validation examples, which all settings share, is not counted.
 
     Args:
       values: float64 [settings, seeds], higher is better.
 
     Returns:
-      0 or more; None with fewer than two seeds, or with one setting.
+      0 or more; None with fewer than two seeds or three settings.
 
-    Reference: Tibshirani and Tibshirani, "A bias correction for the minimum error rate in cross-validation", 2009;
-      Cawley and Talbot, "On over-fitting in model selection", JMLR 2010.
+    Source: Efron, Morris, "Stein's estimation rule and its competitors: an empirical Bayes approach", 1973; Efron,
+      "Tweedie's formula and selection bias", 2011.
     """
     num_settings, num_seeds = values.shape
-    if num_settings < 2 or num_seeds < 2:
+    if num_settings < 3 or num_seeds < 2:
         return None
-    weights = np.random.default_rng(0).multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=_RESAMPLES)
     means = values.mean(axis=1)
-    deviations = (weights @ values.T / num_seeds - means) * (num_seeds / (num_seeds - 1)) ** 0.5
-    chosen = (means + deviations).argmax(axis=1)
-    return float(deviations[np.arange(_RESAMPLES), chosen].mean())
+    residuals = values - means[:, None] - values.mean(axis=0) + values.mean()
+    noise = float((residuals**2).sum()) / ((num_settings - 1) * (num_seeds - 1)) / num_seeds
+    spread = float(means.var(ddof=1))
+    share = min(noise / spread, 1.0) if spread > 0 else 1.0
+    return share * float(means.max() - means.mean())
 
 
 def print_selection(selection: Selection) -> None:
@@ -97,6 +96,6 @@ def print_selection(selection: Selection) -> None:
     if selection.selection_bias is not None:
         print(
             f"About {100 * selection.selection_bias:.2f} points of the validation accuracy come from choosing the best "
-            f"of {selection.num_settings} (bootstrap over seeds)."
+            f"of {selection.num_settings}, by the spread of the seeds."
         )
     print("Choosing the best epochs on the same validation examples makes the validation accuracy optimistic too.")

@@ -14,6 +14,7 @@ from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
     ClusterOptions,
+    FiniteRange,
     absolute_dataset,
     as_json_option,
     cluster_options,
@@ -56,7 +57,7 @@ from mnist_ray.grids.search import Search
 )
 @click.option(
     "--gpus-per-stack",
-    type=click.FloatRange(min=0, min_open=True, max=1),
+    type=FiniteRange(min=0, min_open=True, max=1),
     default=1.0,
     show_default=True,
     help="Share of a GPU that a stack takes, where there are GPUs.",

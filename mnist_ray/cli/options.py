@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -117,6 +118,17 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+class FiniteRange(click.FloatRange):
+    """A finite number in a range; click's takes NaN, which is below and above nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click.ParamType."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 storage_option = click.option(
     "--storage",
     default="results",
@@ -148,7 +160,7 @@ _cluster_options = (
     ),
     click.option(
         "--resource-timeout",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         default=Placement.resource_timeout_s,
         show_default=True,
         metavar="SECONDS",
@@ -161,6 +173,14 @@ _cluster_options = (
     ),
 )
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+margin_option = click.option(
+    "--margin",
+    type=FiniteRange(min=0, max=100, min_open=True),
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="Differences of accuracy up to this many points don't matter; smaller ones are equivalent.",
+)
 log_option = click.option(
     "--log",
     "log",

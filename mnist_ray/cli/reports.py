@@ -1,57 +1,50 @@
 """The commands that interpret an evaluation: report and compare."""
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
 from mnist_ray.cli.grids import print_test_leaderboard
-from mnist_ray.cli.options import as_json_option, storage_option
+from mnist_ray.cli.metrics import print_metrics
+from mnist_ray.cli.options import as_json_option, margin_option, storage_option
 from mnist_ray.storage.storage import open_storage
-
-if TYPE_CHECKING:
-    from mnist_ray.report.grid_report import GridReport
+from mnist_ray.text.escape import printable
 
 
 @click.command()
 @click.argument("evaluation")
+@margin_option
 @storage_option
 @as_json_option
-def report(evaluation: str, storage: str, as_json: bool) -> None:
+def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
     """Prints the results of an evaluation and writes them as a page, report.html, with its charts.
 
     For a grid it also shows the effect of each setting, stored as effects.parquet. EVALUATION is a name that
     `mnist-ray evaluations` lists.
     """
-    from dataclasses import asdict
-
+    from mnist_ray.report.comparison_text import print_effects
+    from mnist_ray.report.grid_report import effect_rows
     from mnist_ray.report.page import report_evaluation
     from mnist_ray.results.evaluation_folder import open_evaluation
 
-    made = report_evaluation(open_evaluation(open_storage(storage), evaluation))
+    made = report_evaluation(open_evaluation(open_storage(storage), evaluation), margin=margin / 100)
+    findings, grid = made.findings, made.findings.grid
     if as_json:
-        effects = [asdict(effect) for effect in made.grid.effects]
-        facts = {"evaluation": evaluation, "grid": made.grid.grid, "uri": made.grid.uri, "report": made.uri}
-        click.echo(json.dumps({**facts, "note": made.grid.note, "effects": effects}))
+        facts = {"evaluation": evaluation, "grid": grid.grid, "uri": grid.uri, "report": made.uri, "note": grid.note}
+        click.echo(json.dumps({**facts, "answer": findings.answer, "effects": effect_rows(grid.effects)}))
         return
-    _print_grid_report(made.grid, storage)
-    click.echo(f"report: {made.uri}")
-
-
-def _print_grid_report(report: "GridReport", storage: str) -> None:
-    from mnist_ray.cli.metrics import print_metrics
-    from mnist_ray.report.grid_report import print_effects
-
-    if report.grid is None:
-        print_metrics(report.metrics)
+    for sentence in findings.answer:
+        click.echo(printable(sentence))
+    if grid.grid is None:
+        print_metrics(findings.evaluated.rows)
     else:
-        print_test_leaderboard(report.metrics, storage, report.grid)
-    if report.effects:
-        print_effects(report.effects)
-    if report.note:
-        click.echo(report.note)
-    if report.effects:
-        click.echo(f"all effects: {report.uri}")
+        print_test_leaderboard(findings.evaluated.rows, storage, grid.grid)
+    print_effects(grid.effects)
+    if grid.note:
+        click.echo(grid.note)
+    if grid.uri:
+        click.echo(f"all effects: {grid.uri}")
+    click.echo(f"report: {made.uri}")
 
 
 @click.command()
@@ -59,29 +52,43 @@ def _print_grid_report(report: "GridReport", storage: str) -> None:
 @click.option(
     "--baseline",
     metavar="NAME",
-    help="Show only the pairs with this setting, with p-values corrected over these pairs: a variant, or a setting as "
-    "printed in the table of settings.",
+    help="Show only the pairs with this setting, as a family of their own: a variant, or a setting as printed in "
+    "the table of settings.",
 )
+@margin_option
 @storage_option
 @as_json_option
-def compare(evaluation: str, baseline: str | None, storage: str, as_json: bool) -> None:
-    """Shows which settings of an evaluation are better, worse or tied, pair by pair; stores comparisons.parquet.
+def compare(evaluation: str, baseline: str | None, margin: float, storage: str, as_json: bool) -> None:
+    """Says which regularization helps, by how much, and how sure that is; stores comparisons.parquet.
 
-    EVALUATION is a name that `mnist-ray evaluations` lists.
+    First the answer in sentences, then the effects of a grid's settings, the settings, and their pairs: better, worse,
+    equivalent or unresolved. EVALUATION is a name that `mnist-ray evaluations` lists.
     """
     from dataclasses import asdict
 
-    from mnist_ray.report.comparison_report import comparison_row, report_comparisons
-    from mnist_ray.report.comparison_text import print_comparisons
+    from mnist_ray.report.comparison_report import comparison_rows
+    from mnist_ray.report.comparison_text import print_findings
+    from mnist_ray.report.findings import find
+    from mnist_ray.report.grid_report import effect_rows
     from mnist_ray.results.evaluation_folder import open_evaluation
 
-    made = report_comparisons(open_evaluation(open_storage(storage), evaluation), baseline=baseline)
+    folder = open_evaluation(open_storage(storage), evaluation)
+    findings = find(folder, baseline=baseline, margin=margin / 100)
+    report, pairs = findings.comparison, findings.comparison.pairs
     if as_json:
-        rows = [comparison_row(pair) for pair in made.comparisons]
-        selection = asdict(made.selection) if made.selection else None
-        facts = {"evaluation": evaluation, "uri": made.uri, "num_pairs": made.num_pairs, "unpaired": made.unpaired}
-        click.echo(json.dumps({**facts, "settings": made.settings, "comparisons": rows, "selection": selection}))
+        facts = {
+            "evaluation": evaluation,
+            "uri": report.uri,
+            "answer": findings.answer,
+            "num_pairs": report.num_pairs,
+            "unpaired": [] if pairs is None else pairs.unpaired,
+            "settings": report.settings,
+            "effects": effect_rows(findings.grid.effects),
+            "comparisons": comparison_rows(pairs, report.num_examples) if pairs else [],
+            "selection": asdict(report.selection) if report.selection else None,
+        }
+        click.echo(json.dumps(facts))
         return
-    print_comparisons(made)
-    if made.uri:
-        click.echo(f"all pairs: {made.uri}")
+    print_findings(findings)
+    if report.uri:
+        click.echo(f"all pairs: {report.uri}")

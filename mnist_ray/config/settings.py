@@ -97,7 +97,7 @@ class _NetworkConfig(_Config):
         0, ge=0, lt=2**63, description="seed of every random stream of the run"
     )
 
-    model: Annotated[str, AfterValidator(check_model)] = Field(
+    model: Annotated[str, AfterValidator(check_model), Setting(is_listed=True)] = Field(
         "mlp",
         description=f"network: {', '.join(MODELS)}, or the function that makes your own, FILE.py:FUNCTION or "
         "package.module:FUNCTION",
@@ -111,7 +111,7 @@ class _NetworkConfig(_Config):
     dropout_layers: int = Field(
         2, ge=0, le=MAX_COUNT, description="number of leading hidden layers that dropout follows"
     )
-    batch_norm: Annotated[bool, Setting(is_on_page=True)] = Field(
+    batch_norm: Annotated[bool, Setting(is_on_page=True, word="bn")] = Field(
         False, description="batch normalization after each hidden layer, before ReLU"
     )
 

@@ -57,6 +57,13 @@ def value_in(limits: Range, draw: float) -> float | int:
     return limits.low + draw * (limits.high - limits.low)
 
 
+def share_of(limits: Range, value: float) -> float:
+    """Returns at which share of a range a value lies, from 0 to 1."""
+    if limits.kind == "loguniform":
+        return math.log(value / limits.low) / math.log(limits.high / limits.low)
+    return (value - limits.low) / (limits.high - limits.low)
+
+
 def runs_of_samples(samples: Sequence[dict[str, Any]], grid: GridConfig, *, name: str) -> tuple[GridRun, ...]:
     """Returns the runs of some samples, each with every seed.
 

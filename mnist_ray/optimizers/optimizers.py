@@ -80,9 +80,11 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = Field("adam", description="optimizer")
-    learning_rate: Annotated[float, Setting(is_per_run=True)] = Field(1e-3, gt=0, description="peak learning rate")
+    learning_rate: Annotated[float, Setting(is_per_run=True, word="lr")] = Field(
+        1e-3, gt=0, description="peak learning rate"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
+    weight_decay: Annotated[float, Setting(is_per_run=True, is_on_page=True, word="wd")] = Field(
         0.0, ge=0, description="lambda: adds lambda*w to the gradient (adamw: shrinks w by learning_rate*lambda*w)"
     )
     schedule: Annotated[str, one_of(SCHEDULES), Setting(is_per_run=True)] = Field(

@@ -132,9 +132,7 @@ def size_for_rows(num_rows: int) -> tuple[float, float]:
 
 def label_rows(axes: Any, labels: Sequence[str]) -> None:
     """Labels the rows of a chart, the first at the top."""
-    names, values = without_names(labels)
-    axes.set_yticks(range(len(labels)), [short(value) for value in values])
-    axes.set_ylabel(names)
+    axes.set_yticks(range(len(labels)), [short(label) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -159,15 +157,6 @@ def label_epochs(axes: Any, num_epochs: int) -> None:
     """Makes x an axis of epochs from 1, with whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(0.7 if num_epochs > 1 else 0.5, num_epochs + (0.3 if num_epochs > 1 else 0.5))
-
-
-def without_names(labels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Splits labels such as dropout=0 batch_norm=no into names and values, if all name the same settings."""
-    parts = [[part.partition("=") for part in label.split(" ")] for label in labels]
-    names = {tuple(name for name, _, _ in label) for label in parts}
-    if len(labels) < 2 or len(names) > 1 or not all(sign for label in parts for _, sign, _ in label):
-        return "", labels
-    return " · ".join(names.pop()), [" · ".join(value for _, _, value in label) for label in parts]
 
 
 def label_losses(axes: Any, limits: tuple[float, float]) -> None:

@@ -1,38 +1,45 @@
-"""Prints the verdicts of an evaluation."""
+"""Prints the answer of an evaluation, its effects, its settings and its pairs."""
 
+import json
 from collections.abc import Sequence
-from statistics import median_low
 
-from mnist_ray.analysis.comparisons import MOST_SEEDS, RESOLUTION, Comparison, Interval, half_width_of_examples
+import numpy as np
+
+from mnist_ray.analysis.comparisons import Comparison, Comparisons
+from mnist_ray.analysis.effects import INTERACTION, MAIN, Effect
+from mnist_ray.analysis.estimates import BETTER, WORSE, Estimate
 from mnist_ray.analysis.selection import print_selection
 from mnist_ray.report.comparison_report import ComparisonReport
+from mnist_ray.report.findings import Findings
+from mnist_ray.report.setting_names import value_words
 from mnist_ray.text.escape import printable
 from mnist_ray.text.tables import print_table
 
-_SHOWN_PAIRS = 40
+_SHOWN = 10
+JOINTLY = "The intervals hold jointly, with 95 % confidence, for other seeds and other examples."
+_FOR_EXAMPLES = "One seed: the intervals hold jointly, with 95 % confidence, for other examples only."
 
 
-def print_comparisons(report: ComparisonReport) -> None:
-    """Prints the settings with their groups of ties, the pairs with their verdicts, and the basis of the verdicts."""
+def print_findings(findings: Findings) -> None:
+    """Prints the answer first, then effects, settings, pairs, and what weakens the figures."""
+    for sentence in findings.answer:
+        print(printable(sentence))
+    print_effects(findings.grid.effects)
+    report = findings.comparison
     _print_settings(report)
-    if report.comparisons:
-        _print_pairs(report)
-        for line in notes(report.comparisons):
-            print(line)
-    else:
-        print(
-            "One setting: nothing to compare."
-            if len(report.settings) == 1
-            else "No two settings have a seed in common."
-        )
+    if report.pairs is None:
+        print("One setting: nothing to compare.")
+    elif len(report.pairs):
+        _print_pairs(report.pairs, report.num_pairs)
     if report.selection:
         print_selection(report.selection)
-    for line in remarks(report):
+    for line in remarks(findings):
         print(printable(line))
 
 
-def remarks(report: ComparisonReport) -> list[str]:
+def remarks(findings: Findings) -> list[str]:
     """Returns what was left out and what weakens the figures, one line each."""
+    report = findings.comparison
     lines = [f"{report.trained_on[0].upper()}{report.trained_on[1:]}, not on these data."] if report.trained_on else []
     stopped = [row for row in report.settings if row["num_stopped"]]
     if stopped:
@@ -41,10 +48,15 @@ def remarks(report: ComparisonReport) -> list[str]:
             f"{sum(row['num_seeds'] for row in report.settings)} runs, in {len(stopped)} settings. Their figures come "
             "from unfinished training, which alone may explain a difference."
         )
-    if report.unpaired:
-        pairs = ", ".join(f"{first} / {second}" for first, second in report.unpaired[:5])
-        more = ", ..." if len(report.unpaired) > 5 else ""
-        lines.append(f"Left out, without a seed in common: {len(report.unpaired)} pairs: {pairs}{more}.")
+    if report.left_out:
+        lines.append(
+            f"Runs are missing, so the joint analysis is without {report.left_out}; a setting left out is compared on "
+            "the seeds that it has."
+        )
+    if report.pairs is not None and report.pairs.unpaired:
+        pairs = ", ".join(f"{first} / {second}" for first, second in report.pairs.unpaired[:5])
+        more = ", ..." if len(report.pairs.unpaired) > 5 else ""
+        lines.append(f"Left out, without a seed in common: {len(report.pairs.unpaired)} pairs: {pairs}{more}.")
     if report.num_repeated:
         lines.append(
             f"{report.num_repeated} runs repeat the settings and seed of another run; the first by name counts."
@@ -57,12 +69,57 @@ def remarks(report: ComparisonReport) -> list[str]:
     return lines
 
 
+def print_effects(effects: Sequence[Effect]) -> None:
+    """Prints the main effects setting by setting, then the largest interactions; nothing without effects."""
+    losses = {effect.term: effect for effect in effects if effect.metric == "log_loss"}
+    accuracies = [effect for effect in effects if effect.metric == "accuracy"]
+    main = [effect for effect in accuracies if effect.term.kind == MAIN]
+    interactions = sorted(
+        (effect for effect in accuracies if effect.term.kind == INTERACTION),
+        key=lambda effect: -abs(effect.estimate.difference),
+    )
+    names = ["effect of", "against", "points", "95 % interval", "is", "p", "log loss"]
+    if main:
+        title = "Main effects on accuracy, averaged over the other settings"
+        print_table(names, [_effect_line(effect, losses.get(effect.term)) for effect in main], title=title)
+    if interactions:
+        title = "Interactions: how much the first effect changes with the second"
+        lines = [_effect_line(effect, losses.get(effect.term)) for effect in interactions[:_SHOWN]]
+        print_table([names[0], *names[2:]], [[line[0], *line[2:]] for line in lines], title=title)
+    if len(interactions) > _SHOWN:
+        print(f"{len(interactions) - _SHOWN} smaller interactions are in effects.parquet.")
+
+
+def effect_words(effect: Effect) -> tuple[str, str]:
+    """Returns what an effect is of, such as `bn` or `bn x dropout 0.3`, and what it is against."""
+    term = effect.term
+    parts = [(term.axis, term.level, term.reference_level)]
+    if term.second_axis is not None:
+        parts.append((term.second_axis, term.second_level or "", term.second_reference_level or ""))
+    what, against = (
+        " x ".join(value_words(axis, json.loads(texts[place])) for axis, *texts in parts) for place in (0, 1)
+    )
+    return what, against
+
+
+def _effect_line(effect: Effect, loss: Effect | None) -> list[str]:
+    estimate = effect.estimate
+    return [
+        *effect_words(effect),
+        f"{100 * estimate.difference:+.2f}",
+        interval_text(estimate),
+        estimate.verdict,
+        p_text(estimate.p_value),
+        "-" if loss is None else f"{loss.estimate.difference:+.4f}",
+    ]
+
+
 def _print_settings(report: ComparisonReport) -> None:
-    names = ["group", "setting", "seeds", "accuracy", "± std", "log loss", "val accuracy"]
+    names = ["setting", "may be best", "seeds", "accuracy", "± std", "log loss", "val accuracy"]
     lines = [
         [
-            str(row["group"]),
             row["setting"],
+            "yes" if row["may_be_best"] else "no",
             f"{row['num_seeds']} ({row['num_stopped']} stopped)" if row["num_stopped"] else str(row["num_seeds"]),
             f"{row['accuracy_mean']:.4f}",
             "-" if row["accuracy_std"] is None else f"{row['accuracy_std']:.4f}",
@@ -71,30 +128,38 @@ def _print_settings(report: ComparisonReport) -> None:
         ]
         for row in report.settings
     ]
-    print_table(
-        names, lines, title=f"Settings on {report.num_examples:,} examples; one group: not told apart from its best"
+    print_table(names, lines, title=f"Settings on {report.num_examples:,} examples")
+
+
+def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
+    verdicts = pairs.accuracy.verdicts()
+    counts = ", ".join(f"{(verdicts == word).sum()} {word}" for word in np.unique(verdicts))
+    chosen = evidence(pairs)
+    names = ["setting", "is", "against", "points", "95 % interval"]
+    title = f"Pairs: {counts}"
+    print_table(names, [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])], title=title)
+    if len(pairs) > _SHOWN:
+        print(f"{len(pairs) - _SHOWN} more pairs are in comparisons.parquet.")
+    print(family_words(pairs, num_pairs))
+
+
+def family_words(pairs: Comparisons, num_pairs: int) -> str:
+    """Returns what the intervals of the pairs mean."""
+    margin = 100 * (pairs.accuracy.margin or 0.0)
+    sentences = [JOINTLY if (pairs.accuracy.num_seeds > 1).any() else _FOR_EXAMPLES]
+    sentences.append(
+        f"better, worse: the interval excludes 0; equivalent: it lies within the margin of {margin:g} points; "
+        "otherwise unresolved."
     )
+    if num_pairs > len(pairs):
+        sentences.append(f"These {len(pairs)} pairs are one family; comparisons.parquet has all {num_pairs}.")
+    return " ".join(sentences)
 
 
-def _print_pairs(report: ComparisonReport) -> None:
-    # Verdicts first, then the pairs nearest to a verdict.
-    ordered = sorted(report.comparisons, key=evidence)
-    names = ["setting", "is", "against", "accuracy, points (95 %)", "log loss (95 %)", "p", "McNemar p", "seeds"]
-    print_table(names, [_line(pair) for pair in ordered[:_SHOWN_PAIRS]], title="Pairs")
-    if len(ordered) > _SHOWN_PAIRS:
-        print(f"{len(ordered) - _SHOWN_PAIRS} more pairs are in comparisons.parquet.")
-    print(
-        "Intervals: paired, over seeds and examples, each by itself. better, worse: both p values below 0.05, after "
-        f"Holm's correction over these {len(ordered)} pairs; tie: not told apart; unresolved: one seed."
-    )
-    if report.num_pairs > len(ordered):
-        print(f"The groups and comparisons.parquet are corrected over all {report.num_pairs} pairs.")
-
-
-def evidence(pair: Comparison) -> tuple[bool, float]:
-    """Returns the sort key of a pair: decided pairs first, then the smallest p values."""
-    p_value = pair.accuracy_difference.p_value
-    return not pair.is_decided, 1.0 if p_value is None else p_value
+def evidence(pairs: Comparisons) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Returns the order of the pairs: better and worse first, then the smallest p values."""
+    undecided = ~np.isin(pairs.accuracy.verdicts(), [BETTER, WORSE])
+    return np.lexsort((-np.abs(pairs.accuracy.difference), np.nan_to_num(pairs.accuracy.p_value, nan=1.0), undecided))
 
 
 def p_text(value: float | None) -> str:
@@ -102,53 +167,18 @@ def p_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
 
 
-def _line(pair: Comparison) -> list[str]:
+def interval_text(estimate: Estimate, factor: float = 100, digits: int = 2) -> str:
+    """Returns an interval, in points of accuracy; a dash if there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{factor * estimate.low:+.{digits}f} to {factor * estimate.high:+.{digits}f}"
+
+
+def _pair_line(pair: Comparison) -> list[str]:
     return [
         pair.first,
-        pair.verdict,
+        pair.accuracy.verdict,
         pair.second,
-        _interval_text(pair.accuracy_difference, 100, 2),
-        _interval_text(pair.log_loss_difference, 1, 3),
-        p_text(pair.p_adjusted),
-        p_text(pair.mcnemar_p_adjusted),
-        str(pair.num_seeds),
+        f"{100 * pair.accuracy.difference:+.2f}",
+        interval_text(pair.accuracy),
     ]
-
-
-def _interval_text(interval: Interval, factor: int, digits: int) -> str:
-    difference, low, high = (
-        "-" if value is None else f"{factor * value:+.{digits}f}"
-        for value in (interval.difference, interval.low, interval.high)
-    )
-    return f"{difference} ({low}, {high})"
-
-
-def notes(pairs: Sequence[Comparison]) -> list[str]:
-    """Returns the limits that the number of seeds sets, in a line or two."""
-    single = sum(pair.num_seeds == 1 for pair in pairs)
-    lines = []
-    if single:
-        lines.append(
-            f"One seed in {single} of {len(pairs)} pairs: unresolved, because their intervals and p values cover other "
-            "examples only and other seeds may disagree; use --seeds 5 or more."
-        )
-    several = [pair for pair in pairs if pair.num_seeds > 1]
-    needed = [pair.num_seeds_needed for pair in several]
-    known = [number for number in needed if number is not None]
-    short = sum(number is None or number > pair.num_seeds for number, pair in zip(needed, several, strict=True))
-    if short:
-        lines.append(f"Too few seeds to tell 0.1 points apart in {short} of {len(several)} pairs.")
-    if short and known:
-        lines[-1] += f" Where more seeds help, {median_low(known)} (median) or at most {max(known)} are needed."
-    never = [pair for pair in several if pair.num_seeds_needed is None]
-    by_examples = [
-        pair for pair in never if half_width_of_examples(pair.accuracy_difference, pair.num_examples) > RESOLUTION
-    ]
-    if by_examples:
-        lines.append(
-            f"{len(by_examples)} of {len(several)} pairs stay so with any number of seeds: the "
-            f"{several[0].num_examples:,} examples alone leave more than ±0.1 points."
-        )
-    if by_seeds := len(never) - len(by_examples):
-        lines.append(f"{by_seeds} of {len(several)} pairs vary so much that they need more than {MOST_SEEDS:,} seeds.")
-    return lines

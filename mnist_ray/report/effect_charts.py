@@ -1,33 +1,34 @@
 """The charts of a grid: the effects of each setting, and the accuracy over each pair of settings."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from mnist_ray.analysis.effects import Effect
+from mnist_ray.analysis.effects import INTERACTION, MAIN, Effect
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
+from mnist_ray.report.comparison_text import effect_words
 from mnist_ray.results.columns import setting_in
 
 _EFFECT_CAPTIONS = {
-    "main": "Each level against the first of its setting, averaged over the other settings. Bars: paired 95 % t "
-    "intervals over seeds, not adjusted for their number; blue: 0 is outside.",
-    "interaction": "How much the first effect changes with the second setting. Bars as for the main effects.",
+    MAIN: "Each level against the first of its setting, averaged over the other settings. Bars: 95 % intervals, which "
+    "hold jointly, for other seeds and other examples; blue: 0 is outside.",
+    INTERACTION: "How much the first effect changes with the second setting. Bars as for the main effects.",
 }
 
 
 def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
     """Returns the charts of the main effects and of the largest interactions, on accuracy; none without effects."""
     charts = []
-    for kind, title in (("main", "Main effects"), ("interaction", "Largest interactions")):
-        of_kind = [effect for effect in effects if (effect.metric, effect.kind) == ("accuracy", kind)]
-        if kind == "interaction":
-            of_kind = sorted(of_kind, key=lambda effect: -abs(effect.effect))
+    for kind, title in ((MAIN, "Main effects"), (INTERACTION, "Largest interactions")):
+        of_kind = [effect for effect in effects if (effect.metric, effect.term.kind) == ("accuracy", kind)]
+        if kind == INTERACTION:
+            of_kind = sorted(of_kind, key=lambda effect: -abs(effect.estimate.difference))
         if of_kind:
             rows, total = [_effect_row(effect) for effect in of_kind[: limits.EFFECTS]], len(of_kind)
             left_out = f"{len(rows)} of {total:,} effects; effects.parquet has all. " if len(rows) < total else ""
@@ -36,17 +37,17 @@ def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
     return charts
 
 
-def heat_maps(rows: Sequence[Mapping[str, Any]], effects: Sequence[Effect], *, split: str) -> list[Chart]:
-    """Returns charts of the mean accuracy over each pair of a grid's axes.
+def heat_maps(rows: Sequence[Mapping[str, Any]], axes: Iterable[str], *, split: str) -> list[Chart]:
+    """Returns charts of the mean accuracy over each pair of a grid's axes that vary.
 
     Args:
       rows: of the metrics table.
-      effects: effects that name the axes.
+      axes: settings with levels.
     """
-    axes = list(dict.fromkeys(effect.axis for effect in effects if effect.kind == "main"))
-    levels = {axis: sorted({_level(row, axis) for row in rows}, key=_level_order) for axis in axes}
+    all_levels = {axis: sorted({_level(row, axis) for row in rows}, key=_level_order) for axis in axes}
+    levels = {axis: of_axis for axis, of_axis in all_levels.items() if len(of_axis) > 1}
     # The axis with more levels goes into the rows: a page is narrow.
-    pairs = [sorted(pair, key=lambda axis: -len(levels[axis])) for pair in combinations(axes, 2)]
+    pairs = [sorted(pair, key=lambda axis: -len(levels[axis])) for pair in combinations(levels, 2)]
     return [_heat_map(rows, (down, levels[down]), (across, levels[across]), split=split) for down, across in pairs]
 
 
@@ -64,12 +65,10 @@ def _heat_map(
 
 
 def _effect_row(effect: Effect) -> tuple[str, float, float | None, float | None]:
-    label = f"{effect.axis}={_level_text(effect.level)}"
-    if effect.second_axis is not None:
-        label += f" × {effect.second_axis}={_level_text(str(effect.second_level))}"
-    low = None if effect.effect_low is None else 100 * effect.effect_low
-    high = None if effect.effect_high is None else 100 * effect.effect_high
-    return label, 100 * effect.effect, low, high
+    estimate = effect.estimate
+    low = None if estimate.low is None else 100 * estimate.low
+    high = None if estimate.high is None else 100 * estimate.high
+    return effect_words(effect)[0].replace(" x ", " × "), 100 * estimate.difference, low, high
 
 
 def _level(row: Mapping[str, Any], axis: str) -> str:

@@ -11,18 +11,19 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from mnist_ray.analysis.estimates import MARGIN
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.evaluation.metrics import class_rates
 from mnist_ray.report import glyphs, limits, page_charts
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
-from mnist_ray.report.comparison_report import ComparisonReport, group_settings, report_comparisons
-from mnist_ray.report.comparison_text import evidence, notes, p_text, remarks
+from mnist_ray.report.comparison_text import evidence, family_words, interval_text, p_text, remarks
 from mnist_ray.report.effect_charts import effect_charts, heat_maps
-from mnist_ray.report.grid_report import GridReport, report_grid
+from mnist_ray.report.findings import Findings, find
 from mnist_ray.report.page_settings import PageSetting, page_settings
 from mnist_ray.report.pictures import read_pictures
+from mnist_ray.report.setting_names import varying_settings
 from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.paths import report_path
@@ -34,22 +35,25 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """The written report of an evaluation: the effects of its grid, and the page's URI."""
+    """The written report of an evaluation: its findings, and the page's URI."""
 
-    grid: GridReport
+    findings: Findings
     uri: str
 
 
-def report_evaluation(folder: EvaluationFolder) -> Report:
+def report_evaluation(folder: EvaluationFolder, *, margin: float = MARGIN) -> Report:
     """Writes reports/<evaluation>/: report.html, plots/, comparisons.parquet, and effects.parquet for a grid.
+
+    Args:
+      margin: see `find`.
 
     Raises:
       CheckpointError: its grid is damaged.
       DataError: the evaluation is damaged.
       StorageError: the storage can't be read or written.
     """
-    grid = report_grid(folder)
-    view = View(folder, report_comparisons(folder), grid)
+    findings = find(folder, margin=margin)
+    view = View(folder, findings)
     page = view.render().encode()
     if (line := glyphs.note(folder.class_names)) is not None:
         say_line(line)
@@ -60,19 +64,19 @@ def report_evaluation(folder: EvaluationFolder) -> Report:
             folder.storage.write_bytes(report_path(folder.name, "plots", f"{chart.name}{suffix}"), content)
     # Written last, so a page always has its plots.
     folder.storage.write_bytes(report_path(folder.name, PAGE), page)
-    return Report(grid, folder.storage.uri_of(report_path(folder.name, PAGE)))
+    return Report(findings, folder.storage.uri_of(report_path(folder.name, PAGE)))
 
 
 class View:
     """The content of the page, computed once."""
 
-    def __init__(self, folder: EvaluationFolder, compared: ComparisonReport, grid: GridReport) -> None:
-        self.folder, self.compared, self.grid = folder, compared, grid
-        self.rows = grid.metrics
-        self.groups = group_settings(self.rows)
+    def __init__(self, folder: EvaluationFolder, findings: Findings) -> None:
+        self.folder, self.findings = folder, findings
+        self.compared, self.grid = findings.comparison, findings.grid
+        self.rows, self.groups = findings.evaluated.rows, findings.evaluated.groups
         self.reference = next(iter(self.groups))
         curves = folder.rows("learning_curves")
-        self.settings = page_settings(self.groups, curves, compared)
+        self.settings = page_settings(self.groups, curves, self.compared)
         self.chosen = self.settings[0]
         # Side by side: the chosen setting and the reference.
         self.pictured = [self.chosen, *(one for one in self.settings[1:] if one.label == self.reference)]
@@ -87,9 +91,9 @@ class View:
             self.pictured, self.confusions, self.class_names, places=classes_in_matrix
         )
         self.reliability_charts = page_charts.reliability_charts(self.pictured, folder.rows("calibration"))
-        self.effect_charts = effect_charts(grid.effects, split=folder.split)
+        self.effect_charts = effect_charts(self.grid.effects, split=folder.split)
         whole = [row for row in self.rows if not row["was_stopped"]]
-        self.heat_maps = heat_maps(whole, grid.effects, split=folder.split)
+        self.heat_maps = heat_maps(whole, self.grid.axes.levels, split=folder.split)
 
     @property
     def charts(self) -> list[Chart]:
@@ -110,27 +114,27 @@ class View:
         environment.filters.update(
             points=lambda fraction: _signed(100 * fraction),
             rate=lambda fraction: f"{100 * fraction:.2f}",
-            interval=_interval,
+            interval=lambda estimate, *arguments: interval_text(estimate, *arguments).replace("-", "−"),
             signed=_signed,
             svg=lambda chart: Markup(chart.inline_svg()),
             value=setting_text,
             p=p_text,
         )
-        manifest = self.folder.manifest
+        manifest, pairs = self.folder.manifest, self.compared.pairs
         return environment.get_template("report.html").render(
             view=self,
+            findings=self.findings,
             most_settings=limits.SETTINGS,
             folder=self.folder,
             manifest=manifest,
             made_by=manifest["volatile"].get("made_by"),
             compared=self.compared,
-            notes=notes(self.compared.comparisons) if self.compared.comparisons else [],
-            remarks=remarks(self.compared),
+            remarks=remarks(self.findings),
             grid_note=self.grid.note if self.folder.grid else None,
-            verdict_words=self._verdict_words(),
             reference_words=self._reference_words(),
-            pairs=sorted(self.compared.comparisons, key=evidence)[: limits.PAIRS],
-            num_hidden_pairs=max(0, len(self.compared.comparisons) - limits.PAIRS),
+            family=family_words(pairs, self.compared.num_pairs) if pairs else "",
+            pairs=pairs.rows(evidence(pairs)[: limits.PAIRS]) if pairs else [],
+            num_pairs=len(pairs) if pairs else 0,
             varying=self._varying(),
             per_class=self._per_class(),
             mistakes=[self._mistakes(*each) for each in zip(self.pictured, self.confusions, strict=True)],
@@ -139,53 +143,18 @@ class View:
             lineage=_lineage(self.folder),
         )
 
-    def _verdict_words(self) -> str:
-        """Returns the verdict on the chosen setting in a sentence; empty if nothing is compared with it."""
-        pair = self.chosen.against
-        if pair is None:
-            return ""
-        if pair.is_decided:
-            return f"It is {pair.verdict} than {self.reference}."
-        words = f"These data do not tell it apart from {self.reference}"
-        if pair.num_seeds == 1:
-            return f"{words}: one seed says nothing about others."
-        low, high = pair.accuracy_difference.low, pair.accuracy_difference.high
-        if low is None or high is None or low <= 0 <= high:
-            return f"{words}."
-        return (
-            f"{words}: the interval of the difference excludes zero, but among {self.compared.num_pairs} pairs, one "
-            "may do so by chance."
-        )
-
-    @property
-    def num_compared(self) -> int:
-        """Number of settings that share a seed with the chosen setting and are compared with it."""
-        return len(self._decided())
-
-    @property
-    def ties(self) -> list[str]:
-        """Settings that the verdicts don't tell apart from the chosen setting, the best first."""
-        decided = self._decided()
-        return [one.label for one in self.settings if decided.get(one.label) is False]
-
-    def _decided(self) -> dict[str, bool]:
-        """Returns other setting -> whether its pair with the chosen setting is decided."""
-        pairs = [(pair, {pair.first, pair.second}) for pair in self.compared.comparisons]
-        chosen = {self.chosen.label}
-        return {(labels - chosen).pop(): pair.is_decided for pair, labels in pairs if labels & chosen}
-
     def _reference_words(self) -> str:
         """Returns why the reference was chosen; empty for the baseline."""
         variants = {row["variant"] for row in self.groups[self.reference].values()}
         return "" if "baseline" in variants and len(variants) == 1 else ", the first by the values of its settings"
 
     def _varying(self) -> list[str]:
-        """Returns the page's settings that differ among the runs, except those in the labels."""
+        """Returns the page's settings that differ among the runs, except those in the settings' names."""
+        named = varying_settings(self.rows)
         return [
             name
             for name in map(column_of, settings_where(TrainConfig, lambda setting: setting.is_on_page))
-            if len({json.dumps(row[name]) for row in self.rows}) > 1
-            and not any(f"{name}=" in label for label in self.groups)
+            if len({json.dumps(row[name]) for row in self.rows}) > 1 and name not in named
         ]
 
     def _mistakes(
@@ -249,12 +218,6 @@ def _lineage(folder: EvaluationFolder) -> list[dict[str, Any]]:
 
 def _signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _interval(interval: Any, factor: float = 100, digits: int = 2) -> str:
-    if interval.low is None:
-        return "unknown"
-    return f"{_signed(factor * interval.low, digits)} to {_signed(factor * interval.high, digits)}"
 
 
 def _shown(value: Any) -> Any:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from mnist_ray.analysis.comparisons import Comparison
 from mnist_ray.report.comparison_report import ComparisonReport
 
@@ -51,13 +53,9 @@ def page_settings(
       groups: label of a setting -> seed -> row of the metrics table; the first setting is the reference.
       curves: rows of the table learning_curves.
     """
-    reference = next(iter(groups))
-    against: dict[str, Comparison] = {}
-    for pair in compared.comparisons:
-        if pair.second == reference:
-            against[pair.first] = pair
-        elif pair.first == reference:
-            against[pair.second] = pair.reversed()
+    # The reference is the first, and the second of all its pairs.
+    pairs = compared.pairs.rows(np.flatnonzero(compared.pairs.seconds == 0)) if compared.pairs else []
+    against = {pair.first: pair for pair in pairs}
     kept = {(row["run"], row["epoch"]): row for row in curves}
     summaries = {row["setting"]: row for row in compared.settings}
     settings = [

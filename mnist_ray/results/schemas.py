@@ -192,34 +192,70 @@ _add_table(
     Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
 )
 
+# Of a difference between settings.
+_ESTIMATE = (
+    Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats, lower is better)"),
+    Column("difference", FLOAT64, "the metric's", "difference of the means over seeds and examples"),
+    Column(
+        "low",
+        FLOAT64,
+        "the metric's",
+        "lower end of its 95 % interval, which holds jointly with those of the same metric, table and kind; for other "
+        "seeds and other examples, with one seed for other examples only; null if nothing shows the uncertainty",
+        nullable=True,
+    ),
+    Column("high", FLOAT64, "the metric's", "upper end of that interval", nullable=True),
+    Column(
+        "p_value",
+        FLOAT64,
+        "probability",
+        "p value of no difference, adjusted for the same family; null with one seed or without an interval",
+        nullable=True,
+    ),
+    Column(
+        "verdict",
+        NAME,
+        "",
+        "better or worse: the interval excludes 0, with two seeds or more and six examples or more that differ; "
+        "equivalent: it lies within the margin; otherwise unresolved",
+    ),
+    Column("margin", FLOAT64, "fraction", "differences of accuracy up to it don't matter", nullable=True),
+    Column("num_seeds", INT64, "seeds", "seeds that were averaged"),
+    Column("seed_variance", FLOAT64, "squared", "variance of difference from the seeds", nullable=True),
+    Column("example_variance", FLOAT64, "squared", "variance of difference from the examples", nullable=True),
+    Column(
+        "num_seeds_needed",
+        INT64,
+        "seeds",
+        "seeds needed for an interval half width of the margin; null for log_loss, with one seed, and if no number "
+        "of seeds is enough for these examples",
+        nullable=True,
+    ),
+)
+
 _add_table(
     "effects",
     "an effect of a grid's setting on a metric",
-    Column("evaluation", NAME, "", "evaluation that the metrics come from"),
+    Column("evaluation", NAME, "", "evaluation that the predictions come from"),
     Column("grid", NAME, "", "grid"),
     Column("dataset", NAME, "", "data set that the runs were evaluated on"),
     Column("split", NAME, "", "split of the data set: train or test"),
-    Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats)"),
-    Column("kind", NAME, "", "main, or interaction of two settings"),
+    Column("kind", NAME, "", "main: level against reference_level; interaction: change of that with a second setting"),
+    Column(
+        "model",
+        NAME,
+        "",
+        "factorial: averaged over all combinations of the other settings; additive: coefficient of a model without "
+        "interactions, for incomplete grids and searches, whose lack of fit counts into example_variance",
+    ),
     Column("axis", NAME, "", "setting"),
-    Column("level", STRING, "", "level of the setting, as JSON"),
-    Column("reference_level", STRING, "", "level that it is compared with, as JSON"),
+    Column("level", STRING, "", "level of the setting, as JSON; the upper end of a range"),
+    Column("reference_level", STRING, "", "level that it is compared with, as JSON; the lower end of a range"),
     Column("second_axis", NAME, "", "second setting of an interaction", nullable=True),
     Column("second_level", STRING, "", "level of the second setting, as JSON", nullable=True),
     Column("second_reference_level", STRING, "", "level that it is compared with, as JSON", nullable=True),
-    Column(
-        "effect",
-        FLOAT64,
-        "the metric's",
-        "difference of the level from its reference, averaged over the other settings and the seeds; for an "
-        "interaction, the change of that difference with the second setting",
-    ),
-    Column("effect_low", FLOAT64, "the metric's", "lower end of the 95 % t interval over seeds", nullable=True),
-    Column("effect_high", FLOAT64, "the metric's", "upper end of the 95 % t interval over seeds", nullable=True),
-    Column("p_value", FLOAT64, "probability", "p value of a two-sided paired t test over seeds", nullable=True),
-    Column("p_adjusted", FLOAT64, "probability", "p_value, Holm-corrected over the metric's effects", nullable=True),
-    Column("num_seeds", INT64, "seeds", "seeds that were averaged"),
-    Column("num_pairs", INT64, "combinations", "combinations of the other settings averaged for each seed"),
+    Column("num_settings", INT64, "settings", "settings that the effect was computed from"),
+    *_ESTIMATE,
 )
 
 _add_table(
@@ -228,68 +264,26 @@ _add_table(
     Column("evaluation", NAME, "", "evaluation that the predictions come from"),
     Column("dataset", NAME, "", "data set that the runs were evaluated on"),
     Column("split", NAME, "", "split of the data set: train or test"),
-    Column("first", NAME, "", "setting: its variant, or the values of the settings that vary in the evaluation"),
+    Column("first", NAME, "", "setting, named by what differs"),
     Column("second", NAME, "", "setting that the first is compared with"),
-    Column("num_seeds", INT64, "seeds", "seeds that both settings have; with 1 the intervals cover examples only"),
     Column("num_examples", INT64, "examples", "examples evaluated"),
-    *(
-        Column(f"{place}_{metric}", FLOAT64, unit, f"mean {words} of the {place} setting over the common seeds")
-        for metric, unit, words in (("accuracy", "fraction", "accuracy"), ("log_loss", "nats", "cross-entropy"))
-        for place in ("first", "second")
-    ),
-    Column("accuracy_difference", FLOAT64, "fraction", "accuracy of the first minus accuracy of the second"),
+    Column("first_mean", FLOAT64, "the metric's", "mean of the first over the common seeds"),
+    Column("second_mean", FLOAT64, "the metric's", "mean of the second over the common seeds"),
+    *_ESTIMATE,
     Column(
-        "accuracy_difference_low",
-        FLOAT64,
-        "fraction",
-        "lower end of its paired 95 % interval over seeds and examples, not adjusted for the number of pairs; null "
-        "if all differences are equal and not zero",
+        "first_right",
+        INT64,
+        "examples",
+        "examples that the first predicts correctly with more seeds; null for log_loss",
         nullable=True,
     ),
-    Column("accuracy_difference_high", FLOAT64, "fraction", "upper end of that interval", nullable=True),
-    Column("log_loss_difference", FLOAT64, "nats", "cross-entropy of the first minus cross-entropy of the second"),
+    Column("second_right", INT64, "examples", "the same of the second", nullable=True),
     Column(
-        "log_loss_difference_low",
-        FLOAT64,
-        "nats",
-        "lower end of its paired 95 % interval, likewise; null also if a loss is not finite",
-        nullable=True,
-    ),
-    Column("log_loss_difference_high", FLOAT64, "nats", "upper end of that interval", nullable=True),
-    Column(
-        "seed_error",
-        FLOAT64,
-        "fraction",
-        "standard error of accuracy_difference from the seeds; null with one seed",
-        nullable=True,
-    ),
-    Column("example_error", FLOAT64, "fraction", "standard error of accuracy_difference from the examples"),
-    Column(
-        "p_value",
+        "mcnemar_p",
         FLOAT64,
         "probability",
-        "two-sided p value of accuracy_difference, from its interval; null if that is",
+        "p value of McNemar's exact test on these two counts, for this pair alone; null for log_loss",
         nullable=True,
-    ),
-    Column("p_adjusted", FLOAT64, "probability", "p_value after Holm's correction over all pairs", nullable=True),
-    Column("first_right", INT64, "examples", "examples that the first predicts correctly with more seeds"),
-    Column("second_right", INT64, "examples", "examples that the second predicts correctly with more seeds"),
-    Column("mcnemar_p", FLOAT64, "probability", "p value of McNemar's exact test on these two counts"),
-    Column("mcnemar_p_adjusted", FLOAT64, "probability", "mcnemar_p after Holm's correction over all pairs"),
-    Column(
-        "num_seeds_needed",
-        INT64,
-        "seeds",
-        "seeds needed for an interval half width of 0.001 of accuracy; null with one seed, or if 9,999 seeds are "
-        "not enough for these examples",
-        nullable=True,
-    ),
-    Column(
-        "verdict",
-        NAME,
-        "",
-        "accuracy of the first: better or worse if p_adjusted and mcnemar_p_adjusted are below 0.05 and their "
-        "directions agree; unresolved with one seed or without a p_value; otherwise tie: not told apart",
     ),
 )
 

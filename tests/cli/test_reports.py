@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,7 +17,8 @@ from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, expand
-from mnist_ray.report.comparison_report import accuracy_interval, find_setting, group_settings
+from mnist_ray.report.comparison_report import accuracy_interval
+from mnist_ray.report.setting_names import find_setting, group_settings
 from mnist_ray.results import parquet
 from mnist_ray.results.columns import config_columns, with_own_settings
 from mnist_ray.results.grid_folder import GridFolder
@@ -29,12 +31,8 @@ from tests.support.tiny_digits import tiny_digits
 # A patience that is never used leaves the same weights; a learning rate of 1e-9 leaves them at chance.
 AXES = {"early_stopping_patience": (None, 50), "learning_rate": (1e-9, 1e-2)}
 SMALL = {"dataset": "digits", "hidden_sizes": (16,), "epochs": 4}
-LABELS = [
-    f"learning_rate={rate} early_stopping_patience={patience}"
-    for rate in ("1e-09", "0.01")
-    for patience in ("none", "50")
-]
-BROKEN, BROKEN_TWIN, GOOD, GOOD_TWIN = LABELS
+BROKEN, BROKEN_TWIN = "lr 1e-9", "lr 1e-9, early stopping patience 50"
+GOOD, GOOD_TWIN = "lr 0.01", "lr 0.01, early stopping patience 50"
 
 
 def train(root: Path, runs: list[GridRun]) -> dict[str, RunProgress]:
@@ -67,29 +65,60 @@ def evaluate(root: Path, capsys: pytest.CaptureFixture[str], *what: str) -> str:
     return found
 
 
-def test_twins_tie_and_a_broken_setting_is_worse(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def compare(capsys: pytest.CaptureFixture[str], root: Path, evaluation: str, *arguments: str) -> dict[str, Any]:
+    assert run_command(["compare", evaluation, "--storage", str(root), "--json", *arguments]) == 0
+    compared: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return compared
+
+
+def verdicts(compared: dict[str, Any]) -> dict[tuple[str, str], str]:
+    rows = compared["comparisons"]
+    return {(row["first"], row["second"]): row["verdict"] for row in rows if row["metric"] == "accuracy"}
+
+
+def test_twins_are_not_told_apart_and_a_broken_setting_is_worse(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = evaluate(root, capsys, "--grid", "g", "--shard-size", "100")
-    assert run_command(["compare", evaluation, "--storage", str(root), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    verdicts = {(row["first"], row["second"]): row["verdict"] for row in found["comparisons"]}
-    assert verdicts == {
-        (BROKEN_TWIN, BROKEN): "tie",
+    compared = compare(capsys, root, evaluation)
+    assert verdicts(compared) == {
+        (BROKEN_TWIN, BROKEN): "unresolved",
         (GOOD, BROKEN): "better",
         (GOOD_TWIN, BROKEN): "better",
         (GOOD, BROKEN_TWIN): "better",
         (GOOD_TWIN, BROKEN_TWIN): "better",
-        (GOOD_TWIN, GOOD): "tie",
+        (GOOD_TWIN, GOOD): "unresolved",
     }
-    groups = {row["setting"]: row["group"] for row in found["settings"]}
-    assert groups == {GOOD: 1, GOOD_TWIN: 1, BROKEN: 3, BROKEN_TWIN: 3}
-    assert found["selection"]["setting"] in (GOOD, GOOD_TWIN)
-    assert found["selection"]["num_settings"] == 4
-    best = next(row for row in found["settings"] if row["setting"] == GOOD)
-    assert found["selection"]["optimism"] == pytest.approx(best["val_accuracy_mean"] - best["accuracy_mean"])
+    may_be_best = {row["setting"]: row["may_be_best"] for row in compared["settings"]}
+    assert may_be_best == {GOOD: True, GOOD_TWIN: True, BROKEN: False, BROKEN_TWIN: False}
+    # Twins differ by nothing, so only the number of examples limits how equal they are.
+    assert verdicts(compare(capsys, root, evaluation, "--margin", "5"))[GOOD_TWIN, GOOD] == "equivalent"
+    assert compared["selection"]["setting"] in (GOOD, GOOD_TWIN)
+    assert compared["selection"]["num_settings"] == 4
+    best = next(row for row in compared["settings"] if row["setting"] == GOOD)
+    assert compared["selection"]["optimism"] == pytest.approx(best["val_accuracy_mean"] - best["accuracy_mean"])
 
+    compared = compare(capsys, root, evaluation)
     stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes()).to_pylist()
-    assert [{name: row[name] for name in found["comparisons"][0]} for row in stored] == found["comparisons"]
+    assert [{name: row[name] for name in compared["comparisons"][0]} for row in stored] == compared["comparisons"]
     assert {(row["evaluation"], row["dataset"], row["split"]) for row in stored} == {(evaluation, "digits", "test")}
+
+
+def test_the_answer_names_what_helps_and_what_is_not_seen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = evaluate(root, capsys, "--grid", "g", "--shard-size", "100")
+    helps, nothing, best = compare(capsys, root, evaluation)["answer"]
+    ((gain,),) = duckdb.sql(
+        f"""SELECT avg(accuracy) FILTER (learning_rate > 1e-3) - avg(accuracy) FILTER (learning_rate < 1e-3)
+        FROM '{root}/evaluations/{evaluation}/metrics.parquet'"""
+    ).fetchall()
+    assert helps.startswith(f"Learning rate 0.01 helps: {100 * gain:+.1f} points (")
+    assert nothing.startswith("Early stopping patience: nothing seen, and less than ")
+    assert nothing.endswith("points can't be told with these 355 examples.")
+    assert best == f"May be best: {GOOD}; {GOOD_TWIN}. Simplest of them: {GOOD}."
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "nan", "101"])
+def test_a_margin_that_is_none_is_refused(root: Path, capsys: pytest.CaptureFixture[str], margin: str) -> None:
+    assert run_command(["compare", "any", "--margin", margin, "--storage", str(root)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_means_and_counts_are_those_that_duckdb_finds_in_the_predictions(
@@ -98,7 +127,8 @@ def test_the_means_and_counts_are_those_that_duckdb_finds_in_the_predictions(
     evaluation = evaluate(root, capsys, "--grid", "g", "--shard-size", "100")
     assert run_command(["compare", evaluation, "--storage", str(root), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["comparisons"]
-    row = next(row for row in rows if (row["first"], row["second"]) == (GOOD, BROKEN))
+    rows = [row for row in rows if row["second"] == BROKEN]
+    row = next(row for row in rows if (row["first"], row["metric"]) == (GOOD, "accuracy"))
     folder = root / "evaluations" / evaluation
     with duckdb.connect() as connection:
         query = f"""
@@ -111,35 +141,40 @@ def test_the_means_and_counts_are_those_that_duckdb_finds_in_the_predictions(
                    (select count(*) from wins where won > 0), (select count(*) from wins where won < 0),
                    (select count(*) from wins)"""
         expected = connection.execute(query).fetchone()
-    names = ("first_accuracy", "second_log_loss", "first_right", "second_right", "num_examples")
-    assert [row[name] for name in names] == pytest.approx(list(expected))
+    loss = next(other for other in rows if other["metric"] == "log_loss" and other["first"] == GOOD)
+    names = ("first_right", "second_right", "num_examples")
+    stored = [row["first_mean"], loss["second_mean"], *(row[name] for name in names)]
+    assert stored == pytest.approx(list(expected))
 
 
-def test_a_baseline_restricts_what_is_shown_and_corrected_and_not_what_is_stored(
+def test_a_baseline_restricts_what_is_shown_and_judged_and_not_what_is_stored(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluation = evaluate(root, capsys, "--grid", "g", "--shard-size", "100")
-    arguments = ["compare", evaluation, "--storage", str(root), "--baseline", GOOD]
-    assert run_command([*arguments, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [(row["first"], row["second"]) for row in found["comparisons"]] == [
-        (BROKEN, GOOD),
-        (BROKEN_TWIN, GOOD),
-        (GOOD_TWIN, GOOD),
-    ]
-    assert [row["verdict"] for row in found["comparisons"]] == ["worse", "worse", "tie"]
-    assert found["comparisons"][0]["p_adjusted"] == pytest.approx(3 * found["comparisons"][0]["p_value"])
-    assert found["num_pairs"] == 6
+    all_pairs = compare(capsys, root, evaluation)
+    compared = compare(capsys, root, evaluation, "--baseline", GOOD)
+    assert verdicts(compared) == {
+        (BROKEN, GOOD): "worse",
+        (BROKEN_TWIN, GOOD): "worse",
+        (GOOD_TWIN, GOOD): "unresolved",
+    }
+    assert compared["num_pairs"] == 6
     stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes())
-    assert len(stored) == 6
+    assert len(stored) == 2 * 6
 
-    assert run_command(arguments) == 0
-    shown = capsys.readouterr().out
-    assert "Holm's correction over these 3 pairs" in shown
-    assert "The groups and comparisons.parquet are corrected over all 6 pairs." in shown
-    assert "Too few seeds to tell 0.1 points apart in 2 of 3 pairs." in shown
-    assert "Chosen by validation from 4 settings: learning_rate=0.01" in shown
-    assert f"all pairs: {root}/reports/{evaluation}/comparisons.parquet" in shown
+    def width(compared: dict[str, Any]) -> float:
+        """Half the width of the twins' interval."""
+        row = next(row for row in compared["comparisons"] if (row["first"], row["second"]) == (GOOD_TWIN, GOOD))
+        return float(row["high"] - row["difference"])
+
+    # Fewer pairs have a smaller critical value.
+    assert width(compared) < width(all_pairs)
+
+    assert run_command(["compare", evaluation, "--storage", str(root), "--baseline", GOOD]) == 0
+    printed = capsys.readouterr().out
+    assert "These 3 pairs are one family; comparisons.parquet has all 6." in printed
+    assert "Chosen by validation from 4 settings: lr 0.01" in printed
+    assert f"all pairs: {root}/reports/{evaluation}/comparisons.parquet" in printed
 
 
 def test_variants_without_a_common_seed_are_left_out_and_one_seed_is_said(
@@ -148,12 +183,11 @@ def test_variants_without_a_common_seed_are_left_out_and_one_seed_is_said(
     names = [part for name in ("baseline-0", "dropout-0", "dropout_batchnorm-1") for part in ("--run", name)]
     evaluation = evaluate(root, capsys, *names)
     assert run_command(["compare", evaluation, "--storage", str(root)]) == 0
-    shown = capsys.readouterr().out
-    assert "Left out, without a seed in common: 2 pairs: dropout_batchnorm / baseline, dropout_batchnorm" in shown
-    assert (
-        "One seed in 1 of 1 pairs: unresolved, because their intervals and p values cover other examples only" in shown
-    )
-    assert "Chosen by validation from 3 settings: dropout_batchnorm;" in shown
+    printed = capsys.readouterr().out
+    assert "Left out, without a seed in common: 2 pairs: dropout_batchnorm / baseline, dropout_batchnorm" in printed
+    assert printed.startswith("One seed says nothing about other seeds, so nothing is resolved: use --seeds 5 or more.")
+    assert "One seed: the intervals hold jointly, with 95 % confidence, for other examples only." in printed
+    assert "Chosen by validation from 3 settings: dropout_batchnorm;" in printed
 
     # A second look at the same examples.
     again = evaluate(root, capsys, *names[:4])
@@ -202,16 +236,18 @@ def test_labels_say_what_varies_within_a_variant() -> None:
         "tuned": [0],
     }
     dropout = [row("a", "dropout", dropout=0.5), row("b", "dropout", dropout=0.123456789), row("c", "baseline")]
-    assert list(group_settings(dropout)) == ["baseline dropout=0", "dropout dropout=0.123457", "dropout dropout=0.5"]
-    assert find_setting(group_settings(dropout), "baseline") == "baseline dropout=0"
+    assert list(group_settings(dropout)) == ["baseline", "dropout, dropout 0.123457", "dropout, dropout 0.5"]
+    assert find_setting(group_settings(dropout), "baseline") == "baseline"
     with pytest.raises(ConfigError) as error:
         find_setting(group_settings(dropout), "dropout")
     assert str(error.value) == (
-        "--baseline 'dropout': 2 settings have this variant; give one of 'dropout dropout=0.123457', "
-        "'dropout dropout=0.5'"
+        "--baseline 'dropout': 2 settings have this variant; give one of 'dropout, dropout 0.123457', "
+        "'dropout, dropout 0.5'"
     )
     near = [row("a", "dropout", dropout=0.12345678), row("b", "dropout", dropout=0.12345679)]
-    assert list(group_settings(near)) == ["dropout=0.12345678", "dropout=0.12345679"]
+    assert list(group_settings(near)) == ["dropout 0.12345678", "dropout 0.12345679"]
+    grid = [row("a", "dropout", dropout=0, weight_decay=0), row("b", "dropout"), row("c", "dropout", batch_norm=True)]
+    assert list(group_settings(grid)) == ["dropout 0, no bn, wd 0", "dropout 0.3, wd 1e-5", "bn, dropout 0.3, wd 1e-5"]
     # The first by name counts.
     repeated = group_settings([row("b", "dropout"), row("a", "dropout")])
     assert [runs[0]["run"] for runs in repeated.values()] == ["a"]
@@ -227,10 +263,13 @@ def test_labels_say_what_varies_among_networks_of_ones_own() -> None:
 
     own = "nets.py:make"
     sizes = [row("a", own, "1", width=8), row("b", own, "1", width=64), row("c", own, "1", width="wide")]
-    assert labels(*sizes) == [f"model_settings.width={value}" for value in ("8", "64", "wide")]
-    assert labels(row("a"), sizes[0]) == ["model=mlp model_settings.width=none", f"model={own} model_settings.width=8"]
-    assert labels(row("a"), row("b", own, "1")) == ["model=mlp", f"model={own}"]
-    assert labels(row("a", own, "1"), row("b", own, "2")) == [f"code_sha256={digit * 64}" for digit in "12"]
+    assert labels(*sizes) == [f"width {value}" for value in ("8", "64", "wide")]
+    assert labels(row("a"), sizes[0]) == ["baseline", f"{own}, width 8"]
+    assert labels(row("a"), row("b", own, "1")) == ["baseline", own]
+    assert labels(row("b", own, "1")) == [own]
+    # Arguments that a network wasn't given are not said.
+    assert labels(row("b", own, "1"), row("c", "other.py:make", "1", depth=2)) == [own, "other.py:make, depth 2"]
+    assert labels(row("a", own, "1"), row("b", own, "2")) == [f"code sha256 {digit * 64}" for digit in "12"]
 
 
 def test_the_interval_of_an_accuracy_is_wilsons_with_one_seed_and_over_seeds_and_examples_with_more() -> None:

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from mnist_ray.analysis.effects import Effect
+from mnist_ray.analysis.effects import Effect, Term
+from mnist_ray.analysis.estimates import Estimate
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig, TrainConfig
 from mnist_ray.data.datasets import load_examples
@@ -201,7 +202,8 @@ def test_the_readme_says_the_most_that_a_page_shows() -> None:
 
 
 def test_a_chart_of_many_effects_says_how_many_are_left_out() -> None:
-    effect = Effect("accuracy", "main", "dropout", "0.1", "0", None, None, None, 0.01, None, None, None, None, 1, 1)
+    estimate = Estimate(0.01, None, None, None, None, None, 1, None, "unresolved", 0.005)
+    effect = Effect("accuracy", "factorial", Term("dropout", "0.1", "0"), estimate, 2)
     assert effect_charts([effect] * 24, split="test")[0].caption.startswith("Each level")
     caption = effect_charts([effect] * 25, split="test")[0].caption
     assert caption.startswith("24 of 25 effects; effects.parquet has all. Each level")

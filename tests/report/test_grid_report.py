@@ -1,6 +1,7 @@
 """From a grid's runs to its effects, without Ray: what is printed, and what is stored."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,16 +27,16 @@ def test_the_effects_of_a_grid_are_printed_and_stored(tmp_path: Path, capsys: py
     train_without_ray(str(tmp_path), "smoke", seeds="2", epochs=1)
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert "dropout=0.3" in shown
-    assert "batch_norm=true" in shown
-    assert "dropout=0.3 x batch_norm=true" in shown
+    printed = capsys.readouterr().out
+    assert re.search(r"\n *dropout 0.3 +dropout 0 ", printed)
+    assert re.search(r"\n *bn +no bn ", printed)
+    assert re.search(r"\n *dropout 0.3 x bn ", printed)
     metrics = f"'{tmp_path}/evaluations/{evaluation}/metrics.parquet'"
     (expected,) = duckdb.sql(
         f"SELECT avg(accuracy) FILTER (batch_norm) - avg(accuracy) FILTER (NOT batch_norm) FROM {metrics}"
     ).fetchall()
     (found,) = duckdb.sql(
-        f"SELECT effect FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
+        f"SELECT difference FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
         "WHERE metric = 'accuracy' AND kind = 'main' AND axis = 'batch_norm'"
     ).fetchall()
     assert found == pytest.approx(expected)
@@ -55,7 +56,9 @@ def test_runs_that_were_stopped_early_do_not_count(tmp_path: Path, capsys: pytes
     assert "effects: without the 1 runs that were stopped early" in capsys.readouterr().out
 
 
-def test_a_search_over_ranges_has_no_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_effects_of_a_search_over_ranges_are_those_of_an_additive_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {
         "dataset": "digits",
         "epochs": 1,
@@ -66,8 +69,15 @@ def test_a_search_over_ranges_has_no_effects(tmp_path: Path, capsys: pytest.Capt
     search_without_ray(str(tmp_path), settings, num_samples=6)
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
-    assert "a search over ranges (learning_rate): effects need levels" in capsys.readouterr().out
-    assert not (tmp_path / "reports" / evaluation / "effects.parquet").exists()
+    assert "effects: an additive model without interactions" in capsys.readouterr().out
+    rows = duckdb.sql(
+        f"SELECT axis, level, reference_level, model, verdict FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
+        "WHERE metric = 'accuracy' ORDER BY axis"
+    ).fetchall()
+    assert rows == [
+        ("batch_norm", "true", "false", "additive", "unresolved"),
+        ("learning_rate", "0.01", "0.0001", "additive", "unresolved"),
+    ]
 
 
 def test_an_evaluation_without_its_grid_is_reported_without_effects(

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -17,10 +16,8 @@ import pyarrow.compute as pc
 import pytest
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.report.charts import without_names
-from mnist_ray.report.comparison_report import report_comparisons
-from mnist_ray.report.grid_report import report_grid
-from mnist_ray.report.page import View, report_evaluation
+from mnist_ray.report.findings import find
+from mnist_ray.report.page import report_evaluation
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.storage.storage import open_storage
 from tests.support.report_evaluations import evaluate_grid, evaluate_runs
@@ -48,6 +45,10 @@ def evaluation(storage: str) -> str:
 @pytest.fixture(scope="module")
 def page(storage: str, evaluation: str) -> str:
     return Path(report_evaluation(open_evaluation(open_storage(storage), evaluation)).uri).read_text()
+
+
+def compare_answer(storage: str, evaluation: str) -> list[str]:
+    return find(open_evaluation(open_storage(storage), evaluation)).answer
 
 
 class Elements(HTMLParser):
@@ -80,10 +81,17 @@ def test_the_page_says_what_the_tables_say(storage: str, evaluation: str, page: 
 
     best = min(kept, key=rank)
     accuracy = fmean(metrics[run]["accuracy"] for run in settings[best])
-    chosen = f"dropout={best[0]:g} batch_norm={'yes' if best[1] else 'no'} weight_decay={best[2]:g}"
-    assert f"<b>{chosen}</b> has the best validation accuracy of 8 settings" in page
-    assert f"is right in <b>{100 * accuracy:.2f} %</b> of the test examples" in page
-    assert "Each setting against <b>dropout=0 batch_norm=no weight_decay=0</b>" in page
+    decay = f"{best[2]:g}" if best[2] else ""
+    named = [
+        *(["bn"] if best[1] else []),
+        *([f"dropout {best[0]:g}"] if best[0] else []),
+        *([f"wd {decay}"] if decay else []),
+    ]
+    chosen = ", ".join(named) or "dropout 0, no bn, wd 0"
+    assert f'chosen by validation: {chosen}</dt><dd class="figure">{100 * accuracy:.2f} <small>%</small>' in page
+    assert "Each setting against <b>dropout 0, no bn, wd 0</b>" in page
+    for sentence in compare_answer(storage, evaluation):
+        assert f'<p class="lead">{sentence}</p>' in page.replace("&#39;", "'")
     for run, row in metrics.items():
         assert f"<code>{run}</code>" in page
         assert row["checkpoint_sha256"][:16] in page
@@ -183,21 +191,6 @@ def test_the_hardest_images_are_wrong_in_more_than_half_of_the_runs(storage: str
     assert first == ", ".join(f"{name}&#160;by&#160;{count}" for name, count in votes.most_common(4))
 
 
-@pytest.mark.usefixtures("blank_charts")
-def test_the_ties_of_the_chosen_setting_are_those_that_no_verdict_tells_apart(storage: str, evaluation: str) -> None:
-    found = report_comparisons(open_evaluation(open_storage(storage), evaluation))
-    folder = open_evaluation(open_storage(storage), evaluation)
-    view = View(folder, found, report_grid(folder))
-    chosen = view.chosen.label
-    pairs = [pair for pair in found.comparisons if chosen in (pair.first, pair.second)]
-    assert len(pairs) == 7
-    one = replace(pairs[0], verdict="better")
-    other = next(pair for pair in found.comparisons if pair not in pairs)
-    view.compared = replace(found, comparisons=[one, *pairs[1:], replace(other, verdict="worse")])
-    apart = {one.first, one.second} - {chosen}
-    assert set(view.ties) == {setting.label for setting in view.settings} - apart - {chosen}
-
-
 @pytest.fixture(scope="module")
 def of_one_run(storage: str, evaluation: str) -> str:
     """The name of an evaluation of one run of the grid."""
@@ -210,8 +203,8 @@ def page_of_one_run(storage: str, of_one_run: str) -> str:
 
 
 def test_one_run_of_no_grid_has_a_page(page_of_one_run: str) -> None:
-    assert "has the best validation accuracy" not in page_of_one_run
-    assert "One seed." in page_of_one_run
+    assert "chosen by validation" not in page_of_one_run
+    assert "one seed; 95 % interval for other examples" in page_of_one_run
     assert 'id="pairs"' not in page_of_one_run
     assert 'id="grid"' not in page_of_one_run
     assert "The images on which the runs disagree" not in page_of_one_run
@@ -286,17 +279,3 @@ def luminance(color: str) -> float:
     channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize(
-    ("labels", "names", "shown"),
-    [
-        (["a=0 b=no", "a=0.5 b=yes"], "a · b", ["0 · no", "0.5 · yes"]),
-        (["a=0", "b=1"], "", ["a=0", "b=1"]),
-        (["baseline", "dropout"], "", ["baseline", "dropout"]),
-        (["a=0"], "", ["a=0"]),
-        (["sizes=256, 128 a=1", "sizes=64 a=1"], "", ["sizes=256, 128 a=1", "sizes=64 a=1"]),
-    ],
-)
-def test_labels_of_the_same_settings_show_their_values_alone(labels: list[str], names: str, shown: list[str]) -> None:
-    assert without_names(labels) == (names, shown)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.errors import ConfigError, DataError
-from mnist_ray.report.grid_report import report_grid
+from mnist_ray.report.findings import find
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.storage.storage import open_storage
 from tests.support.queried import QUERIES, ROOT, Evaluated
@@ -41,14 +41,15 @@ def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, t
 def test_effects_comparisons_and_runs_are_there_if_they_were_made(evaluated: Evaluated) -> None:
     before = set(evaluated.query("SHOW TABLES")["name"])
     assert before == TABLES | {"runs"}
-    report = report_grid(open_evaluation(open_storage(evaluated.storage), evaluated.name))
+    effects = find(open_evaluation(open_storage(evaluated.storage), evaluated.name)).grid.effects
     folder = Path(evaluated.storage) / "reports" / evaluated.name
     try:
-        assert evaluated.query("SELECT count(*) FROM effects").iloc[0, 0] == len(report.effects) > 0
-        (folder / "effects.parquet").rename(folder / "comparisons.parquet")
-        assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == len(report.effects)
+        assert evaluated.query("SELECT count(*) FROM effects").iloc[0, 0] == len(effects) > 0
+        # Two metrics of all pairs of eight settings.
+        assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == 2 * 28
     finally:
-        (folder / "comparisons.parquet").unlink()
+        for name in ("effects", "comparisons"):
+            (folder / f"{name}.parquet").unlink()
 
 
 @pytest.mark.parametrize(

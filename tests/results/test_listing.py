@@ -11,7 +11,7 @@ from mnist_ray.results.run_documents import read_run_document
 from mnist_ray.storage.manifest import MANIFEST
 from mnist_ray.storage.storage import open_storage
 
-CONFIG = b'{"config": {"variant": "baseline", "dataset": "digits", "seed": 0}}'
+CONFIG = b'{"config": {"variant": "baseline", "dataset": "digits", "seed": 0, "model": "mlp"}}'
 
 
 @pytest.mark.parametrize(

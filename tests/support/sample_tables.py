@@ -89,12 +89,20 @@ RUNS = {
     "seconds": [1.5, 0.0],
     "checkpoint": ["runs/a/best", None],
 }
+ESTIMATE = {
+    "metric": ["accuracy", "log_loss"],
+    **{name: [0.01, None] for name in ("low", "high", "p_value", "seed_variance", "example_variance")},
+    "difference": [0.02, 0.0],
+    "verdict": ["better", "unresolved"],
+    "margin": [0.005, None],
+    "num_seeds": [3, 1],
+    "num_seeds_needed": [12, None],
+}
 EFFECTS = {
     "evaluation": "e",
     "grid": "g",
     "dataset": "digits",
     "split": "test",
-    "metric": "accuracy",
     "kind": ["main", "interaction"],
     "axis": "dropout",
     "level": "0.3",
@@ -102,10 +110,9 @@ EFFECTS = {
     "second_axis": [None, "batch_norm"],
     "second_level": [None, "true"],
     "second_reference_level": [None, "false"],
-    **{name: [0.01, None] for name in ("effect_low", "effect_high", "p_value", "p_adjusted")},
-    "effect": [0.02, 0.0],
-    "num_seeds": [3, 1],
-    "num_pairs": [8, 4],
+    "model": "factorial",
+    "num_settings": [8, 4],
+    **ESTIMATE,
 }
 COMPARISONS = {
     "evaluation": "e",
@@ -113,18 +120,11 @@ COMPARISONS = {
     "split": "test",
     "first": ["dropout", "tuned"],
     "second": "baseline",
-    **{name: [3, 1] for name in ("num_seeds", "num_examples", "first_right", "second_right")},
-    **{
-        f"{name}{end}": [0.9, 0.5]
-        for name in ("accuracy_difference", "log_loss_difference")
-        for end in ("", "_low", "_high")
-    },
-    **{f"{place}_{name}": [0.9, 0.5] for name in ("accuracy", "log_loss") for place in ("first", "second")},
-    **{name: [0.01, 0.5] for name in ("p_value", "p_adjusted", "mcnemar_p", "mcnemar_p_adjusted")},
-    "seed_error": [0.01, None],
-    "example_error": [0.01, 0.02],
-    "num_seeds_needed": [12, None],
-    "verdict": ["better", "tie"],
+    "num_examples": [3, 1],
+    **{name: [0.9, 0.5] for name in ("first_mean", "second_mean")},
+    **ESTIMATE,
+    **{name: [3, None] for name in ("first_right", "second_right")},
+    "mcnemar_p": [0.01, None],
 }
 IMAGES = {
     "dataset": "digits",

@@ -1,0 +1,193 @@
+"""The answer of an evaluation in sentences, made from its comparisons and effects."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from mnist_ray.analysis.effects import MAIN, Effect, level_text
+from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, UNRESOLVED, Estimate
+from mnist_ray.analysis.leaderboard import setting_text
+from mnist_ray.report.comparison_report import ComparisonReport
+from mnist_ray.report.grid_report import GridReport
+from mnist_ray.report.setting_names import value_words, words
+from mnist_ray.results.columns import setting_in
+
+# More settings, or pairs, are counted instead of named.
+_NAMED = 4
+
+
+def answer(
+    report: ComparisonReport, grid: GridReport, groups: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> list[str]:
+    """Returns what helps, what may be the best, and what is open, one sentence or two each; empty for one setting.
+
+    Args:
+      groups: name of a setting -> seed -> row of the metrics table; the first setting is the reference.
+    """
+    if report.pairs is None:
+        return []
+    if not len(report.pairs):
+        return ["No two settings have a seed in common, so none can be compared."]
+    if max(report.pairs.accuracy.num_seeds) < 2:
+        return ["One seed says nothing about other seeds, so nothing is resolved: use --seeds 5 or more."]
+    # A search that follows results chose its settings by them, so their effects are not an answer.
+    said = _of_effects([] if grid.axes.follows_results else grid.effects, report.num_examples)
+    said = said or list(_of_pairs(report, next(iter(groups))))
+    return [*said, _may_be_best(report, grid, groups)]
+
+
+def _of_effects(effects: Sequence[Effect], num_examples: int) -> list[str]:
+    """Returns a sentence for each level that helps or costs, the largest first, then what is not seen of each axis."""
+    losses = {effect.term: effect.estimate for effect in effects if effect.metric == "log_loss"}
+    main = [effect for effect in effects if (effect.metric, effect.term.kind) == ("accuracy", MAIN)]
+    decided = sorted(
+        (effect for effect in main if effect.estimate.is_decided), key=lambda effect: -effect.estimate.difference
+    )
+    sentences = [
+        f"{_capital(_levels([effect]))} {_change(effect.estimate, losses.get(effect.term))}" for effect in decided
+    ]
+    for axis, of_axis in groupby(main, key=lambda effect: effect.term.axis):
+        levels = list(of_axis)
+        for verdict in (UNRESOLVED, EQUIVALENT):
+            some = [effect for effect in levels if effect.estimate.verdict == verdict]
+            if some:
+                what = words(axis) if len(some) == len(levels) else _levels(some)
+                nothing = _nothing(verdict, [effect.estimate for effect in some], num_examples)
+                sentences.append(f"{_capital(what)}: {nothing}")
+    return sentences
+
+
+def _levels(effects: Sequence[Effect]) -> str:
+    """Returns levels of one axis in words, such as `batch norm` or `dropout 0.2 and 0.5`."""
+    axis, values = words(effects[0].term.axis), [json.loads(effect.term.level) for effect in effects]
+    if isinstance(values[0], bool):
+        return axis if values[0] else f"no {axis}"
+    *others, last = map(setting_text, values)
+    return f"{axis} {', '.join(others)} and {last}" if others else f"{axis} {last}"
+
+
+def _of_pairs(report: ComparisonReport, reference: str) -> Iterator[str]:
+    """Compares every setting with the reference; the best with the others if there are many."""
+    assert report.pairs is not None
+    pairs = [
+        pair if pair.second == reference else pair.reversed()
+        for pair in report.pairs.rows()
+        if reference in (pair.first, pair.second)
+    ]
+    decided = [pair for pair in pairs if pair.accuracy.is_decided]
+    for pair in sorted(decided, key=lambda pair: -pair.accuracy.difference)[:_NAMED]:
+        yield f"{pair.first} is {pair.accuracy.verdict} than {reference}: {_interval(pair.accuracy, signed=True)}."
+    if len(decided) > _NAMED:
+        yield f"{len(decided) - _NAMED} more settings are better or worse than {reference}."
+    for verdict in (EQUIVALENT, UNRESOLVED):
+        alike = [pair for pair in pairs if pair.accuracy.verdict == verdict]
+        if alike:
+            names = ", ".join(pair.first for pair in alike) if len(alike) <= _NAMED else f"{len(alike)} settings"
+            estimates = [pair.accuracy for pair in alike]
+            yield f"{names} against {reference}: {_nothing(verdict, estimates, report.num_examples)}"
+
+
+def _change(estimate: Estimate, loss: Estimate | None) -> str:
+    """Returns what a decided effect is in words; says if the log loss is decided the other way."""
+    verb, change = ("helps:", estimate) if estimate.verdict == BETTER else ("costs", estimate.reversed())
+    small = ", less than the margin" if estimate.is_small else ""
+    against = ""
+    if loss is not None and loss.is_decided and loss.verdict != estimate.verdict:
+        against = f"; its log loss is {loss.verdict} ({loss.difference:+.3f} nats)"
+    return f"{verb} {_interval(change, signed=estimate.verdict == BETTER)}{small}{against}."
+
+
+def _nothing(verdict: str, estimates: Sequence[Estimate], num_examples: int) -> str:
+    most = max(
+        (max(-one.low, one.high) for one in estimates if one.low is not None and one.high is not None), default=None
+    )
+    if most is None:
+        return "nothing can be said."
+    if verdict == EQUIVALENT:
+        margin = estimates[0].margin or 0.0
+        return f"no difference that matters: less than {100 * margin:g} points either way."
+    return f"nothing seen, and less than {_points(most, most)} points either way{_to_resolve(estimates, num_examples)}."
+
+
+def _to_resolve(estimates: Sequence[Estimate], num_examples: int) -> str:
+    """Returns what would resolve all of the estimates to the margin."""
+    several = [one for one in estimates if one.num_seeds > 1]
+    if not several:
+        return "; one seed says nothing about others"
+    margin = 100 * (several[0].margin or 0.0)
+    needed = [one.num_seeds_needed for one in several]
+    if None in needed:
+        return f"; {margin:g} points can't be told with these {num_examples:,} examples"
+    most = max(number for number in needed if number)
+    # With enough seeds, the interval is narrow and lies across the margin.
+    return f"; {most} seeds would tell {margin:g} points" if most > several[0].num_seeds else ""
+
+
+def _may_be_best(
+    report: ComparisonReport, grid: GridReport, groups: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> str:
+    best = [row["setting"] for row in report.settings if row["may_be_best"]]
+    if len(best) == 1:
+        return f"Best: {best[0]}."
+    simplest = min(best, key=lambda label: _complexity(label, grid, groups))
+    if len(best) <= _NAMED:
+        return f"May be best: {'; '.join(best)}. Simplest of them: {simplest}."
+    return f"May be best: {_described(best, grid, groups)}. Simplest of them: {simplest}."
+
+
+def _complexity(label: str, grid: GridReport, groups: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> tuple[int, int]:
+    """Returns by how many levels a setting is away from the grid's first levels; then its place."""
+    row = next(iter(groups[label].values()))
+    levels = {axis: [level_text(level) for level in levels] for axis, levels in grid.axes.levels.items()}
+    steps = [texts.index(level_text(setting_in(row, axis))) for axis, texts in levels.items()]
+    return sum(steps), list(groups).index(label)
+
+
+def _described(best: Sequence[str], grid: GridReport, groups: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+    """Returns many settings in words: `the 16 settings with batch norm` if they are exactly those."""
+    rows = {label: next(iter(runs.values())) for label, runs in groups.items()}
+    if len(best) == len(rows):
+        return f"any of the {len(best)} settings"
+    common = {}
+    for axis, levels in grid.axes.levels.items():
+        values = {level_text(setting_in(rows[label], axis)) for label in best}
+        if len(values) == 1 and len(levels) > 1:
+            common[axis] = values.pop()
+    if not common:
+        return f"{len(best)} of the {len(rows)} settings"
+    matching = [
+        label
+        for label, row in rows.items()
+        if all(level_text(setting_in(row, axis)) == text for axis, text in common.items())
+    ]
+    named = " and ".join(_with(axis, json.loads(text)) for axis, text in common.items())
+    if len(matching) == len(best):
+        return f"the {len(best)} settings {named}"
+    return f"{len(best)} of the {len(rows)} settings, all {named}"
+
+
+def _with(axis: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"{'with' if value else 'without'} {words(axis)}"
+    return f"with {value_words(axis, value)}"
+
+
+def _interval(estimate: Estimate, *, signed: bool) -> str:
+    """Returns a difference with its interval in points, such as `+2.4 points (+0.8 to +3.9)`."""
+    assert estimate.low is not None
+    assert estimate.high is not None
+    largest = max(abs(estimate.low), abs(estimate.high))
+    difference, low, high = (
+        _points(value, largest, signed=signed) for value in (estimate.difference, estimate.low, estimate.high)
+    )
+    return f"{difference} points ({low} to {high})"
+
+
+def _points(value: float, largest: float, *, signed: bool = False) -> str:
+    """Returns a fraction in points, with two digits after the point where all are below one point."""
+    return f"{100 * value:{'+' if signed else ''}.{1 if abs(largest) >= 0.01 else 2}f}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
