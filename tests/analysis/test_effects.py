@@ -1,197 +1,322 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.effects import Effect, effects, holm, missing_runs, t_interval
+from mnist_ray.analysis.comparisons import make_blocks
+from mnist_ray.analysis.effects import ADDITIVE, FACTORIAL, Axes, Effect, StudentT, Term, effects, level_text
+from mnist_ray.analysis.estimates import BETTER, MARGIN, UNRESOLVED, WORSE
+from mnist_ray.config.settings import Range
+from tests.support import moderated_max_t as reference
+from tests.support.simulated_scores import scores_of, simulated
 
 AXES: dict[str, tuple[Any, ...]] = {
     "dropout": (0.0, 0.3, 0.5),
     "batch_norm": (False, True),
     "hidden_sizes": ((8,), (16, 8)),
 }
+TWO: dict[str, tuple[Any, ...]] = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
+Rows = Sequence[Mapping[str, Any]]
 
 
-def rows_of(values: np.ndarray, axes: dict[str, tuple[Any, ...]], num_examples: int = 2**40) -> list[dict[str, Any]]:
-    """values[level of axis 1, ..., seed] as rows of a metrics table; the log loss is half the accuracy.
+def rows_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, levels, strict=True)) for levels in product(*axes.values())]
 
-    So many examples by default that any value is an accuracy.
-    """
-    rows = []
-    for place in np.ndindex(values.shape):
-        settings = {name: levels[index] for (name, levels), index in zip(axes.items(), place, strict=False)}
-        # Parquet gives tuples back as lists.
-        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-        figures = {"num_examples": num_examples, "accuracy": values[place], "log_loss": values[place] / 2}
-        rows.append({"run": str(place), **settings, "seed": 10 * place[-1], **figures})
-    return rows
+
+def answers(gains: Sequence[float], *, num_seeds: int = 3, num_examples: int = 500, seed: int = 0) -> NDArray[np.bool_]:
+    return simulated(np.random.default_rng(seed), gains, num_seeds=num_seeds, num_examples=num_examples)
+
+
+def effects_of(correct: NDArray[np.bool_], rows: Rows, axes: Axes) -> list[Effect]:
+    return effects(make_blocks(scores_of(correct)), rows, axes, margin=MARGIN)
 
 
 def named(found: list[Effect], metric: str = "accuracy") -> dict[tuple[Any, ...], Effect]:
     return {
-        (effect.axis, effect.level, effect.second_axis, effect.second_level): effect
+        (effect.term.axis, effect.term.level, effect.term.second_axis, effect.term.second_level)[
+            : 2 + 2 * is_pair
+        ]: effect
         for effect in found
         if effect.metric == metric
+        for is_pair in [effect.term.kind == "interaction"]
     }
 
 
-def test_effects_of_a_balanced_grid_are_the_contrasts_of_a_linear_model() -> None:
+def assert_as_the_reference(found: Sequence[Effect], correct: NDArray[np.bool_], weights: NDArray[np.float64]) -> None:
+    """The largest of the family's |t| are other draws."""
+    expected = reference.compare(correct, weights)
+    for place, effect in enumerate(found):
+        estimate = effect.estimate
+        assert estimate.difference == pytest.approx(expected.d[place], abs=1e-12)
+        assert estimate.seed_variance == pytest.approx(expected.v_seed[place], rel=1e-6)
+        assert estimate.example_variance == pytest.approx(expected.v_example[place], rel=1e-6)
+        assert estimate.high is not None
+        assert estimate.high - estimate.difference == pytest.approx(expected.crit * expected.se[place], rel=0.04)
+        assert estimate.p_value == pytest.approx(expected.p[place], abs=0.02)
+        assert (effect.model, effect.num_settings, estimate.num_seeds) == (FACTORIAL, len(correct), correct.shape[1])
+
+
+def test_effects_of_a_complete_grid_are_differences_of_averages() -> None:
+    rows = rows_of(AXES)
+    correct = answers([-0.1 * bool(row["dropout"]) - 0.1 * row["batch_norm"] for row in rows])
+    all_found = effects_of(correct, rows, Axes(AXES))
+    found, means = named(all_found), correct.mean(axis=(1, 2)).reshape(3, 2, 2)
+    expected: dict[tuple[str, ...], float] = {
+        ("dropout", "0.3"): (means[1] - means[0]).mean(),
+        ("dropout", "0.5"): (means[2] - means[0]).mean(),
+        ("batch_norm", "true"): (means[:, 1] - means[:, 0]).mean(),
+        ("hidden_sizes", "[16, 8]"): (means[:, :, 1] - means[:, :, 0]).mean(),
+    }
+    for level, text in ((1, "0.3"), (2, "0.5")):
+        of_norm, of_sizes = means[[0, level]].mean(axis=2), means[[0, level]].mean(axis=1)
+        expected["dropout", text, "batch_norm", "true"] = of_norm[1, 1] - of_norm[0, 1] - of_norm[1, 0] + of_norm[0, 0]
+        both = of_sizes[1, 1] - of_sizes[0, 1] - of_sizes[1, 0] + of_sizes[0, 0]
+        expected["dropout", text, "hidden_sizes", "[16, 8]"] = both
+    both = means.mean(axis=0)
+    expected["batch_norm", "true", "hidden_sizes", "[16, 8]"] = both[1, 1] - both[0, 1] - both[1, 0] + both[0, 0]
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].estimate.difference == pytest.approx(value, abs=1e-12)
+        assert named(all_found, "log_loss")[key].estimate.difference == pytest.approx(-1.9 * value, abs=1e-7)
+    assert found["dropout", "0.5"].term == Term("dropout", "0.5", "0")
+    term = found["dropout", "0.5", "batch_norm", "true"].term
+    assert (term.reference_level, term.second_reference_level, term.kind) == ("0", "false", "interaction")
+
+
+def test_main_effects_are_one_family_and_interactions_another() -> None:
+    axes = {"dropout": AXES["dropout"], "batch_norm": AXES["batch_norm"]}
+    rows = rows_of(axes)
+    correct = answers([0.0] * 6)
+    found = list(named(effects_of(correct, rows, Axes(axes))).values())
+    cells = np.eye(6).reshape(3, 2, 6)
+    main = [(cells[1] - cells[0]).mean(0), (cells[2] - cells[0]).mean(0), (cells[:, 1] - cells[:, 0]).mean(0)]
+    both = [cells[level, 1] - cells[0, 1] - cells[level, 0] + cells[0, 0] for level in (1, 2)]
+    assert_as_the_reference(found[:3], correct, np.array(main))
+    assert_as_the_reference(found[3:], correct, np.array(both))
+
+
+def test_a_true_effect_is_found_and_another_is_not() -> None:
+    rows = rows_of(TWO)
+    correct = answers([-0.1 * row["batch_norm"] for row in rows], num_examples=5_000)
+    found = effects_of(correct, rows, Axes(TWO))
+    verdicts = {key: effect.estimate.verdict for key, effect in named(found).items()}
+    assert verdicts[("batch_norm", "true")] == WORSE
+    assert verdicts[("dropout", "0.5")] not in (BETTER, WORSE)
+    assert named(found, "log_loss")[("batch_norm", "true")].estimate.verdict == WORSE
+    # From the other level it is the opposite.
+    turned = named(effects_of(correct, rows, Axes({**TWO, "batch_norm": (True, False)})))
+    assert turned[("batch_norm", "false")].estimate.verdict == BETTER
+
+
+def test_one_run_of_a_further_seed_leaves_the_effects_as_they_were() -> None:
+    rows = rows_of(TWO)
+    correct = answers([0.0] * 4, num_seeds=4)
+    settings = scores_of(correct[:, :3])
+    without = effects(make_blocks(settings), rows, Axes(TWO), margin=MARGIN)
+    settings[2] = scores_of(correct)[2]
+    blocks = make_blocks(settings)
+    assert effects(blocks, rows, Axes(TWO), margin=MARGIN) == without
+    assert {effect.model for effect in without} == {FACTORIAL}
+    assert blocks.seeds_left_out == [3]
+
+
+@pytest.mark.parametrize("rows", [rows_of(AXES), rows_of(AXES)[:-2]])
+def test_one_seed_gives_effects_with_intervals_over_examples_only(rows: Rows) -> None:
+    correct = answers([-0.5 * row["batch_norm"] for row in rows], num_seeds=1)
+    found = effects_of(correct, rows, Axes(AXES))
+    assert ("batch_norm", "true") in named(found)
+    for effect in found:
+        estimate = effect.estimate
+        assert (estimate.p_value, estimate.seed_variance, estimate.verdict) == (None, None, UNRESOLVED)
+        assert (estimate.low is None, estimate.num_seeds) == (False, 1)
+
+
+def test_equal_sums_of_right_answers_are_no_effect() -> None:
+    # 1 + 2 = 3 + 0 and 3 + 4 = 1 + 6 of 10 examples with either seed, whose means differ by a rounding.
+    counts = np.array([[[1, 3], [2, 4]], [[3, 1], [0, 6]]])
+    assert (counts[1] / 10 - counts[0] / 10).sum(axis=0).any()
+    correct = np.arange(10) < counts.reshape(4, 2, 1)
+    rows = rows_of(TWO)
+    estimate = named(effects_of(correct, rows, Axes(TWO)))[("dropout", "0.5")].estimate
+    assert estimate.difference == pytest.approx(0, abs=1e-15)
+    assert (estimate.p_value, estimate.verdict) == (1.0, UNRESOLVED)
+
+
+def test_settings_with_the_same_losses_have_no_effect_on_the_log_loss() -> None:
+    # Losses without exact floats; dropout exchanges the two settings with and without batch norm.
+    losses = np.random.default_rng(0).exponential(size=(2, 3, 70)).astype(np.float32)
+    settings = [
+        replace(scores, loss=losses[place])
+        for scores, place in zip(scores_of(answers([0.0] * 4)), [0, 1, 1, 0], strict=True)
+    ]
+    settings = [replace(scores, correct=scores.correct[:, :70]) for scores in settings]
+    rows = rows_of(TWO)
+    found = named(effects(make_blocks(settings), rows, Axes(TWO), margin=MARGIN), "log_loss")
+    estimate = found[("dropout", "0.5")].estimate
+    ends = [estimate.low, estimate.high, estimate.difference]
+    assert ends == pytest.approx([0, 0, 0], abs=1e-12)
+    assert (estimate.p_value, estimate.verdict) == (1.0, UNRESOLVED)
+    assert found[("dropout", "0.5", "batch_norm", "true")].estimate.difference != 0
+
+
+def test_a_diverged_run_leaves_accuracies_complete_and_losses_additive() -> None:
+    axes = {"dropout": AXES["dropout"], "batch_norm": AXES["batch_norm"]}
+    rows = rows_of(axes)
+    settings = scores_of(answers([0.0] * 6))
+    settings[5].loss[0, 0] = np.nan
+    found = effects(make_blocks(settings), rows, Axes(axes), margin=MARGIN)
+    assert {(effect.metric, effect.model) for effect in found} == {("accuracy", FACTORIAL), ("log_loss", ADDITIVE)}
+
+
+def assert_additive(found: Sequence[Effect], correct: NDArray[np.bool_], columns: NDArray[np.float64]) -> float:
+    """Compares with least squares on columns [settings, terms], the intercept left out; returns tau^2."""
+    Z = np.column_stack([np.ones(len(columns)), columns])
+    m, Ws, We, W = reference.mean_squares(correct)
+    k, S, N = correct.shape
+    phi0, _, d0 = reference.prior(Ws, W, S)
+    weights, n, df = np.linalg.solve(Z.T @ Z, Z.T), S - 1, k - Z.shape[1]
+    fitted, _, rank, _ = np.linalg.lstsq(Z, m, rcond=None)
+    assert rank == Z.shape[1]
+    eigenvalues, vectors = np.linalg.eigh(We - W)
+    noise = (phi0 * W + vectors @ np.diag(np.maximum(eigenvalues, 0)) @ vectors.T) / (S * N)
+    Q = np.eye(k) - Z @ weights
+    tau2 = max(0.0, (((m - Z @ fitted) ** 2).sum() - np.trace(Q @ noise)) / df)
+    assert len(found) == columns.shape[1]
+    for effect, c, coefficient in zip(found, weights[1:], fitted[1:], strict=True):
+        w = c @ W @ c
+        common = phi0 if np.isinf(d0) else (d0 * phi0 + n * (c @ Ws @ c) / w) / (d0 + n)
+        v_seed = max(1, common) * w / (S * N)
+        v_example = max(0, c @ We @ c - w) / (S * N) + c @ c / 2 / N**2 + tau2 * (c @ c)
+        estimate, error = effect.estimate, (v_seed + v_example) ** 0.5
+        critical = stats.t.isf(0.025 / len(found), df)
+        p_value = min(1, 2 * len(found) * stats.t.sf(abs(coefficient) / error, df))
+        assert effect.model == ADDITIVE
+        assert estimate.difference == pytest.approx(coefficient, abs=1e-12)
+        assert (estimate.seed_variance, estimate.example_variance) == pytest.approx((v_seed, v_example), rel=1e-6)
+        assert estimate.p_value == pytest.approx(p_value, rel=1e-6)
+        assert (estimate.low or 0) == pytest.approx(max(coefficient - critical * error, -np.abs(c).sum() / 2), rel=1e-6)
+        assert (estimate.low is not None and estimate.low > 0) == (coefficient > 0 and p_value < 0.05)
+    return float(tau2)
+
+
+def test_an_incomplete_grid_gives_the_coefficients_of_an_additive_model() -> None:
+    rows = rows_of(AXES)[:-2]
+    correct = answers([-0.2 * row["batch_norm"] for row in rows])
+    found = list(named(effects_of(correct, rows, Axes(AXES))).values())
+    levels = ("dropout", 0.3), ("dropout", 0.5), ("batch_norm", True), ("hidden_sizes", (16, 8))
+    columns = np.array([[float(row[axis] == level) for axis, level in levels] for row in rows])
+    assert_additive(found, correct, columns)
+    assert [effect.term.level for effect in found] == ["0.3", "0.5", "true", "[16, 8]"]
+    assert {effect.term.kind for effect in found} == {"main"}
+
+
+def test_what_the_model_leaves_unexplained_widens_its_intervals() -> None:
+    rows = rows_of(AXES)[:-1]
+    columns = np.array(
+        [
+            [row["dropout"] == 0.3, row["dropout"] == 0.5, row["batch_norm"], row["hidden_sizes"] != (8,)]
+            for row in rows
+        ],
+        dtype=float,
+    )
+    spread = np.random.default_rng(0).normal(size=len(rows)) * 0.1 - 0.2
+    additive, other = answers([0.0] * 11), answers(spread.tolist())
+    without = assert_additive(effects_of(additive, rows, Axes(AXES))[:4], additive, columns)
+    with_spread = assert_additive(effects_of(other, rows, Axes(AXES))[:4], other, columns)
+    assert without < 1e-4
+    assert 0.001 < with_spread < 0.03
+
+
+RANGES = {
+    "learning_rate": Range(kind="loguniform", low=1e-4, high=1e-1),
+    "dropout": Range(kind="uniform", low=0.0, high=0.6),
+}
+
+
+def searched() -> tuple[NDArray[np.bool_], list[dict[str, Any]], NDArray[np.float64]]:
+    """Answers, settings and columns of a random search; the learning rate costs 30 points over its range."""
     generator = np.random.default_rng(0)
-    values = generator.normal(size=(3, 2, 2, 4))
-    found = named(effects(rows_of(values, AXES), AXES))
-    # An independent computation: for each seed, least squares on treatment-coded factors, centred so that a main
-    # effect is the average over the other factors.
-    cells = list(product(range(3), range(2), range(2)))
-    coding = [np.eye(3)[:, 1:] - 1 / 3, np.eye(2)[:, 1:] - 1 / 2, np.eye(2)[:, 1:] - 1 / 2]
-    columns = {(0, level): [coding[0][cell[0], level - 1] for cell in cells] for level in (1, 2)}
-    columns |= {(axis, 1): [coding[axis][cell[axis], 0] for cell in cells] for axis in (1, 2)}
-    names = {0: "dropout", 1: "batch_norm", 2: "hidden_sizes"}
-    text = {(0, 1): "0.3", (0, 2): "0.5", (1, 1): "true", (2, 1): "[16, 8]"}
-    pairs = [(a, b) for a in columns for b in columns if a[0] < b[0]]
-    design = np.array(
-        [np.ones(len(cells)), *columns.values(), *(np.multiply(columns[a], columns[b]) for a, b in pairs)]
-    )
-    solved = np.linalg.lstsq(design.T, values.reshape(12, 4), rcond=None)[0]
-    for position, key in enumerate(columns, start=1):
-        effect = found[(names[key[0]], text[key], None, None)]
-        _assert_paired(effect, solved[position])
-    for position, (a, b) in enumerate(pairs, start=1 + len(columns)):
-        _assert_paired(found[(names[a[0]], text[a], names[b[0]], text[b])], solved[position])
-    assert len(found) == len(columns) + len(pairs)
+    rates, dropouts = generator.random((2, 12))
+    norms = np.arange(12) % 2 == 0
+    rows: list[dict[str, Any]] = [
+        {"learning_rate": 1e-4 * 1000**rate, "dropout": 0.6 * dropout, "batch_norm": bool(norm)}
+        for rate, dropout, norm in zip(rates, dropouts, norms, strict=True)
+    ]
+    return answers((-0.3 * rates).tolist()), rows, np.column_stack([norms, rates, dropouts]).astype(np.float64)
 
 
-def _assert_paired(effect: Effect, per_seed: np.ndarray) -> None:
-    reference = stats.ttest_1samp(per_seed, 0)
-    interval = reference.confidence_interval(0.95)
-    assert effect.effect == pytest.approx(per_seed.mean(), abs=1e-12)
-    assert (effect.effect_low, effect.effect_high) == pytest.approx((interval.low, interval.high), abs=1e-12)
-    assert effect.p_value == pytest.approx(reference.pvalue, abs=1e-12)
-    assert effect.num_seeds == 4
+def test_an_effect_of_a_range_is_that_from_its_low_to_its_high_end() -> None:
+    correct, rows, columns = searched()
+    found = list(named(effects_of(correct, rows, Axes({"batch_norm": (False, True)}, RANGES))).values())
+    assert_additive(found, correct, columns)
+    assert [effect.term for effect in found] == [
+        Term("batch_norm", "true", "false"),
+        Term("learning_rate", "0.1", "0.0001"),
+        Term("dropout", "0.6", "0"),
+    ]
+    assert found[1].estimate.difference == pytest.approx(-0.3, abs=0.05)
+    assert [effect.estimate.verdict for effect in found] == [UNRESOLVED, WORSE, UNRESOLVED]
 
 
-def test_the_number_of_pairs_and_the_other_metric_are_there() -> None:
-    values = np.zeros((3, 2, 2, 2))
-    values[:, 1] += 0.25
-    found = effects(rows_of(values, AXES), AXES)
-    batch_norm = named(found)[("batch_norm", "true", None, None)]
-    assert (batch_norm.effect, batch_norm.effect_low, batch_norm.p_value, batch_norm.num_pairs) == (0.25, None, None, 6)
-    assert batch_norm.reference_level == "false"
-    assert named(found, "log_loss")[("batch_norm", "true", None, None)].effect == 0.125
-    interaction = named(found)[("dropout", "0.5", "batch_norm", "true")]
-    assert (interaction.kind, interaction.effect, interaction.p_value, interaction.num_pairs) == (
-        "interaction",
-        0,
-        1,
-        2,
-    )
+def test_settings_that_were_chosen_by_results_have_coefficients_only() -> None:
+    correct, rows, _ = searched()
+    axes = Axes({"batch_norm": (False, True)}, RANGES)
+    random = effects_of(correct, rows, axes)
+    chosen = effects_of(correct, rows, replace(axes, follows_results=True))
+    assert [(each.metric, each.term) for each in chosen] == [(each.metric, each.term) for each in random]
+    for one, other in zip(chosen, random, strict=True):
+        assert one.estimate.difference == pytest.approx(other.estimate.difference, abs=1e-12)
+        assert (one.estimate.low, one.estimate.p_value, one.estimate.verdict) == (None, None, UNRESOLVED)
+        assert one.estimate.num_seeds == 3
 
 
-def test_a_combination_with_a_missing_run_counts_for_no_seed() -> None:
-    values = np.zeros((2, 3, 2))
-    values[1] = [[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]
-    axes = {"dropout": (0.0, 0.5), "epochs": (1, 2, 3)}
-    rows = [row for row in rows_of(values, axes) if not (row["dropout"] == 0.5 and row["epochs"] == 3 and row["seed"])]
-    effect = named(effects(rows, axes))[("dropout", "0.5", None, None)]
-    # Not 3 for one seed and 1.5 for the other.
-    assert (effect.effect, effect.num_pairs, effect.num_seeds) == (1.5, 2, 2)
-    assert ("dropout", "0.5", "epochs", "3") not in named(effects(rows, axes))
-
-
-def test_one_seed_gives_effects_without_intervals() -> None:
-    effect = named(effects(rows_of(np.arange(2.0).reshape(2, 1), {"dropout": (0, 1)}), {"dropout": (0, 1)}))
-    assert effect[("dropout", "1", None, None)] == Effect(
-        "accuracy", "main", "dropout", "1", "0", None, None, None, 1.0, None, None, None, None, 1, 1
-    )
-
-
-def test_an_axis_of_one_level_and_levels_without_a_value_are_no_trouble() -> None:
-    axes = {"gradient_clip_norm": (None, 1), "epochs": (5,)}
+def test_axes_that_vary_together_are_left_out_and_others_stay() -> None:
     rows = [
         {
-            "run": f"r{clip}",
-            "gradient_clip_norm": clip,
-            "epochs": 5,
-            "seed": 0,
-            "num_examples": 4,
-            "accuracy": value,
-            "log_loss": 0.0,
+            "dropout": 0.5 * (place % 2),
+            "batch_norm": place % 2 == 1,
+            "hidden_sizes": AXES["hidden_sizes"][place // 2 % 2],
         }
-        for clip, value in ((None, 0.5), (1.0, 0.75))
+        for place in range(4)
     ]
-    assert next((effect.level, effect.reference_level, effect.effect) for effect in effects(rows, axes)) == (
-        "1",
-        "null",
-        0.25,
-    )
+    correct = answers([0.0] * 4)
+    # Complete in no two of the three axes' levels: 4 of 12 combinations.
+    found = effects_of(correct, rows, Axes(AXES))
+    assert list(named(found)) == [("hidden_sizes", "[16, 8]")]
+    assert found[0].model == ADDITIVE
 
 
-def test_equal_sums_of_examples_are_equal_however_their_accuracies_are_rounded() -> None:
-    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
-    # 1 + 2 = 3 + 0 and 3 + 4 = 1 + 6 of 10 examples: no effect of dropout with either seed. In floats the first sums
-    # differ by a rounding, which once gave an interval without width beside zero.
-    accuracies = np.array([[[1, 3], [2, 4]], [[3, 1], [0, 6]]]) / 10
-    assert (accuracies[1] - accuracies[0]).sum(axis=0).any()
-    effect = named(effects(rows_of(accuracies, axes, 10), axes))[("dropout", "0.5", None, None)]
-    assert (effect.effect, effect.effect_low, effect.effect_high, effect.p_value) == (0.0, 0.0, 0.0, 1.0)
-    # 2 examples of 60 more with each of three seeds: no spread, so nothing is known of it.
-    counts = np.array([[[10, 3, 7], [17, 4, 9]], [[9, 2, 8], [20, 7, 10]]])
-    effect = named(effects(rows_of(counts / 30, axes, 30), axes))[("dropout", "0.5", None, None)]
-    assert (effect.effect, effect.effect_low, effect.p_value) == (2 / 60, None, None)
+def test_nothing_that_varies_and_no_setting_to_spare_give_no_effects() -> None:
+    correct, rows = answers([0.0] * 4), rows_of(TWO)
+    assert effects_of(correct[:2], rows[:1] * 2, Axes(TWO)) == []
+    assert effects_of(correct[:1], rows[:1], Axes(TWO)) == []
+    # Three settings and three coefficients.
+    assert effects_of(correct[:3], rows[:3], Axes(TWO)) == []
 
 
-def test_identical_settings_have_no_effect_on_the_log_loss_either() -> None:
-    values = np.array([[[0.1, 0.7], [0.2, 0.3]], [[0.2, 0.3], [0.1, 0.7]]]) / 3
-    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
-    effect = named(effects(rows_of(values, axes), axes), "log_loss")[("dropout", "0.5", None, None)]
-    assert (effect.effect, effect.effect_low, effect.effect_high, effect.p_value) == (0.0, 0.0, 0.0, 1.0)
+def test_levels_that_no_setting_has_and_axes_of_one_level_are_no_trouble() -> None:
+    axes = {"gradient_clip_norm": (None, 1, 5), "epochs": (5,)}
+    rows = [{"gradient_clip_norm": clip, "epochs": 5} for clip in (1.0, None)]
+    found = named(effects_of(answers([0.0, -0.1]), rows, Axes(axes)))
+    assert list(found) == [("gradient_clip_norm", "1")]
+    assert found["gradient_clip_norm", "1"].term.reference_level == "null"
+    assert found["gradient_clip_norm", "1"].estimate.difference > 0
 
 
-def test_of_two_runs_with_the_same_levels_and_seed_the_first_by_name_counts() -> None:
-    axes = {"dropout": (0.0, 0.5)}
-    rows = rows_of(np.array([[0.5, 0.5], [0.75, 0.75]]), axes)
-    repeated = {**rows[-1], "run": "z", "accuracy": 0.0}
-    assert effects([repeated, *rows], axes) == effects([*rows, repeated], axes) == effects(rows, axes)
+def test_levels_are_equal_if_their_texts_are() -> None:
+    assert level_text(1) == level_text(1.0) == "1"
+    assert level_text((16, 8)) == level_text([16, 8]) == "[16, 8]"
+    assert [level_text(level) for level in (True, None, "sgd", 1e-4)] == ["true", "null", '"sgd"', "0.0001"]
 
 
-def test_runs_that_are_missing_are_said() -> None:
-    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
-    rows = rows_of(np.zeros((2, 2, 3)), axes)
-    assert missing_runs(rows, axes) is None
-    assert missing_runs([], {"dropout": (), "batch_norm": ()}) is None
-    assert missing_runs(rows_of(np.zeros((1, 3)), {"dropout": (0.5,)}), {"dropout": (0.5,)}) is None
-    # The third seed was interrupted after its first run.
-    some = [row for row in rows if row["seed"] < 20 or (row["dropout"] == 0 and not row["batch_norm"])]
-    assert effects(some, axes) == []
-    assert missing_runs(some, axes) == ("3 of 4 settings lack a run of some seed and are left out (seed 20 has 1 of 4)")
-
-
-def test_holm_multiplies_the_smallest_by_the_count_and_never_steps_down() -> None:
-    # By hand: 0.01*4; 0.02*3 = 0.06; 0.03*2 = 0.06; 0.5*1.
-    assert holm([0.03, 0.01, None, 0.5, 0.02]) == pytest.approx([0.06, 0.04, None, 0.5, 0.06])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_values_without_spread_say_nothing_of_their_uncertainty_unless_they_are_zero() -> None:
-    assert t_interval(np.array([0.25, 0.25])) == (None, None, None)
-    # Their mean is not 0.1 in floats.
-    assert t_interval(np.full(3, 0.1)) == (None, None, None)
-    assert t_interval(np.zeros(3)) == (0.0, 0.0, 1.0)
-    assert t_interval(np.array([0.25])) == (None, None, None)
-
-
-def test_the_interval_of_a_main_effect_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(1)
-    axes = {"dropout": (0.0, 0.5), "batch_norm": (False, True)}
-    covered = 0
-    for _ in range(1000):
-        # Seeds shift all runs alike, and each run has noise of its own.
-        values = generator.normal(size=(1, 1, 4)) + 0.3 * generator.normal(size=(2, 2, 4))
-        values[1] += 0.5
-        effect = named(effects(rows_of(values, axes), axes))[("dropout", "0.5", None, None)]
-        assert effect.effect_low is not None
-        assert effect.effect_high is not None
-        covered += effect.effect_low <= 0.5 <= effect.effect_high
-    assert 0.93 <= covered / 1000 <= 0.97
+def test_students_t_at_bonferronis_level() -> None:
+    one, three = StudentT(df=5, num_contrasts=1), StudentT(df=5, num_contrasts=3)
+    assert one.critical(0.95) == pytest.approx(2.5706, abs=1e-4)
+    assert three.critical(0.85) == pytest.approx(one.critical(0.95))
+    assert one.p_values(np.array([2.5706])) == pytest.approx([0.05], abs=1e-5)
+    assert three.p_values(np.array([2.5706, 0.5])) == pytest.approx([0.15, 1.0], abs=1e-4)
