@@ -42,6 +42,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/stack.py
 	$(BIN)/python benchmarks/grid.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/evaluate_scale.py
 	$(BIN)/python benchmarks/ddp.py
 

@@ -437,3 +437,11 @@ def test_the_grid_that_is_timed_has_24_runs_whose_networks_are_the_same_in_every
         cell = {name: getattr(run.config, name) for name in grid.GRID}
         plain, ours = grid.plain_network(cell), make_network(run.config, MNIST_SHAPE, 10)
         assert [repr(layer) for layer in plain] == [repr(layer) for layer in ours]
+
+
+def test_a_comparison_of_many_settings_is_measured(run_script, capsys) -> None:
+    run_script("compare.py", "--case", "20", "3", "200", shortest=(), with_data=False)
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["pairs"] == 190
+    assert figures["after"] >= figures["before"] > 50
+    assert figures["seconds"] > 0
