@@ -323,7 +323,7 @@ def _may_be_best(
 ) -> NDArray[np.bool_]:
     """Returns which settings stay if each is tested against the best of the others; all with one seed."""
     block, count = blocks.accuracy, len(blocks.settings)
-    if block is None or chance is None or block.squares.num_seeds == 1:
+    if block is None or chance is None:
         return np.ones(count, dtype=bool)
     error = np.sqrt(np.nan_to_num(accuracy.seed_variance) + accuracy.example_variance)
     t = np.where(accuracy.num_seeds > 1, accuracy.difference / np.where(error > 0, error, 1), 0)
