@@ -202,6 +202,16 @@ def test_pairs_outside_the_rectangle_use_their_own_seeds_and_its_prior() -> None
     assert pairs["3", "0"].first_right == more
 
 
+def test_a_pair_with_more_seeds_than_the_rectangle_of_one_is_judged_on_one() -> None:
+    correct = answers([0.0, -0.5, 0.0, 0.0], num_seeds=4)
+    seeds = (0, 1, 2), (1, 2), (0, 3), (1, 3)
+    settings = [scores(str(place), correct[place, list(each)], seeds=each) for place, each in enumerate(seeds)]
+    assert make_blocks(settings).seeds == (3,)
+    pair = named(compared(*settings))["1", "0"].accuracy
+    assert pair.difference == pytest.approx(correct[1, 1].mean() - correct[0, 1].mean())
+    assert (pair.num_seeds, pair.seed_variance, pair.verdict) == (1, None, UNRESOLVED)
+
+
 def test_a_setting_outside_the_rectangle_is_ruled_out_too() -> None:
     correct = answers([0.0, 0.0, 0.0, -0.5], num_seeds=5)
     settings = scores_of(correct)
@@ -209,6 +219,13 @@ def test_a_setting_outside_the_rectangle_is_ruled_out_too() -> None:
     found = compared(*settings)
     assert found.may_be_best is not None
     assert found.may_be_best.tolist() == [True, True, True, False]
+    # One that is a little worse is not.
+    settings[3] = scores("3", answers([-0.004], num_seeds=2)[0])
+    found = compared(*settings)
+    assert found.accuracy.difference[[2, 4, 5]].max() < 0
+    assert found.may_be_best is not None
+    assert found.may_be_best.all()
+    settings[3] = scores("3", correct[3, :2])
     # With one common seed nothing is known of other seeds.
     settings[3] = scores("3", correct[3, :1])
     found = compared(*settings)
