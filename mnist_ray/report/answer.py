@@ -83,7 +83,7 @@ def _of_pairs(report: ComparisonReport, reference: str) -> Iterator[str]:
     for verdict in (EQUIVALENT, UNRESOLVED):
         alike = [pair for pair in pairs if pair.accuracy.verdict == verdict]
         if alike:
-            names = ", ".join(pair.first for pair in alike) if len(alike) <= _NAMED else f"{len(alike)} settings"
+            names = "; ".join(pair.first for pair in alike) if len(alike) <= _NAMED else f"{len(alike)} settings"
             estimates = [pair.accuracy for pair in alike]
             yield f"{names} against {reference}: {_nothing(verdict, estimates, report.num_examples)}"
 
