@@ -28,6 +28,10 @@ class DataError(MnistRayError):
     exit_code = 3
 
 
+class OtherVersionError(DataError):
+    """A table was written by a version with other columns."""
+
+
 class CheckpointError(MnistRayError):
     """A checkpoint is missing, damaged or belongs to another model."""
 

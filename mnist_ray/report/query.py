@@ -14,13 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from mnist_ray.errors import ConfigError
+from mnist_ray.errors import ConfigError, OtherVersionError
 from mnist_ray.results import parquet
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.paths import report_path
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import MissingError, Storage
+from mnist_ray.text.escape import say_line
 
 _ROWS_AT_ONCE = 10_000
 # How long to keep interrupting a statement.
@@ -128,8 +129,14 @@ def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Datase
     if folder.grid is not None:
         others["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
     for table, path in others.items():
-        with contextlib.suppress(MissingError):
+        try:
             yield table, parquet.read_parquet(storage.read_bytes(path), source=path)
+        except MissingError:
+            pass
+        except OtherVersionError as error:
+            if table not in _REPORT_TABLES:
+                raise
+            say_line(f"query: without {table}: {error}, by mnist-ray report {folder.name}")
 
 
 def _large_tables(folder: EvaluationFolder) -> list[str]:

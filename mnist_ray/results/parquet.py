@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, OtherVersionError
 from mnist_ray.results.columns import FLOAT32, INT64, NAME, SCHEMA_VERSION, STRING, Column, Table
 from mnist_ray.results.schemas import TABLES
 
@@ -176,8 +176,8 @@ def _readable_table(stored: pa.Schema, source: str) -> Table:
     return table
 
 
-def _unreadable(source: str, reason: str) -> DataError:
-    return DataError(f"{source}: {reason}: read it with the version that wrote it, or make it again")
+def _unreadable(source: str, reason: str) -> OtherVersionError:
+    return OtherVersionError(f"{source}: {reason}: read it with the version that wrote it, or make it again")
 
 
 def _chosen(table: Table, names: Sequence[str] | None) -> list[Column]:

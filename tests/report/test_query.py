@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -38,7 +39,9 @@ def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, t
     assert set(copy.query("SHOW TABLES")["name"]) == TABLES
 
 
-def test_effects_comparisons_and_runs_are_there_if_they_were_made(evaluated: Evaluated) -> None:
+def test_effects_comparisons_and_runs_are_there_if_they_were_made(
+    evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = set(evaluated.query("SHOW TABLES")["name"])
     assert before == TABLES | {"runs"}
     effects = find(open_evaluation(open_storage(evaluated.storage), evaluated.name)).grid.effects
@@ -47,6 +50,13 @@ def test_effects_comparisons_and_runs_are_there_if_they_were_made(evaluated: Eva
         assert evaluated.query("SELECT count(*) FROM effects").iloc[0, 0] == len(effects) > 0
         # Two metrics of all pairs of eight settings.
         assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == 2 * 28
+        # A report of a version with other columns.
+        other = pq.read_table(folder / "comparisons.parquet").drop_columns(["margin"])
+        pq.write_table(other, folder / "comparisons.parquet")
+        assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == 2 * 28
+        pq.write_table(other.drop_columns(["verdict"]), folder / "comparisons.parquet")
+        assert "comparisons" not in set(evaluated.query("SHOW TABLES")["name"])
+        assert "query: without comparisons: " in capsys.readouterr().err
     finally:
         for name in ("effects", "comparisons"):
             (folder / f"{name}.parquet").unlink()
