@@ -261,6 +261,16 @@ def test_an_effect_of_a_range_is_that_from_its_low_to_its_high_end() -> None:
     assert [effect.estimate.verdict for effect in found] == [UNRESOLVED, WORSE, UNRESOLVED]
 
 
+def test_a_search_that_drew_every_combination_of_levels_is_additive_still() -> None:
+    axes = {"dropout": AXES["dropout"], "batch_norm": AXES["batch_norm"]}
+    rates = np.random.default_rng(0).random(6)
+    rows = [{**row, "learning_rate": 1e-4 * 1000**rate} for row, rate in zip(rows_of(axes), rates, strict=True)]
+    correct = answers((-0.3 * rates).tolist())
+    found = named(effects_of(correct, rows, Axes(axes, {"learning_rate": RANGES["learning_rate"]})))
+    levels = np.array([[row["dropout"] == 0.3, row["dropout"] == 0.5, row["batch_norm"]] for row in rows])
+    assert_additive(list(found.values()), correct, np.column_stack([levels, rates]))
+
+
 def test_settings_that_were_chosen_by_results_have_coefficients_only() -> None:
     correct, rows, _ = searched()
     axes = Axes({"batch_norm": (False, True)}, RANGES)
