@@ -80,6 +80,15 @@ def test_pairs_of_simulated_settings_are_those_of_the_second_implementation(shap
     assert_as_the_reference(correct, critical=0.04)
 
 
+def test_seeds_that_vary_less_than_the_residuals_count_as_much_as_these() -> None:
+    correct = simulated(np.random.default_rng(0), [0.0] * 5, num_seeds=3, num_examples=300, seed_spread=0)
+    expected = reference.compare(correct, reference.pair_contrasts(5))
+    # Some pairs vary less than the common ratio of 1.
+    assert expected.own.min() < 0.5
+    assert expected.phi.min() == expected.phi0 == 1
+    assert_as_the_reference(correct, critical=0.04)
+
+
 @pytest.mark.parametrize("first_seed", [0, 7, 14])
 def test_pairs_of_real_seeds_are_those_of_the_second_implementation(first_seed: int) -> None:
     assert_as_the_reference(real_seeds()[:, first_seed : first_seed + 3], critical=0.04)
