@@ -30,12 +30,6 @@ class MeanSquares:
     num_seeds: int
     num_examples: int
 
-    def of(self, settings: NDArray[np.int64]) -> "MeanSquares":
-        """Returns the mean squares of some of the settings."""
-        at = np.ix_(settings, settings)
-        parts = self.seed[at], self.example[at], self.residual[at]
-        return MeanSquares(self.means[settings], *parts, self.num_seeds, self.num_examples)
-
 
 def mean_squares(values: NDArray[Any]) -> MeanSquares:
     """Computes the mean squares of bool or finite float values [settings, seeds, examples].

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from mnist_ray.analysis.effects import MAIN, Effect, level_text
 from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, UNRESOLVED, Estimate
 from mnist_ray.analysis.leaderboard import setting_text
@@ -70,11 +72,9 @@ def _levels(effects: Sequence[Effect]) -> str:
 def _of_pairs(report: ComparisonReport, reference: str) -> Iterator[str]:
     """Compares every setting with the reference; the best with the others if there are many."""
     assert report.pairs is not None
-    pairs = [
-        pair if pair.second == reference else pair.reversed()
-        for pair in report.pairs.rows()
-        if reference in (pair.first, pair.second)
-    ]
+    place = report.pairs.labels.index(reference)
+    with_it = np.flatnonzero((report.pairs.firsts == place) | (report.pairs.seconds == place))
+    pairs = [pair if pair.second == reference else pair.reversed() for pair in report.pairs.rows(with_it)]
     decided = [pair for pair in pairs if pair.accuracy.is_decided]
     for pair in sorted(decided, key=lambda pair: -pair.accuracy.difference)[:_NAMED]:
         yield f"{pair.first} is {pair.accuracy.verdict} than {reference}: {_interval(pair.accuracy, signed=True)}."

@@ -94,8 +94,3 @@ def test_the_squares_of_many_answers_stay_exact() -> None:
     # 5 x 300,000 answers: the scaled sums of products exceed 2**40, which float32 can't hold.
     correct = answers(num_settings=2, num_seeds=5, num_examples=300_000)
     assert_close(mean_squares(correct), mean_squares(correct.astype(np.float64)))
-
-
-def test_some_of_the_settings_have_the_squares_that_they_have_alone() -> None:
-    correct = answers()
-    assert_close(mean_squares(correct).of(np.array([3, 1])), mean_squares(correct[[3, 1]]))
