@@ -42,7 +42,7 @@ def test_the_page_can_be_followed_here() -> None:
             evaluation = found[1]
         done.append(words[1])
     assert done == ["train", "evaluate", "predict", "export", "plan", "tune", "evaluate", "report", "compare"]
-    assert "model_settings.width=64" in ended.output
+    assert "width 64" in ended.output
     # The config file asks for the same run.
     same = run_apart("train", "--config", "config.yaml", "--name", "mine")
     assert same.output.startswith("mine was finished already"), same.log
