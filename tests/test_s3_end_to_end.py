@@ -67,7 +67,7 @@ def test_a_grid_is_trained_evaluated_and_reported_on_s3(s3_uri: str, capsys: pyt
     for command in ("report", "compare"):
         assert run_command([command, evaluation, *storage]) == 0
     shown = capsys.readouterr().out
-    assert "dropout=0.3 x batch_norm=true" in shown
+    assert "dropout 0.3 x bn" in shown
     opened = open_storage(s3_uri)
     for name in ("effects", "comparisons"):
         assert pq.read_table(opened.open_input(f"reports/{evaluation}/{name}.parquet")).num_rows > 0

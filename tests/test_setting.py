@@ -39,7 +39,7 @@ def test_the_facts_about_the_settings_of_training() -> None:
     assert DATA_SETTINGS == (
         "dataset", "train_limit", "validation_fraction", "validation_seed", "image_size", "color", "fit",
     )  # fmt: skip
-    assert settings_where(TrainConfig, lambda setting: setting.is_listed) == ("variant", "dataset", "seed")
+    assert settings_where(TrainConfig, lambda setting: setting.is_listed) == ("variant", "dataset", "seed", "model")
     assert settings_where(TrainConfig, lambda setting: setting.is_on_page) == (
         "hidden_sizes", "dropout", "batch_norm", "weight_decay", "label_smoothing", "augmentation", "image_size",
         "color", "fit",
