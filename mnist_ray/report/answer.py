@@ -34,42 +34,45 @@ def answer(
     if max(report.pairs.accuracy.num_seeds) < 2:
         return ["One seed says nothing about other seeds, so nothing is resolved: use --seeds 5 or more."]
     # A search that follows results chose its settings by them, so their effects are not an answer.
-    said = _of_effects([] if grid.axes.follows_results else grid.effects, report.num_examples)
-    said = said or list(_of_pairs(report, next(iter(groups))))
+    said = [] if grid.axes.follows_results else _of_effects(grid, report.num_examples)
+    said = said or list(_of_pairs(report, grid, next(iter(groups))))
     return [*said, _may_be_best(report, grid, groups)]
 
 
-def _of_effects(effects: Sequence[Effect], num_examples: int) -> list[str]:
+def _of_effects(grid: GridReport, num_examples: int) -> list[str]:
     """Returns a sentence for each level that helps or costs, the largest first, then what is not seen of each axis."""
-    losses = {effect.term: effect.estimate for effect in effects if effect.metric == "log_loss"}
-    main = [effect for effect in effects if (effect.metric, effect.term.kind) == ("accuracy", MAIN)]
+    losses = {effect.term: effect.estimate for effect in grid.effects if effect.metric == "log_loss"}
+    main = [effect for effect in grid.effects if (effect.metric, effect.term.kind) == ("accuracy", MAIN)]
     decided = sorted(
         (effect for effect in main if effect.estimate.is_decided), key=lambda effect: -effect.estimate.difference
     )
     sentences = [
-        f"{_capital(_levels([effect]))} {_change(effect.estimate, losses.get(effect.term))}" for effect in decided
+        f"{_capital(_levels([effect], grid))} {_change(effect.estimate, losses.get(effect.term))}" for effect in decided
     ]
     for axis, of_axis in groupby(main, key=lambda effect: effect.term.axis):
         levels = list(of_axis)
         for verdict in (UNRESOLVED, EQUIVALENT):
             some = [effect for effect in levels if effect.estimate.verdict == verdict]
             if some:
-                what = words(axis) if len(some) == len(levels) else _levels(some)
-                nothing = _nothing(verdict, [effect.estimate for effect in some], num_examples)
+                what = words(axis) if len(some) == len(levels) else _levels(some, grid)
+                nothing = _nothing(verdict, [effect.estimate for effect in some], grid, num_examples)
                 sentences.append(f"{_capital(what)}: {nothing}")
     return sentences
 
 
-def _levels(effects: Sequence[Effect]) -> str:
-    """Returns levels of one axis in words, such as `batch norm` or `dropout 0.2 and 0.5`."""
+def _levels(effects: Sequence[Effect], grid: GridReport) -> str:
+    """Returns levels of one axis in words, such as `batch norm`, `dropout 0.2 and 0.5` or `dropout 0.5 against 0`."""
     axis, values = words(effects[0].term.axis), [json.loads(effect.term.level) for effect in effects]
+    if effects[0].term.axis in grid.axes.ranges:
+        low = setting_text(json.loads(effects[0].term.reference_level))
+        return f"{axis} {setting_text(values[0])} against {low}"
     if isinstance(values[0], bool):
         return axis if values[0] else f"no {axis}"
     *others, last = map(setting_text, values)
     return f"{axis} {', '.join(others)} and {last}" if others else f"{axis} {last}"
 
 
-def _of_pairs(report: ComparisonReport, reference: str) -> Iterator[str]:
+def _of_pairs(report: ComparisonReport, grid: GridReport, reference: str) -> Iterator[str]:
     """Compares every setting with the reference; the best with the others if there are many."""
     assert report.pairs is not None
     place = report.pairs.labels.index(reference)
@@ -85,7 +88,8 @@ def _of_pairs(report: ComparisonReport, reference: str) -> Iterator[str]:
         if alike:
             names = "; ".join(pair.first for pair in alike) if len(alike) <= _NAMED else f"{len(alike)} settings"
             estimates = [pair.accuracy for pair in alike]
-            yield f"{names} against {reference}: {_nothing(verdict, estimates, report.num_examples)}"
+            nothing = _nothing(verdict, estimates, grid, report.num_examples)
+            yield f"{names} against {reference}: {nothing}"
 
 
 def _change(estimate: Estimate, loss: Estimate | None) -> str:
@@ -98,7 +102,7 @@ def _change(estimate: Estimate, loss: Estimate | None) -> str:
     return f"{verb} {_interval(change, signed=estimate.verdict == BETTER)}{small}{against}."
 
 
-def _nothing(verdict: str, estimates: Sequence[Estimate], num_examples: int) -> str:
+def _nothing(verdict: str, estimates: Sequence[Estimate], grid: GridReport, num_examples: int) -> str:
     most = max(
         (max(-one.low, one.high) for one in estimates if one.low is not None and one.high is not None), default=None
     )
@@ -107,10 +111,11 @@ def _nothing(verdict: str, estimates: Sequence[Estimate], num_examples: int) -> 
     if verdict == EQUIVALENT:
         margin = estimates[0].margin or 0.0
         return f"no difference that matters: less than {100 * margin:g} points either way."
-    return f"nothing seen, and less than {_points(most, most)} points either way{_to_resolve(estimates, num_examples)}."
+    resolved = _to_resolve(estimates, grid, num_examples)
+    return f"nothing seen, and less than {_points(most, most)} points either way{resolved}."
 
 
-def _to_resolve(estimates: Sequence[Estimate], num_examples: int) -> str:
+def _to_resolve(estimates: Sequence[Estimate], grid: GridReport, num_examples: int) -> str:
     """Returns what would resolve all of the estimates to the margin."""
     several = [one for one in estimates if one.num_seeds > 1]
     if not several:
@@ -119,9 +124,20 @@ def _to_resolve(estimates: Sequence[Estimate], num_examples: int) -> str:
     needed = [one.num_seeds_needed for one in several]
     if None in needed:
         return f"; {margin:g} points can't be told with these {num_examples:,} examples"
-    most = max(number for number in needed if number)
-    # With enough seeds, the interval is narrow and lies across the margin.
-    return f"; {most} seeds would tell {margin:g} points" if most > several[0].num_seeds else ""
+    most, now = max(number for number in needed if number), several[0].num_seeds
+    if most <= now:
+        # The interval is narrow enough, but lies across the margin.
+        return ""
+    more = "" if grid.seconds_per_seed is None else f" ({_time((most - now) * grid.seconds_per_seed)} more on one core)"
+    return f"; {most} seeds{more} would tell {margin:g} points"
+
+
+def _time(seconds: float) -> str:
+    """Returns a rough time, such as `12 minutes`."""
+    for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _may_be_best(

@@ -21,6 +21,7 @@ class GridReport:
       grid: name of the grid; None if no grid was evaluated, or it is missing.
       effects: main effects and interactions; empty without a grid, or with only one setting.
       axes: the grid's settings that vary.
+      seconds_per_seed: that one worker trained the settings for one seed; None if unknown.
       uri: of the stored effects.parquet; None without effects.
       note: why there are no effects, or what they leave out; None if neither.
     """
@@ -28,6 +29,7 @@ class GridReport:
     grid: str | None
     effects: list[Effect] = field(default_factory=list)
     axes: Axes = Axes({})  # noqa: RUF009 - frozen
+    seconds_per_seed: float | None = None
     uri: str | None = None
     note: str | None = None
 
@@ -63,7 +65,9 @@ def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margi
         computed = effects(whole.blocks, values, axes, margin=margin)
     left_out = _note(len(evaluated.rows) - len(whole.rows), computed, whole, axes)
     uri = store_rows(folder, "effects", _columns(computed, grid)) if computed else None
-    return GridReport(grid, computed, axes, uri, left_out)
+    seconds = [row["seconds"] for row in folder_of_grid.read_runs()]
+    per_seed = sum(seconds) / len(settings.seeds) if seconds else None
+    return GridReport(grid, computed, axes, per_seed, uri, left_out)
 
 
 def _note(num_stopped: int, computed: Sequence[Effect], whole: EvaluatedSettings, axes: Axes) -> str | None:

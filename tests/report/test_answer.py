@@ -10,6 +10,7 @@ import pytest
 from mnist_ray.analysis.comparisons import Scores, compare, make_blocks
 from mnist_ray.analysis.effects import Axes, Effect, Term
 from mnist_ray.analysis.estimates import Estimate
+from mnist_ray.config.settings import Range
 from mnist_ray.config.variants import variant_config
 from mnist_ray.report.answer import answer
 from mnist_ray.report.comparison_report import ComparisonReport
@@ -31,7 +32,7 @@ def effect(term: Term, of_accuracy: Estimate, metric: str = "accuracy") -> Effec
 
 def sentences(
     effects: Sequence[Effect] = (), *, num_seeds: int = 2, best: Sequence[bool] = (True,) * 4, axes: Axes = AXES,
-    runs: Sequence[dict[str, Any]] | None = None,
+    runs: Sequence[dict[str, Any]] | None = None, seconds_per_seed: float | None = None,
 ) -> list[str]:  # fmt: skip
     """The answer for a grid of batch norm x dropout, or for other runs."""
     cells = runs or [{"batch_norm": norm, "dropout": rate} for norm in (False, True) for rate in (0.0, 0.3)]
@@ -46,7 +47,7 @@ def sentences(
     pairs = compare(make_blocks(scores)) if len(scores) > 1 else None
     settings = [{"setting": label, "may_be_best": is_best} for label, is_best in zip(groups, best, strict=True)]
     report = ComparisonReport(50, settings, pairs, 6, None, 0, None, None, 0, None)
-    return answer(report, GridReport("g", list(effects), axes), groups)
+    return answer(report, GridReport("g", list(effects), axes, seconds_per_seed), groups)
 
 
 def test_what_helps_and_what_costs_come_first() -> None:
@@ -67,6 +68,12 @@ def test_what_helps_and_what_costs_come_first() -> None:
     assert sentences([without])[0] == "No batch norm costs 2.0 points (1.0 to 3.0)."
 
 
+def test_the_effect_of_a_range_is_that_of_its_ends() -> None:
+    axes = Axes({"batch_norm": [False, True]}, {"learning_rate": Range(kind="loguniform", low=1e-4, high=1e-2)})
+    rate = effect(Term("learning_rate", "0.01", "0.0001"), estimate(0.03, 0.01, "better"))
+    assert sentences([rate], axes=axes)[0] == "Learning rate 0.01 against 0.0001 helps: +3.0 points (+2.0 to +4.0)."
+
+
 def test_what_is_not_seen_says_what_would_show_it() -> None:
     decays = [
         effect(Term("weight_decay", text, "0"), estimate(0.001, half, "unresolved", needed=needed))
@@ -75,6 +82,10 @@ def test_what_is_not_seen_says_what_would_show_it() -> None:
     assert sentences(decays)[0] == (
         "Weight decay: nothing seen, and less than 0.70 points either way; 9 seeds would tell 0.5 points."
     )
+    assert sentences(decays, seconds_per_seed=40)[0].endswith(
+        "; 9 seeds (4 minutes more on one core) would tell 0.5 points."
+    )
+    assert "; 9 seeds (2 hours more on one core) would" in sentences(decays, seconds_per_seed=1200)[0]
     never = replace(decays[0], estimate=estimate(0.02, 0.03, "unresolved", needed=None))
     assert sentences([never, decays[1]])[0] == (
         "Weight decay: nothing seen, and less than 5.0 points either way; "
