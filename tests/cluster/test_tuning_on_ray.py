@@ -29,8 +29,8 @@ def mnist_ray(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mnist_ray", *arguments]
 
 
-def epochs_written(storage: Path) -> list[str]:
-    return written_so_far(storage, "runs/*/checkpoints/epoch-0003/checkpoint.json")
+def epochs_written(storage: Path, epoch: str = "0003") -> list[str]:
+    return written_so_far(storage, f"runs/*/checkpoints/epoch-{epoch}/checkpoint.json")
 
 
 def workers_under(pid: int) -> list[int]:
@@ -57,17 +57,21 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mapping[str,
 def test_a_grid_that_lost_a_worker_for_good_goes_on_by_the_same_command_and_bears_the_loss_of_another(
     shared_head: RayHead, tmp_path: Path, expected: dict[str, Mapping[str, torch.Tensor]]
 ) -> None:
-    loss: Step = (
-        lambda _: epochs_written(tmp_path) and workers_under(shared_head.pid),
-        lambda workers: os.kill(workers[0], signal.SIGKILL),
-    )
+    def loss() -> Step:
+        """A worker is killed once this job has written an epoch."""
+        before = set(epochs_written(tmp_path, "*"))
+        return (
+            lambda _: set(epochs_written(tmp_path, "*")) - before and workers_under(shared_head.pid),
+            lambda workers: os.kill(workers[0], signal.SIGKILL),
+        )
+
     tune = ["tune", *GRID, "--storage", str(tmp_path)]
-    lost = run_job(shared_head, *tune, "--max-failures", "0", steps=[loss])
+    lost = run_job(shared_head, *tune, "--max-failures", "0", steps=[loss()])
     assert lost.code == 7, lost.log
     assert "runs are not finished" in lost.log.splitlines()[-1]
     done_before = modification_times(tmp_path)
     assert 0 < len(done_before) < 4
-    done = run_job(shared_head, *tune, steps=[loss])
+    done = run_job(shared_head, *tune, steps=[loss()])
     assert done.code == 0, done.log
     assert "a worker was lost; its runs go on" in done.log
     assert modification_times(tmp_path).items() >= done_before.items()
