@@ -130,7 +130,7 @@ def test_results_through_a_failing_network_are_those_through_a_sound_one(outcome
         assert committed(uri) == expected, uri
         assert weights(storage) == weights(open_storage(sound)), uri
         assert storage.list_files(".staging") == [], uri
-    assert {kind for kind in FAILURES if network.proxy.done[kind] > 10} == set(FAILURES)
+    assert {kind for kind in FAILURES if network.proxy.done[kind] > 5} == set(FAILURES)
 
 
 @pytest.mark.usefixtures("behind")
