@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from mnist_ray.config.batches import batch_sizes
 from mnist_ray.config.settings import TrainConfig
@@ -77,21 +78,26 @@ def _check(config: TrainConfig, data: TrainingData, num_workers: int) -> bool:
 @contextmanager
 def _layers_named(network: nn.Module) -> Iterator[None]:
     """Adds a note to an error that arises in a layer: which one, and the shape of what it was given."""
-    entered: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
-    handles = []
-    for name, layer in network.named_modules():
-        if name:
-            handles += [
-                layer.register_forward_pre_hook(lambda layer, given, name=name: entered.append((name, layer, given))),
-                layer.register_forward_hook(lambda *_: entered.pop() and None),
-            ]
+    names = {id(layer): name for name, layer in network.named_modules() if name}
+    entered: list[tuple[nn.Module, tuple[Any, ...]]] = []
+
+    def enter(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if id(layer) in names:
+            entered.append((layer, given))
+
+    def leave(layer: nn.Module, *_: object) -> None:
+        if id(layer) in names:
+            entered.pop()
+
+    # For all modules: a scripted one takes no hook of its own.
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
     try:
         yield
     except Exception as error:
         if entered:
-            name, layer, given = entered[-1]
+            layer, given = entered[-1]
             shapes = ", ".join(str(tuple(each.shape)) for each in given if isinstance(each, Tensor))
-            error.add_note(f"in layer {name} ({type(layer).__name__}), given {shapes}")
+            error.add_note(f"in layer {names[id(layer)]} ({type(layer).__name__}), given {shapes}")
         raise
     finally:
         for handle in handles:

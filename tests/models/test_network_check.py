@@ -71,9 +71,12 @@ LOGITS = "return self.fc(x.flatten(1))"
             "self.deep = nn.Linear(784, 784)",
         ),
         net("return self.fc(self.drop(x.flatten(1)))", "self.drop = nn.AlphaDropout(0.5)"),
+        net("return self.fc(self.part(x.flatten(1)))", "self.part = torch.jit.script(nn.ReLU())"),
     ],
-    ids=["net", "mlp", "frozen", "stochastic depth", "alpha dropout"],
+    ids=["net", "mlp", "frozen", "stochastic depth", "alpha dropout", "a scripted part"],
 )
+# torch recommends other ways to compile, but networks with scripted parts are there.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:FutureWarning")
 def test_a_network_that_can_be_trained_passes(data: TrainingData, code: str, precision: str) -> None:
     checked(data, code, precision=precision)
 
