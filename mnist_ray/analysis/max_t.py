@@ -270,8 +270,11 @@ def all_pairs(num_settings: int) -> list[Contrasts]:
 
 
 def _is_all_pairs(family: Sequence[Contrasts], num_settings: int) -> bool:
-    slices = [(each.firsts, each.second) for each in family if isinstance(each, Pairs)]
-    return slices == [(slice(second + 1, num_settings), second) for second in range(num_settings - 1)]
+    given, expected = (
+        [(each.firsts, each.second) for each in contrasts if isinstance(each, Pairs)]
+        for contrasts in (family, all_pairs(num_settings))
+    )
+    return given == expected
 
 
 def _draws(

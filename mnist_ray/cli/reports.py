@@ -59,10 +59,11 @@ def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
 @storage_option
 @as_json_option
 def compare(evaluation: str, baseline: str | None, margin: float, storage: str, as_json: bool) -> None:
-    """Says which regularization helps, by how much, and how sure that is; stores comparisons.parquet.
+    """Says which regularization helps, by how much, and how sure that is.
 
     First the answer in sentences, then the effects of a grid's settings, the settings, and their pairs: better, worse,
-    equivalent or unresolved. EVALUATION is a name that `mnist-ray evaluations` lists.
+    equivalent or unresolved. Stores comparisons.parquet, and effects.parquet for a grid. EVALUATION is a name that
+    `mnist-ray evaluations` lists.
     """
     from dataclasses import asdict
 

@@ -128,7 +128,9 @@ def _to_resolve(estimates: Sequence[Estimate], grid: GridReport, num_examples: i
     if most <= now:
         # The interval is narrow enough, but lies across the margin.
         return ""
-    more = "" if grid.seconds_per_seed is None else f" ({_time((most - now) * grid.seconds_per_seed)} more on one core)"
+    more = (
+        "" if grid.seconds_per_seed is None else f" ({_time((most - now) * grid.seconds_per_seed)} more for one worker)"
+    )
     return f"; {most} seeds{more} would tell {margin:g} points"
 
 

@@ -73,25 +73,13 @@ def report_comparisons(
         settings=_setting_rows(evaluated, pairs),
         pairs=chosen,
         num_pairs=0 if pairs is None else len(pairs),
-        left_out=None if pairs is None else _left_out(evaluated),
+        left_out=None if pairs is None else evaluated.left_out,
         num_repeated=evaluated.num_repeated,
         selection=select(groups) if len(groups) > 1 and share_validation(rows) else None,
         trained_on=trained_elsewhere([row["train_dataset"] for row in rows], folder.dataset),
         num_earlier=len(folder.earlier_evaluations),
         uri=store_rows(folder, "comparisons", comparison_columns(pairs, folder.num_examples)) if pairs else None,
     )
-
-
-def _left_out(evaluated: EvaluatedSettings) -> str | None:
-    """Returns which settings and seeds the joint analysis leaves out because runs are missing."""
-    settings, seeds = evaluated.blocks.settings_left_out, evaluated.blocks.seeds_left_out
-    parts = [f"{len(settings)} settings ({_some(settings)})"] if settings else []
-    parts += [f"seeds {_some(seeds)}"] if seeds else []
-    return " and ".join(parts) or None
-
-
-def _some(names: Sequence[object]) -> str:
-    return "; ".join(map(str, names[:5])) + ("; ..." if len(names) > 5 else "")
 
 
 def _setting_rows(evaluated: EvaluatedSettings, pairs: Comparisons | None) -> list[dict[str, Any]]:
@@ -159,7 +147,7 @@ def comparison_columns(pairs: Comparisons, num_examples: int) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    joined: NDArray[Any] = np.ma.concatenate(parts)  # type: ignore[no-untyped-call]
+    joined: NDArray[Any] = np.ma.concatenate(parts)  # type: ignore[no-untyped-call]  # numpy has no types for it
     return joined
 
 

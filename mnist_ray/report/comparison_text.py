@@ -7,7 +7,7 @@ import numpy as np
 
 from mnist_ray.analysis.comparisons import Comparison, Comparisons
 from mnist_ray.analysis.effects import INTERACTION, MAIN, Effect
-from mnist_ray.analysis.estimates import BETTER, WORSE, Estimate
+from mnist_ray.analysis.estimates import BETTER, LEAST_DIFFERING, WORSE, Estimate
 from mnist_ray.analysis.selection import print_selection
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.findings import Findings
@@ -25,6 +25,8 @@ def print_findings(findings: Findings) -> None:
     for sentence in findings.answer:
         print(printable(sentence))
     print_effects(findings.grid.effects)
+    if findings.grid.grid and findings.grid.note:
+        print(printable(findings.grid.note))
     report = findings.comparison
     _print_settings(report)
     if report.pairs is None:
@@ -148,8 +150,8 @@ def family_words(pairs: Comparisons, num_pairs: int) -> str:
     margin = 100 * (pairs.accuracy.margin or 0.0)
     sentences = [JOINTLY if (pairs.accuracy.num_seeds > 1).any() else _FOR_EXAMPLES]
     sentences.append(
-        f"better, worse: the interval excludes 0; equivalent: it lies within the margin of {margin:g} points; "
-        "otherwise unresolved."
+        f"better, worse: the interval excludes 0, and {LEAST_DIFFERING} examples or more differ; equivalent: it lies "
+        f"within the margin of {margin:g} points; otherwise unresolved."
     )
     if num_pairs > len(pairs):
         sentences.append(f"These {len(pairs)} pairs are one family; comparisons.parquet has all {num_pairs}.")

@@ -1,6 +1,6 @@
 """The settings of an evaluation with their runs and predictions, as the statistics need them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,14 @@ class EvaluatedSettings:
         """Runs left out because another run of the same setting has the same seed."""
         return len(self.rows) - sum(map(len, self.groups.values()))
 
+    @property
+    def left_out(self) -> str | None:
+        """The settings and seeds without which no run is missing, in words; None if nothing is left out."""
+        settings, seeds = self.blocks.settings_left_out, self.blocks.seeds_left_out
+        parts = [f"{len(settings)} settings ({_some(settings)})"] if settings else []
+        parts += [f"seeds {_some(seeds)}"] if seeds else []
+        return " and ".join(parts) or None
+
     def where(self, is_used: Callable[[Mapping[str, Any]], bool]) -> "EvaluatedSettings":
         """Returns the settings of some of the runs."""
         rows = [row for row in self.rows if is_used(row)]
@@ -52,6 +60,10 @@ class EvaluatedSettings:
                 groups[label] = {seed: runs[seed] for seed in seeds}
                 scores.append(Scores(label, seeds, of_setting.correct[used], of_setting.loss[used]))
         return EvaluatedSettings(rows, groups, scores)
+
+
+def _some(names: Sequence[object]) -> str:
+    return "; ".join(map(str, names[:5])) + ("; ..." if len(names) > 5 else "")
 
 
 def read_settings(folder: EvaluationFolder) -> EvaluatedSettings:

@@ -73,10 +73,13 @@ def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margi
 def _note(num_stopped: int, computed: Sequence[Effect], whole: EvaluatedSettings, axes: Axes) -> str | None:
     """Returns what the effects leave out or assume; None if nothing."""
     clauses = [f"without the {num_stopped} runs that were stopped early"] if num_stopped else []
+    if computed and whole.left_out:
+        clauses.append(f"without {whole.left_out}, which lack runs")
     if whole.num_repeated:
         clauses.append(f"{whole.num_repeated} runs repeat the settings and seed of another; the first by name counts")
     if any(effect.model == ADDITIVE for effect in computed):
-        clauses.append("an additive model without interactions, because not all combinations have all their runs")
+        lack = "a search draws from ranges" if axes.ranges else "not all combinations have all their runs"
+        clauses.append(f"an additive model without interactions, because {lack}")
     if axes.follows_results and computed:
         clauses.append("the settings were chosen by results, so the effects are descriptive only")
     if not computed and len(whole.scores) > 1:

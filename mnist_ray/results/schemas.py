@@ -192,6 +192,11 @@ _add_table(
     Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
 )
 
+_REPORT = (
+    Column("evaluation", NAME, "", "evaluation that the predictions come from"),
+    Column("dataset", NAME, "", "data set that the runs were evaluated on"),
+    Column("split", NAME, "", "split of the data set: train or test"),
+)
 # Of a difference between settings.
 _ESTIMATE = (
     Column("metric", NAME, "", "accuracy (fraction) or log_loss (nats, lower is better)"),
@@ -236,10 +241,8 @@ _ESTIMATE = (
 _add_table(
     "effects",
     "an effect of a grid's setting on a metric",
-    Column("evaluation", NAME, "", "evaluation that the predictions come from"),
+    *_REPORT,
     Column("grid", NAME, "", "grid"),
-    Column("dataset", NAME, "", "data set that the runs were evaluated on"),
-    Column("split", NAME, "", "split of the data set: train or test"),
     Column("kind", NAME, "", "main: level against reference_level; interaction: change of that with a second setting"),
     Column(
         "model",
@@ -261,9 +264,7 @@ _add_table(
 _add_table(
     "comparisons",
     "a pair of settings, compared over the seeds that both have",
-    Column("evaluation", NAME, "", "evaluation that the predictions come from"),
-    Column("dataset", NAME, "", "data set that the runs were evaluated on"),
-    Column("split", NAME, "", "split of the data set: train or test"),
+    *_REPORT,
     Column("first", NAME, "", "setting, named by what differs"),
     Column("second", NAME, "", "setting that the first is compared with"),
     Column("num_examples", INT64, "examples", "examples evaluated"),

@@ -83,9 +83,9 @@ def test_what_is_not_seen_says_what_would_show_it() -> None:
         "Weight decay: nothing seen, and less than 0.70 points either way; 9 seeds would tell 0.5 points."
     )
     assert sentences(decays, seconds_per_seed=40)[0].endswith(
-        "; 9 seeds (4 minutes more on one core) would tell 0.5 points."
+        "; 9 seeds (4 minutes more for one worker) would tell 0.5 points."
     )
-    assert "; 9 seeds (2 hours more on one core) would" in sentences(decays, seconds_per_seed=1200)[0]
+    assert "; 9 seeds (2 hours more for one worker) would" in sentences(decays, seconds_per_seed=1200)[0]
     never = replace(decays[0], estimate=estimate(0.02, 0.03, "unresolved", needed=None))
     assert sentences([never, decays[1]])[0] == (
         "Weight decay: nothing seen, and less than 5.0 points either way; "

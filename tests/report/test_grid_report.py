@@ -69,7 +69,10 @@ def test_the_effects_of_a_search_over_ranges_are_those_of_an_additive_model(
     search_without_ray(str(tmp_path), settings, num_samples=6)
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
-    assert "effects: an additive model without interactions" in capsys.readouterr().out
+    note = "effects: an additive model without interactions, because a search draws from ranges\n"
+    assert note in capsys.readouterr().out
+    assert run_command(["compare", evaluation, "--storage", str(tmp_path)]) == 0
+    assert note in capsys.readouterr().out
     rows = duckdb.sql(
         f"SELECT axis, level, reference_level, model, verdict FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
         "WHERE metric = 'accuracy' ORDER BY axis"
