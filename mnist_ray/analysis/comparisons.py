@@ -23,13 +23,18 @@ class Scores:
     Attributes:
       seeds: one per run, without duplicates.
       correct: bool [seeds, examples].
-      loss: float32 [seeds, examples], nats.
+      loss: float32 [seeds, examples], nats; None if only the accuracies are compared.
     """
 
     label: str
     seeds: tuple[int, ...]
     correct: NDArray[np.bool_]
-    loss: NDArray[np.float32]
+    loss: NDArray[np.float32] | None = None
+
+    def take(self, places: Sequence[int]) -> "Scores":
+        """Returns the scores of some of the runs."""
+        chosen, loss = list(places), None if self.loss is None else self.loss[list(places)]
+        return Scores(self.label, tuple(self.seeds[place] for place in chosen), self.correct[chosen], loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +77,15 @@ def make_blocks(settings: Sequence[Scores]) -> Blocks:
     blocks: list[Block | None] = []
     for name, places in (
         ("correct", inside),
-        ("loss", inside[[bool(np.isfinite(settings[place].loss).all()) for place in inside]]),
+        ("loss", inside[[_has_losses(settings[place]) for place in inside]]),
     ):
         values = [_of_seeds(settings[place], common, name) for place in places]
         blocks.append(make_block(places, np.stack(values)) if common and len(values) > 1 else None)
     return Blocks(tuple(settings), common, *blocks)
+
+
+def _has_losses(scores: Scores) -> bool:
+    return scores.loss is not None and bool(np.isfinite(scores.loss).all())
 
 
 def _of_seeds(scores: Scores, seeds: Sequence[int], name: str) -> NDArray[Any]:
@@ -117,16 +126,16 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparisons:
-    """A family of pairs, judged together, in columns [pairs].
+class Accuracies:
+    """A family of pairs, judged together by their accuracies, in columns [pairs].
 
     Attributes:
       labels: of all settings.
       firsts, seconds: places of the settings.
-      accuracy, log_loss: first minus second.
-      first_accuracy, first_log_loss: means of the first over the common seeds.
+      accuracy: first minus second.
       first_right, second_right: see Comparison.
       unpaired: pairs without a common seed.
+      behind: float64 [settings], by how many standard errors the setting is behind the best of the others; 0 or more.
       may_be_best: bool [settings]: whether the accuracies don't rule out that the setting is the best; None with a
         baseline.
     """
@@ -135,16 +144,28 @@ class Comparisons:
     firsts: _Ints
     seconds: _Ints
     accuracy: Estimates
-    log_loss: Estimates
-    first_accuracy: NDArray[np.float64]
-    first_log_loss: NDArray[np.float64]
     first_right: _Ints
     second_right: _Ints
     unpaired: list[tuple[str, str]]
+    behind: NDArray[np.float64]
     may_be_best: NDArray[np.bool_] | None
 
     def __len__(self) -> int:
         return len(self.firsts)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparisons(Accuracies):
+    """A family of pairs, judged together by their accuracies and, as a family of its own, by their losses.
+
+    Attributes:
+      log_loss: first minus second.
+      first_accuracy, first_log_loss: means of the first over the common seeds.
+    """
+
+    log_loss: Estimates
+    first_accuracy: NDArray[np.float64]
+    first_log_loss: NDArray[np.float64]
 
     def mcnemar_p(self) -> NDArray[np.float64]:
         """Returns the two-sided p values of McNemar's exact test, each for its pair alone.
@@ -172,10 +193,25 @@ class Comparisons:
         ]
 
 
-def compare(
+def compare(blocks: Blocks, *, margin: float = MARGIN, baseline: int | None = None) -> Comparisons:
+    """Compares each setting with every earlier one, or every setting with one of them; see `compare_accuracies`."""
+    accuracies = compare_accuracies(blocks, margin=margin, baseline=baseline)
+    firsts, seconds, settings = accuracies.firsts, accuracies.seconds, blocks.settings
+    # Losses differ on all examples, also where both settings are right.
+    num_examples = np.full(len(firsts), settings[0].correct.shape[1])
+    family = _Family(blocks, firsts, seconds, num_examples, baseline, CONFIDENCE)
+    return Comparisons(
+        **vars(accuracies),
+        log_loss=family.judge("loss", blocks.loss, None)[1],
+        first_accuracy=_first_means(settings, "correct", firsts, seconds),
+        first_log_loss=_first_means(settings, "loss", firsts, seconds),
+    )
+
+
+def compare_accuracies(
     blocks: Blocks, *, margin: float = MARGIN, baseline: int | None = None, level: float = CONFIDENCE
-) -> Comparisons:
-    """Compares each setting with every earlier one, or every setting with one of them.
+) -> Accuracies:
+    """Compares the accuracies of each setting with every earlier one, or of every setting with one of them.
 
     A pair with a setting outside the blocks is estimated on its own common seeds, with the prior and the critical value
     of the blocks.
@@ -183,7 +219,7 @@ def compare(
     Args:
       margin: of accuracy, a fraction; smaller differences don't matter.
       baseline: place of a setting; it is then the second of each pair, and the pairs with it are the family.
-      level: joint confidence of the intervals of each metric.
+      level: joint confidence of the intervals.
 
     Source: Hothorn, Bretz, Westfall, "Simultaneous inference in general parametric models", 2008; Dunnett 1955 for a
       baseline; Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the best", 1984.
@@ -200,20 +236,17 @@ def compare(
     right = _right(blocks, firsts, seconds)
     family = _Family(blocks, firsts, seconds, right.sum(axis=0), baseline, level)
     chance, accuracy = family.judge("correct", blocks.accuracy, margin)
-    # Losses differ on all examples, also where both settings are right.
-    of_losses = replace(family, num_differing=np.full(len(firsts), settings[0].loss.shape[1]))
-    return Comparisons(
+    behind = _behind(len(settings), firsts, seconds, accuracy)
+    return Accuracies(
         labels=labels,
         firsts=firsts,
         seconds=seconds,
         accuracy=accuracy,
-        log_loss=of_losses.judge("loss", blocks.loss, None)[1],
-        first_accuracy=_first_means(settings, "correct", firsts, seconds),
-        first_log_loss=_first_means(settings, "loss", firsts, seconds),
         first_right=right[0],
         second_right=right[1],
         unpaired=[(labels[first], labels[second]) for first, second in unpaired],
-        may_be_best=None if baseline is not None else _may_be_best(blocks, firsts, seconds, accuracy, chance),
+        behind=behind,
+        may_be_best=None if baseline is not None else _may_be_best(blocks, behind, chance),
     )
 
 
@@ -318,18 +351,21 @@ class _Family:
         )
 
 
-def _may_be_best(
-    blocks: Blocks, firsts: _Ints, seconds: _Ints, accuracy: Estimates, chance: Chance | None
-) -> NDArray[np.bool_]:
+def _behind(num_settings: int, firsts: _Ints, seconds: _Ints, accuracy: Estimates) -> NDArray[np.float64]:
+    """See Accuracies; 0 with one seed, or if nothing is known about the uncertainty."""
+    error = np.sqrt(np.nan_to_num(accuracy.seed_variance) + np.nan_to_num(accuracy.example_variance))
+    t = np.where((accuracy.num_seeds > 1) & (error > 0), accuracy.difference / np.where(error > 0, error, 1), 0)
+    behind = np.zeros(num_settings)
+    np.maximum.at(behind, seconds, t)
+    np.maximum.at(behind, firsts, -t)
+    return behind
+
+
+def _may_be_best(blocks: Blocks, behind: NDArray[np.float64], chance: Chance | None) -> NDArray[np.bool_]:
     """Returns which settings stay if each is tested against the best of the others; all with one seed."""
     block, count = blocks.accuracy, len(blocks.settings)
     if block is None or chance is None:
         return np.ones(count, dtype=bool)
-    error = np.sqrt(np.nan_to_num(accuracy.seed_variance) + accuracy.example_variance)
-    t = np.where(accuracy.num_seeds > 1, accuracy.difference / np.where(error > 0, error, 1), 0)
-    behind = np.zeros(count)
-    np.maximum.at(behind, seconds, t)
-    np.maximum.at(behind, firsts, -t)
     limits = np.full(count, chance.best.max())
     limits[block.places] = chance.best
     return behind <= limits

@@ -8,16 +8,18 @@ import click
 import mnist_ray
 from mnist_ray.cli.evaluate import evaluate
 from mnist_ray.cli.export import export
-from mnist_ray.cli.grids import grids, plan, tune
+from mnist_ray.cli.grids import grids
 from mnist_ray.cli.jobs import jobs
 from mnist_ray.cli.lists import evaluations, runs
 from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option, target_cluster
+from mnist_ray.cli.plan import plan
 from mnist_ray.cli.predict import predict
 from mnist_ray.cli.query import query
 from mnist_ray.cli.reports import compare, report
 from mnist_ray.cli.reproduce import reproduce
 from mnist_ray.cli.storage import storage
 from mnist_ray.cli.train import train
+from mnist_ray.cli.tune import tune
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
 from mnist_ray.text.escape import printable_log

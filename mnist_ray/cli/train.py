@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from mnist_ray.cli.code import code_options, with_own_networks
-from mnist_ray.cli.grids import print_plan
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
@@ -28,6 +27,7 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
+from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.worker_range import WorkerRange
 from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import flat

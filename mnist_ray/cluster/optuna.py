@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_ray.cluster.trials import Watcher, WorkerSettings, train_runs
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
-from mnist_ray.cluster.tuner import Trials, run_tuner
+from mnist_ray.cluster.tuner import Trials, tuning_session
 from mnist_ray.config.settings import GridConfig, Range
 from mnist_ray.grids.search import Search
 from mnist_ray.results.grid_folder import GridFolder
@@ -45,15 +45,12 @@ def train_suggestions(
     """
     num_before = len(samples)
     losses = [_objective([view.progress[run.run] for run in job.runs([sample])]) for sample in samples]
-
-    def suggestions(_: int, __: int | None) -> Trials:
-        searcher = _searcher(job.grid, search, samples, losses)
-        num_samples = search.num_samples - num_before
-        return Trials(_train_suggestion, {}, {}, searcher=searcher, num_samples=num_samples)
-
     folder = GridFolder(storage, job.name)
     try:
-        run_tuner(job, storage, suggestions, _Suggestions(view, tracking, job, folder, search, samples))
+        with tuning_session(job, storage, _Suggestions(view, tracking, job, folder, search, samples)) as session:
+            searcher = _searcher(job.grid, search, samples, losses)
+            num_samples = search.num_samples - num_before
+            session.fit(Trials(_train_suggestion, {}, {}, searcher=searcher, num_samples=num_samples))
     finally:
         runs = job.runs(samples)
         tracking.update(run.run for run in runs)

@@ -33,8 +33,9 @@ class Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]
       failure: the permanent error that ends the grid, or None.
     """
 
-    def __init__(self, view: GridProgress, tracking: Tracking) -> None:
-        self.view, self.tracking = view, tracking
+    def __init__(self, view: GridProgress, tracking: Tracking, is_late: Callable[[], bool] = lambda: False) -> None:
+        """Makes a watcher that also ends all trials, after an epoch, once it is late."""
+        self.view, self.tracking, self._is_late = view, tracking, is_late
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Tells whether to end all trials; Tune asks after each report."""
-        return self.failure is not None
+        return self.failure is not None or self._is_late()
 
     def _is_bug(self, trial: Any) -> bool:
         """Tells whether an exception in a trial's code is the failure, which then ends the grid."""

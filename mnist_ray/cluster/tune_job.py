@@ -15,6 +15,7 @@ from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.errors import ConfigError, RunFailedError
 from mnist_ray.grids.asha import Rungs
 from mnist_ray.grids.grid import GridRun, check_count, expand, stacks
+from mnist_ray.grids.growth import Growth, check_comparable
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
 from mnist_ray.models.memory import bytes_of_run
 from mnist_ray.results.lineage import command_line
@@ -48,6 +49,7 @@ class TuneJob:
       max_failures: how often a stack is restarted after its worker dies.
       max_runs: maximum runs in the grid.
       search: how to choose settings, instead of every combination; None for a grid.
+      growth: how the seeds are added one after the other, up to the grid's; None to train all of them.
       log: trackers for the runs.
       placement: where the workers run.
       command_line: the command line that started the grid, for the runs' lineage.
@@ -68,6 +70,7 @@ class TuneJob:
     max_failures: int = 3
     max_runs: int = 1000
     search: Search | None = None
+    growth: Growth | None = None
     log: tuple[str, ...] = ()
     placement: Placement = ANYWHERE
     command_line: str = field(default_factory=command_line)
@@ -79,6 +82,7 @@ class TuneJob:
             raise ConfigError(
                 "search='optuna': trains stacks to their ends; leave out --scheduler and --workers-per-run"
             )
+        assert not self.growth or not (self.asha or self.suggests)
 
     @property
     def suggests(self) -> bool:
@@ -98,9 +102,13 @@ class TuneJob:
           ConfigError: more runs than max_runs, or an invalid setting.
         """
         if samples is None:
-            return expand(self.grid, name=self.name, max_runs=self.max_runs)
-        check_count(len(samples) * len(self.grid.seeds), self.name, self.max_runs)
-        return runs_of_samples(samples, self.grid, name=self.name)
+            runs = expand(self.grid, name=self.name, max_runs=self.max_runs)
+        else:
+            check_count(len(samples) * len(self.grid.seeds), self.name, self.max_runs)
+            runs = runs_of_samples(samples, self.grid, name=self.name)
+        if self.growth:
+            check_comparable(runs)
+        return runs
 
     def trials_at_once(self, available: float, *, use_gpu: bool) -> int:
         """Returns how many trials run at once on the available CPUs or GPUs; 0 if none fits."""

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,8 +26,6 @@ from mnist_ray.errors import ClusterError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.storage.storage import Storage
-from mnist_ray.tracking.grid_progress import GridProgress
-from mnist_ray.tracking.trackers import Tracking
 
 # Tune's own files are not needed: a grid resumes from its runs' folders.
 _TUNE_SETTINGS = {
@@ -57,37 +57,75 @@ class Trials:
     num_samples: int = 1
 
 
-def tune_runs(job: TuneJob, storage: Storage, runs: Sequence[GridRun], view: GridProgress, tracking: Tracking) -> None:
-    """Trains runs of a grid to their ends and reports to the view and the trackers.
+class TuningSession:
+    """A Ray cluster, or a local Ray, that trains the runs of a grid.
 
-    Raises:
-      MnistRayError: see mnist_ray.errors.
+    Attributes:
+      at_once: trials that run at once; 0 if none fits.
     """
 
-    def stacks_of(at_once: int, gpu_memory: int | None) -> Trials:
-        trials = job.trials(runs, at_once, gpu_memory=gpu_memory)
+    def __init__(self, job: TuneJob, storage: Storage, watcher: Watcher, *, use_gpu: bool, bookkeeping: Path) -> None:
+        """Counts the cluster's CPUs or GPUs; see tuning_session."""
+        self._job, self._storage, self._watcher = job, storage, watcher
+        self._use_gpu, self._bookkeeping = use_gpu, bookkeeping
+        self.at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
+
+    @cached_property
+    def _gpu_memory(self) -> int | None:
+        """Bytes of the smallest GPU; None if trials run on CPUs."""
+        return _smallest_gpu_memory() if self._use_gpu else None
+
+    def divide(self, runs: Sequence[GridRun]) -> list[tuple[GridRun, ...]]:
+        """Returns the runs of each trial, see TuneJob.trials."""
+        return self._job.trials(runs, self.at_once, gpu_memory=self._gpu_memory)
+
+    def train(self, runs: Sequence[GridRun]) -> None:
+        """Trains runs of the grid to their ends.
+
+        Raises:
+          MnistRayError: see mnist_ray.errors.
+        """
+        trials = self.divide(runs)
         points = tune.grid_search(list(range(len(trials))))
-        return Trials(train_trial, {"trials": trials}, {"trial": points})
+        self.fit(Trials(train_trial, {"trials": trials}, {"trial": points}))
 
-    run_tuner(job, storage, stacks_of, Watcher(view, tracking))
+    def fit(self, trials: Trials) -> None:
+        """Runs trials to their ends.
+
+        Raises:
+          MnistRayError: see mnist_ray.errors.
+        """
+        job, watcher = self._job, self._watcher
+        rungs = start_rungs(job.asha, watcher.view.progress.values(), self._storage) if job.asha else None
+        settings = WorkerSettings(replace(job, storage_uri=self._storage.uri), self._use_gpu, rungs)
+        # Tune would resume an experiment in the same folder.
+        with tempfile.TemporaryDirectory(dir=self._bookkeeping) as folder:
+            tuner = _tuner(trials, settings, watcher, at_once=self.at_once, bookkeeping=folder)
+            try:
+                with _keys_kept_from_ray():
+                    tuner.fit()
+            except (tune.TuneError, RayError) as error:
+                raise ClusterError(f"grid {job.name!r}: Ray failed: {str(error).strip().splitlines()[-1]}") from error
+            finally:
+                if rungs:
+                    _keep_decisions(rungs, GridFolder(self._storage, job.name), watcher)
+        if watcher.failure:
+            raise watcher.failure
 
 
-def run_tuner(
-    job: TuneJob, storage: Storage, make_trials: Callable[[int, int | None], Trials], watcher: Watcher
-) -> None:
-    """Runs trials on a Ray cluster, or on a local Ray.
+@contextmanager
+def tuning_session(job: TuneJob, storage: Storage, watcher: Watcher) -> Iterator[TuningSession]:
+    """Connects to the job's cluster, or starts a local Ray, and shows the progress until it ends.
 
     Args:
       job: the grid and how to train it.
       storage: the storage with its folder.
-      make_trials: called with the number of trials that run at once and the bytes of the smallest GPU, or None if they
-        run on CPUs.
       watcher: handles the workers' reports.
 
     Raises:
       MnistRayError: see mnist_ray.errors.
     """
-    # The view reports lost workers, and errors that workers report are raised below.
+    # The view reports lost workers, and errors that workers report are raised by TuningSession.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -98,21 +136,7 @@ def run_tuner(
         ray_session(needs, job.placement) as use_gpu,
         tempfile.TemporaryDirectory(prefix="mnist-ray-tune-") as bookkeeping,
     ):
-        at_once = job.trials_at_once(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0), use_gpu=use_gpu)
-        trials = make_trials(at_once, _smallest_gpu_memory() if use_gpu else None)
-        rungs = start_rungs(job.asha, watcher.view.progress.values(), storage) if job.asha else None
-        settings = WorkerSettings(replace(job, storage_uri=storage.uri), use_gpu, rungs)
-        tuner = _tuner(trials, settings, watcher, at_once=at_once, bookkeeping=bookkeeping)
-        try:
-            with _keys_kept_from_ray():
-                tuner.fit()
-        except (tune.TuneError, RayError) as error:
-            raise ClusterError(f"grid {job.name!r}: Ray failed: {str(error).strip().splitlines()[-1]}") from error
-        finally:
-            if rungs:
-                _keep_decisions(rungs, GridFolder(storage, job.name), watcher)
-    if watcher.failure:
-        raise watcher.failure
+        yield TuningSession(job, storage, watcher, use_gpu=use_gpu, bookkeeping=Path(bookkeeping))
 
 
 def _tuner(trials: Trials, settings: WorkerSettings, watcher: Watcher, *, at_once: int, bookkeeping: str) -> tune.Tuner:

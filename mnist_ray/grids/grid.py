@@ -81,7 +81,12 @@ def grid_settings(name_or_path: str) -> dict[str, Any]:
 
 
 def read_grid(
-    settings: Mapping[str, Any], *, seeds: str | None, overrides: Mapping[str, Any], source: str
+    settings: Mapping[str, Any],
+    *,
+    seeds: str | None,
+    overrides: Mapping[str, Any],
+    source: str,
+    default_seeds: tuple[int, ...] = (0,),
 ) -> GridConfig:
     """Reads a grid: a list is an axis, {uniform: [a, b]} a range, any other value a setting of every run.
 
@@ -89,6 +94,7 @@ def read_grid(
       settings: setting -> value, as in a YAML file; seed is a number or a list, seeds a count or a list.
       seeds: "5" for the seeds 0 to 4, "3,7" for these two, None to take the settings' seeds.
       overrides: settings that replace others.
+      default_seeds: if none are given.
 
     Raises:
       ConfigError: an unknown setting, or an invalid level, range or value.
@@ -110,7 +116,7 @@ def read_grid(
             axes[name] = tuple(_level(name, level, source) for level in value)
         else:
             fixed[name] = _level(name, value, source)
-    chosen = _seeds(seeds, source) if seeds is not None else _given_seeds(overrides, settings, source)
+    chosen = _seeds(seeds, source) if seeds is not None else _given_seeds(overrides, settings, source) or default_seeds
     document = {"axes": axes, "ranges": ranges, "fixed": fixed, "seeds": chosen}
     return make_config(GridConfig, document, source)
 
@@ -178,7 +184,7 @@ def _seeds(text: str, source: str) -> tuple[int, ...]:
     return tuple(range(numbers[0]))
 
 
-def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> tuple[Any, ...]:
+def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> tuple[Any, ...] | None:
     for given in (overrides, settings):
         values = [given[name] for name in _SEED_SETTINGS if name in given]
         if len(values) > 1:
@@ -188,7 +194,7 @@ def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], sour
             return _seeds(str(values[0]), source)
         if values:
             return tuple(values[0]) if isinstance(values[0], list | tuple) else (values[0],)
-    return (0,)
+    return None
 
 
 def written_grid(grid: GridConfig) -> dict[str, Any]:

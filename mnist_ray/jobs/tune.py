@@ -1,5 +1,7 @@
 """Trains a grid or a search: Ray Tune schedules the missing runs; if none is missing, Ray isn't started."""
 
+import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +16,11 @@ from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
+from mnist_ray.grids.growth import Growth
 from mnist_ray.grids.search import random_samples
+from mnist_ray.jobs.tune_growing import GrowingGrid
 from mnist_ray.models.network_check import check_networks
+from mnist_ray.report.growth_text import Grown
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
@@ -35,11 +40,13 @@ class TuneOutcome:
       uri: URI of the grid's folder.
       num_trained: runs that this command trained.
       rows: the rows of runs.parquet.
+      grown: what came of a growing grid; None for others.
     """
 
     uri: str
     num_trained: int
     rows: list[dict[str, Any]]
+    grown: Grown | None = None
 
 
 def tune(job: TuneJob) -> TuneOutcome:
@@ -50,6 +57,7 @@ def tune(job: TuneJob) -> TuneOutcome:
     Raises:
       MnistRayError: see mnist_ray.errors; finished runs are kept.
     """
+    started = time.monotonic()
     storage = open_storage(job.storage_uri)
     check_trackers(job.log, storage)
     storage.check()
@@ -60,6 +68,8 @@ def tune(job: TuneJob) -> TuneOutcome:
     runs = job.runs(samples)
     # Optuna's first suggestion isn't known yet; any settings have the same data.
     _check_data(job, runs or (job.runs(random_samples(job.grid, job.search)[:1]) if job.search else ()))
+    if job.growth:
+        return _grow(job, job.growth, storage, runs, started)
     folder.claim(job.grid, runs, search=job.search, samples=samples)
     view = GridProgress(runs, read_all_progress(storage, runs))
     _mend(storage, view)
@@ -70,6 +80,17 @@ def tune(job: TuneJob) -> TuneOutcome:
 
             num_trained += train_suggestions(job, job.search, storage, samples, view, tracking)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
+
+
+def _grow(job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun], started: float) -> TuneOutcome:
+    """Trains a growing grid; see tune."""
+    deadline = math.inf if growth.budget_s is None else started + growth.budget_s
+    grid, folder = GrowingGrid(job, growth, storage, runs, deadline), GridFolder(storage, job.name)
+    view = GridProgress(grid.listed, read_all_progress(storage, grid.listed))
+    _mend(storage, view)
+    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
+        grown, num_trained = grid.grow(view, tracking)
+    return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs(), grown)
 
 
 def _check_optuna(job: TuneJob) -> None:
@@ -131,9 +152,11 @@ def _train_missing(
     missing = [run for run in runs if view.progress[run.run].status == "unfinished"]
     try:
         if missing:
-            from mnist_ray.cluster.tuner import tune_runs
+            from mnist_ray.cluster.trials import Watcher
+            from mnist_ray.cluster.tuner import tuning_session
 
-            tune_runs(job, storage, missing, view, tracking)
+            with tuning_session(job, storage, Watcher(view, tracking)) as session:
+                session.train(missing)
     finally:
         # Include runs finished earlier: that command may not have used a tracker.
         tracking.update(run.run for run in runs)

@@ -56,9 +56,8 @@ class EvaluatedSettings:
         for (label, runs), of_setting in zip(self.groups.items(), self.scores, strict=True):
             used = [place for place, row in enumerate(runs.values()) if is_used(row)]
             if used:
-                seeds = tuple(of_setting.seeds[place] for place in used)
-                groups[label] = {seed: runs[seed] for seed in seeds}
-                scores.append(Scores(label, seeds, of_setting.correct[used], of_setting.loss[used]))
+                scores.append(of_setting.take(used))
+                groups[label] = {seed: runs[seed] for seed in scores[-1].seeds}
         return EvaluatedSettings(rows, groups, scores)
 
 

@@ -1,4 +1,4 @@
-"""Validates config.json, checkpoint.json and grid.json: a matching checksum proves nothing about the values."""
+"""Validates the JSON documents of a storage: a matching checksum proves nothing about the values."""
 
 from base64 import b64decode
 from typing import Annotated, Any, Literal, Self
@@ -62,6 +62,24 @@ class GridDocument(_Strict):
     search: dict[str, Any] | None
     samples: list[dict[str, Any]]
     runs: list[str]
+
+
+class _Look(_Strict):
+    """See looks.Look; `settled` has a bit for each pair, the second place varying fastest, in base64."""
+
+    num_seeds: int = Field(ge=2)
+    compared: list[str]
+    can_be_best: list[str]
+    settled: str
+
+
+class LooksDocument(_Strict):
+    """Content of looks.json."""
+
+    margin: float
+    seeds: list[int]
+    settings: list[str]
+    looks: list[_Look]
 
 
 class _Lineage(_Strict):
@@ -134,7 +152,7 @@ class CheckpointDocument(RunDocument):
         return self
 
 
-def broken_rule(kind: type[RunDocument] | type[GridDocument], document: object) -> str | None:
+def broken_rule(kind: type[RunDocument | GridDocument | LooksDocument], document: object) -> str | None:
     """Returns the first rule that a document breaks, in a few words; None if it breaks none."""
     try:
         kind.model_validate(document)

@@ -3,6 +3,7 @@
 <storage>/grids/<grid>/grid.json      the settings, and the names of all runs
                        runs.parquet   one row per run, replaced as a whole
                        asha.json      the decisions of --scheduler asha, in the order in which the runs arrived
+                       looks.json     the decisions of --until-settled and --budget
 """
 
 import json
@@ -16,7 +17,7 @@ from mnist_ray.grids.asha import Decision
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.search import Search
 from mnist_ray.results import parquet
-from mnist_ray.results.checkpoint_document import GridDocument, broken_rule
+from mnist_ray.results.checkpoint_document import GridDocument, LooksDocument, broken_rule
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import config_columns
 from mnist_ray.results.paths import grid_path, run_path
@@ -42,14 +43,17 @@ class GridFolder:
         Raises:
           CheckpointError: damaged.
         """
+        return self._document("grid.json", GridDocument)
+
+    def _document(self, name: str, kind: type[GridDocument | LooksDocument]) -> dict[str, Any] | None:
         try:
-            document: dict[str, Any] = json.loads(self.storage.read_bytes(self.path("grid.json")))
+            document: dict[str, Any] = json.loads(self.storage.read_bytes(self.path(name)))
         except MissingError:
             return None
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"grid {self.name!r}: grid.json is damaged ({error})") from None
-        if (rule := broken_rule(GridDocument, document)) is not None:
-            raise CheckpointError(f"grid {self.name!r}: grid.json was not written by mnist-ray ({rule})")
+            raise CheckpointError(f"grid {self.name!r}: {name} is damaged ({error})") from None
+        if (rule := broken_rule(kind, document)) is not None:
+            raise CheckpointError(f"grid {self.name!r}: {name} was not written by mnist-ray ({rule})")
         return document
 
     def settings(self) -> GridConfig:
@@ -118,6 +122,10 @@ class GridFolder:
         if document != existing:
             self._write_json("grid.json", document)
 
+    def keep_runs(self, runs: Sequence[GridRun]) -> None:
+        """Reduces the grid to some of its runs, which are done; those that a budget has cut off go."""
+        self._write_json("grid.json", {**self._needed_document(), "runs": [run.run for run in runs]})
+
     def _code_change(self, missing: Sequence[str], runs: Sequence[GridRun]) -> str | None:
         """Returns in words that old runs are not among the new ones because their code has changed; None if not so."""
         wanted = {run.config.model_copy(update={"code_sha256": None}): run.config for run in runs}
@@ -177,6 +185,18 @@ class GridFolder:
         exists = self.storage.exists(self.path("asha.json"))
         before = json.loads(self.storage.read_bytes(self.path("asha.json"))) if exists else []
         self._write_json("asha.json", [*before, *map(asdict, decisions)])
+
+    def looks(self) -> dict[str, Any] | None:
+        """Returns looks.json, None if no look has been taken.
+
+        Raises:
+          CheckpointError: damaged.
+        """
+        return self._document("looks.json", LooksDocument)
+
+    def write_looks(self, document: Mapping[str, Any]) -> None:
+        """Writes looks.json."""
+        self._write_json("looks.json", document)
 
     def _write_json(self, name: str, document: Any) -> None:
         # Not sorted, to keep the user's order of the axes.

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.text.durations import duration
 from mnist_ray.text.escape import printable
 
 _LINE_INTERVAL_S = 10.0
@@ -60,10 +61,12 @@ class GridProgress:
         if kind is None or self._touched:
             self.say(self.line())
 
-    def add(self, runs: Iterable[GridRun]) -> None:
-        """Adds runs of a search, which weren't known at the start."""
+    def add(self, runs: Iterable[GridRun], before: Mapping[str, RunProgress] | None = None) -> None:
+        """Adds runs that weren't known at the start, with their progress before this command."""
         for run in runs:
             self._epochs[run.run] = run.config.epochs
+        self.progress |= before or {}
+        self._before |= before or {}
 
     def update(self, rows: Iterable[RunProgress]) -> None:
         """Records the progress of some runs and shows it."""
@@ -136,10 +139,3 @@ class GridProgress:
             duration(left) if left is not None else "-",
         )
         return table
-
-
-def duration(seconds: float) -> str:
-    """Returns a time span as 0:42 or 1:05:09."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,7 +6,15 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import Blocks, Comparison, Comparisons, Scores, compare, make_blocks
+from mnist_ray.analysis.comparisons import (
+    Blocks,
+    Comparison,
+    Comparisons,
+    Scores,
+    compare,
+    compare_accuracies,
+    make_blocks,
+)
 from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, UNRESOLVED, WORSE, Estimate
 from tests.support import moderated_max_t as reference
 from tests.support.simulated_scores import real_seeds, scores_of, simulated
@@ -309,7 +317,7 @@ def assert_alike(found: Estimate, expected: Estimate) -> None:
 
 def test_a_lower_level_gives_narrower_intervals() -> None:
     blocks: Blocks = make_blocks(scores_of(answers([0.0] * 4)))
-    criticals = [compare(blocks, level=level).accuracy.critical for level in (0.8, 0.95, 0.99)]
+    criticals = [compare_accuracies(blocks, level=level).accuracy.critical for level in (0.8, 0.95, 0.99)]
     assert all(lower < higher for lower, higher in pairwise(criticals))
     assert compare(blocks).accuracy.critical == criticals[1]
     without = compare(replace(blocks, loss=None)).log_loss

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.cli.grids import with_absolute_datasets
+from mnist_ray.cli.tune import with_absolute_datasets
 from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, TrainConfig, make_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import (

@@ -5,7 +5,8 @@ from rich.console import Console
 
 from mnist_ray.grids.grid import expand, read_grid
 from mnist_ray.results.run_progress import RunProgress
-from mnist_ray.tracking.grid_progress import GridProgress, duration
+from mnist_ray.text.durations import duration
+from mnist_ray.tracking.grid_progress import GridProgress
 
 
 def progress(run: str, epochs: int, status: str = "unfinished", accuracy: float = 0.9) -> RunProgress:

@@ -1,0 +1,115 @@
+"""The options of tune for a grid that grows by seeds."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from mnist_ray.cli.options import FiniteRange
+from mnist_ray.errors import ConfigError
+from mnist_ray.grids.growth import LOOKS, Growth, looks_for, read_budget, read_looks
+
+_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class GrowthOptions:
+    """Values of the options that growth_options adds.
+
+    Attributes:
+      looks: None if not given.
+      budget_s: seconds; None without a limit.
+    """
+
+    until_settled: bool
+    looks: tuple[int, ...] | None
+    margin: float
+    budget_s: float | None
+
+    @property
+    def default_seeds(self) -> tuple[int, ...]:
+        """The seeds of a grid for which none are given."""
+        if not self.until_settled and self.budget_s is None:
+            return (0,)
+        return tuple(range((self.looks or LOOKS)[-1]))
+
+    def growth(self, seeds: Sequence[int], *, scheduler: str, search: str | None) -> Growth | None:
+        """Returns how a grid with these seeds grows; None if all seeds are trained at once.
+
+        Raises:
+          ConfigError: too few seeds, or the grid can't grow seed by seed.
+        """
+        if not self.until_settled and self.budget_s is None:
+            return None
+        option = "--until-settled" if self.until_settled else "--budget"
+        if scheduler == "asha":
+            raise ConfigError(
+                f"{option}: compares runs that were trained to their ends, and --scheduler asha stops runs early; "
+                "leave one of the two out"
+            )
+        if search == "optuna":
+            raise ConfigError(
+                f"{option}: needs all settings from the start, and --search optuna chooses them one after the other by "
+                "results; leave one of the two out, or use --search random"
+            )
+        looks = looks_for(self.looks, seeds) if self.until_settled else looks_for((len(seeds),), seeds)
+        return Growth(looks, self.margin / 100, self.until_settled, self.budget_s)
+
+
+def growth_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options for a grid that grows; the command gets them as one argument, growing."""
+
+    @functools.wraps(command)
+    def with_growth(
+        *arguments: Any,
+        until_settled: bool,
+        looks: str | None,
+        margin: float | None,
+        budget: str | None,
+        **named: Any,
+    ) -> None:
+        if looks is not None and not until_settled:
+            raise click.UsageError("--looks goes with --until-settled")
+        if margin is not None and not until_settled and budget is None:
+            raise click.UsageError("--margin goes with --until-settled or --budget")
+        options = GrowthOptions(
+            until_settled,
+            None if looks is None else read_looks(looks),
+            _MARGIN if margin is None else margin,
+            None if budget is None else read_budget(budget),
+        )
+        command(*arguments, growing=options, **named)
+
+    decorated: Callable[..., None] = with_growth
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+_OPTIONS = (
+    click.option(
+        "--until-settled",
+        is_flag=True,
+        help="Train the seeds in looks, and compare the settings on the validation examples after each: settings that "
+        "can't be the best, or whose pairs are settled, get no more seeds.",
+    ),
+    click.option(
+        "--looks",
+        metavar="LIST",
+        help=f"Seeds after which --until-settled compares.  [default: {','.join(map(str, LOOKS))}, or up to --seeds]",
+    ),
+    click.option(
+        "--margin",
+        type=FiniteRange(min=0, max=100, min_open=True),
+        metavar="POINTS",
+        help=f"Differences of accuracy up to this many points don't matter.  [default: {_MARGIN}]",
+    ),
+    click.option(
+        "--budget",
+        metavar="TIME",
+        help="End after this time, such as 20m or 1h30m, with as many seeds of all settings as fit; if not even one "
+        "more fits, only the most promising settings get it.",
+    ),
+)

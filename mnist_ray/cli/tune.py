@@ -1,0 +1,249 @@
+"""The command tune."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from mnist_ray.cli.code import code_options, with_own_networks
+from mnist_ray.cli.grids import shown_settings
+from mnist_ray.cli.growth import GrowthOptions, growth_options
+from mnist_ray.cli.options import (
+    DATASET_HELP,
+    IN_JOB_YAML,
+    ClusterOptions,
+    FiniteRange,
+    absolute_dataset,
+    as_json_option,
+    cluster_options,
+    config_options,
+    data_dir_option,
+    data_folder,
+    log_option,
+    parse_settings,
+    print_trackers,
+    say_next,
+    storage_option,
+    submit_job,
+    target_cluster,
+)
+from mnist_ray.cli.plan import print_plan
+from mnist_ray.config.settings import GridConfig
+from mnist_ray.config.variants import VARIANTS
+from mnist_ray.config.yaml_files import yaml_text
+from mnist_ray.errors import ConfigError
+from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
+from mnist_ray.grids.growth import check_comparable
+from mnist_ray.grids.search import Search
+from mnist_ray.text.escape import printable
+
+
+@click.command()
+@click.option(
+    "--grid",
+    "grid_name",
+    required=True,
+    metavar="NAME|FILE",
+    help=f"{', '.join(GRIDS)}, or a YAML file with settings as for train; a list of values is an axis.",
+)
+@click.option("--seeds", metavar="N|LIST", help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1]")
+@click.option("--name", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
+@storage_option
+@data_dir_option
+@click.option(
+    "--num-workers", type=click.IntRange(min=1), help="Stacks that train at once.  [default: one per CPU or GPU]"
+)
+@click.option(
+    "--stack-size", type=click.IntRange(min=1), help="Maximum runs in a stack.  [default: 8 on a CPU, 160 on a GPU]"
+)
+@click.option(
+    "--gpus-per-stack",
+    type=FiniteRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    help="Share of a GPU that a stack takes, where there are GPUs.",
+)
+@click.option(
+    "--workers-per-run",
+    type=click.IntRange(min=1),
+    help="Train each run by itself instead of in stacks, each batch split among so many workers; same results.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["none", "asha"]),
+    default="none",
+    show_default=True,
+    help="asha ends runs that aren't among the best by validation loss after 1, 3, 9, ... epochs.",
+)
+@click.option(
+    "--asha-epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs before the first decision."
+)
+@click.option(
+    "--asha-factor", type=click.IntRange(min=2), default=3, show_default=True, help="One run in this many continues."
+)
+@click.option(
+    "--search",
+    "search_kind",
+    type=click.Choice(["random", "optuna"]),
+    help="Train --num-samples settings, chosen from the axes and from ranges such as dropout: {uniform: [0, 0.5]}, "
+    "weight_decay: {loguniform: [1e-6, 1e-3]}, instead of every combination.",
+)
+@click.option("--num-samples", type=click.IntRange(min=1), help="Settings that --search chooses, each with every seed.")
+@click.option("--search-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --search.")
+@growth_options
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Restarts of a stack whose workers die.",
+)
+@click.option(
+    "--max-runs", type=click.IntRange(min=1), default=1000, show_default=True, help="Refuse a grid with more runs."
+)
+@click.option("--variant", metavar="NAME", help=f"Preset of all runs: {', '.join(VARIANTS)}.  [default: the grid's]")
+@click.option("--dataset", metavar="NAME", help=f"{DATASET_HELP}  [default: the grid's, or mnist]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
+)
+@log_option
+@config_options(without=("variant", "dataset", "seed", "code_sha256"))
+@code_options
+@cluster_options
+@as_json_option
+@click.pass_context
+def tune(
+    context: click.Context,
+    /,
+    grid_name: str,
+    seeds: str | None,
+    name: str | None,
+    storage: str,
+    data_dir: str | None,
+    num_workers: int | None,
+    stack_size: int | None,
+    gpus_per_stack: float,
+    workers_per_run: int | None,
+    scheduler: str,
+    asha_epochs: int,
+    asha_factor: int,
+    search_kind: Literal["random", "optuna"] | None,
+    num_samples: int | None,
+    search_seed: int,
+    growing: GrowthOptions,
+    max_failures: int,
+    max_runs: int,
+    overrides: Sequence[str],
+    log: tuple[str, ...],
+    cluster: ClusterOptions,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Trains a grid: every combination of its axes with every seed; finished runs are kept.
+
+    The same command resumes with the missing runs. More levels or seeds extend a grid of the same name.
+    """
+    grid = read_grid(
+        with_own_networks(with_absolute_datasets(grid_settings(grid_name))),
+        seeds=seeds,
+        overrides=with_own_networks(with_absolute_datasets(parse_settings(overrides, settings))),
+        source=f"grid {grid_name!r}",
+        default_seeds=growing.default_seeds,
+    )
+    growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind)
+    grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
+    if math.isnan(gpus_per_stack):
+        raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
+    search = _search(search_kind, num_samples, search_seed, grid, grid_name)
+    if search is None:
+        runs = expand(grid, name=grid_folder_name, max_runs=max_runs)
+        if growth:
+            check_comparable(runs)
+    target = target_cluster(cluster.address)
+    if target and not context.obj.get("plan"):
+        replace = {**IN_JOB_YAML, "grid_name": "./job.yaml", "seeds": None, "name": grid_folder_name}
+        submit_job(
+            target, context, replace, name=grid_folder_name, num_workers=workers_per_run or 1,
+            config_yaml=yaml_text(written_grid(grid)),
+        )  # fmt: skip
+        return
+    from mnist_ray.cluster.tune_job import TuneJob
+    from mnist_ray.grids.asha import Rungs
+    from mnist_ray.jobs.tune import tune as tune_grid
+
+    job = TuneJob(
+        grid,
+        grid_folder_name,
+        storage,
+        data_folder(data_dir),
+        num_workers=num_workers,
+        stack_size=stack_size,
+        gpus_per_stack=gpus_per_stack,
+        workers_per_run=workers_per_run or 0,
+        asha=Rungs(asha_epochs, asha_factor) if scheduler == "asha" else None,
+        max_failures=max_failures,
+        max_runs=max_runs,
+        search=search,
+        growth=growth,
+        log=log,
+        placement=cluster.placement,
+    )
+    if context.obj.get("plan"):
+        from mnist_ray.jobs.estimate import plan_grid
+
+        print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
+        return
+    _print_outcome(job, tune_grid(job), data_dir=data_dir, as_json=as_json)
+
+
+def _search(
+    kind: Literal["random", "optuna"] | None, num_samples: int | None, seed: int, grid: GridConfig, grid_name: str
+) -> Search | None:
+    if (kind is None) != (num_samples is None):
+        raise click.UsageError("--search and --num-samples go together")
+    if kind is None or num_samples is None:
+        return None
+    if not (grid.axes or grid.ranges):
+        raise ConfigError(f"search={kind!r}: grid {grid_name!r} has no axis and no range to choose from")
+    return Search(kind, num_samples, seed)
+
+
+def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a grid's settings with absolute paths for the user's own data sets; see absolute_dataset."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [absolute(level) for level in value]
+        return absolute_dataset(value) if isinstance(value, str) else value
+
+    return {name: absolute(value) if name == "dataset" else value for name, value in settings.items()}
+
+
+def default_grid_name(grid_name: str, grid: GridConfig) -> str:
+    """Returns the default name of a grid, such as regularization-digits."""
+    dataset = str(grid.fixed.get("dataset", "mnist"))
+    text = f"{Path(grid_name).stem}-{dataset}"
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)[:32]
+
+
+def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: bool) -> None:
+    from mnist_ray.analysis.leaderboard import leaderboard, print_leaderboard
+    from mnist_ray.report.growth_text import answer
+
+    columns = shown_settings(job.grid)
+    board = leaderboard(outcome.rows, columns)
+    said = [] if job.growth is None else answer(outcome.grown, job.growth)
+    if as_json:
+        facts = {"grid": job.name, "uri": outcome.uri, "trained": outcome.num_trained, "leaderboard": board}
+        click.echo(json.dumps(facts if job.growth is None else {**facts, "answer": said}))
+        return
+    print_leaderboard(board, columns)
+    for sentence in said:
+        click.echo(printable(sentence))
+    done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"
+    click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
+    say_next("evaluate", "--grid", job.name, "--storage", job.storage_uri, data_dir=data_dir)
+    print_trackers(job.log, job.storage_uri)

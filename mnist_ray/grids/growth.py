@@ -1,0 +1,91 @@
+"""How a grid grows by seeds, and how long it may take."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mnist_ray.config.settings import DATA_SETTINGS
+from mnist_ray.errors import ConfigError
+from mnist_ray.grids.grid import GridRun
+
+LOOKS = (3, 5, 8, 12)
+# One seed says nothing about others.
+LEAST_SEEDS = 2
+_BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """When the settings of a growing grid are compared, and what ends its growth.
+
+    Attributes:
+      looks: numbers of seeds after which the settings are compared, ascending, from 2.
+      margin: of accuracy, a fraction; smaller differences don't matter.
+      settles: whether settings get no more seeds once they are settled.
+      budget_s: seconds for the whole command; None without a limit.
+    """
+
+    looks: tuple[int, ...]
+    margin: float
+    settles: bool
+    budget_s: float | None = None
+
+
+def read_looks(text: str) -> tuple[int, ...]:
+    """Reads numbers of seeds such as 3,5,8,12.
+
+    Raises:
+      ConfigError: they are not ascending whole numbers from 2.
+    """
+    try:
+        looks = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--looks {text!r}: give numbers of seeds, such as 3,5,8,12") from None
+    if looks[0] < LEAST_SEEDS:
+        raise ConfigError(f"--looks {text!r}: a look needs {LEAST_SEEDS} seeds or more; one says nothing about others")
+    if any(one >= other for one, other in pairwise(looks)):
+        raise ConfigError(f"--looks {text!r}: each look needs more seeds than the one before")
+    return looks
+
+
+def read_budget(text: str) -> float:
+    """Reads a time such as 20m, 1h30m or 90s and returns seconds.
+
+    Raises:
+      ConfigError: it is no such time, or 0.
+    """
+    parts = _BUDGET.fullmatch(text)
+    if not text or parts is None:
+        raise ConfigError(f"--budget {text!r}: give a time with its units, such as 20m, 1h30m or 90s")
+    seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
+    if not seconds:
+        raise ConfigError(f"--budget {text!r}: give more than no time, such as 20m")
+    return seconds
+
+
+def looks_for(looks: Sequence[int] | None, seeds: Sequence[int]) -> tuple[int, ...]:
+    """Returns the looks at a grid with these seeds: those given, or the usual ones with one at all seeds.
+
+    Raises:
+      ConfigError: fewer seeds than the looks need.
+    """
+    needed = LEAST_SEEDS if looks is None else looks[-1]
+    if len(seeds) < needed:
+        what = "comparing settings needs" if looks is None else f"--looks {','.join(map(str, looks))}: needs"
+        raise ConfigError(f"seeds={list(seeds)}: {what} {needed} seeds; give --seeds {needed} or more")
+    return (*(count for count in LOOKS if count < len(seeds)), len(seeds)) if looks is None else tuple(looks)
+
+
+def check_comparable(runs: Sequence[GridRun]) -> None:
+    """Checks that all runs have the same validation examples.
+
+    Raises:
+      ConfigError: a setting of the data varies.
+    """
+    for name in DATA_SETTINGS:
+        if len({getattr(run.config, name) for run in runs}) > 1:
+            raise ConfigError(
+                f"{name}: varies in the grid, so its runs have different validation examples, by which --until-settled "
+                "and --budget compare them; leave these out, or give one value"
+            )

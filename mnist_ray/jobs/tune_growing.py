@@ -1,0 +1,166 @@
+"""Trains a grid seed by seed, until it is settled or its budget is used."""
+
+from collections.abc import Mapping, Sequence, Set
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from mnist_ray.analysis.comparisons import Accuracies
+from mnist_ray.analysis.looks import Look, before_looks, look_at
+from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
+from mnist_ray.errors import RunFailedError
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.grids.growth import Growth
+from mnist_ray.jobs.grow import grow
+from mnist_ray.jobs.growing_runs import GrowingRuns
+from mnist_ray.jobs.looks_document import Basis, document_of, looks_in
+from mnist_ray.report.growth_text import Grown, look_line
+from mnist_ray.report.setting_names import group_settings
+from mnist_ray.results.columns import config_columns, with_own_settings
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.storage.storage import Storage
+from mnist_ray.tracking.grid_progress import GridProgress
+from mnist_ray.tracking.trackers import Tracking
+
+if TYPE_CHECKING:
+    from mnist_ray.cluster.tuner import TuningSession
+
+
+def setting_names(runs: Sequence[GridRun], num_seeds: int) -> list[str]:
+    """Returns the names of a grid's settings.
+
+    Args:
+      runs: every setting with every seed, the seeds varying fastest.
+    """
+    firsts = runs[::num_seeds]
+    columns = config_columns([run.config for run in firsts]) | {"run": [run.run for run in firsts]}
+    rows = with_own_settings([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    name_of = {row["run"]: name for name, group in group_settings(rows).items() for row in group.values()}
+    return [name_of[run.run] for run in firsts]
+
+
+class GrowingGrid:
+    """A grid that grows by seeds, and its folder.
+
+    The folder lists the runs of a round before they start, so that an interrupted command goes on with them, and at the
+    end only those that count.
+    """
+
+    def __init__(
+        self, job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun], deadline: float
+    ) -> None:
+        """Claims the grid's name.
+
+        Args:
+          runs: every setting with every seed, the seeds varying fastest.
+          deadline: end of the budget, by time.monotonic.
+
+        Raises:
+          ConflictError: see GridFolder.claim.
+        """
+        self._job, self._growth, self._storage, self._runs, self._deadline = job, growth, storage, runs, deadline
+        self._folder = GridFolder(storage, job.name)
+        document = self._folder.document()
+        self._listed_before = frozenset(document["runs"] if document else ())
+        self._listed: Set[str] = self._listed_before
+        self._claim()
+        seeds = list(job.grid.seeds)
+        self._basis = Basis(growth.margin, seeds, setting_names(runs, len(seeds)))
+        self._looks = looks_in(self._folder.looks(), self._basis)
+
+    @property
+    def listed(self) -> list[GridRun]:
+        """The runs that the folder lists, in the grid's order."""
+        return [run for run in self._runs if run.run in self._listed]
+
+    def _claim(self) -> None:
+        self._folder.claim(self._job.grid, self.listed, search=self._job.search, samples=self._job.samples())
+
+    def grow(self, view: GridProgress, tracking: Tracking) -> tuple[Grown, int]:
+        """Trains the grid until it is settled, the last look is taken or the budget is used.
+
+        Args:
+          view: of the runs that are listed; gets the progress and a line for each look.
+          tracking: gets the runs.
+
+        Returns:
+          What came of it, and the number of runs that were trained.
+
+        Raises:
+          CheckpointError: a run's validation answers are missing.
+          RunFailedError: the time was not enough for a single run.
+          MnistRayError: see mnist_ray.errors; finished runs are kept.
+        """
+        progress = read_all_progress(self._storage, self._runs)
+        num_missing = _num_unfinished(progress)
+        with ExitStack() as stack:
+
+            def start_session() -> "TuningSession":
+                from mnist_ray.cluster.trials import Watcher
+                from mnist_ray.cluster.tuner import tuning_session
+
+                watcher = Watcher(view, tracking, is_late=lambda: runs.seconds_left() <= 0)
+                return stack.enter_context(tuning_session(self._job, self._storage, watcher))
+
+            def announce(some: Sequence[GridRun]) -> None:
+                self._listed |= {run.run for run in some}
+                self._claim()
+                view.add(some, {run.run: runs.progress[run.run] for run in some})
+
+            runs = GrowingRuns(
+                self._job, self._storage, self._runs, progress, start_session, announce, deadline=self._deadline
+            )
+            try:
+                grown = self._rounds(runs, view)
+                self._keep(runs)
+            finally:
+                tracking.update(self._listed)
+                self._folder.write_runs(self.listed, runs.progress)
+        return grown, num_missing - _num_unfinished(runs.progress)
+
+    def _rounds(self, runs: GrowingRuns, view: GridProgress) -> Grown:
+        newest: tuple[Look, Accuracies | None] | None = None
+        for newest in grow(runs, self._growth, self._looks.copy()):
+            self._looks.append(newest[0])
+            self._folder.write_looks(document_of(self._looks, self._basis))
+            view.say(self._line(newest[0], runs))
+        if self._looks and newest is None:
+            # Earlier commands took all looks.
+            first, last = [before_looks(runs.num_settings), *self._looks][-2:]
+            scores = {place: runs.scores(place, last.num_seeds) for place in last.compared}
+            newest = look_at(first, scores, last.num_seeds, margin=self._growth.margin)
+        last_look, pairs = newest or (None, None)
+        most = max(runs.kept.values(), default=0)
+        left_out = {
+            self._basis.settings[place]: runs.kept.get(place, 0)
+            for place in (last_look.open if last_look else range(runs.num_settings))
+            if runs.kept.get(place, 0) < most
+        }
+        per_seed = runs.seconds_per_seed(last_look.open) if last_look else None
+        return Grown(self._basis.settings, last_look, pairs, left_out, per_seed)
+
+    def _line(self, look: Look, runs: GrowingRuns) -> str:
+        num_runs = sum(runs.kept.values())
+        last = self._growth.looks[-1]
+        places = look.open if self._growth.settles else range(runs.num_settings)
+        return look_line(
+            look,
+            num_runs=num_runs,
+            most_runs=num_runs + sum(last - runs.kept.get(place, 0) for place in places),
+            most_seconds=runs.seconds(runs.missing(list(places), last)),
+        )
+
+    def _keep(self, runs: GrowingRuns) -> None:
+        """Reduces the folder to the runs that count: those of the rounds, and those that earlier commands finished."""
+        kept = {runs.run_of((place, seed)).run for place, num_seeds in runs.kept.items() for seed in range(num_seeds)}
+        kept |= {run for run in self._listed_before if runs.progress[run].status != "unfinished"}
+        if not kept:
+            raise RunFailedError(
+                f"grid {self._job.name!r}: the budget was not enough for a single run; the same command goes on"
+            )
+        self._listed = kept
+        self._folder.keep_runs(self.listed)
+
+
+def _num_unfinished(progress: Mapping[str, RunProgress]) -> int:
+    return sum(row.status == "unfinished" for row in progress.values())
