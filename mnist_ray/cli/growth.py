@@ -1,6 +1,8 @@
 """The options of tune for a grid that grows by seeds."""
 
 import functools
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +22,22 @@ class GrowthOptions:
 
     Attributes:
       looks: None if not given.
-      budget_s: seconds; None without a limit.
+      deadline: see Growth.
     """
 
     until_settled: bool
     looks: tuple[int, ...] | None
     margin: float
-    budget_s: float | None
+    deadline: float
+
+    @property
+    def _grows(self) -> bool:
+        return self.until_settled or math.isfinite(self.deadline)
 
     @property
     def default_seeds(self) -> tuple[int, ...]:
         """The seeds of a grid for which none are given."""
-        if not self.until_settled and self.budget_s is None:
+        if not self._grows:
             return (0,)
         return tuple(range((self.looks or LOOKS)[-1]))
 
@@ -41,7 +47,7 @@ class GrowthOptions:
         Raises:
           ConfigError: too few seeds, or the grid can't grow seed by seed.
         """
-        if not self.until_settled and self.budget_s is None:
+        if not self._grows:
             return None
         option = "--until-settled" if self.until_settled else "--budget"
         if scheduler == "asha":
@@ -54,8 +60,8 @@ class GrowthOptions:
                 f"{option}: needs all settings from the start, and --search optuna chooses them one after the other by "
                 "results; leave one of the two out, or use --search random"
             )
-        looks = looks_for(self.looks, seeds) if self.until_settled else looks_for((len(seeds),), seeds)
-        return Growth(looks, self.margin / 100, self.until_settled, self.budget_s)
+        looks = looks_for(self.looks, seeds) if self.until_settled else looks_for(None, seeds)[-1:]
+        return Growth(looks, self.margin / 100, self.until_settled, self.deadline)
 
 
 def growth_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +84,8 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
             until_settled,
             None if looks is None else read_looks(looks),
             _MARGIN if margin is None else margin,
-            None if budget is None else read_budget(budget),
+            # The time that imports take counts.
+            math.inf if budget is None else time.monotonic() + read_budget(budget),
         )
         command(*arguments, growing=options, **named)
 

@@ -37,6 +37,8 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     if as_json:
         facts = {"runs": plan.num_runs, "done": plan.num_done, "stacks": len(rows), "at_once": plan.at_once}
         device = {"device": plan.device, "seconds": plan.seconds}
+        if plan.first_look:
+            device |= {"least_runs": plan.first_look.num_runs, "least_seconds": plan.first_look.seconds}
         trains = [{**row, "not_stacked": stack.not_stacked} for row, stack in zip(rows, plan.stacks, strict=True)]
         click.echo(json.dumps({"name": name, **facts, **device, "trains": trains}))
         return
@@ -49,8 +51,12 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     click.echo(
         f"{name}: {runs}, {plan.num_done} done already; {stacks} to train, {plan.at_once} at once, on {plan.device}"
     )
+    time = duration(plan.seconds)
+    if plan.first_look:
+        click.echo(f"until settled: {plan.first_look.num_runs} to {plan.num_runs} runs")
+        time = f"{duration(plan.first_look.seconds)} to {time}"
     if rows:
-        click.echo(f"about {duration(plan.seconds)} of training, estimated by a probe of a few steps, plus Ray's start")
+        click.echo(f"about {time} of training, estimated by a probe of a few steps, plus Ray's start")
 
 
 def _stack_row(stack: Any) -> dict[str, Any]:

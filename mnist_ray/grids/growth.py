@@ -1,5 +1,6 @@
 """How a grid grows by seeds, and how long it may take."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +24,21 @@ class Growth:
       looks: numbers of seeds after which the settings are compared, ascending, from 2.
       margin: of accuracy, a fraction; smaller differences don't matter.
       settles: whether settings get no more seeds once they are settled.
-      budget_s: seconds for the whole command; None without a limit.
+      deadline: end of the budget, by time.monotonic; infinity without a budget.
     """
 
     looks: tuple[int, ...]
     margin: float
     settles: bool
-    budget_s: float | None = None
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        assert self.looks[0] >= LEAST_SEEDS
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the time is limited."""
+        return math.isfinite(self.deadline)
 
 
 def read_looks(text: str) -> tuple[int, ...]:

@@ -56,6 +56,7 @@ class GridPlan:
       device: "cpu" or "cuda".
       stacks: the stacks to train, in order.
       seconds: training time from the first step to the last.
+      first_look: of a grid that is trained until it is settled: what its first look needs, so the least that it takes.
     """
 
     num_runs: int
@@ -64,6 +65,7 @@ class GridPlan:
     device: str
     stacks: list[StackEstimate]
     seconds: float
+    first_look: "GridPlan | None" = None
 
 
 def plan_grid(job: TuneJob) -> GridPlan:
@@ -80,7 +82,12 @@ def plan_grid(job: TuneJob) -> GridPlan:
         samples = GridFolder(open_storage(job.storage_uri), job.name).samples()
         random = [sample for sample in random_samples(job.grid, job.search) if sample not in samples]
         samples += random[: max(job.search.num_samples - len(samples), 0)]
-    return _plan(job.runs(samples), job)
+    runs = job.runs(samples)
+    plan = _plan(runs, job)
+    if job.growth is None or not job.growth.settles:
+        return plan
+    seeds = job.grid.seeds[: job.growth.looks[0]]
+    return replace(plan, first_look=_plan([run for run in runs if run.config.seed in seeds], job))
 
 
 def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:

@@ -10,6 +10,8 @@ from mnist_ray.analysis.comparisons import Accuracies, Scores
 from mnist_ray.analysis.looks import Look, before_looks, by_promise, look_at
 from mnist_ray.grids.growth import LEAST_SEEDS, Growth
 
+# Runs may take longer than those before.
+_USED = 0.9
 # The place of a setting in the grid, and that of a seed among the grid's seeds.
 Cell = tuple[int, int]
 
@@ -62,15 +64,27 @@ def grow(runs: Runs, growth: Growth, taken: Sequence[Look]) -> Iterator[tuple[Lo
     while (chosen := next_round(runs, growth, look, places)) is not None:
         places = chosen.places
         runs.train(runs.missing(places, chosen.num_seeds))
-        # If the time was up earlier, only seeds that all of the settings have count.
-        num_seeds = _num_done(runs, places, chosen.num_seeds)
-        if not num_seeds:
-            places, num_seeds = [place for place in places if not runs.missing([place], 1)], 1
+        places, num_seeds = _complete(runs, chosen, look)
         runs.keep(places, num_seeds)
         if num_seeds >= LEAST_SEEDS and num_seeds > look.num_seeds:
             scores = {place: runs.scores(place, num_seeds) for place in places}
             look, pairs = look_at(look, scores, num_seeds, margin=growth.margin)
             yield look, pairs
+
+
+def _complete(runs: Runs, chosen: Round, look: Look) -> tuple[list[int], int]:
+    """Returns the settings and seeds of a round that count: all, unless the time was up earlier.
+
+    Then the seeds that all of the settings have count. Before the first look, which needs two settings with two seeds,
+    only some of the settings may count.
+    """
+    num_seeds = _num_done(runs, chosen.places, chosen.num_seeds)
+    if not look.num_seeds:
+        for more in range(chosen.num_seeds, num_seeds, -1):
+            places = [place for place in chosen.places if not runs.missing([place], more)]
+            if len(places) > 1 or not num_seeds:
+                return places, more
+    return chosen.places, num_seeds
 
 
 def next_round(runs: Runs, growth: Growth, look: Look, places: Sequence[int]) -> Round | None:
@@ -99,7 +113,7 @@ def next_round(runs: Runs, growth: Growth, look: Look, places: Sequence[int]) ->
 
     def fits(some: Sequence[int], num_seeds: int) -> bool:
         seconds = runs.seconds(runs.missing(some, num_seeds))
-        return seconds is not None and seconds <= left
+        return seconds is not None and seconds <= _USED * left
 
     most = next((count for count in range(target, max(done, look.num_seeds), -1) if fits(places, count)), done)
     if most > look.num_seeds and (most > done or most >= LEAST_SEEDS):

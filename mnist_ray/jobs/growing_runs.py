@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,17 @@ from mnist_ray.results.validation import Validation
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
 
-if TYPE_CHECKING:
-    from mnist_ray.cluster.tuner import TuningSession
+
+class Session(Protocol):
+    """See cluster.tuner.TuningSession."""
+
+    at_once: int
+
+    def divide(self, runs: Sequence[GridRun]) -> list[tuple[GridRun, ...]]:
+        """Returns the runs of each trial."""
+
+    def train(self, runs: Sequence[GridRun]) -> None:
+        """Trains runs to their ends, or until it is late."""
 
 
 class GrowingRuns:
@@ -41,7 +50,7 @@ class GrowingRuns:
         storage: Storage,
         runs: Sequence[GridRun],
         progress: dict[str, RunProgress],
-        start_session: Callable[[], "TuningSession"],
+        start_session: Callable[[], Session],
         announce: Callable[[Sequence[GridRun]], None],
         *,
         deadline: float = math.inf,
@@ -67,7 +76,7 @@ class GrowingRuns:
         self._slowdown = 1.0
 
     @cached_property
-    def _session(self) -> "TuningSession":
+    def _session(self) -> Session:
         return self._start_session()
 
     def run_of(self, cell: Cell) -> GridRun:

@@ -1,9 +1,8 @@
 """Trains a grid or a search: Ray Tune schedules the missing runs; if none is missing, Ray isn't started."""
 
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -18,9 +17,10 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, check_count
 from mnist_ray.grids.growth import Growth
 from mnist_ray.grids.search import random_samples
+from mnist_ray.jobs.growing_runs import Session
 from mnist_ray.jobs.tune_growing import GrowingGrid
 from mnist_ray.models.network_check import check_networks
-from mnist_ray.report.growth_text import Grown
+from mnist_ray.report.growth_text import Grown, growth_line
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
@@ -57,7 +57,6 @@ def tune(job: TuneJob) -> TuneOutcome:
     Raises:
       MnistRayError: see mnist_ray.errors; finished runs are kept.
     """
-    started = time.monotonic()
     storage = open_storage(job.storage_uri)
     check_trackers(job.log, storage)
     storage.check()
@@ -69,7 +68,7 @@ def tune(job: TuneJob) -> TuneOutcome:
     # Optuna's first suggestion isn't known yet; any settings have the same data.
     _check_data(job, runs or (job.runs(random_samples(job.grid, job.search)[:1]) if job.search else ()))
     if job.growth:
-        return _grow(job, job.growth, storage, runs, started)
+        return _grow(job, job.growth, storage, runs)
     folder.claim(job.grid, runs, search=job.search, samples=samples)
     view = GridProgress(runs, read_all_progress(storage, runs))
     _mend(storage, view)
@@ -82,14 +81,21 @@ def tune(job: TuneJob) -> TuneOutcome:
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 
-def _grow(job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun], started: float) -> TuneOutcome:
+def _grow(job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun]) -> TuneOutcome:
     """Trains a growing grid; see tune."""
-    deadline = math.inf if growth.budget_s is None else started + growth.budget_s
-    grid, folder = GrowingGrid(job, growth, storage, runs, deadline), GridFolder(storage, job.name)
+    grid, folder = GrowingGrid(job, growth, storage, runs), GridFolder(storage, job.name)
+    say_line(growth_line(growth, num_settings=len(runs) // len(job.grid.seeds)))
     view = GridProgress(grid.listed, read_all_progress(storage, grid.listed))
     _mend(storage, view)
     with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
-        grown, num_trained = grid.grow(view, tracking)
+
+        def open_session(is_late: Callable[[], bool]) -> AbstractContextManager[Session]:
+            from mnist_ray.cluster.trials import Watcher
+            from mnist_ray.cluster.tuner import tuning_session
+
+            return tuning_session(job, storage, Watcher(view, tracking, is_late))
+
+        grown, num_trained = grid.grow(view, tracking, open_session)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs(), grown)
 
 

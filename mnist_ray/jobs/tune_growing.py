@@ -1,8 +1,8 @@
 """Trains a grid seed by seed, until it is settled or its budget is used."""
 
-from collections.abc import Mapping, Sequence, Set
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack
 
 from mnist_ray.analysis.comparisons import Accuracies
 from mnist_ray.analysis.looks import Look, before_looks, look_at
@@ -11,7 +11,7 @@ from mnist_ray.errors import RunFailedError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.growth import Growth
 from mnist_ray.jobs.grow import grow
-from mnist_ray.jobs.growing_runs import GrowingRuns
+from mnist_ray.jobs.growing_runs import GrowingRuns, Session
 from mnist_ray.jobs.looks_document import Basis, document_of, looks_in
 from mnist_ray.report.growth_text import Grown, look_line
 from mnist_ray.report.setting_names import group_settings
@@ -21,9 +21,6 @@ from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import Storage
 from mnist_ray.tracking.grid_progress import GridProgress
 from mnist_ray.tracking.trackers import Tracking
-
-if TYPE_CHECKING:
-    from mnist_ray.cluster.tuner import TuningSession
 
 
 def setting_names(runs: Sequence[GridRun], num_seeds: int) -> list[str]:
@@ -46,19 +43,16 @@ class GrowingGrid:
     end only those that count.
     """
 
-    def __init__(
-        self, job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun], deadline: float
-    ) -> None:
+    def __init__(self, job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun]) -> None:
         """Claims the grid's name.
 
         Args:
           runs: every setting with every seed, the seeds varying fastest.
-          deadline: end of the budget, by time.monotonic.
 
         Raises:
           ConflictError: see GridFolder.claim.
         """
-        self._job, self._growth, self._storage, self._runs, self._deadline = job, growth, storage, runs, deadline
+        self._job, self._growth, self._storage, self._runs = job, growth, storage, runs
         self._folder = GridFolder(storage, job.name)
         document = self._folder.document()
         self._listed_before = frozenset(document["runs"] if document else ())
@@ -76,12 +70,21 @@ class GrowingGrid:
     def _claim(self) -> None:
         self._folder.claim(self._job.grid, self.listed, search=self._job.search, samples=self._job.samples())
 
-    def grow(self, view: GridProgress, tracking: Tracking) -> tuple[Grown, int]:
+    def grow(
+        self,
+        view: GridProgress,
+        tracking: Tracking,
+        open_session: Callable[[Callable[[], bool]], AbstractContextManager[Session]],
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> tuple[Grown, int]:
         """Trains the grid until it is settled, the last look is taken or the budget is used.
 
         Args:
           view: of the runs that are listed; gets the progress and a line for each look.
           tracking: gets the runs.
+          open_session: called when there is something to train, with a function that tells whether it is late.
+          now: the clock of the budget, in seconds.
 
         Returns:
           What came of it, and the number of runs that were trained.
@@ -95,12 +98,8 @@ class GrowingGrid:
         num_missing = _num_unfinished(progress)
         with ExitStack() as stack:
 
-            def start_session() -> "TuningSession":
-                from mnist_ray.cluster.trials import Watcher
-                from mnist_ray.cluster.tuner import tuning_session
-
-                watcher = Watcher(view, tracking, is_late=lambda: runs.seconds_left() <= 0)
-                return stack.enter_context(tuning_session(self._job, self._storage, watcher))
+            def start_session() -> Session:
+                return stack.enter_context(open_session(lambda: runs.seconds_left() <= 0))
 
             def announce(some: Sequence[GridRun]) -> None:
                 self._listed |= {run.run for run in some}
@@ -108,7 +107,14 @@ class GrowingGrid:
                 view.add(some, {run.run: runs.progress[run.run] for run in some})
 
             runs = GrowingRuns(
-                self._job, self._storage, self._runs, progress, start_session, announce, deadline=self._deadline
+                self._job,
+                self._storage,
+                self._runs,
+                progress,
+                start_session,
+                announce,
+                deadline=self._growth.deadline,
+                now=now,
             )
             try:
                 grown = self._rounds(runs, view)
@@ -130,14 +136,8 @@ class GrowingGrid:
             scores = {place: runs.scores(place, last.num_seeds) for place in last.compared}
             newest = look_at(first, scores, last.num_seeds, margin=self._growth.margin)
         last_look, pairs = newest or (None, None)
-        most = max(runs.kept.values(), default=0)
-        left_out = {
-            self._basis.settings[place]: runs.kept.get(place, 0)
-            for place in (last_look.open if last_look else range(runs.num_settings))
-            if runs.kept.get(place, 0) < most
-        }
         per_seed = runs.seconds_per_seed(last_look.open) if last_look else None
-        return Grown(self._basis.settings, last_look, pairs, left_out, per_seed)
+        return Grown(self._basis.settings, runs.kept, last_look, pairs, per_seed)
 
     def _line(self, look: Look, runs: GrowingRuns) -> str:
         num_runs = sum(runs.kept.values())

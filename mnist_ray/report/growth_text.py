@@ -1,6 +1,7 @@
 """What the looks at a growing grid show, in lines and sentences."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,17 +22,30 @@ class Grown:
 
     Attributes:
       names: of the settings.
+      kept: place of a setting -> number of its seeds, for the settings that this command trained.
       look: the last; None if there was none.
       pairs: of its settings; None if there were fewer than two.
-      left_out: settings left out for lack of time -> the number of their seeds.
       seconds_per_seed: to train one more seed of the settings that are still open; None if unknown.
     """
 
     names: Sequence[str]
+    kept: Mapping[int, int]
     look: Look | None
     pairs: Accuracies | None
-    left_out: dict[str, int]
     seconds_per_seed: float | None
+
+
+def growth_line(growth: Growth, *, num_settings: int) -> str:
+    """Returns what a grid that starts growing will do."""
+    *earlier, last = growth.looks
+    budget = f"; ends in {duration(growth.deadline - time.monotonic())} at the latest" if growth.has_budget else ""
+    if not growth.settles:
+        return f"{num_settings} settings, up to {last} seeds each{budget}"
+    looks = f"looks at {', '.join(map(str, earlier))} and {last} seeds" if earlier else f"one look at {last} seeds"
+    return (
+        f"until settled: {looks} of {num_settings} settings, {growth.looks[0] * num_settings} to "
+        f"{last * num_settings} runs; differences up to {100 * growth.margin:g} points don't matter{budget}"
+    )
 
 
 def look_line(look: Look, *, num_runs: int, most_runs: int, most_seconds: float | None) -> str:
@@ -53,14 +67,24 @@ def look_line(look: Look, *, num_runs: int, most_runs: int, most_seconds: float 
 
 def answer(grown: Grown, growth: Growth) -> list[str]:
     """Returns what the validation answers tell, and with a budget what more time would, a sentence each."""
-    sentences = [_verdict(grown, growth)]
-    if grown.left_out:
-        names = list(grown.left_out)
-        few = f": {'; '.join(names)}" if len(names) <= _NAMED else ""
-        sentences.append(f"Left out for lack of time: {len(names)} settings, with fewer seeds{few}.")
-    if growth.budget_s is not None and grown.seconds_per_seed:
-        sentences.append(_more_time(grown, grown.seconds_per_seed))
-    return sentences
+    if not growth.has_budget:
+        return [_verdict(grown, growth)]
+    if growth.settles and grown.look is not None and not grown.look.open:
+        return [_verdict(grown, growth)]
+    more = [_more_time(grown, grown.seconds_per_seed)] if grown.seconds_per_seed else []
+    return [*_bought(grown), _verdict(grown, growth), *more]
+
+
+def _bought(grown: Grown) -> list[str]:
+    """Returns which seeds the budget has bought; nothing if nothing was needed."""
+    if not grown.kept:
+        return []
+    most = max(grown.kept.values())
+    count = sum(num_seeds == most for num_seeds in grown.kept.values())
+    seeds = "1 seed" if most == 1 else f"{most} seeds"
+    if count == len(grown.names):
+        return [f"The budget was enough for {seeds} of all {count} settings."]
+    return [f"The budget was enough for {seeds} of {count} settings; the other {len(grown.names) - count} have fewer."]
 
 
 def _verdict(grown: Grown, growth: Growth) -> str:

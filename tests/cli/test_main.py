@@ -128,6 +128,34 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "--dataset", "digits", "--epochs", "1:30"], 2, ["epochs='1:30'"]),
         (["train", "--dataset", "digits", "--data-dir", " "], 2, ["--data-dir ' '"]),
         (["tune", "--grid", "smoke", "--gpus-per-stack", "nan"], 2, ["--gpus-per-stack", "nan"]),
+        *[
+            (["tune", "--grid", "smoke", *options], 2, parts)
+            for options, parts in (
+                (["--until-settled", "--margin", "0"], ["--margin", "0"]),
+                (["--until-settled", "--margin", "nan"], ["--margin", "nan"]),
+                (["--until-settled", "--looks", "5,3"], ["--looks '5,3'", "more seeds than the one before"]),
+                (["--until-settled", "--looks", "3,3"], ["--looks '3,3'", "more seeds than the one before"]),
+                (["--until-settled", "--looks", "1"], ["--looks '1'", "2 seeds or more"]),
+                (["--until-settled", "--looks", "3,x"], ["--looks '3,x'", "such as 3,5,8,12"]),
+                (["--until-settled", "--looks", ""], ["--looks ''", "such as 3,5,8,12"]),
+                (["--until-settled", "--looks", "3,5", "--seeds", "4"], ["--looks 3,5", "--seeds 5"]),
+                (["--until-settled", "--seeds", "1"], ["needs 2 seeds", "--seeds 2"]),
+                (["--until-settled", "--seeds", "7,"], ["seeds=[7]", "needs 2 seeds"]),
+                (["--budget", "0"], ["--budget '0'", "20m"]),
+                (["--budget", "0m"], ["--budget '0m'", "20m"]),
+                (["--budget", "20"], ["--budget '20'", "20m"]),
+                (["--budget", "-5m"], ["--budget '-5m'", "20m"]),
+                (["--budget", ""], ["--budget ''", "20m"]),
+                (["--budget", "20m", "--seeds", "1"], ["needs 2 seeds"]),
+                (["--looks", "3,5"], ["--looks goes with --until-settled"]),
+                (["--margin", "1"], ["--margin goes with --until-settled"]),
+                (["--until-settled", "--scheduler", "asha"], ["--until-settled", "--scheduler asha"]),
+                (["--budget", "5m", "--scheduler", "asha"], ["--budget", "--scheduler asha"]),
+                (["--until-settled", "--search", "optuna", "--num-samples", "3"], ["--until-settled", "optuna"]),
+                (["--until-settled", "--train-limit", "[100, 200]"], ["train_limit", "validation examples"]),
+                (["--until-settled", "--max-runs", "40"], ["48 runs"]),
+            )
+        ],
         (["export", "a"], 2, ["--to", "onnx"]),
         *[
             (

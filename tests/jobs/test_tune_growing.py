@@ -1,0 +1,228 @@
+"""Growing grids of real runs, trained in this process."""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mnist_ray.cluster.tune_job import TuneJob
+from mnist_ray.errors import CheckpointError, ConflictError, RunFailedError
+from mnist_ray.grids.grid import GridRun, grid_settings, read_grid
+from mnist_ray.grids.growth import Growth
+from mnist_ray.jobs.growing_runs import Session
+from mnist_ray.jobs.tune_growing import GrowingGrid, setting_names
+from mnist_ray.report.growth_text import Grown, answer
+from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_documents import with_checksum
+from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.tracking.grid_progress import GridProgress
+from mnist_ray.tracking.trackers import Tracking, track
+from mnist_ray.training.data import load_data
+from mnist_ray.training.train_stack import train_stack
+from tests.support.grid_runs import CPU
+
+MARGIN = 0.005
+
+
+class InProcess:
+    """A session that trains one stack after the other in this process, until it is late; an epoch takes a second."""
+
+    at_once = 1
+
+    def __init__(self, job: TuneJob, storage: Storage, is_late: Callable[[], bool]) -> None:
+        self.job, self.storage, self.is_late = job, storage, is_late
+        self.clock = 0.0
+
+    def divide(self, runs: Sequence[GridRun]) -> list[tuple[GridRun, ...]]:
+        return self.job.trials(runs, self.at_once)
+
+    def train(self, runs: Sequence[GridRun]) -> None:
+        for stack in self.divide(runs):
+            data = load_data(stack[0].config, self.job.data_dir, CPU)
+            for _ in train_stack(stack, data, storage=self.storage, device=CPU):
+                self.clock += 1
+                if self.is_late():
+                    return
+
+
+class GridAt:
+    """A grid of the digits in a storage, and what the commands on it say."""
+
+    def __init__(self, storage: Path, *, seeds: str = "4", **settings: Any) -> None:
+        grid = read_grid(grid_settings("smoke"), seeds=seeds, overrides=settings, source="test")
+        self.path, self.storage = storage, open_storage(str(storage))
+        self.job = TuneJob(grid, "g", self.storage.uri, storage)
+        self.runs = self.job.runs(self.job.samples())
+        self.said = io.StringIO()
+
+    def grow(
+        self,
+        *looks: int,
+        settles: bool = True,
+        margin: float = MARGIN,
+        kill: Callable[[], bool] | None = None,
+        num_epochs: float = float("inf"),
+    ) -> tuple[Grown, int]:
+        """Grows the grid; kill is called after each epoch of a stack, and num_epochs of stacks are the budget."""
+        session = InProcess(self.job, self.storage, lambda: False)
+
+        @contextmanager
+        def open_session(is_late: Callable[[], bool]) -> Iterator[Session]:
+            session.is_late = kill or is_late
+            yield session
+
+        grid = GrowingGrid(self.job, Growth(looks, margin, settles, num_epochs), self.storage, self.runs)
+        view = GridProgress(grid.listed, {}, console=Console(file=self.said))
+        with no_tracking(self.storage) as tracking:
+            return grid.grow(view, tracking, open_session, now=lambda: session.clock)
+
+    def looks(self) -> list[dict[str, Any]]:
+        document = GridFolder(self.storage, "g").looks()
+        assert document is not None
+        return list(document["looks"])
+
+    def seeds_of_settings(self) -> dict[str, int]:
+        """Returns the number of seeds in grid.json of each setting, after checking that all of them are done."""
+        folder = GridFolder(self.storage, "g")
+        assert [row["run"] for row in folder.read_runs()] == folder.run_names()
+        assert {row["status"] for row in folder.read_runs()} <= {"finished", "diverged"}
+        names = setting_names(self.runs, len(self.job.grid.seeds))
+        name_of = {run.run: names[place // len(self.job.grid.seeds)] for place, run in enumerate(self.runs)}
+        counts = Counter(name_of[run] for run in folder.run_names())
+        return dict(counts)
+
+
+def no_tracking(storage: Storage) -> AbstractContextManager[Tracking]:
+    return track((), storage, experiment="g")
+
+
+def test_a_grid_grows_look_by_look_and_its_folder_lists_what_counts(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path)
+    grown, num_trained = grid.grow(2, 4)
+    looks = grid.looks()
+    assert looks[0]["num_seeds"] == 2
+    assert grown.look is not None
+    last = {name: look["num_seeds"] for look in looks for name in look["compared"]}
+    assert grid.seeds_of_settings() == last
+    assert num_trained == sum(last.values())
+    lines = [line for line in grid.said.getvalue().splitlines() if line.startswith("look at")]
+    assert len(lines) == len(looks)
+    assert "look at 2 seeds:" in lines[0]
+    assert "8 runs of" in lines[0]
+
+
+def test_the_same_command_finds_everything_done_and_says_the_same(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path)
+    first, _ = grid.grow(2, 3)
+    before = (tmp_path / "grids/g/looks.json").read_bytes()
+    again = GridAt(tmp_path)
+    second, num_trained = again.grow(2, 3)
+    growth = Growth((2, 3), MARGIN, settles=True)
+    assert (num_trained, answer(second, growth)) == (0, answer(first, growth))
+    assert (tmp_path / "grids/g/looks.json").read_bytes() == before
+    # The stored bits alone give the same decisions.
+    (tmp_path / "grids/g/looks.json").unlink()
+    GridAt(tmp_path).grow(2, 3)
+    assert (tmp_path / "grids/g/looks.json").read_bytes() == before
+
+
+def test_a_kill_at_any_time_leaves_a_grid_that_goes_on_to_the_same_looks(tmp_path: Path) -> None:
+    whole = GridAt(tmp_path / "whole")
+    whole.grow(2, 4)
+    for epochs_before_the_kill in (1, 3, 5):
+        killed = GridAt(tmp_path / str(epochs_before_the_kill))
+        epochs = iter(range(epochs_before_the_kill))
+
+        def kill(epochs: Iterator[int] = epochs) -> bool:
+            if next(epochs, None) is None:
+                raise KeyboardInterrupt
+            return False
+
+        with pytest.raises(KeyboardInterrupt):
+            killed.grow(2, 4, kill=kill)
+        GridAt(killed.path).grow(2, 4)
+        assert killed.looks() == whole.looks()
+        assert killed.seeds_of_settings() == whole.seeds_of_settings()
+
+
+def test_another_margin_looks_again_at_the_same_runs(tmp_path: Path) -> None:
+    GridAt(tmp_path).grow(2)
+    grid = GridAt(tmp_path)
+    _, num_trained = grid.grow(2, margin=0.3)
+    document = GridFolder(grid.storage, "g").looks()
+    assert document is not None
+    assert (num_trained, document["margin"], len(document["looks"])) == (0, 0.3, 1)
+
+
+def test_a_grid_that_was_trained_as_a_whole_keeps_its_runs(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path, seeds="3")
+    folder = GridFolder(grid.storage, "g")
+    folder.claim(grid.job.grid, grid.runs)
+    InProcess(grid.job, grid.storage, lambda: False).train(grid.runs)
+    assert grid.grow(2, 3)[1] == 0
+    assert sum(grid.seeds_of_settings().values()) == 12
+
+
+def test_other_seeds_are_another_grid(tmp_path: Path) -> None:
+    GridAt(tmp_path).grow(2)
+    with pytest.raises(ConflictError, match="8 of its 8 runs are not in this one"):
+        GridAt(tmp_path, seeds="7,8,9").grow(2, 3)
+
+
+def test_when_the_time_is_up_the_complete_seeds_count(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path)
+    with pytest.raises(RunFailedError, match="not enough for a single run"):
+        grid.grow(4, settles=False, num_epochs=1)
+    # One seed of all settings are two stacks of two epochs.
+    growth = Growth((4,), MARGIN, settles=False, deadline=3)
+    grown, num_trained = grid.grow(4, settles=False, num_epochs=3)
+    assert set(grid.seeds_of_settings().values()) == {1}
+    assert num_trained == 4
+    assert grown.look is None
+    assert answer(grown, growth)[0] == "The budget was enough for 1 seed of all 4 settings."
+    # One more seed of some settings would fit, too.
+    grid = GridAt(tmp_path / "longer")
+    grown, num_trained = grid.grow(4, settles=False, num_epochs=9.5)
+    assert set(grid.seeds_of_settings().values()) == {2}
+    assert num_trained == 8
+    sentences = answer(grown, growth)
+    assert sentences[0] == "The budget was enough for 2 seeds of all 4 settings."
+    assert sentences[1].startswith("By validation, may be best: ")
+    assert re.fullmatch(r"The next 10 minutes would buy \d+ more seeds of the \d open settings; .*", sentences[2])
+
+
+def test_a_setting_that_diverges_is_out(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path, learning_rate=[0.001, 1e30], dropout=0.0, batch_norm=False)
+    grown, _ = grid.grow(2, 3)
+    assert grid.looks()[0]["can_be_best"] == ["lr 0.001"] or grid.looks() == []
+    assert answer(grown, Growth((2, 3), MARGIN, settles=True)) == ["By validation, the best is lr 0.001."]
+
+
+def test_missing_answers_are_said_in_one_line(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path)
+    grid.grow(2)
+    (tmp_path / "grids/g/looks.json").unlink()
+    path = tmp_path / "runs" / grid.runs[0].run / "best/checkpoint.json"
+    document = json.loads(path.read_text())
+    del document["document_sha256"], document["validation"]
+    path.write_bytes(with_checksum(document))
+    with pytest.raises(CheckpointError, match="without keeping its validation answers"):
+        GridAt(tmp_path).grow(2)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        GridAt(tmp_path).grow(2)
+
+
+def test_damaged_looks_are_said_to_be(tmp_path: Path) -> None:
+    GridAt(tmp_path).grow(2)
+    path = tmp_path / "grids/g/looks.json"
+    path.write_text(path.read_text().replace('"num_seeds": 2', '"num_seeds": 0'))
+    with pytest.raises(CheckpointError, match=r"grid 'g': looks\.json was not written by mnist-ray"):
+        GridAt(tmp_path).grow(2)
