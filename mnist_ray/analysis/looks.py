@@ -5,8 +5,8 @@ of seeds, so looking often doesn't make a wrong word more likely.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,14 @@ def before_looks(num_settings: int) -> Look:
     """Returns what is known before the first look: nothing."""
     everything = np.ones(num_settings, dtype=bool)
     return Look(0, (), everything, np.eye(num_settings, dtype=bool))
+
+
+def reopened(look: Look, places: Sequence[int]) -> Look:
+    """Returns a look after which nothing is settled among some settings."""
+    some, is_in, is_settled = np.array(places), look.is_in.copy(), look.is_settled.copy()
+    is_in[some] = True
+    is_settled[np.ix_(some, some)] = np.eye(len(some), dtype=bool)
+    return replace(look, is_in=is_in, is_settled=is_settled)
 
 
 def look_at(

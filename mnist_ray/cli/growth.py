@@ -41,7 +41,9 @@ class GrowthOptions:
             return (0,)
         return tuple(range((self.looks or LOOKS)[-1]))
 
-    def growth(self, seeds: Sequence[int], *, scheduler: str, search: str | None) -> Growth | None:
+    def growth(
+        self, seeds: Sequence[int], *, scheduler: str, search: str | None, workers_per_run: int | None
+    ) -> Growth | None:
         """Returns how a grid with these seeds grows; None if all seeds are trained at once.
 
         Raises:
@@ -59,6 +61,11 @@ class GrowthOptions:
             raise ConfigError(
                 f"{option}: needs all settings from the start, and --search optuna chooses them one after the other by "
                 "results; leave one of the two out, or use --search random"
+            )
+        if workers_per_run and math.isfinite(self.deadline):
+            raise ConfigError(
+                "--budget: ends between the epochs of a stack, and --workers-per-run trains runs to their ends; leave "
+                "one of the two out"
             )
         looks = looks_for(self.looks, seeds) if self.until_settled else looks_for(None, seeds)[-1:]
         return Growth(looks, self.margin / 100, self.until_settled, self.deadline)

@@ -153,7 +153,7 @@ def tune(
         source=f"grid {grid_name!r}",
         default_seeds=growing.default_seeds,
     )
-    growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind)
+    growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind, workers_per_run=workers_per_run)
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
     if math.isnan(gpus_per_stack):
         raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")

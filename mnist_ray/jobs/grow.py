@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mnist_ray.analysis.comparisons import Accuracies, Scores
-from mnist_ray.analysis.looks import Look, before_looks, by_promise, look_at
+from mnist_ray.analysis.looks import Look, before_looks, by_promise, look_at, reopened
 from mnist_ray.grids.growth import LEAST_SEEDS, Growth
 
 # Runs may take longer than those before.
@@ -68,7 +68,9 @@ def grow(runs: Runs, growth: Growth, taken: Sequence[Look]) -> Iterator[tuple[Lo
         runs.keep(places, num_seeds)
         if num_seeds >= LEAST_SEEDS and num_seeds > look.num_seeds:
             scores = {place: runs.scores(place, num_seeds) for place in places}
-            look, pairs = look_at(look, scores, num_seeds, margin=growth.margin)
+            # What is settled stays settled only if it decides who gets seeds.
+            last = look if growth.settles else reopened(look, places)
+            look, pairs = look_at(last, scores, num_seeds, margin=growth.margin)
             yield look, pairs
 
 

@@ -85,7 +85,7 @@ def _grow(job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun
     """Trains a growing grid; see tune."""
     grid, folder = GrowingGrid(job, growth, storage, runs), GridFolder(storage, job.name)
     say_line(growth_line(growth, num_settings=len(runs) // len(job.grid.seeds)))
-    view = GridProgress(grid.listed, read_all_progress(storage, grid.listed))
+    view = GridProgress(grid.listed, {run.run: grid.progress[run.run] for run in grid.listed})
     _mend(storage, view)
     with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
 

@@ -41,6 +41,9 @@ class GrowingGrid:
 
     The folder lists the runs of a round before they start, so that an interrupted command goes on with them, and at the
     end only those that count.
+
+    Attributes:
+      progress: of all runs, before this command.
     """
 
     def __init__(self, job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun]) -> None:
@@ -60,7 +63,10 @@ class GrowingGrid:
         self._claim()
         seeds = list(job.grid.seeds)
         self._basis = Basis(growth.margin, seeds, setting_names(runs, len(seeds)))
-        self._looks = looks_in(self._folder.looks(), self._basis)
+        stored = self._folder.looks()
+        self._looks = looks_in(stored, self._basis)
+        self._starts_again = bool(stored and stored["looks"] and not self._looks)
+        self.progress = read_all_progress(storage, runs)
 
     @property
     def listed(self) -> list[GridRun]:
@@ -94,8 +100,9 @@ class GrowingGrid:
           RunFailedError: the time was not enough for a single run.
           MnistRayError: see mnist_ray.errors; finished runs are kept.
         """
-        progress = read_all_progress(self._storage, self._runs)
-        num_missing = _num_unfinished(progress)
+        num_missing = _num_unfinished(self.progress)
+        if self._starts_again:
+            view.say("looks.json is of another margin, or of other seeds or settings: the looks start again")
         with ExitStack() as stack:
 
             def start_session() -> Session:
@@ -110,7 +117,7 @@ class GrowingGrid:
                 self._job,
                 self._storage,
                 self._runs,
-                progress,
+                self.progress,
                 start_session,
                 announce,
                 deadline=self._growth.deadline,
@@ -145,6 +152,7 @@ class GrowingGrid:
         places = look.open if self._growth.settles else range(runs.num_settings)
         return look_line(
             look,
+            self._growth,
             num_runs=num_runs,
             most_runs=num_runs + sum(last - runs.kept.get(place, 0) for place in places),
             most_seconds=runs.seconds(runs.missing(list(places), last)),

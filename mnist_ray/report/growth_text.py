@@ -48,10 +48,11 @@ def growth_line(growth: Growth, *, num_settings: int) -> str:
     )
 
 
-def look_line(look: Look, *, num_runs: int, most_runs: int, most_seconds: float | None) -> str:
+def look_line(look: Look, growth: Growth, *, num_runs: int, most_runs: int, most_seconds: float | None) -> str:
     """Returns a look in one line.
 
     Args:
+      growth: of the grid.
       num_runs: runs so far.
       most_runs: runs if nothing more is settled.
       most_seconds: time left in that case; None if unknown.
@@ -59,10 +60,10 @@ def look_line(look: Look, *, num_runs: int, most_runs: int, most_seconds: float 
     count = len(look.is_in)
     total = count * (count - 1) // 2
     left = f", {duration(most_seconds)} left at most" if most_seconds else ""
-    return (
-        f"look at {look.num_seeds} seeds: {total - look.num_open_pairs} of {total} pairs settled, {len(look.open)} "
-        f"settings open, {count - look.is_in.sum()} out; {num_runs} runs of {most_runs} at most{left}"
-    )
+    best = f"{look.is_in.sum()} of {count} settings may be best"
+    settled = f"{total - look.num_open_pairs} of {total} pairs settled, {len(look.open)} settings open, "
+    what = settled + f"{count - look.is_in.sum()} out" if growth.settles else best
+    return f"look at {look.num_seeds} seeds: {what}; {num_runs} runs of {most_runs} at most{left}"
 
 
 def answer(grown: Grown, growth: Growth) -> list[str]:

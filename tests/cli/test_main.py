@@ -154,6 +154,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
                 (["--until-settled", "--search", "optuna", "--num-samples", "3"], ["--until-settled", "optuna"]),
                 (["--until-settled", "--train-limit", "[100, 200]"], ["train_limit", "validation examples"]),
                 (["--until-settled", "--max-runs", "40"], ["48 runs"]),
+                (["--budget", "5m", "--workers-per-run", "2"], ["--budget", "--workers-per-run"]),
             )
         ],
         (["export", "a"], 2, ["--to", "onnx"]),
