@@ -139,7 +139,7 @@ def _factorial(
         count = [len(block.places) / math.prod(len(levels[axis]) for axis, _ in parts) for parts in family]
         contrasts = [Weighted(signs / np.array(count)[:, None])]
         estimates = estimate(
-            block, contrasts, block.chance(contrasts), num_differing=_differing(block, signs), margin=margin
+            block, contrasts, block.chance(contrasts), num_differing=differing(block, signs), margin=margin
         )
         for parts, row in zip(family, estimates.rows(), strict=True):
             yield Effect(metric, FACTORIAL, _term(parts, levels), row, len(block.places))
@@ -150,7 +150,7 @@ def _sign(codes: _Ints, level: int) -> _Ints:
     return computed
 
 
-def _differing(block: Block, weights: NDArray[np.float64]) -> _Ints:
+def differing(block: Block, weights: NDArray[np.float64]) -> _Ints:
     """Returns for how many examples a contrast of the means over the seeds is not 0."""
     means: NDArray[np.float64] = block.values.sum(axis=1, dtype=np.float64)
     computed: NDArray[np.int64] = np.count_nonzero(np.abs(weights @ means) > 1e-9, axis=1)
@@ -201,7 +201,7 @@ def _additive(
         block,
         [Weighted(weights)],
         StudentT(df, len(weights)),
-        num_differing=_differing(block, weights),
+        num_differing=differing(block, weights),
         margin=margin,
         more_variance=lack * (weights**2).sum(axis=1),
     )
