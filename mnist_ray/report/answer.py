@@ -12,7 +12,8 @@ from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, UNRESOLVED, Estimat
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.grid_report import GridReport
-from mnist_ray.report.setting_names import value_words, words
+from mnist_ray.report.setting_names import level_words, value_words, words
+from mnist_ray.report.size_report import worth_sentences
 from mnist_ray.results.columns import setting_in
 
 # More settings, or pairs, are counted instead of named.
@@ -36,7 +37,7 @@ def answer(
     # A search that follows results chose its settings by them, so their effects are not an answer.
     said = [] if grid.axes.follows_results else _of_effects(grid, report.num_examples)
     said = said or list(_of_pairs(report, grid, next(iter(groups))))
-    return [*said, _may_be_best(report, grid, groups)]
+    return [*said, *worth_sentences(grid.sizes), _may_be_best(report, grid, groups)]
 
 
 def _of_effects(grid: GridReport, num_examples: int) -> list[str]:
@@ -66,10 +67,10 @@ def _levels(effects: Sequence[Effect], grid: GridReport) -> str:
     if effects[0].term.axis in grid.axes.ranges:
         low = setting_text(json.loads(effects[0].term.reference_level))
         return f"{axis} {setting_text(values[0])} against {low}"
-    if isinstance(values[0], bool):
-        return axis if values[0] else f"no {axis}"
+    if len(values) == 1:
+        return level_words(effects[0].term.axis, values[0])
     *others, last = map(setting_text, values)
-    return f"{axis} {', '.join(others)} and {last}" if others else f"{axis} {last}"
+    return f"{axis} {', '.join(others)} and {last}"
 
 
 def _of_pairs(report: ComparisonReport, grid: GridReport, reference: str) -> Iterator[str]:

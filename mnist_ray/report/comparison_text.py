@@ -12,6 +12,7 @@ from mnist_ray.analysis.selection import print_selection
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.findings import Findings
 from mnist_ray.report.setting_names import value_words
+from mnist_ray.report.size_report import left_out_words
 from mnist_ray.text.escape import printable
 from mnist_ray.text.tables import print_table
 
@@ -55,6 +56,8 @@ def remarks(findings: Findings) -> list[str]:
             f"Runs are missing, so the joint analysis is without {report.left_out}; a setting left out is compared on "
             "the seeds that it has."
         )
+    if (line := left_out_words(findings.grid.sizes)) is not None:
+        lines.append(line)
     if report.pairs is not None and report.pairs.unpaired:
         pairs = ", ".join(f"{first} / {second}" for first, second in report.pairs.unpaired[:5])
         more = ", ..." if len(report.pairs.unpaired) > 5 else ""

@@ -13,9 +13,9 @@ def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
     """Returns the rows of an evaluation's metrics table, in the same order, with more columns.
 
     Returns:
-      Rows with best_val_accuracy and best_val_loss of the evaluated epoch, and was_stopped: whether something other
-      than the run's own patience, such as the scheduler of a grid, ended it before its last epoch; and with those of
-      with_own_settings.
+      Rows with best_val_accuracy and best_val_loss of the evaluated epoch; num_train_images: training images of each
+      epoch; was_stopped: whether something other than the run's own patience, such as the scheduler of a grid, ended it
+      before its last epoch; and with those of with_own_settings.
 
     Raises:
       DataError: a table is damaged.
@@ -28,8 +28,12 @@ def evaluated_runs(folder: EvaluationFolder) -> list[dict[str, Any]]:
     for row in with_own_settings(folder.rows("metrics")):
         kept, done, patience = epochs[row["run"], row["epoch"]], num_epochs[row["run"]], row["early_stopping_patience"]
         ended_itself = patience is not None and done - row["epoch"] >= patience
-        validation = {"best_val_accuracy": kept["val_accuracy"], "best_val_loss": kept["val_loss"]}
-        runs.append({**row, **validation, "was_stopped": done < row["epochs"] and not ended_itself})
+        of_kept = {
+            "best_val_accuracy": kept["val_accuracy"],
+            "best_val_loss": kept["val_loss"],
+            "num_train_images": kept["examples"],
+        }
+        runs.append({**row, **of_kept, "was_stopped": done < row["epochs"] and not ended_itself})
     return runs
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from mnist_ray.analysis.effects import ADDITIVE, Axes, Effect, effects
 from mnist_ray.analysis.estimates import MARGIN
+from mnist_ray.analysis.sizes import Sizes
 from mnist_ray.report.comparison_report import store_rows
 from mnist_ray.report.evaluated_settings import EvaluatedSettings
+from mnist_ray.report.size_report import report_sizes
 from mnist_ray.results.columns import setting_in
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.grid_folder import GridFolder
@@ -24,6 +26,7 @@ class GridReport:
       seconds_per_seed: that one worker trained the settings for one seed; None if unknown.
       uri: of the stored effects.parquet; None without effects.
       note: why there are no effects, or what they leave out; None if neither.
+      sizes: accuracy against training images; None without an axis over their number.
     """
 
     grid: str | None
@@ -32,6 +35,7 @@ class GridReport:
     seconds_per_seed: float | None = None
     uri: str | None = None
     note: str | None = None
+    sizes: Sizes | None = None
 
 
 def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margin: float = MARGIN) -> GridReport:
@@ -59,6 +63,7 @@ def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margi
     # A scheduler stops runs depending on the others, so stopped runs would not be a fair comparison.
     whole = evaluated.where(lambda row: not row["was_stopped"])
     computed: list[Effect] = []
+    sizes = report_sizes(whole, axes) if len(whole.scores) > 1 else None
     if len(whole.scores) > 1:
         firsts = [next(iter(runs.values())) for runs in whole.groups.values()]
         values = [{axis: setting_in(row, axis) for axis in (*axes.levels, *axes.ranges)} for row in firsts]
@@ -67,7 +72,7 @@ def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margi
     uri = store_rows(folder, "effects", _columns(computed, grid)) if computed else None
     seconds = [row["seconds"] for row in folder_of_grid.read_runs()]
     per_seed = sum(seconds) / len(settings.seeds) if seconds else None
-    return GridReport(grid, computed, axes, per_seed, uri, left_out)
+    return GridReport(grid, computed, axes, per_seed, uri, left_out, sizes)
 
 
 def _note(num_stopped: int, computed: Sequence[Effect], whole: EvaluatedSettings, axes: Axes) -> str | None:

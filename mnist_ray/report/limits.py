@@ -4,6 +4,8 @@ CURVES = 12
 SETTINGS = 24
 PAIRS = 60
 EFFECTS = 24
+# In one chart.
+LINES = 6
 # So that all 47 classes of EMNIST fit.
 CLASSES_IN_MATRIX = 50
 CLASSES_IN_TABLE = 100

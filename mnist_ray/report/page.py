@@ -24,6 +24,7 @@ from mnist_ray.report.findings import Findings, find
 from mnist_ray.report.page_settings import PageSetting, page_settings
 from mnist_ray.report.pictures import read_pictures
 from mnist_ray.report.setting_names import varying_settings
+from mnist_ray.report.size_charts import size_charts
 from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.paths import report_path
@@ -92,6 +93,7 @@ class View:
         )
         self.reliability_charts = page_charts.reliability_charts(self.pictured, folder.rows("calibration"))
         self.effect_charts = effect_charts(self.grid.effects, split=folder.split)
+        self.effect_charts += size_charts(self.grid.sizes, split=folder.split)
         whole = [row for row in self.rows if not row["was_stopped"]]
         self.heat_maps = heat_maps(whole, self.grid.axes.levels, split=folder.split)
 

@@ -87,6 +87,13 @@ def value_words(name: str, value: Any, text: Callable[[Any], str] = setting_text
     return f"{word} {text(value)}"
 
 
+def level_words(name: str, value: Any) -> str:
+    """Returns a level of a setting in a sentence, such as `batch norm`, `no batch norm` or `dropout 0.3`."""
+    if isinstance(value, bool):
+        return words(name) if value else f"no {words(name)}"
+    return f"{words(name)} {setting_text(value)}"
+
+
 def words(name: str) -> str:
     """Returns the name of a setting in words."""
     return (argument_of(name) or name).replace("_", " ")
