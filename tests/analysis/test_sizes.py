@@ -11,6 +11,7 @@ from tests.support import moderated_max_t as reference
 from tests.support.simulated_scores import scores_of, simulated
 
 IMAGES = np.array([100, 200, 400, 800])
+DRAWS = [8, pytest.param(200, marks=[pytest.mark.series, pytest.mark.timeout(3600)])]
 BATCH_NORM = {"batch_norm": ["false", "true"]}
 TWO = {**BATCH_NORM, "dropout": ["0", "0.3", "0.5"]}
 
@@ -169,23 +170,28 @@ def worth_in(scores: Sequence[Scores]) -> Worth | None:
     return worths(found)[0]
 
 
+@pytest.mark.parametrize("num_draws", DRAWS)
 @pytest.mark.parametrize("factor", [1.8, 0.5])
-def test_a_known_worth_is_covered_and_has_its_sign(factor: float) -> None:
-    found = [worth_in(learned(factor, num_seeds=3, seed=seed)) for seed in range(8)]
+def test_a_known_worth_is_covered_and_has_its_sign(factor: float, num_draws: int) -> None:
+    found = [worth_in(learned(factor, num_seeds=3, seed=seed)) for seed in range(num_draws)]
     told = [worth for worth in found if worth is not None]
-    assert len(told) >= 7
+    assert len(told) >= 0.9 * num_draws
+    wrong = 0
     for worth in told:
-        true = (factor - 1) * worth.num_images
-        low, high = worth.low or -np.inf, worth.high or np.inf
-        assert low <= true <= high
+        low = -np.inf if worth.low is None else worth.low
+        high = np.inf if worth.high is None else worth.high
         assert low > 0 if factor > 1 else high < 0
+        wrong += not low <= (factor - 1) * worth.num_images <= high
+    assert wrong <= 0.05 * num_draws
     estimates = [worth.images / worth.num_images for worth in told if worth.images is not None]
     assert np.median(estimates) == pytest.approx(factor - 1, abs=0.15)
 
 
-def test_nothing_is_told_of_a_level_without_effect() -> None:
-    found = [worth_in(learned(1.0, num_seeds=3, seed=seed)) for seed in range(12)]
-    assert sum(worth is not None for worth in found) <= 1
+@pytest.mark.parametrize("num_draws", DRAWS)
+def test_nothing_is_told_of_a_level_without_effect(num_draws: int) -> None:
+    found = [worth_in(learned(1.0, num_seeds=3, seed=seed)) for seed in range(num_draws)]
+    # Rarer than 5 %: of the pairs of sizes, only few are near enough to tell a worth.
+    assert sum(worth is not None for worth in found) <= 0.05 * num_draws
 
 
 def test_one_seed_tells_no_worth() -> None:
