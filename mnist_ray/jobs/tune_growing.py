@@ -132,19 +132,27 @@ class GrowingGrid:
         return grown, num_missing - _num_unfinished(runs.progress)
 
     def _rounds(self, runs: GrowingRuns, view: GridProgress) -> Grown:
-        newest: tuple[Look, Accuracies | None] | None = None
-        for newest in grow(runs, self._growth, self._looks.copy()):
-            self._looks.append(newest[0])
+        for look in self._looks:
+            runs.keep(look.compared, look.num_seeds)
+        taken, pairs = self._looks.copy(), None
+        for look, pairs_of_look in grow(runs, self._growth, taken):
+            pairs = pairs_of_look
+            self._looks.append(look)
             self._folder.write_looks(document_of(self._looks, self._basis))
-            view.say(self._line(newest[0], runs))
-        if self._looks and newest is None:
-            # Earlier commands took all looks.
-            first, last = [before_looks(runs.num_settings), *self._looks][-2:]
-            scores = {place: runs.scores(place, last.num_seeds) for place in last.compared}
-            newest = look_at(first, scores, last.num_seeds, margin=self._growth.margin)
-        last_look, pairs = newest or (None, None)
-        per_seed = runs.seconds_per_seed(last_look.open) if last_look else None
-        return Grown(self._basis.settings, runs.kept, last_look, pairs, per_seed)
+            view.say(self._line(look, runs))
+        if self._looks == taken:
+            pairs = self._pairs_again(runs)
+        last = self._looks[-1] if self._looks else None
+        per_seed = runs.seconds_per_seed(last.open) if last else None
+        return Grown(self._basis.settings, runs.kept, last, pairs, per_seed)
+
+    def _pairs_again(self, runs: GrowingRuns) -> Accuracies | None:
+        """Returns the pairs of the last look of earlier commands, from the stored answers."""
+        if not self._looks:
+            return None
+        before, last = [before_looks(runs.num_settings), *self._looks][-2:]
+        scores = {place: runs.scores(place, last.num_seeds) for place in last.compared}
+        return look_at(before, scores, last.num_seeds, margin=self._growth.margin)[1]
 
     def _line(self, look: Look, runs: GrowingRuns) -> str:
         num_runs = sum(runs.kept.values())

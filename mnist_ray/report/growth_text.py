@@ -22,7 +22,7 @@ class Grown:
 
     Attributes:
       names: of the settings.
-      kept: place of a setting -> number of its seeds, for the settings that this command trained.
+      kept: place of a setting -> number of its seeds in the result.
       look: the last; None if there was none.
       pairs: of its settings; None if there were fewer than two.
       seconds_per_seed: to train one more seed of the settings that are still open; None if unknown.
@@ -73,19 +73,16 @@ def answer(grown: Grown, growth: Growth) -> list[str]:
     if growth.settles and grown.look is not None and not grown.look.open:
         return [_verdict(grown, growth)]
     more = [_more_time(grown, grown.seconds_per_seed)] if grown.seconds_per_seed else []
-    return [*_bought(grown), _verdict(grown, growth), *more]
+    return [_seeds(grown), _verdict(grown, growth), *more]
 
 
-def _bought(grown: Grown) -> list[str]:
-    """Returns which seeds the budget has bought; nothing if nothing was needed."""
-    if not grown.kept:
-        return []
+def _seeds(grown: Grown) -> str:
     most = max(grown.kept.values())
     count = sum(num_seeds == most for num_seeds in grown.kept.values())
     seeds = "1 seed" if most == 1 else f"{most} seeds"
     if count == len(grown.names):
-        return [f"The budget was enough for {seeds} of all {count} settings."]
-    return [f"The budget was enough for {seeds} of {count} settings; the other {len(grown.names) - count} have fewer."]
+        return f"The budget is used: all {count} settings have {seeds}."
+    return f"The budget is used: {count} of {len(grown.names)} settings have {seeds}, the others fewer."
 
 
 def _verdict(grown: Grown, growth: Growth) -> str:
