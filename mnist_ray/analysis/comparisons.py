@@ -73,15 +73,25 @@ def make_blocks(settings: Sequence[Scores]) -> Blocks:
     """
     seeds = sorted({seed for scores in settings for seed in scores.seeds})
     inside, chosen = rectangle(np.array([[seed in scores.seeds for seed in seeds] for scores in settings]))
-    common = tuple(seeds[place] for place in chosen)
+    return blocks_of(settings, inside, [seeds[place] for place in chosen])
+
+
+def blocks_of(settings: Sequence[Scores], inside: _Ints, seeds: Sequence[int]) -> Blocks:
+    """Computes the mean squares of some of the settings.
+
+    Args:
+      settings: see make_blocks.
+      inside: places of the settings, ascending.
+      seeds: that all of them have, ascending.
+    """
     blocks: list[Block | None] = []
     for name, places in (
         ("correct", inside),
         ("loss", inside[[_has_losses(settings[place]) for place in inside]]),
     ):
-        values = [_of_seeds(settings[place], common, name) for place in places]
-        blocks.append(make_block(places, np.stack(values)) if common and len(values) > 1 else None)
-    return Blocks(tuple(settings), common, *blocks)
+        values = [_of_seeds(settings[place], seeds, name) for place in places]
+        blocks.append(make_block(places, np.stack(values)) if seeds and len(values) > 1 else None)
+    return Blocks(tuple(settings), tuple(seeds), *blocks)
 
 
 def _has_losses(scores: Scores) -> bool:

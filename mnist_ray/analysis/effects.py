@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import Blocks
+from mnist_ray.analysis.comparisons import Blocks, blocks_of
 from mnist_ray.analysis.estimates import Block, Estimate, estimate, unknown
 from mnist_ray.analysis.max_t import Weighted, positive_part
 from mnist_ray.config.settings import Range
@@ -77,6 +77,26 @@ class Axes:
     follows_results: bool = False
 
 
+def blocks_of_effects(blocks: Blocks, settings: Sequence[Mapping[str, Any]], axes: Axes) -> Blocks:
+    """Returns what the effects are computed from: all settings with the seeds that all have, or the given blocks.
+
+    An effect averages over settings, so a setting less costs more than a few seeds less. All settings are kept if they
+    share two seeds or more, and if that leaves out at most half of the blocks' seeds, or the blocks lack a level.
+
+    Args:
+      blocks: the settings and seeds of which no run is missing, by `make_blocks`.
+      settings: the values of the axes of each setting.
+    """
+    common = set.intersection(*(set(scores.seeds) for scores in blocks.settings))
+    if not blocks.settings_left_out or len(common) < 2:
+        return blocks
+    inside = [] if blocks.accuracy is None else [settings[place] for place in blocks.accuracy.places]
+    lacks_level = evaluated_levels(axes.levels, inside) != evaluated_levels(axes.levels, settings)
+    if 2 * len(common) < len(blocks.seeds) and not lacks_level:
+        return blocks
+    return blocks_of(blocks.settings, np.arange(len(blocks.settings)), sorted(common))
+
+
 def effects(blocks: Blocks, settings: Sequence[Mapping[str, Any]], axes: Axes, *, margin: float) -> list[Effect]:
     """Computes the effects on accuracy and on log loss.
 
@@ -84,11 +104,11 @@ def effects(blocks: Blocks, settings: Sequence[Mapping[str, Any]], axes: Axes, *
     other axes; an interaction is the change of one axis's difference with the level of another,
     m(a, b) - m(a0, b) - m(a, b0) + m(a0, b0). Main effects are one family, interactions another.
 
-    If the settings without missing runs are not all combinations, or an axis is a range, the main effects are the
+    If the settings in the blocks are not all combinations, or an axis is a range, the main effects are the
     coefficients of an additive model and there are no interactions, see `_additive`.
 
     Args:
-      blocks: of the evaluation's settings.
+      blocks: of the evaluation's settings, see `blocks_of_effects`.
       settings: the values of the axes of each setting.
       margin: of accuracy, a fraction.
 

@@ -13,7 +13,7 @@ from mnist_ray.analysis.estimates import MARGIN, Estimates
 from mnist_ray.analysis.mean_interval import mean_interval
 from mnist_ray.analysis.selection import Selection, select
 from mnist_ray.report.evaluated_runs import share_validation
-from mnist_ray.report.evaluated_settings import EvaluatedSettings
+from mnist_ray.report.evaluated_settings import EvaluatedSettings, left_out
 from mnist_ray.report.setting_names import find_setting
 from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
@@ -73,7 +73,7 @@ def report_comparisons(
         settings=_setting_rows(evaluated, pairs),
         pairs=chosen,
         num_pairs=0 if pairs is None else len(pairs),
-        left_out=None if pairs is None else evaluated.left_out,
+        left_out=None if pairs is None else left_out(evaluated.blocks),
         num_repeated=evaluated.num_repeated,
         selection=select(groups) if len(groups) > 1 and share_validation(rows) else None,
         trained_on=trained_elsewhere([row["train_dataset"] for row in rows], folder.dataset),

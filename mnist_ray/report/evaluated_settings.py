@@ -39,14 +39,6 @@ class EvaluatedSettings:
         """Runs left out because another run of the same setting has the same seed."""
         return len(self.rows) - sum(map(len, self.groups.values()))
 
-    @property
-    def left_out(self) -> str | None:
-        """The settings and seeds without which no run is missing, in words; None if nothing is left out."""
-        settings, seeds = self.blocks.settings_left_out, self.blocks.seeds_left_out
-        parts = [f"{len(settings)} settings ({_some(settings)})"] if settings else []
-        parts += [f"seeds {_some(seeds)}"] if seeds else []
-        return " and ".join(parts) or None
-
     def where(self, is_used: Callable[[Mapping[str, Any]], bool]) -> "EvaluatedSettings":
         """Returns the settings of some of the runs."""
         rows = [row for row in self.rows if is_used(row)]
@@ -59,6 +51,14 @@ class EvaluatedSettings:
                 scores.append(of_setting.take(used))
                 groups[label] = {seed: runs[seed] for seed in scores[-1].seeds}
         return EvaluatedSettings(rows, groups, scores)
+
+
+def left_out(blocks: Blocks) -> str | None:
+    """Returns the settings and seeds outside the blocks, in words; None if nothing is left out."""
+    settings, seeds = blocks.settings_left_out, blocks.seeds_left_out
+    parts = [f"{len(settings)} settings ({_some(settings)})"] if settings else []
+    parts += [f"seeds {_some(seeds)}"] if seeds else []
+    return " and ".join(parts) or None
 
 
 def _some(names: Sequence[object]) -> str:

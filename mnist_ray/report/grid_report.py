@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mnist_ray.analysis.effects import ADDITIVE, Axes, Effect, effects
+from mnist_ray.analysis.effects import ADDITIVE, Axes, Effect, blocks_of_effects, effects
 from mnist_ray.analysis.estimates import MARGIN
 from mnist_ray.analysis.sizes import Sizes
 from mnist_ray.report.comparison_report import store_rows
-from mnist_ray.report.evaluated_settings import EvaluatedSettings
+from mnist_ray.report.evaluated_settings import EvaluatedSettings, left_out
 from mnist_ray.report.size_report import report_sizes
 from mnist_ray.results.columns import setting_in
 from mnist_ray.results.evaluation_folder import EvaluationFolder
@@ -63,23 +63,28 @@ def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margi
     # A scheduler stops runs depending on the others, so stopped runs would not be a fair comparison.
     whole = evaluated.where(lambda row: not row["was_stopped"])
     computed: list[Effect] = []
-    sizes = report_sizes(whole, axes) if len(whole.scores) > 1 else None
+    sizes: Sizes | None = None
+    without: str | None = None
     if len(whole.scores) > 1:
         firsts = [next(iter(runs.values())) for runs in whole.groups.values()]
         values = [{axis: setting_in(row, axis) for axis in (*axes.levels, *axes.ranges)} for row in firsts]
-        computed = effects(whole.blocks, values, axes, margin=margin)
-    left_out = _note(len(evaluated.rows) - len(whole.rows), computed, whole, axes)
+        blocks = blocks_of_effects(whole.blocks, values, axes)
+        computed, without = effects(blocks, values, axes, margin=margin), left_out(blocks)
+        sizes = report_sizes(whole, blocks, axes)
+    said = _note(len(evaluated.rows) - len(whole.rows), computed, whole, axes, without)
     uri = store_rows(folder, "effects", _columns(computed, grid)) if computed else None
     seconds = [row["seconds"] for row in folder_of_grid.read_runs()]
     per_seed = sum(seconds) / len(settings.seeds) if seconds else None
-    return GridReport(grid, computed, axes, per_seed, uri, left_out, sizes)
+    return GridReport(grid, computed, axes, per_seed, uri, said, sizes)
 
 
-def _note(num_stopped: int, computed: Sequence[Effect], whole: EvaluatedSettings, axes: Axes) -> str | None:
+def _note(
+    num_stopped: int, computed: Sequence[Effect], whole: EvaluatedSettings, axes: Axes, without: str | None
+) -> str | None:
     """Returns what the effects leave out or assume; None if nothing."""
     clauses = [f"without the {num_stopped} runs that were stopped early"] if num_stopped else []
-    if computed and whole.left_out:
-        clauses.append(f"without {whole.left_out}, which lack runs")
+    if computed and without:
+        clauses.append(f"without {without}, which lack runs")
     if whole.num_repeated:
         clauses.append(f"{whole.num_repeated} runs repeat the settings and seed of another; the first by name counts")
     if any(effect.model == ADDITIVE for effect in computed):

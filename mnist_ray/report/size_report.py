@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mnist_ray.analysis.comparisons import Blocks
 from mnist_ray.analysis.effects import Axes, evaluated_levels, level_text
 from mnist_ray.analysis.sizes import Sizes, Worth, sizes_of, worth_of
 from mnist_ray.report import limits
@@ -15,13 +16,14 @@ from mnist_ray.results.columns import setting_in
 _SIZE = "train_limit"
 
 
-def report_sizes(evaluated: EvaluatedSettings, axes: Axes) -> Sizes | None:
+def report_sizes(evaluated: EvaluatedSettings, blocks: Blocks, axes: Axes) -> Sizes | None:
     """Returns the accuracies against training images; None for a grid without several sizes, and for searches.
 
     Args:
       evaluated: two settings or more.
+      blocks: of these settings, see `blocks_of_effects`.
     """
-    block = evaluated.blocks.accuracy
+    block = blocks.accuracy
     if _SIZE not in axes.levels or axes.ranges or axes.follows_results or block is None:
         return None
     groups = list(evaluated.groups.values())

@@ -8,8 +8,18 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import make_blocks
-from mnist_ray.analysis.effects import ADDITIVE, FACTORIAL, Axes, Effect, StudentT, Term, effects, level_text
+from mnist_ray.analysis.comparisons import Blocks, make_blocks
+from mnist_ray.analysis.effects import (
+    ADDITIVE,
+    FACTORIAL,
+    Axes,
+    Effect,
+    StudentT,
+    Term,
+    blocks_of_effects,
+    effects,
+    level_text,
+)
 from mnist_ray.analysis.estimates import BETTER, MARGIN, UNRESOLVED, WORSE
 from mnist_ray.config.settings import Range
 from tests.support import moderated_max_t as reference
@@ -120,9 +130,68 @@ def test_one_run_of_a_further_seed_leaves_the_effects_as_they_were() -> None:
     without = effects(make_blocks(settings), rows, Axes(TWO), margin=MARGIN)
     settings[2] = scores_of(correct)[2]
     blocks = make_blocks(settings)
+    assert blocks_of_effects(blocks, rows, Axes(TWO)) is blocks
     assert effects(blocks, rows, Axes(TWO), margin=MARGIN) == without
     assert {effect.model for effect in without} == {FACTORIAL}
     assert blocks.seeds_left_out == [3]
+
+
+GRID: dict[str, tuple[Any, ...]] = {
+    "batch_norm": (False, True),
+    "dropout": (0.0, 0.2, 0.3, 0.5),
+    "weight_decay": (0.0, 1e-4),
+    "label_smoothing": (0.0, 0.1),
+}
+
+
+def unequal(num_seeds: Sequence[int]) -> tuple[Blocks, Blocks]:
+    """Settings of GRID with the first so many seeds: the blocks of all pairs, and those of the effects."""
+    rows = rows_of(GRID)
+    correct = answers([0.02 * row["batch_norm"] for row in rows], num_seeds=max(num_seeds), num_examples=200)
+    settings = [scores_of(correct[:, :count])[place] for place, count in enumerate(num_seeds)]
+    blocks = make_blocks(settings)
+    return blocks, blocks_of_effects(blocks, rows, Axes(GRID))
+
+
+def test_seeds_for_some_of_the_settings_only_leave_all_effects_on_the_common_seeds() -> None:
+    # All with batch norm have twelve seeds, the others three.
+    together, of_effects = unequal([3] * 16 + [12] * 16)
+    assert (len(together.settings_left_out), len(together.seeds)) == (16, 12)
+    assert (of_effects.settings_left_out, of_effects.seeds) == ([], (0, 1, 2))
+    found = effects(of_effects, rows_of(GRID), Axes(GRID), margin=MARGIN)
+    with_three = effects(unequal([3] * 32)[0], rows_of(GRID), Axes(GRID), margin=MARGIN)
+    assert {(each.model, each.estimate.num_seeds, each.num_settings) for each in found} == {(FACTORIAL, 3, 32)}
+    assert [each.term for each in found] == [each.term for each in with_three]
+    assert {each.term.kind for each in found} == {"main", "interaction"}
+
+
+def test_one_missing_run_costs_the_effects_a_seed_and_no_setting() -> None:
+    together, of_effects = unequal([5] * 31 + [4])
+    assert together.settings_left_out == ["31"]
+    assert (of_effects.settings_left_out, of_effects.seeds_left_out) == ([], [4])
+    found = effects(of_effects, rows_of(GRID), Axes(GRID), margin=MARGIN)
+    assert {(each.model, each.estimate.num_seeds) for each in found} == {(FACTORIAL, 4)}
+
+
+@pytest.mark.parametrize(
+    "num_seeds",
+    [
+        # One setting has a single seed, or so few that more than half of the seeds would go with the others.
+        [5] * 31 + [1],
+        [5] * 31 + [2],
+        # Some of each level have many seeds.
+        ([12] * 3 + [3]) * 8,
+        # No setting is left out.
+        [5] * 32,
+        [5] * 31 + [6],
+    ],
+)
+def test_otherwise_effects_are_those_of_the_settings_that_all_pairs_have(num_seeds: list[int]) -> None:
+    together, of_effects = unequal(num_seeds)
+    assert of_effects is together
+    found = effects(of_effects, rows_of(GRID), Axes(GRID), margin=MARGIN)
+    assert {each.term.axis for each in found} == set(GRID)
+    assert min(each.estimate.num_seeds for each in found) >= 5
 
 
 @pytest.mark.parametrize("rows", [rows_of(AXES), rows_of(AXES)[:-2]])

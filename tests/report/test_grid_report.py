@@ -9,7 +9,9 @@ import duckdb
 import pytest
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.storage.storage import open_storage
 from tests.support.grid_runs import search_without_ray, train_without_ray
 
 pytestmark = pytest.mark.usefixtures("blank_charts")
@@ -54,6 +56,21 @@ def test_runs_that_were_stopped_early_do_not_count(tmp_path: Path, capsys: pytes
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
     assert "effects: without the 1 runs that were stopped early" in capsys.readouterr().out
+
+
+def test_a_missing_run_leaves_the_effects_of_all_settings_without_its_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_without_ray(str(tmp_path), "smoke", seeds="3", epochs=1)
+    last = GridFolder(open_storage(str(tmp_path)), "g").run_names()[-1]
+    shutil.rmtree(tmp_path / "runs" / last)
+    evaluation = evaluation_of(str(tmp_path), capsys)
+    assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
+    assert "effects: without seeds 2, which lack runs\n" in capsys.readouterr().out
+    rows = duckdb.sql(
+        f"SELECT DISTINCT model, num_settings, num_seeds FROM '{tmp_path}/reports/{evaluation}/effects.parquet'"
+    ).fetchall()
+    assert rows == [("factorial", 4, 2)]
 
 
 def test_the_effects_of_a_search_over_ranges_are_those_of_an_additive_model(
