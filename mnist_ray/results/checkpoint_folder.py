@@ -12,16 +12,13 @@ from torch import Tensor
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm, ImageShape
 from mnist_ray.data.training_data import PerChannel, TrainingData
-from mnist_ray.errors import CheckpointError
-from mnist_ray.results.checkpoint_document import CheckpointDocument
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_documents import (
     DamagedCheckpoint,
-    checked_document,
     config_in,
-    read_run_document,
+    read_checkpoint_document,
     with_checksum,
 )
 from mnist_ray.results.train_state import TrainState
@@ -141,26 +138,8 @@ class CheckpointFolder:
         self.write(files, document)
 
     def document(self) -> dict[str, Any]:
-        """Returns checkpoint.json, after checking that it was written for this run and its config.
-
-        Raises:
-          CheckpointError: no such run, or the checkpoint belongs to another one.
-        """
-        of_run, source = read_run_document(self.storage, self.run), self._source("checkpoint.json")
-        try:
-            text = self.storage.read_bytes(run_path(self.run, self._folder, "checkpoint.json"))
-        except MissingError as error:
-            raise DamagedCheckpoint(f"{source}: {error}") from None
-        document = checked_document(text, source, CheckpointDocument)
-        if "fit" not in of_run["config"]:
-            # The run began when all images became 28x28 grey, stretched, and goes on so.
-            document.pop("image_shape", None)
-        differs = [key for key in ("run", "data_sha256") if document[key] != of_run[key]]
-        if self.config(document) != config_in(of_run, f"run {self.run!r}: config.json"):
-            differs.append("config")
-        if differs:
-            raise CheckpointError(f"{source} belongs to another run than config.json ({differs[0]})")
-        return document
+        """Returns checkpoint.json; see read_checkpoint_document."""
+        return read_checkpoint_document(self.storage, self.run, self._folder)
 
     def config(self, document: Mapping[str, Any]) -> TrainConfig:
         """Returns the config in checkpoint.json; see config_in."""

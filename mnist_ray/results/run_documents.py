@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_ray.config.settings import TrainConfig, make_config
 from mnist_ray.errors import CheckpointError, ConfigError
-from mnist_ray.results.checkpoint_document import RunDocument, broken_rule
+from mnist_ray.results.checkpoint_document import CheckpointDocument, RunDocument, broken_rule
 from mnist_ray.results.paths import run_path
 from mnist_ray.storage.failures import NotAnObjectError
 from mnist_ray.storage.storage import MissingError, Storage
@@ -59,6 +59,32 @@ def read_run_document(storage: Storage, run: str) -> dict[str, Any]:
         raise CheckpointError(f"run {run!r}: {error}; remove it and copy the run again") from None
     except MissingError:
         raise CheckpointError(f"run {run!r}: not in {storage.uri}; `mnist-ray runs` lists what is") from None
+
+
+def read_checkpoint_document(storage: Storage, run: str, folder: str) -> dict[str, Any]:
+    """Returns a checkpoint.json, after checking that it was written for this run and its config.
+
+    Args:
+      folder: of the checkpoint, in the run's.
+
+    Raises:
+      CheckpointError: no such run, or the checkpoint belongs to another one.
+    """
+    of_run, source = read_run_document(storage, run), f"run {run!r}: {folder}/checkpoint.json"
+    try:
+        text = storage.read_bytes(run_path(run, folder, "checkpoint.json"))
+    except MissingError as error:
+        raise DamagedCheckpoint(f"{source}: {error}") from None
+    document = checked_document(text, source, CheckpointDocument)
+    if "fit" not in of_run["config"]:
+        # The run began when all images became 28x28 grey, stretched, and goes on so.
+        document.pop("image_shape", None)
+    differs = [key for key in ("run", "data_sha256") if document[key] != of_run[key]]
+    if config_in(document, source) != config_in(of_run, f"run {run!r}: config.json"):
+        differs.append("config")
+    if differs:
+        raise CheckpointError(f"{source} belongs to another run than config.json ({differs[0]})")
+    return document
 
 
 def config_in(document: Mapping[str, Any], source: str) -> TrainConfig:
