@@ -12,7 +12,7 @@ from mnist_ray.analysis.comparisons import Comparisons, Scores, compare
 from mnist_ray.analysis.estimates import MARGIN, Estimates
 from mnist_ray.analysis.mean_interval import mean_interval
 from mnist_ray.analysis.selection import Selection, select
-from mnist_ray.report.evaluated_runs import share_validation
+from mnist_ray.report.evaluated_runs import read_validations, share_validation
 from mnist_ray.report.evaluated_settings import EvaluatedSettings, left_out
 from mnist_ray.report.setting_names import find_setting
 from mnist_ray.results import parquet
@@ -75,11 +75,19 @@ def report_comparisons(
         num_pairs=0 if pairs is None else len(pairs),
         left_out=None if pairs is None else left_out(evaluated.blocks),
         num_repeated=evaluated.num_repeated,
-        selection=select(groups) if len(groups) > 1 and share_validation(rows) else None,
+        selection=_selection(folder, evaluated) if len(groups) > 1 else None,
         trained_on=trained_elsewhere([row["train_dataset"] for row in rows], folder.dataset),
         num_earlier=len(folder.earlier_evaluations),
         uri=store_rows(folder, "comparisons", comparison_columns(pairs, folder.num_examples)) if pairs else None,
     )
+
+
+def _selection(folder: EvaluationFolder, evaluated: EvaluatedSettings) -> Selection | None:
+    """Returns what validation chooses; None if the runs were validated on different examples."""
+    validations = read_validations(folder.storage, evaluated.rows)
+    if not share_validation(evaluated.rows, validations.values()):
+        return None
+    return select(evaluated.groups, {run: validation.correct for run, validation in validations.items()})
 
 
 def _setting_rows(evaluated: EvaluatedSettings, pairs: Comparisons | None) -> list[dict[str, Any]]:

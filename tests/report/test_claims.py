@@ -1,6 +1,7 @@
 """What a report must not claim: of a grid that grew, of runs that were stopped, of settings that can't be compared."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from mnist_ray.analysis.selection import selection_bias
 from mnist_ray.cli.main import run_command
-from mnist_ray.config.settings import TrainConfig
+from mnist_ray.config.settings import DATA_SETTINGS, TrainConfig
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.evaluation.gallery import vote_entropy
 from mnist_ray.grids.grid import GridRun
-from mnist_ray.report.evaluated_runs import evaluated_runs
+from mnist_ray.report.evaluated_runs import evaluated_runs, share_validation
 from mnist_ray.report.page import report_evaluation
+from mnist_ray.report.setting_names import group_settings
+from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.results.validation import Validation
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.train_stack import train_stack
@@ -112,6 +117,49 @@ def test_nothing_is_chosen_among_runs_that_were_validated_on_different_examples(
     runs = [train(tmp_path, f"r{share}", validation_fraction=share) for share in (0.1, 0.2)]
     page = page_of(tmp_path, evaluate_runs(str(tmp_path), runs))
     assert "the settings were validated on different examples, so validation chooses none of them" in page
+
+
+def test_the_optimism_of_choosing_counts_the_validation_examples_if_the_runs_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_without_ray(str(tmp_path / "there"), "smoke", seeds="2", epochs=1)
+    evaluation = evaluate_grid_g(tmp_path / "there")
+    shutil.copytree(tmp_path / "there", tmp_path / "trained_again")
+    shutil.copytree(tmp_path / "there/evaluations", tmp_path / "copied/evaluations")
+    # The same name, other weights.
+    runs = sorted(path.name for path in (tmp_path / "trained_again/runs").iterdir())
+    shutil.rmtree(tmp_path / "trained_again/runs" / runs[0])
+    train(tmp_path / "trained_again", runs[0])
+
+    def said(storage: str) -> tuple[str, str]:
+        for command in ("report", "compare"):
+            assert run_command([command, evaluation, "--storage", str(tmp_path / storage)]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        page = (tmp_path / storage / "reports" / evaluation / "report.html").read_text()
+        (on_terminal,) = re.findall(r"About ([0-9.]+ points of the validation accuracy come from [^.]*)\.", printed)
+        (on_page,) = re.findall(r"about ([0-9.]+ points of the validation accuracy come from [^<]*)<", page)
+        assert on_terminal == on_page
+        points, _, rest = on_terminal.partition(" ")
+        return points, rest.partition("choosing ")[2]
+
+    points, words = said("there")
+    assert words == "the best of 4, by the spread of the seeds and of the validation examples"
+    storage = open_storage(str(tmp_path / "there"))
+    groups = group_settings(evaluated_runs(open_evaluation(storage, evaluation)))
+    read = [[RunFolder(storage, row["run"]).best_validation() for row in runs.values()] for runs in groups.values()]
+    bits = np.array([[validation.correct for validation in runs if validation] for runs in read])
+    assert points == f"{100 * selection_bias(bits):.2f}"
+    for storage_name in ("copied", "trained_again"):
+        assert said(storage_name)[1] == "the best of 4, by the spread of the seeds"
+
+
+def test_runs_that_were_validated_on_other_data_share_no_validation() -> None:
+    rows = [{"dataset": "idx:here", **dict.fromkeys(map(column_of, DATA_SETTINGS), 1)}] * 2
+    correct = np.ones(3, dtype=np.bool_)
+    same, other = Validation(correct, ("one", 3)), Validation(correct, ("two", 3))
+    assert share_validation(rows, [])
+    assert share_validation(rows, [same, same])
+    assert not share_validation(rows, [same, other])
 
 
 def test_a_run_that_repeats_another_is_listed_and_said(tmp_path: Path) -> None:

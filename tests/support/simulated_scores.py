@@ -1,10 +1,12 @@
 """Answers of runs on examples: simulated (items of realistic difficulty, a skill per setting and seed), and real."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from mnist_ray.analysis.comparisons import Scores
 
@@ -19,6 +21,7 @@ def simulated(
     num_seeds: int,
     num_examples: int,
     seed_spread: Sequence[float] | float = 0.15,
+    own_spread: float = 0.0,
 ) -> NDArray[np.bool_]:
     """Returns right and wrong answers, bool [settings, seeds, examples].
 
@@ -31,12 +34,24 @@ def simulated(
     skills = np.array([_skill(gain) for gain in gains])[:, None]
     spread = np.broadcast_to(seed_spread, len(gains))[:, None]
     skills = skills + spread * generator.standard_normal((len(gains), num_seeds))
+    if own_spread:
+        own = own_spread * generator.standard_normal((len(gains), 1, num_examples), dtype=np.float32)
+        thresholds = thresholds + own
     draws = generator.random((*skills.shape, num_examples), dtype=np.float32)
     # True with probability 1 / (1 + exp(threshold - skill)).
     right: NDArray[np.bool_] = draws * (1 + np.exp(thresholds - skills[:, :, None].astype(np.float32))) < 1
     return right
 
 
+def expected_accuracy(gain: float, *, own_spread: float = 0.0, seed_spread: float = 0.15) -> float:
+    """Returns the expectation of `simulated` for a setting, over seeds and examples."""
+    ranks = (np.arange(4_000) + 0.5) / 4_000
+    thresholds = _SPREAD * np.log(ranks / (1 - ranks)) - _EASE
+    noise = stats.norm.ppf((np.arange(60) + 0.5) / 60) * np.hypot(own_spread, seed_spread)
+    return float((1 / (1 + np.exp(thresholds[:, None] - _skill(gain) - noise))).mean())
+
+
+@lru_cache
 def _skill(gain: float) -> float:
     """Returns the skill with this gain of expected accuracy, by bisection on a fixed sample of difficulties."""
     if not gain:
