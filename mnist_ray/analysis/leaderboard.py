@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from mnist_ray.results.columns import SETTING_COLUMNS, setting_in
-from mnist_ray.text.tables import print_table
+from mnist_ray.text.tables import READING_WIDTH, print_table, print_text
 
 
 def leaderboard(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -86,7 +86,15 @@ def print_leaderboard(
 ) -> None:
     """Prints the best settings: at most `limit` rows of leaderboard() or test_leaderboard()."""
     has_test = any("accuracy_mean" in row for row in board)
-    names = ["", *columns, "runs", "val accuracy", "val loss", "best epoch", "seconds a run"]
+    names = [
+        "",
+        *(name.replace("_", " ") for name in columns),
+        "runs",
+        "val accuracy",
+        "val loss",
+        "best epoch",
+        "seconds a run",
+    ]
     names += ["test accuracy", "test log loss"] if has_test else []
     lines = [
         [
@@ -101,9 +109,9 @@ def print_leaderboard(
         ]
         for place, row in enumerate(board[:limit], start=1)
     ]
-    print_table(names, lines, title=title)
+    print_table(names, lines, title=title, width=READING_WIDTH)
     rest = f"; {len(board) - limit} more settings follow" if len(board) > limit else ""
-    print(f"Ranked by mean validation accuracy of the best epochs; ± is the standard deviation over seeds{rest}.")
+    print_text(f"Ranked by mean validation accuracy of the best epochs; ± is the standard deviation over seeds{rest}.")
 
 
 def setting_text(value: Any) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.analysis.crossed import mean_squares
 from mnist_ray.analysis.max_t import NOTHING
-from mnist_ray.text.escape import printable
+from mnist_ray.text.tables import print_text
 
 # Levels of the estimated distribution of true means, and steps of the expectation-maximization algorithm.
 _LEVELS, _STEPS = 100, 200
@@ -131,12 +131,12 @@ def _expected_best(means: NDArray[np.float64], noise: float) -> float:
 
 
 def print_selection(selection: Selection) -> None:
-    """Prints the selection in two or three lines."""
-    print(
-        f"Chosen by validation from {selection.num_settings} settings: {printable(selection.setting)}; validation "
+    """Prints the selection in two or three sentences."""
+    print_text(
+        f"Chosen by validation from {selection.num_settings} settings: {selection.setting}; validation "
         f"accuracy {selection.val_accuracy:.4f}, test accuracy {selection.test_accuracy:.4f}, optimism "
         f"{100 * selection.optimism:+.2f} points."
     )
     if selection.bias_words is not None:
-        print(f"{selection.bias_words.capitalize()}.")
-    print("Choosing the best epochs on the same validation examples makes the validation accuracy optimistic too.")
+        print_text(f"{selection.bias_words.capitalize()}.")
+    print_text("Choosing the best epochs on the same validation examples makes the validation accuracy optimistic too.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mnist_ray.results.evaluated_data import trained_elsewhere
-from mnist_ray.text.tables import print_table
+from mnist_ray.text.tables import READING_WIDTH, print_table
 
 
 def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
@@ -22,7 +22,7 @@ def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
         for row in metrics
     ]
     names = ["run", "accuracy", "95 % interval", "log loss", "ECE", "macro F1", "examples"]
-    print_table(names, rows, title=metrics_title(metrics))
+    print_table(names, rows, title=metrics_title(metrics), width=READING_WIDTH)
 
 
 def metrics_title(metrics: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.metrics import print_metrics
 from mnist_ray.cli.options import as_json_option, margin_option, storage_option
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.text.escape import printable
+from mnist_ray.text.tables import print_text
 
 
 @click.command()
@@ -34,14 +34,14 @@ def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
         click.echo(json.dumps({**facts, "answer": findings.answer, "effects": effect_rows(grid.effects)}))
         return
     for sentence in findings.answer:
-        click.echo(printable(sentence))
+        print_text(sentence)
     if grid.grid is None:
         print_metrics(findings.evaluated.rows)
     else:
         print_test_leaderboard(findings.evaluated.rows, storage, grid.grid)
     print_effects(grid.effects)
     if grid.note:
-        click.echo(grid.note)
+        print_text(grid.note)
     if grid.uri:
         click.echo(f"all effects: {grid.uri}")
     click.echo(f"report: {made.uri}")

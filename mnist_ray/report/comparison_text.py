@@ -13,8 +13,7 @@ from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.findings import Findings
 from mnist_ray.report.setting_names import value_words
 from mnist_ray.report.size_report import left_out_words
-from mnist_ray.text.escape import printable
-from mnist_ray.text.tables import print_table
+from mnist_ray.text.tables import READING_WIDTH, print_table, print_text
 
 _SHOWN = 10
 JOINTLY = "The intervals hold jointly, with 95 % confidence, for other seeds and other examples."
@@ -24,10 +23,10 @@ _FOR_EXAMPLES = "One seed: the intervals hold jointly, with 95 % confidence, for
 def print_findings(findings: Findings) -> None:
     """Prints the answer first, then effects, settings, pairs, and what weakens the figures."""
     for sentence in findings.answer:
-        print(printable(sentence))
+        print_text(sentence)
     print_effects(findings.grid.effects)
     if findings.grid.grid and findings.grid.note:
-        print(printable(findings.grid.note))
+        print_text(findings.grid.note)
     report = findings.comparison
     _print_settings(report)
     if report.pairs is None:
@@ -37,7 +36,7 @@ def print_findings(findings: Findings) -> None:
     if report.selection:
         print_selection(report.selection)
     for line in remarks(findings):
-        print(printable(line))
+        print_text(line)
 
 
 def remarks(findings: Findings) -> list[str]:
@@ -86,11 +85,13 @@ def print_effects(effects: Sequence[Effect]) -> None:
     names = ["effect of", "against", "points", "95 % interval", "is", "p", "log loss"]
     if main:
         title = "Main effects on accuracy, averaged over the other settings"
-        print_table(names, [_effect_line(effect, losses.get(effect.term)) for effect in main], title=title)
+        print_table(
+            names, [_effect_line(effect, losses.get(effect.term)) for effect in main], title=title, width=READING_WIDTH
+        )
     if interactions:
         title = "Interactions: how much the first effect changes with the second"
         lines = [_effect_line(effect, losses.get(effect.term)) for effect in interactions[:_SHOWN]]
-        print_table([names[0], *names[2:]], [[line[0], *line[2:]] for line in lines], title=title)
+        print_table([names[0], *names[2:]], [[line[0], *line[2:]] for line in lines], title=title, width=READING_WIDTH)
     if len(interactions) > _SHOWN:
         print(f"{len(interactions) - _SHOWN} smaller interactions are in effects.parquet.")
 
@@ -133,7 +134,7 @@ def _print_settings(report: ComparisonReport) -> None:
         ]
         for row in report.settings
     ]
-    print_table(names, lines, title=f"Settings on {report.num_examples:,} examples")
+    print_table(names, lines, title=f"Settings on {report.num_examples:,} examples", width=READING_WIDTH)
 
 
 def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
@@ -142,10 +143,10 @@ def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
     chosen = evidence(pairs)
     names = ["setting", "is", "against", "points", "95 % interval"]
     title = f"Pairs: {counts}"
-    print_table(names, [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])], title=title)
+    print_table(names, [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])], title=title, width=READING_WIDTH)
     if len(pairs) > _SHOWN:
         print(f"{len(pairs) - _SHOWN} more pairs are in comparisons.parquet.")
-    print(family_words(pairs, num_pairs))
+    print_text(family_words(pairs, num_pairs))
 
 
 def family_words(pairs: Comparisons, num_pairs: int) -> str:

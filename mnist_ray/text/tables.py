@@ -1,6 +1,7 @@
 """Tables on the terminal."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,30 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_ray.text.escape import printable
+
+# Columns of what is read as text: the lines of compare and report, wherever they are printed.
+READING_WIDTH = 100
+
+
+def print_text(text: str) -> None:
+    """Prints text in lines of at most READING_WIDTH columns, broken between words; escapes terminal commands.
+
+    A longer word, such as a URI, stays whole.
+    """
+    print("\n".join(_lines(printable(text), READING_WIDTH)))
+
+
+def _lines(text: str, width: int, *, name: str = "", indent: int = 0) -> list[str]:
+    first = f"{name:<{indent}}"
+    lines = textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [first]
 
 
 def console() -> Console:
@@ -29,34 +54,64 @@ def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> 
         print_table(names, [[cell(row.get(name)) for name in names] for row in rows])
 
 
-def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+def print_table(
+    names: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, width: int | None = None
+) -> None:
     """Prints a table with columns of numbers aligned to the right; escapes markup and terminal commands.
 
-    Prints a table more than 1.5 times as wide as the terminal as a list of names and values for each row.
+    A table that is too wide has its names in several lines and its columns close together, and then its texts folded.
+    A table of which the numbers don't fit, or more than 1.5 times as wide as the terminal, is printed as a list of
+    names and values for each row.
+
+    Args:
+      width: most columns, if the terminal has more.
     """
     out = console()
+    if width is not None and width < out.width:
+        out.width = width
     names, rows = list(map(printable, names)), [list(map(printable, row)) for row in rows]
-    widths = [max(map(len, [name, *(row[position] for row in rows)])) for position, name in enumerate(names)]
-    if sum(widths) + 2 * len(widths) > 1.5 * out.width:
-        _print_records(out, names, rows, title)
+    columns = [[row[position] for row in rows] for position in range(len(names))]
+    is_wide = _width(names, columns) > out.width
+    if is_wide:
+        names = [name.replace(" ", "\n") for name in names]
+    # A number must not be folded.
+    is_whole = [not any(map(str.isalpha, "".join(cells))) for cells in columns]
+    numbers = [cells if whole else [] for cells, whole in zip(columns, is_whole, strict=True)]
+    if _width(names, numbers, gap=1) > out.width or _width(names, columns, gap=2) > 1.5 * out.width:
+        _print_records(out, [name.replace("\n", " ") for name in names], rows, title)
         return
     title_text = None if title is None else Text(printable(title), style="bold")
-    table = Table(box=SIMPLE_HEAD, title=title_text, title_justify="left", title_style="", pad_edge=False)
-    for position, name in enumerate(names):
-        numeric = all(_is_number(row[position]) for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=title_text,
+        title_justify="left",
+        title_style="",
+        pad_edge=False,
+        padding=(0, 0 if is_wide else 1),
+    )
+    for name, cells, whole in zip(names, columns, is_whole, strict=True):
+        numeric = all(map(_is_number, cells))
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         # rich would parse a plain str as markup, and fail on brackets that aren't.
         table.add_row(*map(Text, row))
     out.print(table)
 
 
+def _width(names: Sequence[str], columns: Sequence[Sequence[str]], *, gap: int = 3) -> int:
+    """Returns the width of columns with these names, of one line or more, and texts."""
+    each = ([*name.split("\n"), *cells] for name, cells in zip(names, columns, strict=True))
+    return sum(max(map(len, texts)) + gap for texts in each)
+
+
 def _print_records(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
     if title:
-        out.print(printable(title), style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
-    indent = max(map(len, names))
+        title = "\n".join(_lines(printable(title), out.width))
+        out.print(title, style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
+    indent = max(map(len, names)) + 2
     for row in rows:
-        lines = (f"{name:<{indent}}  {value}" for name, value in zip(names, row, strict=True))
+        pairs = zip(names, row, strict=True)
+        lines = [line for name, value in pairs for line in _lines(value, out.width, name=name, indent=indent)]
         out.print("\n".join(lines) + "\n", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 

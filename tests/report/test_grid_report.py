@@ -44,6 +44,22 @@ def test_the_effects_of_a_grid_are_printed_and_stored(tmp_path: Path, capsys: py
     assert found == pytest.approx(expected)
 
 
+def test_every_line_on_the_terminal_fits_100_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    axes = {"weight_decay": [0.0, 0.000123456], "label_smoothing": [0.0, 0.0123456]}
+    train_without_ray(str(tmp_path), "smoke", seeds="2", epochs=1, **axes)
+    last = GridFolder(open_storage(str(tmp_path)), "g").run_names()[-1]
+    shutil.rmtree(tmp_path / "runs" / last)
+    evaluation = evaluation_of(str(tmp_path), capsys)
+    for command in ("compare", "report"):
+        assert run_command([command, evaluation, "--storage", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        # A URI can't be broken.
+        assert max(len(line) for line in lines if str(tmp_path) not in line) <= 100
+        text = " ".join(" ".join(lines).split())
+        assert "0.000123456" in text
+        assert "0.0123456" in text
+
+
 def test_runs_that_were_stopped_early_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stopped = []
 
@@ -107,6 +123,6 @@ def test_an_evaluation_without_its_grid_is_reported_without_effects(
     evaluation = evaluation_of(str(tmp_path / "there"), capsys)
     shutil.copytree(tmp_path / "there/evaluations", tmp_path / "here/evaluations")
     assert run_command(["report", evaluation, "--storage", str(tmp_path / "here")]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert f"effects: grid 'g', which defines the axes, is not in {tmp_path}/here" in shown
     assert (tmp_path / "here/reports" / evaluation / "report.html").is_file()
