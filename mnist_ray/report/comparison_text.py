@@ -114,7 +114,7 @@ def _effect_line(effect: Effect, loss: Effect | None) -> list[str]:
         *effect_words(effect),
         f"{100 * estimate.difference:+.2f}",
         interval_text(estimate),
-        estimate.verdict,
+        estimate.verdict_words,
         p_text(estimate.p_value),
         "-" if loss is None else f"{loss.estimate.difference:+.4f}",
     ]
@@ -183,7 +183,7 @@ def interval_text(estimate: Estimate, factor: float = 100, digits: int = 2) -> s
 def _pair_line(pair: Comparison) -> list[str]:
     return [
         pair.first,
-        pair.accuracy.verdict,
+        pair.accuracy.verdict_words,
         pair.second,
         f"{100 * pair.accuracy.difference:+.2f}",
         interval_text(pair.accuracy),
