@@ -146,13 +146,13 @@ def test_the_page_and_compare_say_the_same_of_a_size_that_lacks_runs(
 
 def test_a_grid_without_several_sizes_and_a_search_have_neither_chart_nor_sentence(findings: Findings) -> None:
     axes = {"batch_norm": [False, True], "train_limit": [200, 400, None]}
-    assert report_sizes(findings.evaluated, Axes(axes)) is not None
-    assert report_sizes(findings.evaluated, Axes({"batch_norm": [False, True]})) is None
-    assert report_sizes(findings.evaluated, Axes(axes, follows_results=True)) is None
+    assert report_sizes(findings.evaluated, findings.evaluated.blocks, Axes(axes)) is not None
+    assert report_sizes(findings.evaluated, findings.evaluated.blocks, Axes({"batch_norm": [False, True]})) is None
+    assert report_sizes(findings.evaluated, findings.evaluated.blocks, Axes(axes, follows_results=True)) is None
     ranges = {"learning_rate": Range(kind="loguniform", low=1e-4, high=1e-2)}
-    assert report_sizes(findings.evaluated, Axes(axes, ranges)) is None
+    assert report_sizes(findings.evaluated, findings.evaluated.blocks, Axes(axes, ranges)) is None
     whole = findings.evaluated.where(lambda row: row["train_limit"] is None)
-    assert report_sizes(whole, Axes(axes)) is None
+    assert report_sizes(whole, whole.blocks, Axes(axes)) is None
     assert size_charts(None, split="test") == []
     assert list(worth_sentences(None)) == []
 
