@@ -38,7 +38,6 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
 from mnist_ray.grids.growth import check_comparable
 from mnist_ray.grids.search import Search
-from mnist_ray.text.escape import printable
 
 
 @click.command()
@@ -232,6 +231,7 @@ def default_grid_name(grid_name: str, grid: GridConfig) -> str:
 def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: bool) -> None:
     from mnist_ray.analysis.leaderboard import leaderboard, print_leaderboard
     from mnist_ray.report.growth_text import answer
+    from mnist_ray.text.tables import print_text
 
     columns = shown_settings(job.grid)
     board = leaderboard(outcome.rows, columns)
@@ -242,7 +242,7 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
         return
     print_leaderboard(board, columns)
     for sentence in said:
-        click.echo(printable(sentence))
+        print_text(sentence)
     done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"
     click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
     say_next("evaluate", "--grid", job.name, "--storage", job.storage_uri, data_dir=data_dir)

@@ -172,6 +172,11 @@ class GrowingRuns:
             return None
         return Scores(str(place), tuple(finished), np.stack(correct))
 
+    @property
+    def num_examples(self) -> int:
+        """Validation examples; 0 before any answers were read."""
+        return len(next(iter(self._answers.values())).correct) if self._answers else 0
+
     def _correct(self, run: str) -> NDArray[np.bool_]:
         if run not in self._answers:
             answers = RunFolder(self._storage, run).best_validation()

@@ -143,8 +143,8 @@ class GrowingGrid:
         if self._looks == taken:
             pairs = self._pairs_again(runs)
         last = self._looks[-1] if self._looks else None
-        per_seed = runs.seconds_per_seed(last.open) if last else None
-        return Grown(self._basis.settings, runs.kept, last, pairs, per_seed)
+        per_seed = runs.seconds_per_seed(last.open if last else range(runs.num_settings))
+        return Grown(self._basis.settings, runs.kept, last, pairs, runs.num_examples, per_seed)
 
     def _pairs_again(self, runs: GrowingRuns) -> Accuracies | None:
         """Returns the pairs of the last look of earlier commands, from the stored answers."""

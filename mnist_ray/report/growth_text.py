@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnist_ray.analysis.comparisons import Accuracies
 from mnist_ray.analysis.looks import Look, settled_by
@@ -25,6 +26,7 @@ class Grown:
       kept: place of a setting -> number of its seeds in the result.
       look: the last; None if there was none.
       pairs: of its settings; None if there were fewer than two.
+      num_examples: for validation.
       seconds_per_seed: to train one more seed of the settings that are still open; None if unknown.
     """
 
@@ -32,19 +34,20 @@ class Grown:
     kept: Mapping[int, int]
     look: Look | None
     pairs: Accuracies | None
+    num_examples: int
     seconds_per_seed: float | None
 
 
 def growth_line(growth: Growth, *, num_settings: int) -> str:
     """Returns what a grid that starts growing will do."""
     *earlier, last = growth.looks
-    budget = f"; ends in {duration(growth.deadline - time.monotonic())} at the latest" if growth.has_budget else ""
+    budget = f"; ends in {duration(growth.deadline - time.monotonic())}" if growth.has_budget else ""
     if not growth.settles:
         return f"{num_settings} settings, up to {last} seeds each{budget}"
     looks = f"looks at {', '.join(map(str, earlier))} and {last} seeds" if earlier else f"one look at {last} seeds"
     return (
         f"until settled: {looks} of {num_settings} settings, {growth.looks[0] * num_settings} to "
-        f"{last * num_settings} runs; differences up to {100 * growth.margin:g} points don't matter{budget}"
+        f"{last * num_settings} runs; margin {100 * growth.margin:g} points{budget}"
     )
 
 
@@ -59,20 +62,19 @@ def look_line(look: Look, growth: Growth, *, num_runs: int, most_runs: int, most
     """
     count = len(look.is_in)
     total = count * (count - 1) // 2
-    left = f", {duration(most_seconds)} left at most" if most_seconds else ""
+    left = f", {duration(most_seconds)} left" if most_seconds else ""
     best = f"{look.is_in.sum()} of {count} settings may be best"
-    settled = f"{total - look.num_open_pairs} of {total} pairs settled, {len(look.open)} settings open, "
+    settled = f"{total - look.num_open_pairs}/{total} pairs settled, {len(look.open)} settings open, "
     what = settled + f"{count - look.is_in.sum()} out" if growth.settles else best
-    return f"look at {look.num_seeds} seeds: {what}; {num_runs} runs of {most_runs} at most{left}"
+    return f"look at {look.num_seeds} seeds: {what}, {num_runs} of at most {most_runs} runs{left}"
 
 
 def answer(grown: Grown, growth: Growth) -> list[str]:
     """Returns what the validation answers tell, and with a budget what more time would, a sentence each."""
     if not growth.has_budget:
         return [_verdict(grown, growth)]
-    if growth.settles and grown.look is not None and not grown.look.open:
-        return [_verdict(grown, growth)]
-    more = [_more_time(grown, grown.seconds_per_seed)] if grown.seconds_per_seed else []
+    is_settled = grown.look is not None and not grown.look.open
+    more = [_more_time(grown, grown.seconds_per_seed)] if grown.seconds_per_seed and not is_settled else []
     return [_seeds(grown), _verdict(grown, growth), *more]
 
 
@@ -81,8 +83,8 @@ def _seeds(grown: Grown) -> str:
     count = sum(num_seeds == most for num_seeds in grown.kept.values())
     seeds = "1 seed" if most == 1 else f"{most} seeds"
     if count == len(grown.names):
-        return f"The budget is used: all {count} settings have {seeds}."
-    return f"The budget is used: {count} of {len(grown.names)} settings have {seeds}, the others fewer."
+        return f"All {count} settings have {seeds}."
+    return f"{count} of {len(grown.names)} settings have {seeds}, the others fewer."
 
 
 def _verdict(grown: Grown, growth: Growth) -> str:
@@ -99,23 +101,39 @@ def _verdict(grown: Grown, growth: Growth) -> str:
     named = "; ".join(best) if len(best) <= _NAMED else f"{len(best)} of the {len(grown.names)} settings"
     if not look.num_open_pairs:
         return f"By validation, these differ by less than {100 * growth.margin:g} points and may be the best: {named}."
-    return f"By validation, may be best: {named}; {look.num_open_pairs} pairs of them are open."
+    num_open = "1 pair of them is open" if look.num_open_pairs == 1 else f"{look.num_open_pairs} pairs of them are open"
+    return f"By validation, may be best: {named}; {num_open}{_needed(grown, growth)}."
+
+
+def _is_open(look: Look, pairs: Accuracies) -> NDArray[np.bool_]:
+    """Returns which pairs of the last look are not settled [pairs]."""
+    places = np.array(look.compared)
+    is_open: NDArray[np.bool_] = ~look.is_settled[places[pairs.firsts], places[pairs.seconds]]
+    return is_open
+
+
+def _needed(grown: Grown, growth: Growth) -> str:
+    """Returns what would tell all open pairs apart to the margin."""
+    if grown.look is None or grown.pairs is None:
+        return ""
+    needed = grown.pairs.accuracy.seeds_needed()[_is_open(grown.look, grown.pairs)]
+    points = f"{100 * growth.margin:g} points"
+    if np.isnan(needed).any():
+        return f"; {points} can't be told with these {grown.num_examples:,} validation examples"
+    return f"; {needed.max():.0f} seeds would tell {points}" if (needed > grown.look.num_seeds).any() else ""
 
 
 def _more_time(grown: Grown, seconds_per_seed: float) -> str:
     if grown.look is None or grown.pairs is None:
-        return f"One more seed would take {duration(seconds_per_seed)}."
+        return f"One more seed of all settings would take {duration(seconds_per_seed)}."
+    what = f"the {len(grown.look.open)} open settings"
     count = int(_MORE_S / seconds_per_seed)
-    places = np.array(grown.look.compared)
-    is_open = ~grown.look.is_settled[places[grown.pairs.firsts], places[grown.pairs.seconds]]
-    if not is_open.any():
-        return "More time would change nothing: no pair is open."
-    what = f"{len(grown.look.open)} open settings"
     if not count:
-        return f"The next 10 minutes would buy nothing: one more seed of the {what} takes {duration(seconds_per_seed)}."
-    would = int((settled_by(grown.pairs, count) & is_open).sum())
+        return f"The next 10 minutes would buy nothing: one more seed of {what} takes {duration(seconds_per_seed)}."
+    is_open = _is_open(grown.look, grown.pairs)
+    would = (settled_by(grown.pairs, count) & is_open).sum() or "none"
     seeds = "1 more seed" if count == 1 else f"{count} more seeds"
     return (
-        f"The next 10 minutes would buy {seeds} of the {what}; if the differences stay as they are, {would} of the "
-        f"{is_open.sum()} open pairs would be settled then."
+        f"The next 10 minutes would buy {seeds} of {what}, and settle {would} of the {is_open.sum()} open pairs if the "
+        "differences stay as they are."
     )

@@ -186,16 +186,21 @@ def test_when_the_time_is_up_the_complete_seeds_count(tmp_path: Path) -> None:
     assert set(grid.seeds_of_settings().values()) == {1}
     assert num_trained == 4
     assert grown.look is None
-    assert answer(grown, growth)[0] == "The budget is used: all 4 settings have 1 seed."
+    assert answer(grown, growth)[0] == "All 4 settings have 1 seed."
     # One more seed of some settings would fit, too.
     grid = GridAt(tmp_path / "longer")
     grown, num_trained = grid.grow(4, settles=False, num_epochs=9.5)
     assert set(grid.seeds_of_settings().values()) == {2}
     assert num_trained == 8
     sentences = answer(grown, growth)
-    assert sentences[0] == "The budget is used: all 4 settings have 2 seeds."
+    assert sentences[0] == "All 4 settings have 2 seeds."
     assert sentences[1].startswith("By validation, may be best: ")
-    assert re.fullmatch(r"The next 10 minutes would buy \d+ more seeds of the \d open settings; .*", sentences[2])
+    assert "points can't be told with these 143 validation examples" in sentences[1]
+    assert re.fullmatch(
+        r"The next 10 minutes would buy \d+ more seeds of the \d open settings, and settle (\d|none) of the \d open "
+        "pairs if the differences stay as they are.",
+        sentences[2],
+    )
 
 
 def test_a_setting_that_diverges_is_out(tmp_path: Path) -> None:
