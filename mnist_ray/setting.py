@@ -22,6 +22,7 @@ class Setting:
       is_listed: whether `mnist-ray runs` shows it.
       may_hold_credentials: whether messages must hide its value.
       word: its short name in the names of settings; the setting's name by default.
+      none_word: what no value means, in the names of settings.
       column: name of its column in the tables; the setting's name by default.
       is_later: whether tables of this schema version were written before it existed; their runs have its default.
     """
@@ -32,6 +33,7 @@ class Setting:
     is_listed: bool = False
     may_hold_credentials: bool = False
     word: str | None = None
+    none_word: str = "none"
     column: str | None = None
     is_later: bool = False
 

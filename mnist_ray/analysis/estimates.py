@@ -101,12 +101,15 @@ class Estimate:
         return max(-self.low, self.high) <= self.margin
 
     @property
+    def differs_on_few(self) -> bool:
+        """Whether only the number of examples that differ leaves it unresolved."""
+        excludes_0 = self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return self.verdict == UNRESOLVED and excludes_0 and self.num_seeds > 1
+
+    @property
     def verdict_words(self) -> str:
         """The verdict, and if only the number of examples that differ leaves it unresolved, that."""
-        excludes_0 = self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-        if self.verdict == UNRESOLVED and excludes_0 and self.num_seeds > 1:
-            return f"{UNRESOLVED}: fewer than {LEAST_DIFFERING} examples differ"
-        return self.verdict
+        return f"{UNRESOLVED}: fewer than {LEAST_DIFFERING} examples differ" if self.differs_on_few else self.verdict
 
     def reversed(self) -> "Estimate":
         """Returns the opposite difference."""

@@ -149,7 +149,7 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
     )
     precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
 
-    train_limit: Annotated[int | None, Setting(is_of_data=True)] = Field(
+    train_limit: Annotated[int | None, Setting(is_of_data=True, none_word="all")] = Field(
         None,
         ge=1,
         le=MAX_COUNT,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.analysis.effects import MAIN, Effect, level_text
-from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, UNRESOLVED, Estimate
+from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, LEAST_DIFFERING, UNRESOLVED, Estimate
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.grid_report import GridReport
@@ -112,6 +112,8 @@ def _nothing(verdict: str, estimates: Sequence[Estimate], grid: GridReport, num_
     if verdict == EQUIVALENT:
         margin = estimates[0].margin or 0.0
         return f"no difference that matters: less than {100 * margin:g} points either way."
+    if all(one.differs_on_few for one in estimates):
+        return f"fewer than {LEAST_DIFFERING} examples differ, too few to say more."
     resolved = _to_resolve(estimates, grid, num_examples)
     return f"nothing seen, and less than {_points(most, most)} points either way{resolved}."
 

@@ -52,8 +52,8 @@ def remarks(findings: Findings) -> list[str]:
         )
     if report.left_out:
         lines.append(
-            f"Runs are missing, so the joint analysis is without {report.left_out}; a setting left out is compared on "
-            "the seeds that it has."
+            f"Not all settings have all seeds, so the joint analysis is without {report.left_out}; a setting left out "
+            "is compared on the seeds that it has."
         )
     if (line := left_out_words(findings.grid.sizes)) is not None:
         lines.append(line)

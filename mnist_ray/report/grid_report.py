@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 from mnist_ray.analysis.effects import ADDITIVE, Axes, Effect, blocks_of_effects, effects
@@ -74,7 +75,7 @@ def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margi
     said = _note(len(evaluated.rows) - len(whole.rows), computed, whole, axes, without)
     uri = store_rows(folder, "effects", _columns(computed, grid)) if computed else None
     seconds = [row["seconds"] for row in folder_of_grid.read_runs()]
-    per_seed = sum(seconds) / len(settings.seeds) if seconds else None
+    per_seed = fmean(seconds) * len(evaluated.groups) if seconds else None
     return GridReport(grid, computed, axes, per_seed, uri, said, sizes)
 
 
@@ -84,7 +85,7 @@ def _note(
     """Returns what the effects leave out or assume; None if nothing."""
     clauses = [f"without the {num_stopped} runs that were stopped early"] if num_stopped else []
     if computed and without:
-        clauses.append(f"without {without}, which lack runs")
+        clauses.append(f"without {without}, because not all settings have all seeds")
     if whole.num_repeated:
         clauses.append(f"{whole.num_repeated} runs repeat the settings and seed of another; the first by name counts")
     if any(effect.model == ADDITIVE for effect in computed):

@@ -49,6 +49,8 @@ def page_settings(
 ) -> list[PageSetting]:
     """Returns the settings by validation accuracy, then loss, as in the leaderboard.
 
+    If validation can't choose among them, the order is that of ComparisonReport.settings.
+
     Args:
       groups: label of a setting -> seed -> row of the metrics table; the first setting is the reference.
       curves: rows of the table learning_curves.
@@ -64,4 +66,6 @@ def page_settings(
         )
         for label, runs in groups.items()
     ]
+    if compared.selection is None:
+        return sorted(settings, key=lambda one: list(summaries).index(one.label))
     return sorted(settings, key=lambda one: (-one.mean("best_val_accuracy"), one.mean("best_val_loss"), one.label))

@@ -10,7 +10,7 @@ from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.errors import ConfigError
 from mnist_ray.results.columns import SETTING_COLUMNS, column_of
-from mnist_ray.setting import setting_of
+from mnist_ray.setting import Setting, setting_of
 
 _DEFAULTS = {column_of(name): field.default for name, field in TrainConfig.model_fields.items()}
 # One setting's runs: seed -> row of the metrics table.
@@ -81,17 +81,22 @@ def _name(
 
 def value_words(name: str, value: Any, text: Callable[[Any], str] = setting_text) -> str:
     """Returns a setting with its value, such as `bn`, `no bn` or `dropout 0.3`."""
-    word = (setting_of(TrainConfig, name).word if name in TrainConfig.model_fields else None) or words(name)
+    setting = _setting(name)
+    word = setting.word or words(name)
     if isinstance(value, bool):
         return word if value else f"no {word}"
-    return f"{word} {text(value)}"
+    return f"{word} {setting.none_word if value is None else text(value)}"
+
+
+def _setting(name: str) -> Setting:
+    return setting_of(TrainConfig, name) if name in TrainConfig.model_fields else Setting()
 
 
 def level_words(name: str, value: Any) -> str:
     """Returns a level of a setting in a sentence, such as `batch norm`, `no batch norm` or `dropout 0.3`."""
     if isinstance(value, bool):
         return words(name) if value else f"no {words(name)}"
-    return f"{words(name)} {setting_text(value)}"
+    return f"{words(name)} {_setting(name).none_word if value is None else setting_text(value)}"
 
 
 def words(name: str) -> str:

@@ -82,7 +82,7 @@ def test_a_missing_run_leaves_the_effects_of_all_settings_without_its_seed(
     shutil.rmtree(tmp_path / "runs" / last)
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
-    assert "effects: without seeds 2, which lack runs\n" in capsys.readouterr().out
+    assert "effects: without seeds 2, because not all settings have all seeds\n" in capsys.readouterr().out
     rows = duckdb.sql(
         f"SELECT DISTINCT model, num_settings, num_seeds FROM '{tmp_path}/reports/{evaluation}/effects.parquet'"
     ).fetchall()
