@@ -48,6 +48,7 @@ def test_the_page_can_be_followed_here() -> None:
     assert same.output.startswith("mine was finished already"), same.log
 
 
+@pytest.mark.series
 @pytest.mark.usefixtures("_files", "blank_charts")
 def test_the_page_can_be_followed_on_a_cluster(shared_head: RayHead, tmp_path: Path) -> None:
     lines = [line for line in command_lines(PAGE) if "--address" in line]

@@ -12,7 +12,7 @@ from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, LEAST_DIFFERING, UN
 from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.grid_report import GridReport
-from mnist_ray.report.setting_names import level_words, value_words, words
+from mnist_ray.report.setting_names import level_words, value_text, value_words, words
 from mnist_ray.report.size_report import worth_sentences
 from mnist_ray.results.columns import setting_in
 
@@ -69,7 +69,7 @@ def _levels(effects: Sequence[Effect], grid: GridReport) -> str:
         return f"{axis} {setting_text(values[0])} against {low}"
     if len(values) == 1:
         return level_words(effects[0].term.axis, values[0])
-    *others, last = map(setting_text, values)
+    *others, last = (value_text(effects[0].term.axis, value) for value in values)
     return f"{axis} {', '.join(others)} and {last}"
 
 

@@ -85,7 +85,7 @@ def value_words(name: str, value: Any, text: Callable[[Any], str] = setting_text
     word = setting.word or words(name)
     if isinstance(value, bool):
         return word if value else f"no {word}"
-    return f"{word} {setting.none_word if value is None else text(value)}"
+    return f"{word} {value_text(name, value, text)}"
 
 
 def _setting(name: str) -> Setting:
@@ -96,7 +96,12 @@ def level_words(name: str, value: Any) -> str:
     """Returns a level of a setting in a sentence, such as `batch norm`, `no batch norm` or `dropout 0.3`."""
     if isinstance(value, bool):
         return words(name) if value else f"no {words(name)}"
-    return f"{words(name)} {_setting(name).none_word if value is None else setting_text(value)}"
+    return f"{words(name)} {value_text(name, value)}"
+
+
+def value_text(name: str, value: Any, text: Callable[[Any], str] = setting_text) -> str:
+    """Returns a value of a setting; no value as what it means."""
+    return _setting(name).none_word if value is None else text(value)
 
 
 def words(name: str) -> str:

@@ -234,6 +234,7 @@ def test_a_storage_that_names_a_function_of_this_machine_makes_nothing_run(run: 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.series
 @pytest.mark.usefixtures("blank_charts")
 def test_a_grid_over_an_own_setting_is_trained_evaluated_reported_and_compared(run: Run, tmp_path: Path) -> None:
     Path("grid.yaml").write_text(

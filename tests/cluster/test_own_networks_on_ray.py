@@ -80,6 +80,7 @@ def test_workers_that_share_a_run_draw_the_noise_of_one_and_say_if_they_can_not(
         assert done.log.count("network my_nets.py:noisy: draws random numbers besides dropout, so its results") == times
 
 
+@pytest.mark.series
 def test_an_error_of_the_network_on_one_of_two_workers_is_one_line(tmp_path: Path) -> None:
     counted = (
         "from torch import distributed as ranks\n        self.steps = getattr(self, 'steps', 0) + 1\n        "
