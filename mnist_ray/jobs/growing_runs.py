@@ -125,10 +125,15 @@ class GrowingRuns:
         taken = self._epoch_seconds(cells, self.progress)
         return None if taken is None else self._slowdown * taken
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether this command has trained runs."""
+        return "_session" in vars(self)
+
     def seconds_per_seed(self, places: Sequence[int]) -> float | None:
         """Returns how long one more seed of some settings would take; None if nothing was trained."""
         rates = self._seconds_per_run()
-        if "_session" not in vars(self) or not rates:
+        if not self.has_trained or not rates:
             return None
         return self._slowdown * sum(rates.get(place, 0.0) for place in places) / max(self._session.at_once, 1)
 

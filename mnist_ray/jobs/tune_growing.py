@@ -163,7 +163,8 @@ class GrowingGrid:
             self._growth,
             num_runs=num_runs,
             most_runs=num_runs + sum(last - runs.kept.get(place, 0) for place in places),
-            most_seconds=runs.seconds(runs.missing(list(places), last)),
+            # Don't start Ray for this.
+            most_seconds=runs.seconds(runs.missing(list(places), last)) if runs.has_trained else None,
         )
 
     def _keep(self, runs: GrowingRuns) -> None:
