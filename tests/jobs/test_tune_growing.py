@@ -115,7 +115,7 @@ def test_a_grid_grows_look_by_look_and_its_folder_lists_what_counts(tmp_path: Pa
     lines = [line for line in grid.said.getvalue().splitlines() if line.startswith("look at")]
     assert len(lines) == len(looks)
     assert "look at 2 seeds:" in lines[0]
-    assert "8 runs of" in lines[0]
+    assert "8 of at most" in lines[0]
 
 
 def test_the_same_command_finds_everything_done_and_says_the_same(tmp_path: Path) -> None:
