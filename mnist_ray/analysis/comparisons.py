@@ -1,6 +1,6 @@
 """Compares settings in pairs over their common seeds and examples, jointly, and finds those that may be the best."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -209,7 +209,7 @@ def compare(blocks: Blocks, *, margin: float = MARGIN, baseline: int | None = No
     firsts, seconds, settings = accuracies.firsts, accuracies.seconds, blocks.settings
     # Losses differ on all examples, also where both settings are right.
     num_examples = np.full(len(firsts), settings[0].correct.shape[1])
-    family = _Family(blocks, firsts, seconds, num_examples, baseline, CONFIDENCE)
+    family = _Family(blocks, _groups(blocks, firsts, seconds), firsts, seconds, num_examples, baseline, CONFIDENCE)
     return Comparisons(
         **vars(accuracies),
         log_loss=family.judge("loss", blocks.loss, None)[1],
@@ -223,8 +223,8 @@ def compare_accuracies(
 ) -> Accuracies:
     """Compares the accuracies of each setting with every earlier one, or of every setting with one of them.
 
-    A pair with a setting outside the blocks is estimated on its own common seeds, with the prior and the critical value
-    of the blocks.
+    A pair is estimated on the seeds that its settings have in common, with the prior and the critical value of the
+    blocks.
 
     Args:
       margin: of accuracy, a fraction; smaller differences don't matter.
@@ -243,8 +243,9 @@ def compare_accuracies(
     paired = [pair for pair in pairs if not seeds[pair[0]].isdisjoint(seeds[pair[1]])]
     unpaired = [pair for pair in pairs if seeds[pair[0]].isdisjoint(seeds[pair[1]])]
     firsts, seconds = np.array(paired, dtype=np.int64).reshape(-1, 2).T
-    right = _right(blocks, firsts, seconds)
-    family = _Family(blocks, firsts, seconds, right.sum(axis=0), baseline, level)
+    groups = _groups(blocks, firsts, seconds)
+    right = _right(settings, groups, firsts, seconds)
+    family = _Family(blocks, groups, firsts, seconds, right.sum(axis=0), baseline, level)
     chance, accuracy = family.judge("correct", blocks.accuracy, margin)
     behind = _behind(len(settings), firsts, seconds, accuracy)
     return Accuracies(
@@ -273,49 +274,61 @@ def _first_means(settings: Sequence[Scores], name: str, firsts: _Ints, seconds: 
     return computed
 
 
-def _right(blocks: Blocks, firsts: _Ints, seconds: _Ints) -> _Ints:
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Pairs whose settings have the same seeds in common.
+
+    Attributes:
+      pairs: their places in the family, ascending.
+      places: of their settings, ascending.
+      seeds: ascending.
+    """
+
+    pairs: _Ints
+    places: _Ints
+    seeds: list[int]
+
+    def values(self, settings: Sequence[Scores], name: str) -> NDArray[Any]:
+        """Returns the settings' values of a metric [settings, seeds, examples]."""
+        return np.stack([_of_seeds(settings[place], self.seeds, name) for place in self.places])
+
+
+def _groups(blocks: Blocks, firsts: _Ints, seconds: _Ints) -> list[_Group]:
+    """Groups pairs by the seeds that their settings have in common."""
+    seeds = sorted({seed for scores in blocks.settings for seed in scores.seeds})
+    exists = np.array([[seed in scores.seeds for seed in seeds] for scores in blocks.settings])
+    # If nothing is known about the seeds, a pair with more of them is judged on one.
+    most_seeds = 1 if len(blocks.seeds) == 1 else None
+    common, of_pair = np.unique(exists[firsts] & exists[seconds], axis=0, return_inverse=True)
+    groups = []
+    for number, is_common in enumerate(common):
+        pairs = np.flatnonzero(of_pair.ravel() == number)
+        places = np.unique(np.concatenate([firsts[pairs], seconds[pairs]]))
+        groups.append(_Group(pairs, places, [seeds[place] for place in np.flatnonzero(is_common)][:most_seeds]))
+    return groups
+
+
+def _right(settings: Sequence[Scores], groups: Sequence[_Group], firsts: _Ints, seconds: _Ints) -> _Ints:
     """Returns how many examples each setting of a pair predicts correctly with more seeds than the other [2, pairs]."""
-    block, counts = blocks.accuracy, np.zeros((2, len(firsts)), dtype=np.int64)
-    if block is None:
-        return counts
-    # more[i, j]: examples that i predicts correctly with more seeds than j; exact in float32 below 2**24 examples.
-    of_examples = block.values.sum(axis=1, dtype=np.int64)
-    more = np.zeros((len(block.places),) * 2, dtype=np.int64)
-    for count in range(1, block.squares.num_seeds + 1):
-        equal, fewer = (of_examples == count).astype(np.float32), (of_examples < count).astype(np.float32)
-        more += np.rint(equal @ fewer.T).astype(np.int64)
-    place = _places_in(block, len(blocks.settings))
-    inside = (place[firsts] >= 0) & (place[seconds] >= 0)
-    counts[:, inside] = (
-        more[place[firsts[inside]], place[seconds[inside]]],
-        more[place[seconds[inside]], place[firsts[inside]]],
-    )
-    for pair in np.flatnonzero(~inside).tolist():
-        first, second = _pair_values(blocks.settings, "correct", firsts[pair], seconds[pair]).sum(
-            axis=1, dtype=np.int64
-        )
-        counts[:, pair] = (first > second).sum(), (first < second).sum()
+    counts = np.zeros((2, len(firsts)), dtype=np.int64)
+    for group in groups:
+        # more[i, j]: examples that i predicts correctly with more seeds than j; exact in float32 below 2**24 examples.
+        of_examples = group.values(settings, "correct").sum(axis=1, dtype=np.int64)
+        more = np.zeros((len(group.places),) * 2, dtype=np.int64)
+        for count in range(1, len(group.seeds) + 1):
+            equal, fewer = (of_examples == count).astype(np.float32), (of_examples < count).astype(np.float32)
+            more += np.rint(equal @ fewer.T).astype(np.int64)
+        first, second = (np.searchsorted(group.places, places[group.pairs]) for places in (firsts, seconds))
+        counts[:, group.pairs] = more[first, second], more[second, first]
     return counts
-
-
-def _places_in(block: Block, num_settings: int) -> _Ints:
-    """Returns the place of each setting in a block; -1 if it isn't there."""
-    places = np.full(num_settings, -1)
-    places[block.places] = np.arange(len(block.places))
-    return places
-
-
-def _pair_values(settings: Sequence[Scores], name: str, first: int, second: int) -> NDArray[Any]:
-    """Returns the values of two settings for their common seeds [2, seeds, examples]."""
-    seeds = sorted({*settings[first].seeds} & {*settings[second].seeds})
-    return np.stack([_of_seeds(settings[place], seeds, name) for place in (first, second)])
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Pairs that are judged together; see `compare`."""
+    """Pairs that are judged together; see `compare_accuracies`."""
 
     blocks: Blocks
+    groups: list[_Group]
     firsts: _Ints
     seconds: _Ints
     num_differing: _Ints
@@ -324,40 +337,48 @@ class _Family:
 
     def judge(self, name: str, block: Block | None, margin: float | None) -> tuple[Chance | None, Estimates]:
         """Returns the estimates of one metric, and what their largest t value is by chance."""
-        if block is None:
-            parts = [self._own(name, pair, None, None, margin) for pair in range(len(self.firsts))]
-            return None, placed(parts, margin=margin)
-        place = _places_in(block, len(self.blocks.settings))
-        inside = (place[self.firsts] >= 0) & (place[self.seconds] >= 0)
-        contrasts: list[Contrasts] = all_pairs(len(block.places))
-        if self.baseline is not None and inside.any():
-            contrasts = [Pairs(place[self.firsts[inside]], int(place[self.baseline]))]
-        chance = block.chance(contrasts, level=self.level)
-        own = [self._own(name, pair, block, chance, margin) for pair in np.flatnonzero(~inside).tolist()]
-        if inside.any():
-            together = estimate(
-                block, contrasts, chance, num_differing=self.num_differing[inside], margin=margin, level=self.level
-            )
-            own.append((np.flatnonzero(inside), together))
-        return chance, placed(own, margin=margin)
+        chance = None if block is None else block.chance(self._contrasts(block), level=self.level)
+        parts = [part for group in self.groups for part in self._estimates(name, group, block, chance, margin)]
+        return chance, placed(parts, margin=margin)
 
-    def _own(
-        self, name: str, pair: int, block: Block | None, chance: Chance | None, margin: float | None
-    ) -> tuple[_Ints, Estimates]:
-        """Returns the place of a pair outside the block, and its estimate from its own common seeds."""
-        values = _pair_values(self.blocks.settings, name, self.firsts[pair], self.seconds[pair])
-        if block is None or chance is None or not np.isfinite(values).all():
-            first, second = values.mean(axis=(1, 2), dtype=np.float64)
+    def _contrasts(self, block: Block) -> list[Contrasts]:
+        """Returns the pairs of a block."""
+        others = block.places != self.baseline
+        if self.baseline is None or others.all():
+            return all_pairs(len(block.places))
+        return [Pairs(np.flatnonzero(others), int(np.flatnonzero(~others)[0]))]
+
+    def _estimates(
+        self, name: str, group: _Group, block: Block | None, chance: Chance | None, margin: float | None
+    ) -> Iterator[tuple[_Ints, Estimates]]:
+        """Yields the estimates of a group, with their places, by the prior and the critical value of the block."""
+        values, places = group.values(self.blocks.settings, name), group.places
+        firsts, seconds = (np.searchsorted(places, each[group.pairs]) for each in (self.firsts, self.seconds))
+        is_finite = np.isfinite(values).all(axis=(1, 2)) & (block is not None)
+        is_known = is_finite[firsts] & is_finite[seconds]
+        if not is_known.all():
+            means = values.mean(axis=(1, 2), dtype=np.float64)
             with np.errstate(invalid="ignore"):
-                difference = first - second
-            return np.array([pair]), unknown(difference, num_seeds=values.shape[1], margin=margin)
-        if block.squares.num_seeds == 1:
-            # Nothing is known about the seeds, so a pair with more of them is judged on one.
-            values = values[:, :1]
-        both = replace(make_block(block.places[:2], values[::-1]), prior=block.prior)
-        contrasts = [Pairs(slice(1, 2), 0)]
-        return np.array([pair]), estimate(
-            both, contrasts, chance, num_differing=self.num_differing[[pair]], margin=margin, level=self.level
+                differences = (means[firsts] - means[seconds])[~is_known]
+            yield group.pairs[~is_known], unknown(differences, num_seeds=len(group.seeds), margin=margin)
+        if block is None or chance is None or not is_known.any():
+            return
+        of_group = block
+        if group.seeds != list(self.blocks.seeds) or not np.array_equal(places[is_finite], block.places):
+            of_group = replace(make_block(places[is_finite], values[is_finite]), prior=block.prior)
+        # Pairs come in the order of their second settings.
+        pairs, renumbered = group.pairs[is_known], np.cumsum(is_finite) - 1
+        firsts, seconds = renumbered[firsts[is_known]], renumbered[seconds[is_known]]
+        starts = np.flatnonzero(np.diff(seconds)) + 1
+        contrasts: list[Contrasts] = [
+            Pairs(some, int(second))
+            for some, second in zip(np.split(firsts, starts), seconds[[0, *starts]], strict=True)
+        ]
+        yield (
+            pairs,
+            estimate(
+                of_group, contrasts, chance, num_differing=self.num_differing[pairs], margin=margin, level=self.level
+            ),
         )
 
 

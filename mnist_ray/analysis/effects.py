@@ -213,7 +213,7 @@ def _additive(
     if axes.follows_results:
         means = block.squares.means
         for term, weight in zip(compress(named, is_separate), weights, strict=True):
-            of_term = unknown(float(weight @ means), num_seeds=block.squares.num_seeds, margin=margin)
+            of_term = unknown(np.array([weight @ means]), num_seeds=block.squares.num_seeds, margin=margin)
             yield Effect(metric, ADDITIVE, term, of_term.rows()[0], len(rows))
         return
     lack = _lack_of_fit(block, np.eye(len(rows)) - design @ inverse, df)

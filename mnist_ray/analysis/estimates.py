@@ -240,12 +240,12 @@ def estimate(
     )
 
 
-def unknown(difference: float, *, num_seeds: int, margin: float | None) -> Estimates:
-    """Returns a difference that nothing is known about."""
-    nothing = np.full(1, np.nan)
-    counts = np.array([num_seeds]), np.zeros(1, dtype=np.int64)
-    floats = np.array([difference]), nothing, nothing, nothing, nothing, nothing
-    return Estimates(*floats, *counts, np.inf, margin)
+def unknown(differences: NDArray[np.float64], *, num_seeds: int, margin: float | None) -> Estimates:
+    """Returns differences that nothing is known about."""
+    count = len(differences)
+    nothing = np.full(count, np.nan)
+    counts = np.full(count, num_seeds), np.zeros(count, dtype=np.int64)
+    return Estimates(differences, nothing, nothing, nothing, nothing, nothing, *counts, np.inf, margin)
 
 
 def placed(parts: Sequence[tuple[NDArray[np.int64], Estimates]], *, margin: float | None) -> Estimates:

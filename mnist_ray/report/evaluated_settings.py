@@ -56,7 +56,7 @@ class EvaluatedSettings:
 def left_out(blocks: Blocks) -> str | None:
     """Returns the settings and seeds outside the blocks, in words; None if nothing is left out."""
     settings, seeds = blocks.settings_left_out, blocks.seeds_left_out
-    parts = [f"{len(settings)} settings ({_some(settings)})"] if settings else []
+    parts = [f"{len(settings)} setting{'s' if len(settings) > 1 else ''} ({_some(settings)})"] if settings else []
     parts += [f"seeds {_some(seeds)}"] if seeds else []
     return " and ".join(parts) or None
 

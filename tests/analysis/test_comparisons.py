@@ -322,3 +322,21 @@ def test_a_lower_level_gives_narrower_intervals() -> None:
     assert compare(blocks).accuracy.critical == criticals[1]
     without = compare(replace(blocks, loss=None)).log_loss
     assert np.isnan(without.low).all()
+
+
+def test_a_pair_is_compared_on_all_seeds_that_both_settings_have() -> None:
+    # As after looks: some settings have got 8 seeds and others 5 or 3 of them.
+    correct = answers([0.0, 0.01, 0.02, 0.0, 0.01], num_seeds=8)
+    counts = [8, 8, 8, 5, 3]
+    settings = [scores.take(range(count)) for scores, count in zip(scores_of(correct), counts, strict=True)]
+    made = compare(make_blocks(settings))
+    for pair, first, second in zip(made.rows(), made.firsts.tolist(), made.seconds.tolist(), strict=True):
+        count = min(counts[first], counts[second])
+        assert pair.accuracy.num_seeds == pair.log_loss.num_seeds == count
+        expected = correct[first, :count].mean() - correct[second, :count].mean()
+        assert pair.accuracy.difference == pytest.approx(expected)
+    # Pairs with the block's seeds are estimated as in the block alone.
+    block = compare(make_blocks([scores.take(range(5)) for scores in settings[:4]]))
+    inside = {(pair.first, pair.second): pair for pair in block.rows()}
+    (same,) = (pair for pair in made.rows() if (pair.first, pair.second) == ("3", "0"))
+    assert same.accuracy.seed_variance == pytest.approx(inside["3", "0"].accuracy.seed_variance)

@@ -181,7 +181,7 @@ def test_the_seeds_needed_by_hand_and_where_no_number_is_enough() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_loss_that_is_not_finite_has_neither_p_value_nor_interval(value: float) -> None:
-    (row,) = unknown(value, num_seeds=3, margin=None).rows()
+    (row,) = unknown(np.array([value]), num_seeds=3, margin=None).rows()
     expected = (None, None, None, None, None, None, UNRESOLVED)
     assert (
         row.low,
@@ -241,7 +241,7 @@ def test_columns_hold_what_rows_hold_and_null_for_nothing() -> None:
 def test_parts_of_a_family_come_back_in_its_order() -> None:
     found = columns(np.random.default_rng(8), 5, margin=MARGIN)
     place = np.array([3, 0])
-    parts = [unknown(float(found.difference[1]), num_seeds=2, margin=MARGIN)]
+    parts = [unknown(found.difference[[1]], num_seeds=2, margin=MARGIN)]
     parts.append(replace(parts[0], difference=found.difference[place][:1]))
     together = placed([(np.array([1]), parts[0]), (np.array([0]), parts[1])], margin=MARGIN)
     assert together.difference.tolist() == [found.difference[3], found.difference[1]]
