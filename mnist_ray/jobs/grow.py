@@ -78,15 +78,15 @@ def _complete(runs: Runs, chosen: Round, look: Look) -> tuple[list[int], int]:
     """Returns the settings and seeds of a round that count: all, unless the time was up earlier.
 
     Then the seeds that all of the settings have count. Before the first look, which needs two settings with two seeds,
-    only some of the settings may count.
+    the settings that have these count, or else those that have one.
     """
     num_seeds = _num_done(runs, chosen.places, chosen.num_seeds)
-    if not look.num_seeds:
-        for more in range(chosen.num_seeds, num_seeds, -1):
-            places = [place for place in chosen.places if not runs.missing([place], more)]
-            if len(places) > 1 or not num_seeds:
-                return places, more
-    return chosen.places, num_seeds
+    if look.num_seeds or num_seeds >= min(LEAST_SEEDS, chosen.num_seeds):
+        return chosen.places, num_seeds
+    several = [place for place in chosen.places if not runs.missing([place], LEAST_SEEDS)]
+    if len(several) > 1:
+        return several, LEAST_SEEDS
+    return [place for place in chosen.places if not runs.missing([place], 1)], 1
 
 
 def next_round(runs: Runs, growth: Growth, look: Look, places: Sequence[int]) -> Round | None:

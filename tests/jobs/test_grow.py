@@ -1,6 +1,7 @@
 """Growing grids on simulated runs: how often they are wrong, how many runs they take, how long they take."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from mnist_ray.analysis.comparisons import Scores
 from mnist_ray.analysis.estimates import BETTER, MARGIN, WORSE
 from mnist_ray.grids.growth import LOOKS, Growth
-from mnist_ray.jobs.grow import grow
+from mnist_ray.jobs.grow import Cell, grow
 from mnist_ray.jobs.looks_document import Basis, document_of, looks_in
 from tests.support.simulated_grid import SimulatedRuns
 from tests.support.simulated_scores import simulated
@@ -176,3 +177,34 @@ def test_one_setting_gets_the_seeds_of_the_first_look() -> None:
     runs = SimulatedRuns(hard(1))
     assert [(look.num_seeds, pairs) for look, pairs in grow(runs, UNTIL_SETTLED, ())] == [(3, None)]
     assert len(runs.trained) == 3
+
+
+class Optimistic(SimulatedRuns):
+    """Runs that take longer than they are expected to, so that the time is up in the middle of a round."""
+
+    def seconds(self, cells: Sequence[Cell]) -> float | None:
+        seconds = super().seconds(cells)
+        return None if seconds is None else seconds / 2
+
+
+@pytest.mark.parametrize("settles", [True, False], ids=["until settled", "all seeds"])
+@pytest.mark.parametrize(
+    ("done_before", "budget", "expected"),
+    [
+        # Two seeds of all six settings, and a third of two of them.
+        ([], 14.5, dict.fromkeys(range(6), 2)),
+        # The others don't get their first seed in time.
+        ([(place, seed) for place in range(3) for seed in range(2)], 1.5, dict.fromkeys(range(3), 2)),
+        ([(0, 0), (0, 1), (2, 0)], 0.5, {0: 1, 2: 1}),
+    ],
+    ids=["all have two seeds", "three settings have two seeds", "one setting has two seeds"],
+)
+def test_when_the_time_is_up_before_the_first_look_as_many_settings_as_can_be_compared_count(
+    done_before: list[Cell], budget: float, expected: dict[int, int], settles: bool
+) -> None:
+    runs = Optimistic(hard(), budget_s=budget, at_once=1)
+    runs.trained = list(done_before)
+    growth = Growth(LOOKS if settles else (12,), MARGIN, settles, budget)
+    looks = [(look.num_seeds, look.compared) for look, _ in grow(runs, growth, ())]
+    assert runs.kept == expected
+    assert looks == ([(2, tuple(expected))] if max(expected.values()) > 1 else [])
