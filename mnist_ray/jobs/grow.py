@@ -110,11 +110,14 @@ def next_round(runs: Runs, growth: Growth, look: Look, places: Sequence[int]) ->
     if math.isinf(left) or not runs.missing(places, target):
         return Round(list(places), target)
     done = _num_done(runs, places, target)
-    if runs.seconds(runs.missing(places, target)) is None:
-        return Round(list(places), done + 1) if left > 0 else None
+    if left > 0 and runs.seconds(runs.missing(places, target)) is None:
+        return Round(list(places), done + 1)
 
     def fits(some: Sequence[int], num_seeds: int) -> bool:
-        seconds = runs.seconds(runs.missing(some, num_seeds))
+        cells = runs.missing(some, num_seeds)
+        if not cells or left <= 0:
+            return not cells
+        seconds = runs.seconds(cells)
         return seconds is not None and seconds <= _USED * left
 
     most = next((count for count in range(target, max(done, look.num_seeds), -1) if fits(places, count)), done)

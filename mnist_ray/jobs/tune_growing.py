@@ -1,6 +1,7 @@
 """Trains a grid seed by seed, until it is settled or its budget is used."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack
 
@@ -124,14 +125,15 @@ class GrowingGrid:
                 now=now,
             )
             try:
-                grown = self._rounds(runs, view)
+                pairs = self._rounds(runs, view)
                 self._keep(runs)
             finally:
                 tracking.update(self._listed)
                 self._folder.write_runs(self.listed, runs.progress)
-        return grown, num_missing - _num_unfinished(runs.progress)
+        return self._grown(runs, pairs), num_missing - _num_unfinished(runs.progress)
 
-    def _rounds(self, runs: GrowingRuns, view: GridProgress) -> Grown:
+    def _rounds(self, runs: GrowingRuns, view: GridProgress) -> Accuracies | None:
+        """Returns the pairs of the last look."""
         for look in self._looks:
             runs.keep(look.compared, look.num_seeds)
         taken, pairs = self._looks.copy(), None
@@ -142,9 +144,14 @@ class GrowingGrid:
             view.say(self._line(look, runs))
         if self._looks == taken:
             pairs = self._pairs_again(runs)
+        return pairs
+
+    def _grown(self, runs: GrowingRuns, pairs: Accuracies | None) -> Grown:
         last = self._looks[-1] if self._looks else None
         per_seed = runs.seconds_per_seed(last.open if last else range(runs.num_settings))
-        return Grown(self._basis.settings, runs.kept, last, pairs, runs.num_examples, per_seed)
+        # Also the runs that were there before, and were not needed.
+        places = [place // len(self._basis.seeds) for place, run in enumerate(self._runs) if run.run in self._listed]
+        return Grown(self._basis.settings, Counter(places), last, pairs, runs.num_examples, per_seed)
 
     def _pairs_again(self, runs: GrowingRuns) -> Accuracies | None:
         """Returns the pairs of the last look of earlier commands, from the stored answers."""

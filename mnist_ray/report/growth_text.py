@@ -41,7 +41,7 @@ class Grown:
 def growth_line(growth: Growth, *, num_settings: int) -> str:
     """Returns what a grid that starts growing will do."""
     *earlier, last = growth.looks
-    budget = f"; ends in {duration(growth.deadline - time.monotonic())}" if growth.has_budget else ""
+    budget = f"; ends in {duration(max(growth.deadline - time.monotonic(), 0))}" if growth.has_budget else ""
     if not growth.settles:
         return f"{num_settings} settings, up to {last} seeds each{budget}"
     looks = f"looks at {', '.join(map(str, earlier))} and {last} seeds" if earlier else f"one look at {last} seeds"

@@ -18,7 +18,7 @@ from mnist_ray.grids.grid import GridRun, grid_settings, read_grid
 from mnist_ray.grids.growth import Growth
 from mnist_ray.jobs.growing_runs import Session
 from mnist_ray.jobs.tune_growing import GrowingGrid, setting_names
-from mnist_ray.report.growth_text import Grown, answer
+from mnist_ray.report.growth_text import Grown, answer, growth_line
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.storage.storage import Storage, open_storage
@@ -61,6 +61,7 @@ class GridAt:
         self.job = TuneJob(grid, "g", self.storage.uri, storage)
         self.runs = self.job.runs(self.job.samples())
         self.said = io.StringIO()
+        self.has_session = False
 
     def grow(
         self,
@@ -75,7 +76,7 @@ class GridAt:
 
         @contextmanager
         def open_session(is_late: Callable[[], bool]) -> Iterator[Session]:
-            session.is_late = kill or is_late
+            session.is_late, self.has_session = kill or is_late, True
             yield session
 
         grid = GrowingGrid(self.job, Growth(looks, margin, settles, num_epochs), self.storage, self.runs)
@@ -201,6 +202,22 @@ def test_when_the_time_is_up_the_complete_seeds_count(tmp_path: Path) -> None:
         "pairs if the differences stay as they are.",
         sentences[2],
     )
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_without_time_what_is_done_counts_and_no_session_starts(num_seeds: int, tmp_path: Path) -> None:
+    before = GridAt(tmp_path, seeds=str(num_seeds))
+    GridFolder(before.storage, "g").claim(before.job.grid, before.runs)
+    InProcess(before.job, before.storage, lambda: False).train(before.runs)
+    grid = GridAt(tmp_path)
+    grown, num_trained = grid.grow(4, settles=False, num_epochs=-1)
+    assert (num_trained, grid.has_session) == (0, False)
+    assert set(grid.seeds_of_settings().values()) == {num_seeds}
+    growth = Growth((4,), MARGIN, settles=False, deadline=0)
+    assert answer(grown, growth)[0] == f"All 4 settings have {num_seeds} seed{'s' * (num_seeds - 1)}."
+    assert (grown.look is not None) == (num_seeds > 1)
+    assert "left" not in grid.said.getvalue()
+    assert growth_line(growth, num_settings=4) == "4 settings, up to 4 seeds each; ends in 0:00"
 
 
 def test_a_setting_that_diverges_is_out(tmp_path: Path) -> None:
