@@ -135,7 +135,8 @@ class GrowingRuns:
         rates = self._seconds_per_run()
         if not self.has_trained or not rates:
             return None
-        return self._slowdown * sum(rates.get(place, 0.0) for place in places) / max(self._session.at_once, 1)
+        unknown = fmean(rates.values())
+        return self._slowdown * sum(rates.get(place, unknown) for place in places) / max(self._session.at_once, 1)
 
     def _epoch_seconds(self, cells: Sequence[Cell], before: Mapping[str, RunProgress]) -> float | None:
         """Returns the time from the first epoch of runs to the last, None before any run is done."""

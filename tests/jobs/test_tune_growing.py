@@ -220,6 +220,15 @@ def test_without_time_what_is_done_counts_and_no_session_starts(num_seeds: int, 
     assert growth_line(growth, num_settings=4) == "4 settings, up to 4 seeds each; ends in 0:00"
 
 
+def test_one_more_seed_takes_as_long_for_settings_without_a_run_as_for_the_others(tmp_path: Path) -> None:
+    grid = GridAt(tmp_path)
+    # Enough for one of the two stacks.
+    grown, _ = grid.grow(4, settles=False, num_epochs=2)
+    done = [row["seconds"] for row in GridFolder(grid.storage, "g").read_runs()]
+    assert len(done) == 2
+    assert grown.seconds_per_seed == pytest.approx(2 * sum(done))
+
+
 def test_a_setting_that_diverges_is_out(tmp_path: Path) -> None:
     grid = GridAt(tmp_path, learning_rate=[0.001, 1e30], dropout=0.0, batch_norm=False)
     grown, _ = grid.grow(2, 3)
