@@ -1,5 +1,6 @@
 """Validates the JSON documents of a storage: a matching checksum proves nothing about the values."""
 
+import math
 from base64 import b64decode
 from typing import Annotated, Any, Literal, Self
 
@@ -80,6 +81,19 @@ class LooksDocument(_Strict):
     seeds: list[int]
     settings: list[str]
     looks: list[_Look]
+
+    @model_validator(mode="after")
+    def _check_looks(self) -> Self:
+        counts = [look.num_seeds for look in self.looks]
+        if counts != sorted({*counts}) or max(counts, default=0) > len(self.seeds):
+            raise ValueError(f"looks: at {counts} of {len(self.seeds)} seeds")
+        num_bytes = (math.comb(len(self.settings), 2) + 7) // 8
+        for look in self.looks:
+            if unknown := {*look.compared, *look.can_be_best} - {*self.settings}:
+                raise ValueError(f"looks: {min(unknown)!r} is not one of the settings")
+            if len(b64decode(look.settled, validate=True)) != num_bytes:
+                raise ValueError("settled: not one bit for each pair")
+        return self
 
 
 class _Lineage(_Strict):

@@ -251,9 +251,25 @@ def test_missing_answers_are_said_in_one_line(tmp_path: Path) -> None:
         GridAt(tmp_path).grow(2)
 
 
-def test_damaged_looks_are_said_to_be(tmp_path: Path) -> None:
-    GridAt(tmp_path).grow(2)
-    path = tmp_path / "grids/g/looks.json"
-    path.write_text(path.read_text().replace('"num_seeds": 2', '"num_seeds": 0'))
-    with pytest.raises(CheckpointError, match=r"grid 'g': looks\.json was not written by mnist-ray"):
-        GridAt(tmp_path).grow(2)
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"num_seeds": 0}, "looks.0.num_seeds: "),
+        ({"num_seeds": 5}, "looks: at [5] of 4 seeds"),
+        ({"compared": ["dropout 0.9"]}, "looks: 'dropout 0.9' is not one of the settings"),
+        ({"can_be_best": ["dropout 0.9"]}, "looks: 'dropout 0.9' is not one of the settings"),
+        ({"settled": "A"}, "base64"),
+        ({"settled": ""}, "settled: not one bit for each pair"),
+    ],
+)
+def test_damaged_looks_are_said_to_be(change: dict[str, Any], rule: str, tmp_path: Path) -> None:
+    grid = GridAt(tmp_path)
+    settings = setting_names(grid.runs, 4)
+    look = {"num_seeds": 2, "compared": settings, "can_be_best": settings, "settled": "AA=="} | change
+    folder = GridFolder(grid.storage, "g")
+    folder.claim(grid.job.grid, grid.runs)
+    folder.write_looks({"margin": MARGIN, "seeds": [0, 1, 2, 3], "settings": settings, "looks": [look]})
+    with pytest.raises(CheckpointError) as error:
+        grid.grow(4)
+    assert "grid 'g': looks.json was not written by mnist-ray" in str(error.value)
+    assert rule in str(error.value)
