@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mnist_ray.analysis.comparisons import Scores
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
-from mnist_ray.errors import CheckpointError, ConflictError
+from mnist_ray.errors import CheckpointError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.jobs.estimate import makespan
 from mnist_ray.jobs.grow import Cell
@@ -165,13 +165,10 @@ class GrowingRuns:
 
         Raises:
           CheckpointError: a run's validation answers are missing, or are of other examples.
-          ConflictError: a scheduler has stopped a run.
         """
         seeds = self._job.grid.seeds
         rows = {seeds[seed]: self.progress[self.run_of((place, seed)).run] for seed in range(num_seeds)}
         finished = {seed: row.run for seed, row in rows.items() if row.status != "diverged"}
-        if stopped := [row.run for row in rows.values() if row.status == "stopped"]:
-            raise ConflictError(f"run {stopped[0]!r}: was stopped early by --scheduler asha; choose another --name")
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             correct = list(pool.map(self._correct, finished.values()))
         if not correct:

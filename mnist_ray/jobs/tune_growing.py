@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from mnist_ray.analysis.comparisons import Accuracies
 from mnist_ray.analysis.looks import Look, before_looks, look_at
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
-from mnist_ray.errors import RunFailedError
+from mnist_ray.errors import ConflictError, RunFailedError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.grids.growth import Growth
 from mnist_ray.jobs.grow import grow
@@ -54,20 +54,22 @@ class GrowingGrid:
           runs: every setting with every seed, the seeds varying fastest.
 
         Raises:
-          ConflictError: see GridFolder.claim.
+          ConflictError: see GridFolder.claim; or a scheduler has stopped a run.
         """
         self._job, self._growth, self._storage, self._runs = job, growth, storage, runs
         self._folder = GridFolder(storage, job.name)
         document = self._folder.document()
         self._listed_before = frozenset(document["runs"] if document else ())
         self._listed: Set[str] = self._listed_before
+        self.progress = read_all_progress(storage, runs)
+        if stopped := [row.run for row in self.progress.values() if row.status == "stopped"]:
+            raise ConflictError(f"run {stopped[0]!r}: was stopped early by --scheduler asha; choose another --name")
         self._claim()
         seeds = list(job.grid.seeds)
         self._basis = Basis(growth.margin, seeds, setting_names(runs, len(seeds)))
         stored = self._folder.looks()
         self._looks = looks_in(stored, self._basis)
         self._starts_again = bool(stored and stored["looks"] and not self._looks)
-        self.progress = read_all_progress(storage, runs)
 
     @property
     def listed(self) -> list[GridRun]:

@@ -177,6 +177,16 @@ def test_other_seeds_are_another_grid(tmp_path: Path) -> None:
         GridAt(tmp_path, seeds="7,8,9").grow(2, 3)
 
 
+def test_runs_that_asha_has_stopped_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    before = GridAt(tmp_path, seeds="1")
+    data = load_data(before.runs[0].config, tmp_path, CPU)
+    list(train_stack(before.runs[:1], data, storage=before.storage, device=CPU, goes_on=lambda _: False))
+    with pytest.raises(ConflictError, match="was stopped early by --scheduler asha; choose another --name"):
+        GridAt(tmp_path).grow(2)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [before.runs[0].run]
+    assert not (tmp_path / "grids").exists()
+
+
 def test_when_the_time_is_up_the_complete_seeds_count(tmp_path: Path) -> None:
     grid = GridAt(tmp_path)
     with pytest.raises(RunFailedError, match="not enough for a single run"):
