@@ -83,11 +83,13 @@ def plan_grid(job: TuneJob) -> GridPlan:
         random = [sample for sample in random_samples(job.grid, job.search) if sample not in samples]
         samples += random[: max(job.search.num_samples - len(samples), 0)]
     runs = job.runs(samples)
-    plan = _plan(runs, job)
     if job.growth is None or not job.growth.settles:
-        return plan
-    seeds = job.grid.seeds[: job.growth.looks[0]]
-    return replace(plan, first_look=_plan([run for run in runs if run.config.seed in seeds], job))
+        return _plan(runs, job)
+    first_look, last_look = (
+        _plan([run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]], job)
+        for num_seeds in (job.growth.looks[0], job.growth.looks[-1])
+    )
+    return replace(last_look, first_look=first_look)
 
 
 def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:

@@ -7,6 +7,7 @@ import pytest
 from mnist_ray.cli.main import run_command
 from mnist_ray.cluster.tune_job import TuneJob, gpu_stack_size
 from mnist_ray.grids.grid import grid_settings, read_grid
+from mnist_ray.grids.growth import Growth
 from mnist_ray.jobs.estimate import makespan, plan_grid
 from tests.support.colour_images import write_colour_folder
 
@@ -27,6 +28,14 @@ def test_a_plan_has_every_run_once_and_a_time_from_a_probe_and_trains_nothing(tm
         # Two epochs of three runs on digits' 1,295 training examples.
         assert stack.seconds == pytest.approx(2 * 3 * 1295 / stack.samples_per_s, rel=0.01)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_looks_goes_up_to_the_last(tmp_path: Path) -> None:
+    # Of three seeds, looks may leave out the last ones.
+    for looks, num_runs in (((2,), (8, 8)), ((2, 3), (8, 12))):
+        plan = plan_grid(job_of(tmp_path, growth=Growth(looks, 0.005, settles=True)))
+        assert plan.first_look is not None
+        assert (plan.first_look.num_runs, plan.num_runs) == num_runs
 
 
 def test_stacks_are_so_small_that_every_worker_has_one(tmp_path: Path) -> None:
