@@ -83,7 +83,7 @@ def _seeds(grown: Grown) -> str:
     count = sum(num_seeds == most for num_seeds in grown.kept.values())
     seeds = "1 seed" if most == 1 else f"{most} seeds"
     if count == len(grown.names):
-        return f"All {count} settings have {seeds}."
+        return f"All {count} settings have {seeds}." if count > 1 else f"The setting has {seeds}."
     return f"{count} of {len(grown.names)} settings have {seeds}, the others fewer."
 
 
@@ -133,6 +133,9 @@ def _more_time(grown: Grown, seconds_per_seed: float) -> str:
     is_open = _is_open(grown.look, grown.pairs)
     would = (settled_by(grown.pairs, count) & is_open).sum() or "none"
     seeds = "1 more seed" if count == 1 else f"{count} more seeds"
+    if not is_open.any():
+        # The open pairs are with settings that the last look left out.
+        return f"The next 10 minutes would buy {seeds} of {what}."
     return (
         f"The next 10 minutes would buy {seeds} of {what}, and settle {would} of the {is_open.sum()} open pairs if the "
         "differences stay as they are."

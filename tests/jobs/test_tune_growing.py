@@ -9,9 +9,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.analysis.looks import before_looks, look_at
 from mnist_ray.cluster.tune_job import TuneJob
 from mnist_ray.errors import CheckpointError, ConflictError, RunFailedError
 from mnist_ray.grids.grid import GridRun, grid_settings, read_grid
@@ -237,6 +240,23 @@ def test_one_more_seed_takes_as_long_for_settings_without_a_run_as_for_the_other
     done = [row["seconds"] for row in GridFolder(grid.storage, "g").read_runs()]
     assert len(done) == 2
     assert grown.seconds_per_seed == pytest.approx(2 * sum(done))
+
+
+def test_more_time_settles_nothing_that_the_last_look_left_out() -> None:
+    correct = np.zeros((2, 2, 400), dtype=np.bool_)
+    correct[0] = True
+    scores = {place: Scores(str(place), (0, 1), correct[place]) for place in range(2)}
+    look, pairs = look_at(before_looks(3), scores, 2, margin=MARGIN)
+    grown = Grown(["a", "b", "c"], {0: 2, 1: 2, 2: 1}, look, pairs, 400, 60.0)
+    said = answer(grown, Growth((4,), MARGIN, settles=False, deadline=1))
+    assert said[0] == "2 of 3 settings have 2 seeds, the others fewer."
+    assert said[-1] == "The next 10 minutes would buy 10 more seeds of the 2 open settings."
+
+
+def test_the_answer_for_one_setting_names_no_others() -> None:
+    grown = Grown(["baseline"], {0: 2}, None, None, 0, None)
+    said = answer(grown, Growth((2,), MARGIN, settles=False, deadline=1))
+    assert said == ["The setting has 2 seeds.", "One setting: nothing to compare."]
 
 
 def test_a_setting_that_diverges_is_out(tmp_path: Path) -> None:
