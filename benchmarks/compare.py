@@ -22,7 +22,8 @@ import numpy as np
 # Not by `timing`, which imports torch: its memory would hide the comparison's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnist_ray.analysis.comparisons import Scores, compare, make_blocks
+from mnist_ray.analysis.blocks import Scores, make_blocks
+from mnist_ray.analysis.comparisons import compare
 
 CASES = ((160, 5, 10_000), (1000, 3, 10_000))
 

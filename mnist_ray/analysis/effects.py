@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import Blocks, blocks_of
+from mnist_ray.analysis.blocks import Blocks, blocks_of
 from mnist_ray.analysis.estimates import Block, Estimate, estimate, unknown
 from mnist_ray.analysis.max_t import Weighted, positive_part
 from mnist_ray.config.settings import Range

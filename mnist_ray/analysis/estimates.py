@@ -119,6 +119,28 @@ class Estimate:
         return replace(self, difference=0.0 - self.difference, low=low, high=high, verdict=verdict)
 
 
+def seeds_to_decide(estimate: Estimate) -> int | None:
+    """Returns the number of seeds that would give an unresolved difference a word if it stays as it is.
+
+    Then the interval excludes 0, or lies within the margin.
+
+    Returns:
+      None if no number of seeds is enough for these examples, or nothing is known.
+    """
+    if estimate.low is None or estimate.high is None or estimate.seed_variance is None or not estimate.margin:
+        return None
+    example = estimate.example_variance or 0.0
+    difference, error = abs(estimate.difference), math.sqrt(estimate.seed_variance + example)
+    if not error:
+        return None
+    critical = (estimate.high - estimate.low) / 2 / error
+    room = (max(difference, estimate.margin - difference) / critical) ** 2 - example
+    if room <= 0:
+        return None
+    needed = max(math.ceil(estimate.seed_variance * estimate.num_seeds / room - 1e-9), estimate.num_seeds + 1)
+    return needed if needed <= MOST_SEEDS else None
+
+
 @dataclass(frozen=True, eq=False)
 class Estimates:
     """Estimates of a family in columns [m]; NaN stands for None. See Estimate.

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Accuracies, Scores, compare_accuracies, make_blocks
+from mnist_ray.analysis.blocks import Scores, make_blocks
+from mnist_ray.analysis.comparisons import Accuracies, compare_accuracies
 from mnist_ray.analysis.estimates import UNRESOLVED
 from mnist_ray.analysis.max_t import CONFIDENCE
 

@@ -14,6 +14,7 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.grids.growth import LOOKS, Growth, looks_for, read_budget, read_looks
 
 _MARGIN = 0.5
+_END_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class GrowthOptions:
         return Growth(looks, self.margin / 100, self.until_settled, self.deadline)
 
 
+def _deadline(budget_s: float) -> float:
+    """Returns when training has to end; the time of the imports counts, and that of Ray's end and the verdict."""
+    return time.monotonic() + budget_s - min(_END_S, budget_s / 5)
+
+
 def growth_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options for a grid that grows; the command gets them as one argument, growing."""
 
@@ -91,8 +97,7 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
             until_settled,
             None if looks is None else read_looks(looks),
             _MARGIN if margin is None else margin,
-            # The time that imports take counts.
-            math.inf if budget is None else time.monotonic() + read_budget(budget),
+            math.inf if budget is None else _deadline(read_budget(budget)),
         )
         command(*arguments, growing=options, **named)
 

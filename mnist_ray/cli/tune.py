@@ -31,7 +31,7 @@ from mnist_ray.cli.options import (
     target_cluster,
 )
 from mnist_ray.cli.plan import print_plan
-from mnist_ray.config.settings import GridConfig
+from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
 from mnist_ray.errors import ConfigError
@@ -241,6 +241,8 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
         click.echo(json.dumps(facts if job.growth is None else {**facts, "answer": said}))
         return
     print_leaderboard(board, columns)
+    if varying := [axis for axis in job.grid.axes if axis in DATA_SETTINGS]:
+        click.echo(f"note: the validation examples differ with {', '.join(varying)}; this ranking doesn't compare them")
     for sentence in said:
         print_text(sentence)
     done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"

@@ -24,7 +24,7 @@ class Growth:
       looks: numbers of seeds after which the settings are compared, ascending, from 2.
       margin: of accuracy, a fraction; smaller differences don't matter.
       settles: whether settings get no more seeds once they are settled.
-      deadline: end of the budget, by time.monotonic; infinity without a budget.
+      deadline: when training has to end, by time.monotonic; infinity without a budget.
     """
 
     looks: tuple[int, ...]
@@ -69,7 +69,7 @@ def read_budget(text: str) -> float:
         raise ConfigError(f"--budget {text!r}: give a time with its units, such as 20m, 1h30m or 90s")
     seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
     if not seconds:
-        raise ConfigError(f"--budget {text!r}: give more than no time, such as 20m")
+        raise ConfigError(f"--budget {text!r}: give a time above 0, such as 20m")
     return seconds
 
 
@@ -81,8 +81,8 @@ def looks_for(looks: Sequence[int] | None, seeds: Sequence[int]) -> tuple[int, .
     """
     needed = LEAST_SEEDS if looks is None else looks[-1]
     if len(seeds) < needed:
-        what = "comparing settings needs" if looks is None else f"--looks {','.join(map(str, looks))}: needs"
-        raise ConfigError(f"seeds={list(seeds)}: {what} {needed} seeds; give --seeds {needed} or more")
+        what = "to compare settings" if looks is None else f"--looks {','.join(map(str, looks))}"
+        raise ConfigError(f"{what}: needs {needed} seeds, and the grid has {len(seeds)}; give --seeds {needed} or more")
     return (*(count for count in LOOKS if count < len(seeds)), len(seeds)) if looks is None else tuple(looks)
 
 
@@ -96,5 +96,5 @@ def check_comparable(runs: Sequence[GridRun]) -> None:
         if len({getattr(run.config, name) for run in runs}) > 1:
             raise ConfigError(
                 f"{name}: varies in the grid, so its runs have different validation examples, by which --until-settled "
-                "and --budget compare them; leave these out, or give one value"
+                "and --budget compare them; give it one value, or leave the two options out"
             )

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mnist_ray.analysis.comparisons import Accuracies, Scores
+from mnist_ray.analysis.blocks import Scores
+from mnist_ray.analysis.comparisons import Accuracies
 from mnist_ray.analysis.looks import Look, before_looks, by_promise, look_at, reopened
 from mnist_ray.grids.growth import LEAST_SEEDS, Growth
 
@@ -99,12 +100,17 @@ def next_round(runs: Runs, growth: Growth, look: Look, places: Sequence[int]) ->
       places: settings that were not left out.
 
     Returns:
-      None if there is nothing left to train, or no time for two settings.
+      None if there is nothing left to train, or no time for it.
     """
     if growth.settles and look.num_seeds:
         places = [place for place in places if place in look.open]
     target = next((count for count in growth.looks if count > look.num_seeds), None)
-    if target is None or not places:
+    floor, least = look.num_seeds, 2
+    if target is None:
+        # After the last look, settings that an earlier command left out there get their seeds, too.
+        places = [place for place in places if runs.missing([place], look.num_seeds)]
+        target, floor, least = look.num_seeds, 0, 1
+    if not places:
         return None
     left = runs.seconds_left()
     if math.isinf(left) or not runs.missing(places, target):
@@ -120,13 +126,13 @@ def next_round(runs: Runs, growth: Growth, look: Look, places: Sequence[int]) ->
         seconds = runs.seconds(cells)
         return seconds is not None and seconds <= _USED * left
 
-    most = next((count for count in range(target, max(done, look.num_seeds), -1) if fits(places, count)), done)
-    if most > look.num_seeds and (most > done or most >= LEAST_SEEDS):
+    most = next((count for count in range(target, max(done, floor), -1) if fits(places, count)), done)
+    if most > done or most >= max(LEAST_SEEDS, look.num_seeds + 1):
         return Round(list(places), most)
-    one_more = max(done, look.num_seeds) + 1
+    one_more = max(done, floor) + 1
     order = _by_promise(runs, places, done)
     count = bisect_left(range(1, len(order) + 1), True, key=lambda count: not fits(order[:count], one_more))
-    return Round(sorted(order[:count]), one_more) if count > 1 else None
+    return Round(sorted(order[:count]), one_more) if count >= least else None
 
 
 def _num_done(runs: Runs, places: Sequence[int], most: int) -> int:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.analysis.blocks import Scores
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
 from mnist_ray.errors import CheckpointError
 from mnist_ray.grids.grid import GridRun
@@ -34,6 +34,10 @@ class Session(Protocol):
 
     def train(self, runs: Sequence[GridRun]) -> None:
         """Trains runs to their ends, or until it is late."""
+
+
+# Before it is measured: workers start, and save after each epoch.
+_FIRST_SLOWDOWN = 2.0
 
 
 class GrowingRuns:
@@ -72,8 +76,8 @@ class GrowingRuns:
         self._start_session, self._announce = start_session, announce
         self._deadline, self._now = deadline, now
         self._answers: dict[str, Validation] = {}
-        # Time of a round by that of its epochs.
-        self._slowdown = 1.0
+        # Time of a round by that of its epochs, measured in the last round.
+        self._slowdown: float | None = None
 
     @cached_property
     def _session(self) -> Session:
@@ -106,15 +110,15 @@ class GrowingRuns:
             session.train(runs)
         finally:
             self.progress = before | read_all_progress(self._storage, runs)
-        if not self._unfinished(cells):
-            taken = self._epoch_seconds(cells, before)
-            self._slowdown = (self._now() - started) / taken if taken else 1.0
-        elif self.seconds_left() > 0:
+        if self.seconds_left() > 0:
             self._job.check_done(self.progress[run.run] for run in runs)
+        taken = sum(self.progress[run.run].seconds - before[run.run].seconds for run in runs)
+        if taken > 0:
+            self._slowdown = (self._now() - started) * max(session.at_once, 1) / taken
 
     def keep(self, places: Sequence[int], num_seeds: int) -> None:
         """See grow.Runs."""
-        self.kept |= dict.fromkeys(places, num_seeds)
+        self.kept |= {place: max(num_seeds, self.kept.get(place, 0)) for place in places}
 
     def seconds_left(self) -> float:
         """See grow.Runs."""
@@ -123,7 +127,7 @@ class GrowingRuns:
     def seconds(self, cells: Sequence[Cell]) -> float | None:
         """See grow.Runs; a setting's next runs take as long as its runs so far, in the stacks of the next round."""
         taken = self._epoch_seconds(cells, self.progress)
-        return None if taken is None else self._slowdown * taken
+        return None if taken is None else (self._slowdown or _FIRST_SLOWDOWN) * taken
 
     @property
     def has_trained(self) -> bool:
@@ -131,9 +135,9 @@ class GrowingRuns:
         return "_session" in vars(self)
 
     def seconds_per_seed(self, places: Sequence[int]) -> float | None:
-        """Returns how long one more seed of some settings would take; None if nothing was trained."""
+        """Returns how long one more seed of some settings would take; None if this command has finished no round."""
         rates = self._seconds_per_run()
-        if not self.has_trained or not rates:
+        if self._slowdown is None or not rates:
             return None
         unknown = fmean(rates.values())
         return self._slowdown * sum(rates.get(place, unknown) for place in places) / max(self._session.at_once, 1)

@@ -105,7 +105,7 @@ class GrowingGrid:
         """
         num_missing = _num_unfinished(self.progress)
         if self._starts_again:
-            view.say("looks.json is of another margin, or of other seeds or settings: the looks start again")
+            view.say("looks.json has another margin, other seeds or other settings: the looks start again")
         with ExitStack() as stack:
 
             def start_session() -> Session:
@@ -150,7 +150,7 @@ class GrowingGrid:
 
     def _grown(self, runs: GrowingRuns, pairs: Accuracies | None) -> Grown:
         last = self._looks[-1] if self._looks else None
-        per_seed = runs.seconds_per_seed(last.open if last else range(runs.num_settings))
+        per_seed = runs.seconds_per_seed(last.open if last and self._growth.settles else range(runs.num_settings))
         # Also the runs that were there before, and were not needed.
         places = [place // len(self._basis.seeds) for place, run in enumerate(self._runs) if run.run in self._listed]
         return Grown(self._basis.settings, Counter(places), last, pairs, runs.num_examples, per_seed)

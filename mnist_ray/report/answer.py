@@ -1,6 +1,7 @@
 """The answer of an evaluation in sentences, made from its comparisons and effects."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -8,13 +9,22 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.analysis.effects import MAIN, Effect, level_text
-from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, LEAST_DIFFERING, UNRESOLVED, Estimate
+from mnist_ray.analysis.estimates import (
+    BETTER,
+    EQUIVALENT,
+    LEAST_DIFFERING,
+    UNRESOLVED,
+    Estimate,
+    seeds_to_decide,
+)
 from mnist_ray.analysis.leaderboard import setting_text
+from mnist_ray.config.settings import DATA_SETTINGS
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.grid_report import GridReport
 from mnist_ray.report.setting_names import level_words, value_text, value_words, words
 from mnist_ray.report.size_report import worth_sentences
 from mnist_ray.results.columns import setting_in
+from mnist_ray.text.points import points_text
 
 # More settings, or pairs, are counted instead of named.
 _NAMED = 4
@@ -44,8 +54,10 @@ def _of_effects(grid: GridReport, num_examples: int) -> list[str]:
     """Returns a sentence for each level that helps or costs, the largest first, then what is not seen of each axis."""
     losses = {effect.term: effect.estimate for effect in grid.effects if effect.metric == "log_loss"}
     main = [effect for effect in grid.effects if (effect.metric, effect.term.kind) == ("accuracy", MAIN)]
+    # More data helps; that is rarely the question.
     decided = sorted(
-        (effect for effect in main if effect.estimate.is_decided), key=lambda effect: -effect.estimate.difference
+        (effect for effect in main if effect.estimate.is_decided),
+        key=lambda effect: (effect.term.axis in DATA_SETTINGS, -effect.estimate.difference),
     )
     sentences = [
         f"{_capital(_levels([effect], grid))} {_change(effect.estimate, losses.get(effect.term))}" for effect in decided
@@ -111,11 +123,11 @@ def _nothing(verdict: str, estimates: Sequence[Estimate], grid: GridReport, num_
         return "nothing can be said."
     if verdict == EQUIVALENT:
         margin = estimates[0].margin or 0.0
-        return f"no difference that matters: less than {100 * margin:g} points either way."
+        return f"no difference that matters, less than {points_text(margin)} either way."
     if all(one.differs_on_few for one in estimates):
         return f"fewer than {LEAST_DIFFERING} examples differ, too few to say more."
     resolved = _to_resolve(estimates, grid, num_examples)
-    return f"nothing seen, and less than {_points(most, most)} points either way{resolved}."
+    return f"nothing seen, and less than {_bound(most)} points either way{resolved}."
 
 
 def _to_resolve(estimates: Sequence[Estimate], grid: GridReport, num_examples: int) -> str:
@@ -123,18 +135,19 @@ def _to_resolve(estimates: Sequence[Estimate], grid: GridReport, num_examples: i
     several = [one for one in estimates if one.num_seeds > 1]
     if not several:
         return "; one seed says nothing about others"
-    margin = 100 * (several[0].margin or 0.0)
+    margin, now = points_text(several[0].margin or 0.0), several[0].num_seeds
     needed = [one.num_seeds_needed for one in several]
+    what = f"resolve {margin}"
+    if None not in needed and max(number for number in needed if number) <= now:
+        # The interval is narrow enough, but lies across the margin, or just touches 0.
+        needed, what = [seeds_to_decide(one) for one in several], "resolve this if the difference stays as it is"
     if None in needed:
-        return f"; {margin:g} points can't be told with these {num_examples:,} examples"
-    most, now = max(number for number in needed if number), several[0].num_seeds
-    if most <= now:
-        # The interval is narrow enough, but lies across the margin.
-        return ""
+        return f"; {num_examples:,} examples are too few to {what}"
+    most = max(number for number in needed if number)
     more = (
         "" if grid.seconds_per_seed is None else f" ({_time((most - now) * grid.seconds_per_seed)} more for one worker)"
     )
-    return f"; {most} seeds{more} would tell {margin:g} points"
+    return f"; {most} seeds{more} would {what}"
 
 
 def _time(seconds: float) -> str:
@@ -158,9 +171,13 @@ def _may_be_best(
 
 
 def _complexity(label: str, grid: GridReport, groups: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> tuple[int, int]:
-    """Returns by how many levels a setting is away from the grid's first levels; then its place."""
+    """Returns by how many levels a setting is away from the grid's first levels, its data aside; then its place."""
     row = next(iter(groups[label].values()))
-    levels = {axis: [level_text(level) for level in levels] for axis, levels in grid.axes.levels.items()}
+    levels = {
+        axis: [level_text(level) for level in levels]
+        for axis, levels in grid.axes.levels.items()
+        if axis not in DATA_SETTINGS
+    }
     steps = [texts.index(level_text(setting_in(row, axis))) for axis, texts in levels.items()]
     return sum(steps), list(groups).index(label)
 
@@ -208,6 +225,12 @@ def _interval(estimate: Estimate, *, signed: bool) -> str:
 def _points(value: float, largest: float, *, signed: bool = False) -> str:
     """Returns a fraction in points, with two digits after the point where all are below one point."""
     return f"{100 * value:{'+' if signed else ''}.{1 if abs(largest) >= 0.01 else 2}f}"
+
+
+def _bound(value: float) -> str:
+    """Returns a bound in points, rounded up."""
+    digits = 1 if value >= 0.01 else 2
+    return f"{math.ceil(100 * value * 10**digits - 1e-9) / 10**digits:.{digits}f}"
 
 
 def _capital(text: str) -> str:

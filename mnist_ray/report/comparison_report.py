@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Comparisons, Scores, compare
+from mnist_ray.analysis.blocks import Scores
+from mnist_ray.analysis.comparisons import Comparisons, compare
 from mnist_ray.analysis.estimates import MARGIN, Estimates
 from mnist_ray.analysis.mean_interval import mean_interval
 from mnist_ray.analysis.selection import Selection, select

@@ -52,8 +52,8 @@ def remarks(findings: Findings) -> list[str]:
         )
     if report.left_out:
         lines.append(
-            "Not all settings have all seeds: a pair is compared on the seeds that both have, and what all settings have "
-            f"in common is estimated without {report.left_out}."
+            "Not all settings have all seeds: a pair is compared on the seeds that both have, and the spread that all "
+            f"settings share is estimated without {report.left_out}."
         )
     if (line := left_out_words(findings.grid.sizes)) is not None:
         lines.append(line)

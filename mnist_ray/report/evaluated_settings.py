@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Blocks, Scores, make_blocks
+from mnist_ray.analysis.blocks import Blocks, Scores, make_blocks
 from mnist_ray.errors import DataError
 from mnist_ray.report.evaluated_runs import evaluated_runs
 from mnist_ray.report.setting_names import Runs, group_settings

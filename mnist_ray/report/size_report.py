@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mnist_ray.analysis.comparisons import Blocks
+from mnist_ray.analysis.blocks import Blocks
 from mnist_ray.analysis.effects import Axes, evaluated_levels, level_text
 from mnist_ray.analysis.sizes import Sizes, Worth, sizes_of, worth_of
 from mnist_ray.report import limits

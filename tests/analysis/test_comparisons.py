@@ -6,15 +6,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import (
-    Blocks,
-    Comparison,
-    Comparisons,
-    Scores,
-    compare,
-    compare_accuracies,
-    make_blocks,
-)
+from mnist_ray.analysis.blocks import Blocks, Scores, make_blocks
+from mnist_ray.analysis.comparisons import Comparison, Comparisons, compare, compare_accuracies
 from mnist_ray.analysis.estimates import BETTER, EQUIVALENT, UNRESOLVED, WORSE, Estimate
 from tests.support import moderated_max_t as reference
 from tests.support.simulated_scores import real_seeds, scores_of, simulated

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import Blocks, make_blocks
+from mnist_ray.analysis.blocks import Blocks, make_blocks
 from mnist_ray.analysis.effects import (
     ADDITIVE,
     FACTORIAL,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Blocks, compare, make_blocks
+from mnist_ray.analysis.blocks import Blocks, make_blocks
+from mnist_ray.analysis.comparisons import compare
 from mnist_ray.analysis.effects import Axes, effects
 from mnist_ray.analysis.estimates import BETTER, MARGIN, WORSE, make_block
 from tests.support.simulated_scores import real_seeds, scores_of, simulated

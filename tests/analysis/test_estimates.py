@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from mnist_ray.analysis.estimates import (
     estimate,
     make_block,
     placed,
+    seeds_to_decide,
     unknown,
 )
 from mnist_ray.analysis.max_t import Chance, Pairs, Weighted, all_pairs
@@ -247,3 +249,24 @@ def test_parts_of_a_family_come_back_in_its_order() -> None:
     assert together.difference.tolist() == [found.difference[3], found.difference[1]]
     assert len(placed([], margin=None)) == 0
     assert placed([], margin=None).rows() == []
+
+
+def test_seeds_to_decide_are_those_at_which_the_same_difference_has_a_word() -> None:
+    def estimate(difference: float, num_seeds: int) -> Estimate:
+        half = 2.5 * math.sqrt(2e-6 * 3 / num_seeds + 1e-6)
+        variances = 2e-6 * 3 / num_seeds, 1e-6
+        return Estimate(
+            difference, difference - half, difference + half, 0.1, *variances, num_seeds, 3, "unresolved", 0.005
+        )
+
+    for difference in (0.0004, 0.002, 0.003):
+        needed = seeds_to_decide(estimate(difference, 3))
+        has_word = [
+            max(-one.low, one.high) <= 0.005 or one.low > 0
+            for one in (estimate(difference, count) for count in range(1, 200))
+            if one.low is not None and one.high is not None
+        ]
+        # More seeds than now, also where fewer would do.
+        assert needed == max(has_word.index(True) + 1, 4)
+    # Whatever the seeds, the examples leave it open.
+    assert seeds_to_decide(estimate(0.0025, 3)) is None

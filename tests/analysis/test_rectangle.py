@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import make_blocks
+from mnist_ray.analysis.blocks import make_blocks
 from mnist_ray.analysis.rectangle import rectangle
 from tests.support.simulated_scores import scores_of, simulated
 

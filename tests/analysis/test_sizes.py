@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Scores, make_blocks
+from mnist_ray.analysis.blocks import Scores, make_blocks
 from mnist_ray.analysis.sizes import Differences, Sizes, Worth, sizes_of, worth_of
 from tests.support import moderated_max_t as reference
 from tests.support.simulated_scores import scores_of, simulated

@@ -140,7 +140,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
                 (["--until-settled", "--looks", ""], ["--looks ''", "such as 3,5,8,12"]),
                 (["--until-settled", "--looks", "3,5", "--seeds", "4"], ["--looks 3,5", "--seeds 5"]),
                 (["--until-settled", "--seeds", "1"], ["needs 2 seeds", "--seeds 2"]),
-                (["--until-settled", "--seeds", "7,"], ["seeds=[7]", "needs 2 seeds"]),
+                (["--until-settled", "--seeds", "7,"], ["needs 2 seeds", "the grid has 1"]),
                 (["--budget", "0"], ["--budget '0'", "20m"]),
                 (["--budget", "0m"], ["--budget '0m'", "20m"]),
                 (["--budget", "20"], ["--budget '20'", "20m"]),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.analysis.blocks import Scores
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.config.variants import variant_config

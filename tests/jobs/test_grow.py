@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.analysis.blocks import Scores
 from mnist_ray.analysis.estimates import BETTER, MARGIN, WORSE
 from mnist_ray.grids.growth import LOOKS, Growth
 from mnist_ray.jobs.grow import Cell, grow
@@ -159,6 +159,21 @@ def test_without_time_for_one_more_seed_of_all_the_settings_behind_are_left_out(
     looks = [look for look, _ in grow(runs, Growth((12,), MARGIN, settles=False, deadline=10.6), ())]
     assert [(look.num_seeds, look.compared) for look in looks] == [(2, (0, 1, 2, 3)), (3, (1, 3))]
     assert runs.kept == {0: 2, 1: 3, 2: 2, 3: 3}
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_settings_left_out_at_the_last_look_get_their_seeds_later(settles: bool) -> None:
+    correct = simulated(np.random.default_rng(5), [0.0, 0.01, 0.0, 0.01], num_seeds=3, num_examples=1_000)
+    runs = SimulatedRuns(correct, budget_s=10.6, at_once=1)
+    growth = Growth((3,), MARGIN, settles=settles, deadline=10.6)
+    taken = [look for look, _ in grow(runs, growth, ())]
+    assert (taken[-1].num_seeds, len(taken[-1].compared)) == (3, 2)
+    runs.add_time(1.2)
+    assert list(grow(runs, growth, taken)) == []
+    assert sorted(runs.kept.values()) == [2, 3, 3, 3]
+    runs.add_time(100)
+    assert list(grow(runs, growth, taken)) == []
+    assert set(runs.kept.values()) == {3}
 
 
 def test_a_setting_that_always_diverges_can_not_be_the_best() -> None:

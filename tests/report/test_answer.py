@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_ray.analysis.comparisons import Scores, compare, make_blocks
+from mnist_ray.analysis.blocks import Scores, make_blocks
+from mnist_ray.analysis.comparisons import compare
 from mnist_ray.analysis.effects import Axes, Effect, Term
 from mnist_ray.analysis.estimates import Estimate
 from mnist_ray.config.settings import Range
@@ -80,24 +81,25 @@ def test_what_is_not_seen_says_what_would_show_it() -> None:
         for text, half, needed in (("1e-06", 0.006, 5), ("0.0001", 0.005, 9))
     ]
     assert sentences(decays)[0] == (
-        "Weight decay: nothing seen, and less than 0.70 points either way; 9 seeds would tell 0.5 points."
+        "Weight decay: nothing seen, and less than 0.70 points either way; 9 seeds would resolve 0.5 points."
     )
     assert sentences(decays, seconds_per_seed=40)[0].endswith(
-        "; 9 seeds (4 minutes more for one worker) would tell 0.5 points."
+        "; 9 seeds (4 minutes more for one worker) would resolve 0.5 points."
     )
     assert "; 9 seeds (2 hours more for one worker) would" in sentences(decays, seconds_per_seed=1200)[0]
     never = replace(decays[0], estimate=estimate(0.02, 0.03, "unresolved", needed=None))
     assert sentences([never, decays[1]])[0] == (
         "Weight decay: nothing seen, and less than 5.0 points either way; "
-        "0.5 points can't be told with these 50 examples."
+        "50 examples are too few to resolve 0.5 points."
     )
     # The interval is narrow enough, but lies across the margin.
     narrow = replace(decays[0], estimate=estimate(0.003, 0.004, "unresolved", needed=2))
-    assert sentences([narrow])[0] == "Weight decay: nothing seen, and less than 0.70 points either way."
+    decided = "24 seeds would resolve this if the difference stays as it is."
+    assert sentences([narrow])[0] == f"Weight decay: nothing seen, and less than 0.70 points either way; {decided}"
     small = replace(decays[1], estimate=estimate(0.001, 0.002, "equivalent"))
     assert sentences([narrow, small])[:2] == [
-        "Weight decay 1e-6: nothing seen, and less than 0.70 points either way.",
-        "Weight decay 0.0001: no difference that matters: less than 0.5 points either way.",
+        f"Weight decay 1e-6: nothing seen, and less than 0.70 points either way; {decided}",
+        "Weight decay 0.0001: no difference that matters, less than 0.5 points either way.",
     ]
 
 
@@ -146,7 +148,7 @@ def test_without_effects_settings_are_compared_with_the_first() -> None:
     assert said[0] == (
         "bn; dropout 0.3; bn, dropout 0.3 against dropout 0, no bn: nothing seen, and less than "
         f"{said[0].split('less than ')[1].split(' points')[0]} points either way; "
-        "0.5 points can't be told with these 50 examples."
+        "50 examples are too few to resolve 0.5 points."
     )
     # A search that follows results chose its settings by them.
     helps = effect(TRUE, estimate(0.024, 0.0155, "better"))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.analysis.blocks import Scores
 from mnist_ray.jobs.grow import Cell
 
 
@@ -61,7 +61,7 @@ class SimulatedRuns:
 
     def keep(self, places: Sequence[int], num_seeds: int) -> None:
         assert not self.missing(places, num_seeds)
-        self.kept |= dict.fromkeys(places, num_seeds)
+        self.kept |= {place: max(num_seeds, self.kept.get(place, 0)) for place in places}
 
     def scores(self, place: int, num_seeds: int) -> Scores | None:
         assert not self.missing([place], num_seeds)
@@ -71,6 +71,10 @@ class SimulatedRuns:
         if not self.trained:
             return None
         return self._overhead + sum(self._run_seconds[place] for place, _ in cells) / self._at_once
+
+    def add_time(self, seconds: float) -> None:
+        """Starts another command with so much time."""
+        self._budget_s = self.clock + seconds
 
     def seconds_left(self) -> float:
         return self._budget_s - self.clock

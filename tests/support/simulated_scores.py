@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mnist_ray.analysis.comparisons import Scores
+from mnist_ray.analysis.blocks import Scores
 
 # Difficulties with a mean accuracy of 0.97 at skill 0, as of a small network on MNIST.
 _EASE, _SPREAD = 11.0, 3.0
