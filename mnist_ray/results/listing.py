@@ -91,7 +91,8 @@ def list_grids(storage_uri: str) -> list[dict[str, Any]]:
             {
                 "grid": name,
                 "axes": " x ".join(f"{axis} ({len(levels)})" for axis, levels in document["settings"]["axes"].items()),
-                "seeds": len(document["settings"]["seeds"]),
+                # A growing grid may end before its last seed.
+                "seeds": len({row["seed"] for row in runs}) or len(document["settings"]["seeds"]),
                 "runs": len(document["runs"]),
                 **{name: status[name] for name in ("finished", "stopped", "diverged")},
                 "best_val_accuracy": best_accuracy,

@@ -111,7 +111,7 @@ def test_the_answer_names_what_helps_and_what_is_not_seen(root: Path, capsys: py
     ).fetchall()
     assert helps.startswith(f"Learning rate 0.01 helps: {100 * gain:+.1f} points (")
     assert nothing.startswith("Early stopping patience: nothing seen, and less than ")
-    assert nothing.endswith("points can't be told with these 355 examples.")
+    assert nothing.endswith("; 355 examples are too few to resolve 0.5 points.")
     assert best == f"May be best: {GOOD}; {GOOD_TWIN}. Simplest of them: {GOOD}."
 
 

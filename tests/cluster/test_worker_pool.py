@@ -141,7 +141,8 @@ def test_while_one_takes_long_the_other_goes_on_to_the_end_of_the_window_and_no_
 @pytest.mark.fault
 def test_the_span_of_a_lost_worker_goes_to_another(folder: Path) -> None:
     assert results(folder, partial(die_at_3, 3), 40) == list(range(40))
-    assert (folder / "died").stat().st_size == 4
+    # A death right after the span before counts for that one if its results are lost, too.
+    assert (folder / "died").stat().st_size >= 4
 
 
 @pytest.mark.fault
@@ -153,7 +154,8 @@ def test_a_span_that_ends_four_workers_ends_the_job_and_is_named(folder: Path) -
         "--shard-size to find the image that ends a process; Ray says: The actor died unexpectedly before finishing "
         "this task."
     )
-    assert (folder / "died").stat().st_size == 4
+    # A death right after the span before counts for that one if its results are lost, too.
+    assert (folder / "died").stat().st_size >= 4
 
 
 @pytest.mark.fault
@@ -164,7 +166,8 @@ def test_workers_that_die_while_they_load_end_the_job(folder: Path) -> None:
         results_of_workers(partial(die_while_loading, folder), [(0, 0)], needs, ANYWHERE) as found,
     ):
         list(found)
-    assert (folder / "died").stat().st_size == 4
+    # A death right after the span before counts for that one if its results are lost, too.
+    assert (folder / "died").stat().st_size >= 4
 
 
 def test_an_error_on_a_worker_arrives_as_it_was_raised(folder: Path) -> None:

@@ -230,7 +230,7 @@ def test_without_time_what_is_done_counts_and_no_session_starts(num_seeds: int, 
     assert answer(grown, growth)[0] == f"All 4 settings have {num_seeds} seed{'s' * (num_seeds - 1)}."
     assert (grown.look is not None) == (num_seeds > 1)
     assert "left" not in grid.said.getvalue()
-    assert growth_line(growth, num_settings=4) == "4 settings, up to 4 seeds each; ends in 0:00"
+    assert growth_line(growth, num_settings=4) == "4 settings, up to 4 seeds each; trains for 0:00 at most"
 
 
 def test_one_more_seed_takes_as_long_for_settings_without_a_run_as_for_the_others(tmp_path: Path) -> None:
