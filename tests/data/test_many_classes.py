@@ -196,8 +196,9 @@ def test_the_readme_says_the_most_that_a_page_shows() -> None:
     assert limits.SETTINGS == limits.EFFECTS
     assert (
         f"A page shows at most {limits.SETTINGS} settings or effects in a chart, {limits.CURVES} loss curves, "
-        f"{limits.LINES} lines over training images, {limits.PAIRS} pairs, {limits.MISTAKES} kinds of mistake, {limits.CLASSES_IN_MATRIX} classes in a confusion "
-        f"matrix (of the most frequent mistakes) and {limits.CLASSES_IN_TABLE} classes in a table"
+        f"{limits.LINES} lines over training images, {limits.PAIRS} pairs, {limits.MISTAKES} kinds of mistake, "
+        f"{limits.CLASSES_IN_MATRIX} classes in a confusion matrix (of the most frequent mistakes) and "
+        f"{limits.CLASSES_IN_TABLE} classes in a table"
     ) in readme
 
 
