@@ -194,6 +194,8 @@ def tune(
         from mnist_ray.jobs.estimate import plan_grid
 
         print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
+        if growth and growth.has_budget and not as_json:
+            click.echo("--budget ends the training earlier, with as many seeds of all settings as fit")
         return
     _print_outcome(job, tune_grid(job), data_dir=data_dir, as_json=as_json)
 

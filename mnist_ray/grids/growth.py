@@ -68,8 +68,8 @@ def read_budget(text: str) -> float:
     if not text or parts is None:
         raise ConfigError(f"--budget {text!r}: give a time with its units, such as 20m, 1h30m or 90s")
     seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
-    if not seconds:
-        raise ConfigError(f"--budget {text!r}: give a time above 0, such as 20m")
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"--budget {text!r}: give a finite time above 0, such as 20m")
     return seconds
 
 

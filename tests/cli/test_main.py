@@ -146,6 +146,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
                 (["--budget", "20"], ["--budget '20'", "20m"]),
                 (["--budget", "-5m"], ["--budget '-5m'", "20m"]),
                 (["--budget", ""], ["--budget ''", "20m"]),
+                (["--budget", f"{'9' * 400}h"], ["finite", "20m"]),
                 (["--budget", "20m", "--seeds", "1"], ["needs 2 seeds"]),
                 (["--looks", "3,5"], ["--looks goes with --until-settled"]),
                 (["--margin", "1"], ["--margin goes with --until-settled"]),
