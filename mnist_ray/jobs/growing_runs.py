@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from statistics import fmean
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mnist_ray.analysis.blocks import Scores
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
@@ -90,9 +89,7 @@ class GrowingRuns:
 
     def missing(self, places: Sequence[int], num_seeds: int) -> list[Cell]:
         """See grow.Runs."""
-        return self._unfinished([(place, seed) for seed in range(num_seeds) for place in places])
-
-    def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
+        cells = [(place, seed) for seed in range(num_seeds) for place in places]
         return [cell for cell in cells if self.progress[self.run_of(cell).run].status == "unfinished"]
 
     def train(self, cells: Sequence[Cell]) -> None:
@@ -126,8 +123,17 @@ class GrowingRuns:
 
     def seconds(self, cells: Sequence[Cell]) -> float | None:
         """See grow.Runs; a setting's next runs take as long as its runs so far, in the stacks of the next round."""
-        taken = self._epoch_seconds(cells, self.progress)
-        return None if taken is None else (self._slowdown or _FIRST_SLOWDOWN) * taken
+        rates = self._seconds_per_run()
+        if not rates or not cells:
+            return None if cells else 0.0
+        left: dict[str, float] = {}
+        for cell in cells:
+            run = self.run_of(cell)
+            share = 1 - self.progress[run.run].epochs_done / run.config.epochs
+            left[run.run] = share * rates.get(cell[0], fmean(rates.values()))
+        trials = self._session.divide([self.run_of(cell) for cell in cells])
+        taken = makespan([sum(left[run.run] for run in trial) for trial in trials], max(self._session.at_once, 1))
+        return (self._slowdown or _FIRST_SLOWDOWN) * taken
 
     @property
     def has_trained(self) -> bool:
@@ -141,19 +147,6 @@ class GrowingRuns:
             return None
         unknown = fmean(rates.values())
         return self._slowdown * sum(rates.get(place, unknown) for place in places) / max(self._session.at_once, 1)
-
-    def _epoch_seconds(self, cells: Sequence[Cell], before: Mapping[str, RunProgress]) -> float | None:
-        """Returns the time from the first epoch of runs to the last, None before any run is done."""
-        rates = self._seconds_per_run()
-        if not rates or not cells:
-            return None if cells else 0.0
-        left: dict[str, float] = {}
-        for cell in cells:
-            run = self.run_of(cell)
-            share = 1 - before[run.run].epochs_done / run.config.epochs
-            left[run.run] = share * rates.get(cell[0], fmean(rates.values()))
-        trials = self._session.divide([self.run_of(cell) for cell in cells])
-        return makespan([sum(left[run.run] for run in trial) for trial in trials], max(self._session.at_once, 1))
 
     def _seconds_per_run(self) -> dict[int, float]:
         """Returns the mean time of each setting's finished runs; place -> seconds."""
@@ -173,27 +166,27 @@ class GrowingRuns:
         seeds = self._job.grid.seeds
         rows = {seeds[seed]: self.progress[self.run_of((place, seed)).run] for seed in range(num_seeds)}
         finished = {seed: row.run for seed, row in rows.items() if row.status != "diverged"}
+        unread = [run for run in finished.values() if run not in self._answers]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            correct = list(pool.map(self._correct, finished.values()))
-        if not correct:
+            self._answers |= zip(unread, pool.map(self._read_answers, unread), strict=True)
+        if not finished:
             return None
-        return Scores(str(place), tuple(finished), np.stack(correct))
+        first = next(iter(self._answers.values()))
+        for run in finished.values():
+            if self._answers[run].examples != first.examples:
+                raise CheckpointError(f"run {run!r}: was validated on other examples than the rest of the grid")
+        return Scores(str(place), tuple(finished), np.stack([self._answers[run].correct for run in finished.values()]))
 
     @property
     def num_examples(self) -> int:
         """Validation examples; 0 before any answers were read."""
         return len(next(iter(self._answers.values())).correct) if self._answers else 0
 
-    def _correct(self, run: str) -> NDArray[np.bool_]:
-        if run not in self._answers:
-            answers = RunFolder(self._storage, run).best_validation()
-            if answers is None:
-                raise CheckpointError(
-                    f"run {run!r}: an older version trained it, without keeping its validation answers, by which the "
-                    "settings are compared; choose another --name"
-                )
-            self._answers[run] = answers
-        others = next(iter(self._answers.values()))
-        if self._answers[run].examples != others.examples:
-            raise CheckpointError(f"run {run!r}: was validated on other examples than the rest of the grid")
-        return self._answers[run].correct
+    def _read_answers(self, run: str) -> Validation:
+        answers = RunFolder(self._storage, run).best_validation()
+        if answers is None:
+            raise CheckpointError(
+                f"run {run!r}: an older version trained it, without keeping its validation answers, by which the "
+                "settings are compared; choose another --name"
+            )
+        return answers

@@ -108,9 +108,6 @@ class GrowingGrid:
             view.say("looks.json has another margin, other seeds or other settings: the looks start again")
         with ExitStack() as stack:
 
-            def start_session() -> Session:
-                return stack.enter_context(open_session(lambda: runs.seconds_left() <= 0))
-
             def announce(some: Sequence[GridRun]) -> None:
                 self._listed |= {run.run for run in some}
                 self._claim()
@@ -121,7 +118,7 @@ class GrowingGrid:
                 self._storage,
                 self._runs,
                 self.progress,
-                start_session,
+                lambda: stack.enter_context(open_session(lambda: runs.seconds_left() <= 0)),
                 announce,
                 deadline=self._growth.deadline,
                 now=now,
