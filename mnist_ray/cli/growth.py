@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from mnist_ray.cli.options import FiniteRange
+from mnist_ray.cli.options import DEFAULT_MARGIN, MARGIN_TYPE
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.growth import LOOKS, Growth, looks_for, read_budget, read_looks
 
-_MARGIN = 0.5
+# For the end of Ray and the last look.
 _END_S = 6.0
 
 
@@ -96,7 +96,7 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
         options = GrowthOptions(
             until_settled,
             None if looks is None else read_looks(looks),
-            _MARGIN if margin is None else margin,
+            DEFAULT_MARGIN if margin is None else margin,
             math.inf if budget is None else _deadline(read_budget(budget)),
         )
         command(*arguments, growing=options, **named)
@@ -121,9 +121,9 @@ _OPTIONS = (
     ),
     click.option(
         "--margin",
-        type=FiniteRange(min=0, max=100, min_open=True),
+        type=MARGIN_TYPE,
         metavar="POINTS",
-        help=f"Differences of accuracy up to this many points don't matter.  [default: {_MARGIN}]",
+        help=f"Differences of accuracy up to this many points don't matter.  [default: {DEFAULT_MARGIN}]",
     ),
     click.option(
         "--budget",

@@ -173,10 +173,12 @@ _cluster_options = (
     ),
 )
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+DEFAULT_MARGIN = 0.5
+MARGIN_TYPE = FiniteRange(min=0, max=100, min_open=True)
 margin_option = click.option(
     "--margin",
-    type=FiniteRange(min=0, max=100, min_open=True),
-    default=0.5,
+    type=MARGIN_TYPE,
+    default=DEFAULT_MARGIN,
     show_default=True,
     metavar="POINTS",
     help="Differences of accuracy up to this many points don't matter; smaller ones are equivalent.",

@@ -14,7 +14,8 @@ COMMANDS = {
     "train": ["--num-workers", "3:5", "--resume", "--max-failures", "0", "--log", "mlflow", "--log", "tensorboard",
               "--set", "dropout=0.3", "--set", "epochs=2", "--no-batch-norm", "--config", "a b.yaml"],
     "tune": ["--grid", "smoke", "--seeds", "0,3", "--scheduler", "asha", "--asha-factor", "3", "--search", "optuna",
-             "--num-samples", "9", "--gpus-per-stack", "0.5", "--workers-per-run", "2"],
+             "--num-samples", "9", "--gpus-per-stack", "0.5", "--workers-per-run", "2", "--until-settled",
+             "--looks", "3,5", "--margin", "1.5", "--budget", "20m"],
     "evaluate": ["--run", "a", "--run", "b", "--split", "train", "--batch-size", "7", "--no-report"],
     "predict": ["--run", "a", "--images", "x y/é", "--polarity", "as-trained", "--strict", "--name", "p"],
 }  # fmt: skip
