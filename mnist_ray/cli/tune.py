@@ -48,7 +48,12 @@ from mnist_ray.grids.search import Search
     metavar="NAME|FILE",
     help=f"{', '.join(GRIDS)}, or a YAML file with settings as for train; a list of values is an axis.",
 )
-@click.option("--seeds", metavar="N|LIST", help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1]")
+@click.option(
+    "--seeds",
+    metavar="N|LIST",
+    help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1; with "
+    "--until-settled or --budget those of the looks, or 12]",
+)
 @click.option("--name", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
 @storage_option
 @data_dir_option
@@ -243,7 +248,7 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
         click.echo(json.dumps(facts if job.growth is None else {**facts, "answer": said}))
         return
     print_leaderboard(board, columns)
-    if varying := [axis for axis in job.grid.axes if axis in DATA_SETTINGS]:
+    if varying := [axis for axis in (*job.grid.axes, *job.grid.ranges) if axis in DATA_SETTINGS]:
         click.echo(f"note: the validation examples differ with {', '.join(varying)}; this ranking doesn't compare them")
     for sentence in said:
         print_text(sentence)

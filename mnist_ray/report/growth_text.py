@@ -83,11 +83,11 @@ def answer(grown: Grown, growth: Growth) -> list[str]:
 
 def _seeds(grown: Grown) -> str:
     most = max(grown.kept.values())
-    count, fewest = sum(num == most for num in grown.kept.values()), min(grown.kept.values())
+    count = sum(num == most for num in grown.kept.values())
     seeds = "1 seed" if most == 1 else f"{most} seeds"
     if count == len(grown.names):
         return f"All {count} settings have {seeds}." if count > 1 else f"The setting has {seeds}."
-    others = "none" if len(grown.kept) < len(grown.names) else "fewer" if fewest else "none"
+    others = "fewer" if len(grown.kept) > count else "none"
     return f"{count} of {len(grown.names)} settings have {seeds}, the others {others}."
 
 

@@ -302,3 +302,16 @@ def test_damaged_looks_are_said_to_be(change: dict[str, Any], rule: str, tmp_pat
         grid.grow(4)
     assert "grid 'g': looks.json was not written by mnist-ray" in str(error.value)
     assert rule in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({0: 2, 1: 2, 2: 2}, "All 3 settings have 2 seeds."),
+        ({0: 2, 1: 2}, "2 of 3 settings have 2 seeds, the others none."),
+        ({0: 2, 1: 1}, "1 of 3 settings have 2 seeds, the others fewer."),
+    ],
+)
+def test_the_seeds_of_the_settings_are_said(kept: dict[int, int], said: str) -> None:
+    grown = Grown(["a", "b", "c"], kept, None, None, 400, None)
+    assert answer(grown, Growth((4,), MARGIN, settles=True, deadline=1))[0] == said
