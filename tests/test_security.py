@@ -119,7 +119,7 @@ def whole_pipeline(storage: str, images: Path, capfd: pytest.CaptureFixture[str]
     evaluation = json.loads(run("evaluate", "--run", "canary-marker", "--dataset", "digits", "--json"))["evaluation"]
     for command in ("report", "compare"):
         run(command, evaluation)
-    run("query", evaluation, "SELECT * FROM lineage", "--csv")
+    run("query", "SELECT * FROM lineage", "--evaluation", evaluation, "--csv")
     run("predict", "--run", "canary-marker", "--images", str(images), "--num-workers", "1")
     for kind in ("safetensors", "state-dict"):
         run("export", "canary-marker", "--to", kind, "--output", str(images.parent))
@@ -208,7 +208,7 @@ def test_no_hostile_name_becomes_a_run_a_grid_or_an_evaluation(
         ["export", "--to", "safetensors", "--", name],
         ["report", "--", name],
         ["compare", "--", name],
-        ["query", "--", name, "SELECT 1"],
+        ["query", "SELECT 1", f"--evaluation={name}"],
         ["reproduce", "--", name],
     ]
     for command in commands:
@@ -281,10 +281,16 @@ def test_hostile_classes_and_paths_arrive_as_they_are_and_reach_no_terminal(
     at = ["--storage", str(hostile / "storage")]
     (evaluation,) = [path.name for path in (hostile / "storage/evaluations").iterdir()]
     sql = "SELECT DISTINCT class_name FROM per_class"
-    assert run_command(["query", evaluation, sql, "--json", *at]) == 0
+    assert run_command(["query", sql, "--evaluation", evaluation, "--json", *at]) == 0
     assert sorted(row["class_name"] for row in json.loads(capsys.readouterr().out)) == sorted(CLASSES)
 
-    commands = [["query", evaluation, sql], ["report", evaluation], ["compare", evaluation], ["runs"], ["evaluations"]]
+    commands = [
+        ["query", sql, "--evaluation", evaluation],
+        ["report", evaluation],
+        ["compare", evaluation],
+        ["runs"],
+        ["evaluations"],
+    ]
     for command in commands:
         assert run_command([*command, *at]) == 0, command
     folder = tmp_path / "images <b>"

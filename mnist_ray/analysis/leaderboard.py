@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from mnist_ray.results.columns import SETTING_COLUMNS, setting_in
+from mnist_ray.results.setting_words import setting_text
 from mnist_ray.text.tables import READING_WIDTH, print_table, print_text
 
 
@@ -112,17 +113,6 @@ def print_leaderboard(
     print_table(names, lines, title=title, width=READING_WIDTH)
     rest = f"; {len(board) - limit} more settings follow" if len(board) > limit else ""
     print_text(f"Ranked by mean validation accuracy of the best epochs; ± is the standard deviation over seeds{rest}.")
-
-
-def setting_text(value: Any) -> str:
-    """Returns a setting as a user would write it on the command line."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}".replace("e-0", "e-")
-    return "none" if value is None else str(value)
 
 
 def _mean_text(row: Mapping[str, Any], name: str) -> str:

@@ -104,7 +104,7 @@ def next_commands(evaluation_uri: str, storage: str) -> list[str]:
     """
     where = f"--storage {shlex.quote(storage)}"
     code = (
-        f"import duckdb; metrics = duckdb.read_parquet({json.dumps(evaluation_uri + '/metrics.parquet')}); "
+        f"import duckdb; metrics = duckdb.read_parquet({json.dumps(evaluation_uri + '/metrics/part-0.parquet')}); "
         'print(duckdb.sql("SELECT variant, avg(accuracy), avg(log_loss) FROM metrics GROUP BY variant"))'
     )
     return [

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 
 import click
 
@@ -19,7 +20,7 @@ from mnist_ray.cli.options import (
     submit_job,
     target_cluster,
 )
-from mnist_ray.config.names import check_name
+from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
 
@@ -34,6 +35,9 @@ from mnist_ray.config.yaml_files import parse_value
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
 @click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
+@click.option(
+    "--name", metavar="NAME", help="Name of the evaluation.  [default: made of the runs, the data and a hash of all]"
+)
 @click.option("--no-report", is_flag=True, help="Don't write the page; `mnist-ray report` can write it later.")
 @storage_option
 @data_dir_option
@@ -52,6 +56,7 @@ def evaluate(
     split: str,
     batch_size: str | None,
     shard_size: str | None,
+    name: str | None,
     no_report: bool,
     storage: str,
     data_dir: str | None,
@@ -67,25 +72,30 @@ def evaluate(
         raise click.UsageError("give one of --run NAME (once or more), --grid NAME and --all-runs")
     if grid_name:
         chosen["grid"] = check_name(grid_name, "grid")
+    if name is not None:
+        check_evaluation_name(name)
     if dataset is not None:
         chosen["dataset"] = absolute_dataset(dataset)
     config = make_config(EvaluationConfig, {"split": split, **chosen}, "evaluate")
     target = target_cluster(cluster.address)
     if target:
-        name = grid_name or (names[0] if names else "all-runs")
-        submit_job(target, context, {"dataset": config.dataset}, name=name, num_workers=num_workers, is_unique=False)
+        job_name = name or grid_name or (names[0] if names else "all-runs")
+        submit_job(
+            target, context, {"dataset": config.dataset}, name=job_name, num_workers=num_workers, is_unique=False
+        )
         return
     from mnist_ray.jobs.evaluate import EvaluateJob
     from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
 
     job = EvaluateJob(
-        config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report,
+        config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report, name=name,
         placement=cluster.placement,
     )  # fmt: skip
     outcome = evaluate_runs(job)
     if as_json:
-        click.echo(json.dumps({"evaluation": outcome.name, "uri": outcome.uri, "already_done": outcome.already_done,
-                               "report": outcome.report, "metrics": outcome.metrics}))  # fmt: skip
+        said = ("uri", "already_done", "report", "metrics")
+        facts = {"evaluation": outcome.name, **{key: getattr(outcome, key) for key in said}}
+        click.echo(json.dumps(facts, default=datetime.isoformat))
         return
     if grid_name:
         print_test_leaderboard(outcome.metrics, storage, grid_name)

@@ -85,8 +85,8 @@ def predict(
     """Classifies your own images: writes Parquet tables for many, prints class and probabilities for a single one.
 
     Images are brought to the size and colours of the run's images; its setting fit says how. Unreadable images are
-    counted, listed in errors.parquet and skipped. The tables are committed atomically to predictions/ in the storage;
-    repeating the command changes nothing.
+    counted, listed in the table image_errors and skipped. The tables are committed atomically to predictions/ in the
+    storage; repeating the command changes nothing.
     """
     if run is None or images is None:
         raise click.UsageError("give --run NAME and --images URI")
@@ -159,7 +159,7 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
     summary = done.summary
     if done.first_error is not None:
         _note(f"{summary.num_errors} of {summary.num_images + summary.num_errors} images cannot be read, the first is "
-              f"{done.first_error}; all are in errors.parquet")  # fmt: skip
+              f"{done.first_error}; all are in the table image_errors")  # fmt: skip
     if summary.num_one_shade:
         _note(one_shade_words(summary.first_one_shade, summary.num_one_shade, summary.num_images))
     if summary.num_wide:

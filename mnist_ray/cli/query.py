@@ -22,26 +22,34 @@ _SHOWN_ELEMENTS = 50
 
 
 @click.command()
-@click.argument("evaluation")
-@click.argument("sql")
+@click.argument("statements", metavar="SQL", nargs=-1, required=True)
+@click.option(
+    "--evaluation",
+    metavar="NAME",
+    help="Only this evaluation: its name, the beginning of its name, or latest.  [default: all]",
+)
 @storage_option
 @as_json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line; as in JSON, bytes are base64.")
-def query(evaluation: str, sql: str, storage: str, as_json: bool, as_csv: bool) -> None:
-    """Runs SQL on the tables of an evaluation, such as 'SELECT run, accuracy FROM metrics'.
+def query(statements: Sequence[str], evaluation: str | None, storage: str, as_json: bool, as_csv: bool) -> None:
+    """Runs SQL on the tables of all evaluations, such as 'SELECT run, accuracy FROM metrics'.
 
-    EVALUATION is a name that `mnist-ray evaluations` lists. The tables are predictions, metrics, per_class, confusion,
-    calibration, learning_curves, images and lineage; effects after `mnist-ray report`, comparisons after
-    `mnist-ray compare`; runs if the evaluation is of a grid. docs/queries.md has examples. Needs DuckDB:
-    pip install 'mnist-ray[sql]'.
+    The tables of the committed evaluations are predictions, metrics, per_class, confusion, calibration,
+    learning_curves, images and lineage, and after `mnist-ray report` or `mnist-ray compare` effects and comparisons;
+    a run that was evaluated twice is in them twice, and `evaluation` tells which. runs and grids are all those of the
+    storage. docs/queries.md has examples. Needs DuckDB: pip install 'mnist-ray[sql]'.
     """
+    if len(statements) > 1:
+        raise click.UsageError("give one statement; --evaluation NAME chooses an evaluation")
     if as_json and as_csv:
         raise click.UsageError("--json and --csv don't go together")
-    from mnist_ray.report.query import query_evaluation
-    from mnist_ray.results.evaluation_folder import open_evaluation
+    from mnist_ray.report.query import query_evaluations
+    from mnist_ray.results.evaluation_folder import committed_evaluations, find_evaluation
     from mnist_ray.storage.storage import open_storage
 
-    with query_evaluation(open_evaluation(open_storage(storage), evaluation), sql) as answer:
+    place = open_storage(storage)
+    folders = [find_evaluation(place, evaluation)] if evaluation is not None else committed_evaluations(place)
+    with query_evaluations(place, folders, statements[0]) as answer:
         if as_json:
             _print_json(answer.columns, answer.rows)
         elif as_csv:

@@ -19,18 +19,19 @@ from mnist_ray.text.tables import print_text
 def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
     """Prints the results of an evaluation and writes them as a page, report.html, with its charts.
 
-    For a grid it also shows the effect of each setting, stored as effects.parquet. EVALUATION is a name that
-    `mnist-ray evaluations` lists.
+    For a grid it also shows the effect of each setting, stored as the table effects. EVALUATION is a name that
+    `mnist-ray evaluations` lists, the beginning of one, or latest.
     """
     from mnist_ray.report.comparison_text import print_effects
     from mnist_ray.report.grid_report import effect_rows
     from mnist_ray.report.page import report_evaluation
-    from mnist_ray.results.evaluation_folder import open_evaluation
+    from mnist_ray.results.evaluation_folder import find_evaluation
 
-    made = report_evaluation(open_evaluation(open_storage(storage), evaluation), margin=margin / 100)
+    folder = find_evaluation(open_storage(storage), evaluation)
+    made = report_evaluation(folder, margin=margin / 100)
     findings, grid = made.findings, made.findings.grid
     if as_json:
-        facts = {"evaluation": evaluation, "grid": grid.grid, "uri": grid.uri, "report": made.uri, "note": grid.note}
+        facts = {"evaluation": folder.name, "grid": grid.grid, "uri": grid.uri, "report": made.uri, "note": grid.note}
         click.echo(json.dumps({**facts, "answer": findings.answer, "effects": effect_rows(grid.effects)}))
         return
     for sentence in findings.answer:
@@ -62,8 +63,8 @@ def compare(evaluation: str, baseline: str | None, margin: float, storage: str, 
     """Says which regularization helps, by how much, and how sure that is.
 
     First the answer in sentences, then the effects of a grid's settings, the settings, and their pairs: better, worse,
-    equivalent or unresolved. Stores comparisons.parquet, and effects.parquet for a grid. EVALUATION is a name that
-    `mnist-ray evaluations` lists.
+    equivalent or unresolved. Stores the table comparisons, and effects for a grid. EVALUATION is a name that
+    `mnist-ray evaluations` lists, the beginning of one, or latest.
     """
     from dataclasses import asdict
 
@@ -71,14 +72,14 @@ def compare(evaluation: str, baseline: str | None, margin: float, storage: str, 
     from mnist_ray.report.comparison_text import print_findings
     from mnist_ray.report.findings import find
     from mnist_ray.report.grid_report import effect_rows
-    from mnist_ray.results.evaluation_folder import open_evaluation
+    from mnist_ray.results.evaluation_folder import find_evaluation
 
-    folder = open_evaluation(open_storage(storage), evaluation)
+    folder = find_evaluation(open_storage(storage), evaluation)
     findings = find(folder, baseline=baseline, margin=margin / 100)
     report, pairs = findings.comparison, findings.comparison.pairs
     if as_json:
         facts = {
-            "evaluation": evaluation,
+            "evaluation": folder.name,
             "uri": report.uri,
             "answer": findings.answer,
             "num_pairs": report.num_pairs,

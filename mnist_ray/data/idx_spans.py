@@ -11,7 +11,7 @@ from mnist_ray.data.decoding import MAX_IMAGE_BYTES
 from mnist_ray.data.fitting import all_to_form
 from mnist_ray.data.idx import COLOURS_MAGIC, IMAGES_MAGIC, MAX_GZIP_RATIO, announcement, read_shape, unpacked
 from mnist_ray.data.image_shape import ImageForm
-from mnist_ray.data.image_spans import ReadImages, Span, batches, file_size, first_bytes
+from mnist_ray.data.image_spans import ReadImages, Span, batches, first_bytes
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import Storage, storage_errors
 
@@ -86,7 +86,7 @@ def _header_bytes(shape: tuple[int, ...]) -> int:
 
 def _idx_header(storage: Storage, path: str, source: str) -> tuple[tuple[int, ...], bool]:
     """Returns number of images, rows, columns and, in colour, 3, of an IDX file, and whether it is packed."""
-    size = file_size(storage, path)
+    size = storage.entry(path).size
     is_packed = first_bytes(storage, path).startswith(GZIP_MAGIC)
     capacity = size * MAX_GZIP_RATIO if is_packed else size
     with _open_idx(storage, path, source, is_packed=is_packed) as file:

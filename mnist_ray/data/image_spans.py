@@ -161,12 +161,6 @@ def first_bytes(storage: Storage, name: str) -> bytes:
         return bytes(file.read(4))
 
 
-def file_size(storage: Storage, name: str) -> int:
-    """Returns a file's size in bytes."""
-    with storage_errors(storage.uri_of(name)), storage.open_input(name) as file:
-        return int(file.size())
-
-
 @dataclass(frozen=True)
 class FileSpan:
     """Files that are one image each; see Span."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from mnist_ray.data.idx_spans import GZIP_MAGIC, idx_spans
-from mnist_ray.data.image_spans import Span, file_size, file_spans, first_bytes, parquet_spans
+from mnist_ray.data.image_spans import Span, file_spans, first_bytes, parquet_spans
 from mnist_ray.data.parquet import is_kept_apart, is_parquet_name, list_parquet_files
 from mnist_ray.data.parquet_file import image_layout, open_parquet
 from mnist_ray.data.sources import LeftOutFiles, file_at, iter_entries
 from mnist_ray.errors import DataError
-from mnist_ray.storage.storage import FileEntry, Storage, check_uri, open_storage
+from mnist_ray.storage.storage import Storage, check_uri, open_storage
 
 ImagesKind = Literal["image", "folder", "parquet", "idx"]
 
@@ -49,7 +49,7 @@ class Images:
         (path,) = self.paths
         if self.kind == "idx":
             return idx_spans(self.storage, path, source, shard_size)
-        return file_spans(self.storage, [FileEntry(path, file_size(self.storage, path))], shard_size)
+        return file_spans(self.storage, [self.storage.entry(path)], shard_size)
 
     def left_out(self) -> LeftOutFiles:
         """Lists a local folder of images and returns its entries that aren't regular files.

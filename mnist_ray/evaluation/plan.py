@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from math import prod
 from typing import Any
 
@@ -20,6 +22,8 @@ from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.results.history import timeless
 from mnist_ray.results.parquet import make_table
+from mnist_ray.results.schemas import TABLES
+from mnist_ray.storage.uri import check_uri
 
 # Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
 _MOST_PROBABILITIES = 1 << 26
@@ -35,34 +39,35 @@ class Plan:
       config: the evaluation's config, with a data set.
       checkpoints: the runs' best checkpoints, sorted by run.
       class_names: one per class.
-      data_sha256: fingerprint of the split; None until all its images are read.
+      name: the evaluation's name.
       code_version: of the planning process; workers write it too, whatever version is on their disks.
+      evaluated_at: when the evaluation began; None before it begins.
+      fingerprints: of the split in each of the plan's forms; empty until all its images are read.
     """
 
     config: EvaluationConfig
     checkpoints: tuple[Checkpoint, ...]
     class_names: tuple[str, ...]
-    data_sha256: str | None
+    name: str
     code_version: str
+    evaluated_at: datetime | None = None
+    fingerprints: tuple[str, ...] = ()
+
+    @property
+    def data_sha256(self) -> str | None:
+        """Fingerprint of the split; None until all its images are read."""
+        return fingerprint_of_forms(self.fingerprints) if self.fingerprints else None
+
+    def dataset_ids(self) -> dict[str, str]:
+        """Returns the fingerprint of each run's split, in the form that the run takes."""
+        by_form = dict(zip(self.forms, self.fingerprints, strict=True))
+        return {checkpoint.run: by_form[form_of(self.dataset, checkpoint)] for checkpoint in self.checkpoints}
 
     @property
     def dataset(self) -> str:
         """The data set that is evaluated."""
         assert self.config.dataset is not None
         return self.config.dataset
-
-    @property
-    def name(self) -> str:
-        """The evaluation's name; its last part is a hash of everything that the result depends on."""
-        return f"{self.stem}-{self.content_hash[:12]}"
-
-    @property
-    def stem(self) -> str:
-        """The name without the hash."""
-        dataset = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in self.dataset)[:24]
-        runs = f"{len(self.checkpoints)}run{'s' if len(self.checkpoints) > 1 else ''}"
-        which = f"{self.config.grid}-{runs}" if self.config.grid else runs
-        return f"{dataset}-{self.config.split}-{which}"
 
     @property
     def forms(self) -> tuple[ImageForm, ...]:
@@ -86,33 +91,67 @@ class Plan:
 
     def table(self, name: str, columns: Mapping[str, Any]) -> pa.Table:
         """Returns an Arrow table of this evaluation; see make_table."""
-        return make_table(name, columns, code_version=self.code_version, num_classes=len(self.class_names))
+        return make_table(name, columns, code_version=self.code_version)
+
+    def facts(self, table: str) -> dict[str, Any]:
+        """Returns the columns of a table that have one value in the whole evaluation.
+
+        Where a row is of a run, dataset_id is not among them: see `dataset_ids`.
+        """
+        facts = {
+            "evaluation": self.name,
+            "dataset": self.dataset,
+            "split": self.config.split,
+            "dataset_id": self.data_sha256,
+            "evaluated_at": self.evaluated_at,
+        }
+        names = TABLES[table].names
+        return {name: facts[name] for name in names if name in facts and not (name == "dataset_id" and "run" in names)}
 
     @property
-    def content_hash(self) -> str:
-        """SHA-256 of checkpoints, data, config and code, in hexadecimal."""
-        assert self.data_sha256 is not None
-        content = {
-            "checkpoints": [[checkpoint.run, checkpoint.sha256] for checkpoint in self.checkpoints],
-            "data_sha256": self.data_sha256,
-            "config": self.config.model_dump(mode="json"),
-            "code_version": self.code_version,
-            "curves": [timeless(checkpoint.history) for checkpoint in self.checkpoints],
-            "lineage": [checkpoint.document["lineage"] for checkpoint in self.checkpoints],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def request_hash(self) -> str:
+        """SHA-256 of what was asked: checkpoints, data set, split, sizes and code, but not the data's content."""
+        return request_hash(self.config, self.checkpoints, self.code_version)
 
 
-def make_plan(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> Plan:
+def make_plan(
+    config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream, *, name: str | None = None
+) -> Plan:
     """Returns the plan of an evaluation of a split, before the split's fingerprint is known.
 
     Args:
       config: the evaluation's config.
       checkpoints: the runs' best checkpoints, checked by check_checkpoints.
       examples: the split, in any form.
+      name: the evaluation's name; None to derive it from what is asked.
     """
-    ordered = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run))
-    return Plan(config, ordered, examples.class_names, None, code_version())
+    ordered, code = tuple(sorted(checkpoints, key=lambda checkpoint: checkpoint.run)), code_version()
+    if name is None:
+        which = config.grid or (ordered[0].run if len(ordered) == 1 else f"{len(ordered)}runs")
+        asked = request_hash(config, ordered, code)[:8]
+        name = f"{which}-on-{_last_part(str(config.dataset))}-{config.split}-{asked}"
+    return Plan(config, ordered, examples.class_names, name, code)
+
+
+def request_hash(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], code: str) -> str:
+    """Returns the SHA-256 of what an evaluation is asked for, see Plan.request_hash, in hexadecimal."""
+    kind, colon, place = str(config.dataset).partition(":")
+    # The same place, however it is written, and from whatever folder.
+    asked = config.model_copy(update={"dataset": f"{kind}:{check_uri(place, kind)}"}) if colon else config
+    content = {
+        "checkpoints": [[checkpoint.run, checkpoint.sha256] for checkpoint in checkpoints],
+        "config": asked.model_dump(mode="json"),
+        "code_version": code,
+        "curves": [timeless(checkpoint.history) for checkpoint in checkpoints],
+        "lineage": [checkpoint.document["lineage"] for checkpoint in checkpoints],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _last_part(dataset: str) -> str:
+    """Returns the last part of a data set's place without its suffix, in characters that a name may have."""
+    last = dataset.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0] or dataset
+    return re.sub("[^A-Za-z0-9]+", "-", last).strip("-")[:24] or "data"
 
 
 def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> None:
@@ -161,12 +200,19 @@ def trained_wide_bits(checkpoints: Sequence[Checkpoint]) -> int | None:
     return next(iter(noted), None)
 
 
+def fingerprint_of_forms(fingerprints: Sequence[str]) -> str:
+    """Returns a split's fingerprint: that of its only form, or the SHA-256 of those of all forms."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
+
+
 def manifest(plan: Plan, num_examples: int) -> dict[str, Any]:
     """Returns the manifest of the committed folder."""
     return {
         "evaluation": plan.name,
         "schema_version": SCHEMA_VERSION,
-        "content_hash": plan.content_hash,
+        "request_hash": plan.request_hash,
         "config": plan.config.model_dump(mode="json"),
         "data_sha256": plan.data_sha256,
         "num_examples": num_examples,

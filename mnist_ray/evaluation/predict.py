@@ -23,6 +23,7 @@ from mnist_ray.models.device import choose_device
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.parquet import make_table, to_parquet_bytes
+from mnist_ray.results.paths import part_of_shard
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
 from mnist_ray.text.escape import printable
@@ -68,8 +69,7 @@ class PredictionPlan:
 
     def parquet(self, name: str, columns: Mapping[str, Any]) -> bytes:
         """Returns a table of this prediction as the content of a Parquet file; see make_table."""
-        num_classes = len(self.checkpoint.class_names)
-        return to_parquet_bytes(make_table(name, columns, code_version=self.code_version, num_classes=num_classes))
+        return to_parquet_bytes(make_table(name, columns, code_version=self.code_version))
 
 
 def make_plan(storage: Storage, run: str, images: Images, *, polarity: Polarity, shard_size: int) -> PredictionPlan:
@@ -267,7 +267,9 @@ class Predictor:
             has_label_column=any(some.labels is not None for some in images),
         )
         content = self._plan.parquet("image_predictions", columns)
-        return ShardPrediction(number, pending.write(f"predictions-{number:05d}.parquet", content), summary, errors)
+        return ShardPrediction(
+            number, pending.write(part_of_shard("image_predictions", number), content), summary, errors
+        )
 
     def _labels_of(self, images: ReadImages) -> Sequence[int | None]:
         if images.labels is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from mnist_ray.data.decoded_images import all_one_shade
 from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation.predict import PredictionPlan, ShardPrediction, Summary
-from mnist_ray.results.paths import prediction_path
+from mnist_ray.results.paths import part_path, prediction_path
 from mnist_ray.storage.storage import PendingFolder, Storage
 
 
@@ -75,7 +75,7 @@ def check_name_is_free(storage: Storage, name: str, plan: PredictionPlan) -> Non
 def commit(
     plan: PredictionPlan, shards: Sequence[ShardPrediction], pending: PendingFolder, *, name: str | None
 ) -> Committed:
-    """Stores errors.parquet and makes the folder visible.
+    """Stores the table image_errors and makes the folder visible.
 
     Args:
       plan: the prediction.
@@ -92,7 +92,7 @@ def commit(
     columns = {name: [error[place] for error in errors] for place, name in enumerate(("path", "row", "error"))}
     columns["run"] = [plan.checkpoint.run] * len(errors)
     files = [shard.file for shard in shards]
-    files.append(pending.write("errors.parquet", plan.parquet("image_errors", columns)))
+    files.append(pending.write(part_path("image_errors"), plan.parquet("image_errors", columns)))
     summary = sum((shard.summary for shard in shards), start=Summary())
     if summary.num_one_shade == summary.num_images > 0:
         raise all_one_shade(

@@ -1,6 +1,5 @@
 """Evaluates checkpoints on a split, shard by shard, on any worker; does not import Ray."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +13,9 @@ from mnist_ray.data.examples import ExampleStream, Fingerprint
 from mnist_ray.evaluation.gallery import ShownImage, candidates, gallery
 from mnist_ray.evaluation.inference import load_network, log_probabilities
 from mnist_ray.evaluation.metrics import Tally, predictions, tally
-from mnist_ray.evaluation.plan import Plan, form_of
+from mnist_ray.evaluation.plan import Plan, fingerprint_of_forms, form_of
 from mnist_ray.results.parquet import to_parquet_bytes
+from mnist_ray.results.paths import part_of_shard
 from mnist_ray.storage.storage import PendingFolder, StoredFile
 
 
@@ -68,13 +68,13 @@ class ShardStream:
       examples: the split in each of the plan's forms.
 
     Attributes:
-      data_sha256: fingerprint of the split, see fingerprint_of_forms, after the last shard.
+      fingerprints: of the split in each form, after the last shard.
       conversion: what was converted, see ImagePieces, after the last shard.
     """
 
     def __init__(self, examples: Sequence[ExampleStream], plan: Plan) -> None:
         self._examples, self._plan = tuple(examples), plan
-        self.data_sha256: str | None = None
+        self.fingerprints: tuple[str, ...] = ()
         self.conversion: str | None = None
 
     def __iter__(self) -> Iterator[Shard]:
@@ -96,21 +96,14 @@ class ShardStream:
             labels = self._examples[0].labels[first : first + len(images[0])].clone()
             yield Shard(number, first, images, labels)
             first += len(labels)
-        self.data_sha256 = fingerprint_of_forms([fingerprint.hexdigest() for fingerprint in fingerprints])
+        self.fingerprints = tuple(fingerprint.hexdigest() for fingerprint in fingerprints)
         self.conversion = conversion_of_forms([of_form.conversion for of_form in pieces])
 
 
 def scan(examples: Sequence[ExampleStream]) -> tuple[str, str | None]:
-    """Reads all images once for each form; returns what a ShardStream has after its last shard; see ExampleStream."""
+    """Reads all images once for each form; returns the split's fingerprint and conversion, both of all forms."""
     fingerprints, conversions = zip(*(of_form.scan() for of_form in examples), strict=True)
     return fingerprint_of_forms(fingerprints), conversion_of_forms(conversions)
-
-
-def fingerprint_of_forms(fingerprints: Sequence[str]) -> str:
-    """Returns a split's fingerprint: that of its only form, or the SHA-256 of those of all forms."""
-    if len(fingerprints) == 1:
-        return fingerprints[0]
-    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
 
 
 def conversion_of_forms(conversions: Iterable[str | None]) -> str | None:
@@ -165,9 +158,8 @@ class ShardEvaluator:
         parts = []
         for checkpoint, of_run in zip(plan.checkpoints, by_run, strict=True):
             columns = {
+                **plan.facts("predictions"),
                 "run": checkpoint.run,
-                "dataset": plan.dataset,
-                "split": plan.config.split,
                 "example_index": np.arange(shard.first, shard.first + len(shard.labels)),
                 "label": of_run.label,
                 "label_name": names[of_run.label],
@@ -181,7 +173,7 @@ class ShardEvaluator:
             }
             parts.append(plan.table("predictions", columns))
         data = to_parquet_bytes(pa.concat_tables(parts))
-        file = pending.write(f"predictions-{shard.number:05d}.parquet", data)
+        file = pending.write(part_of_shard("predictions", shard.number), data)
         tallies = tuple(tally(of_run, num_bins=plan.config.num_bins) for of_run in by_run)
         shown = max(shard.images, key=lambda of_form: of_form[0].numel())
         return ShardResult(shard.number, file, tallies, candidates(shown, by_run, first=shard.first))

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,16 +18,16 @@ from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import DATASETS, stream_examples
 from mnist_ray.data.examples import ExampleStream
 from mnist_ray.data.image_shape import ImageForm
-from mnist_ray.errors import CheckpointError
+from mnist_ray.data.source_files import change_of, source_files
+from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.evaluation.plan import Plan, check_checkpoints, form_of, make_plan, manifest, trained_wide_bits
 from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather, scan
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
-from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
-from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
+from mnist_ray.results.evaluation_folder import EvaluationFolder, evaluations_of_split, open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.lineage import command_line, lineage
 from mnist_ray.results.paths import RUNS, evaluation_path, report_path
@@ -50,6 +50,7 @@ class EvaluateJob:
       data_dir: folder of the data sets.
       num_workers: processes that share the shards.
       report: whether to write the page too.
+      name: name of the evaluation; None to derive it from what is asked.
       placement: where the workers run.
     """
 
@@ -59,6 +60,7 @@ class EvaluateJob:
     data_dir: Path
     num_workers: int = 1
     report: bool = True
+    name: str | None = None
     placement: Placement = ANYWHERE
 
 
@@ -89,19 +91,20 @@ def evaluate(job: EvaluateJob) -> EvaluateOutcome:
     Raises:
       ConfigError: no data set is chosen, and the runs were trained on several.
       CheckpointError: a run is missing, unfinished or damaged, or its classes differ from the data's.
+      ConflictError: the name belongs to another evaluation, or the data has changed since.
       DataError, StorageError: the data or the storage can't be read.
     """
     storage = open_storage(job.storage_uri)
     storage.check()
     plan, examples = _plan(job, storage)
-    committed = _committed_before(plan, examples, storage)
-    already_done = committed is not None
-    if committed is None:
-        committed, already_done = _evaluate_and_commit(job, plan, examples, storage)
-    folder = evaluation_path(committed)
-    metrics = parquet.read_parquet(storage.read_committed(folder, "metrics.parquet")).to_pylist()
-    page = _page(storage, committed) if job.report else None
-    return EvaluateOutcome(committed, storage.uri_of(folder), already_done, metrics, page)
+    # Before the images are read: a change after that is a change.
+    sources = source_files(plan.dataset)
+    already_done = _is_committed(plan, examples, sources, storage) or not _evaluate_and_commit(
+        job, plan, examples, sources, storage
+    )
+    folder = open_evaluation(storage, plan.name)
+    page = _page(folder) if job.report else None
+    return EvaluateOutcome(plan.name, folder.uri, already_done, folder.rows("metrics"), page)
 
 
 def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, list[ExampleStream]]:
@@ -123,26 +126,51 @@ def _plan(job: EvaluateJob, storage: Storage) -> tuple[Plan, list[ExampleStream]
     check_checkpoints(config, checkpoints, examples)
     elsewhere = trained_elsewhere([checkpoint.config.dataset for checkpoint in checkpoints], dataset)
     say_line(evaluation_line(config, examples, elsewhere))
-    plan, wide_bits = make_plan(config, checkpoints, examples), trained_wide_bits(checkpoints)
+    plan, wide_bits = make_plan(config, checkpoints, examples, name=job.name), trained_wide_bits(checkpoints)
     in_forms = [examples if form == first else examples_in(form) for form in plan.forms]
     return plan, [of_form.scaled_from(wide_bits) for of_form in in_forms]
 
 
-def _committed_before(plan: Plan, examples: Sequence[ExampleStream], storage: Storage) -> str | None:
-    """Returns the name of this evaluation if it is already committed.
+def _is_committed(
+    plan: Plan, examples: Sequence[ExampleStream], sources: Mapping[str, Any] | None, storage: Storage
+) -> bool:
+    """Tells whether this evaluation is already committed, over the same data.
 
-    Finding out requires a pass over all images, so it is made only if the same runs were evaluated in the same way;
-    otherwise the images are read once, during the evaluation.
+    The images are read only if their files have changed: for other reasons than their content, if all is well.
+
+    Raises:
+      ConflictError: its name belongs to another evaluation, or the data has changed.
     """
-    if not is_likely_there(storage, plan.stem, runs=plan.runs, code_version=plan.code_version):
-        return None
-    data_sha256, conversion = scan(examples)
-    name = replace(plan, data_sha256=data_sha256).name
-    if storage.read_manifest(evaluation_path(name)) is None:
-        return None
-    storage.complete_commit(evaluation_path(name))
-    _say_conversion(plan, conversion)
-    return name
+    path = evaluation_path(plan.name)
+    manifest = storage.read_manifest(path)
+    if manifest is None:
+        return False
+    if (asked := manifest.get("request_hash")) != plan.request_hash:
+        what = "with schema version 2" if asked is None else f"for {_what_differs(manifest, plan)}"
+        raise ConflictError(f"evaluation {plan.name!r}: exists {what}; choose another --name")
+    evaluated = manifest["volatile"].get("sources")
+    if sources is None or evaluated is None or sources["sha256"] != evaluated["sha256"]:
+        data_sha256, conversion = scan(examples)
+        if data_sha256 != manifest["data_sha256"]:
+            change = change_of(evaluated, sources) if evaluated and sources else "other content"
+            raise ConflictError(
+                f"evaluation {plan.name!r}: exists, and {plan.dataset} has changed since ({change}); keep both with "
+                "--name OTHER"
+            )
+        _say_conversion(plan, conversion)
+    storage.complete_commit(path)
+    return True
+
+
+def _what_differs(manifest: Mapping[str, Any], plan: Plan) -> str:
+    """Returns in words what was asked for under the same name."""
+    there, here = manifest["config"], plan.config.model_dump(mode="json")
+    names = [name for name, value in here.items() if there.get(name) != value]
+    if names:
+        return f"{names[0]}={there.get(names[0])!r}, not {here[names[0]]!r}"
+    if manifest["runs"] != plan.runs:
+        return "other runs or checkpoints"
+    return "other code" if manifest["code_version"] != plan.code_version else "runs with another history"
 
 
 def _say_conversion(plan: Plan, conversion: str | None) -> None:
@@ -150,15 +178,15 @@ def _say_conversion(plan: Plan, conversion: str | None) -> None:
         say_line(f"dataset {plan.dataset}: {conversion}")
 
 
-def _page(storage: Storage, evaluation: str) -> str:
+def _page(folder: EvaluationFolder) -> str:
     """Returns the page's URI; writes the page if it doesn't exist."""
     # The plotting libraries take a second to import.
     from mnist_ray.report.page import PAGE, report_evaluation
 
-    page = report_path(evaluation, PAGE)
-    if storage.exists(page):
-        return storage.uri_of(page)
-    return report_evaluation(open_evaluation(storage, evaluation)).uri
+    page = report_path(folder.name, PAGE)
+    if folder.storage.exists(page):
+        return folder.storage.uri_of(page)
+    return report_evaluation(folder).uri
 
 
 def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
@@ -191,33 +219,44 @@ def _best_checkpoints(storage: Storage, runs: Sequence[str]) -> list[Checkpoint]
 
 
 def _evaluate_and_commit(
-    job: EvaluateJob, plan: Plan, examples: Sequence[ExampleStream], storage: Storage
-) -> tuple[str, bool]:
-    """Returns the evaluation's name and whether another process committed it first."""
-    pending = storage.pending_folder(evaluation_path(plan.stem))
-    shards = ShardStream(examples, plan)
+    job: EvaluateJob,
+    plan: Plan,
+    examples: Sequence[ExampleStream],
+    sources: Mapping[str, Any] | None,
+    storage: Storage,
+) -> bool:
+    """Returns whether this process committed the evaluation; False if another one did so first."""
+    pending = storage.pending_folder(evaluation_path(plan.name))
     try:
+        begun_at = pending.begun_at()
+        if _is_committed(plan, examples, sources, storage):
+            # By another process, before this one began.
+            pending.abort()
+            return False
+        plan = replace(plan, evaluated_at=begun_at)
+        shards = ShardStream(examples, plan)
         with results_of_spans(
             partial(_load, plan, pending),
             ((shard.number, shard) for shard in shards),
-            what=f"evaluation {plan.stem}",
+            what=f"evaluation {plan.name}",
             storage=storage,
             num_workers=job.num_workers,
             placement=job.placement,
         ) as done:
             results = gather(_with_progress(done, math.ceil(len(examples[0]) / plan.shard_size)))
         _say_conversion(plan, shards.conversion)
-        plan = replace(plan, data_sha256=shards.data_sha256)
+        plan = replace(plan, fingerprints=shards.fingerprints)
         files = write_tables(plan, results, pending)
         document = manifest(plan, len(examples[0]))
         # Facts about this execution and earlier evaluations are not part of the evaluation's content.
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         volatile = {
+            "evaluated_at": begun_at.isoformat(),
+            "sources": sources,
             "earlier_evaluations": evaluations_of_split(storage, document["data_sha256"]),
             "made_by": lineage(command_line=command_line(), num_workers=job.num_workers, gpu=gpu),
         }
-        final = replace(pending, path=evaluation_path(plan.name))
-        return plan.name, not final.commit(files, {**document, "volatile": volatile})
+        return pending.commit(files, {**document, "volatile": volatile})
     except BaseException:
         pending.abort()
         raise

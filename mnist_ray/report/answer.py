@@ -17,13 +17,12 @@ from mnist_ray.analysis.estimates import (
     Estimate,
     seeds_to_decide,
 )
-from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.config.settings import DATA_SETTINGS
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.grid_report import GridReport
-from mnist_ray.report.setting_names import level_words, value_text, value_words, words
 from mnist_ray.report.size_report import worth_sentences
 from mnist_ray.results.columns import setting_in
+from mnist_ray.results.setting_words import level_words, setting_text, value_text, value_words, words
 from mnist_ray.text.points import points_text
 
 # More settings, or pairs, are counted instead of named.

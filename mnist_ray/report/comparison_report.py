@@ -20,7 +20,7 @@ from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.evaluated_data import trained_elsewhere
 from mnist_ray.results.evaluation_folder import EvaluationFolder
-from mnist_ray.results.paths import report_path
+from mnist_ray.results.paths import part_path, report_path
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ComparisonReport:
       selection: None with one setting, or if the runs were validated on different examples.
       trained_on: message about runs that were trained on another data set; None if there are none.
       num_earlier: earlier evaluations of the same split in the storage.
-      uri: of the stored comparisons.parquet, None without pairs.
+      uri: of the stored table comparisons, None without pairs.
     """
 
     num_examples: int
@@ -55,7 +55,7 @@ class ComparisonReport:
 def report_comparisons(
     folder: EvaluationFolder, evaluated: EvaluatedSettings, *, baseline: str | None = None, margin: float = MARGIN
 ) -> ComparisonReport:
-    """Compares the settings of an evaluation and stores all pairs as reports/<evaluation>/comparisons.parquet.
+    """Compares the settings of an evaluation and stores all pairs in the folder of its report.
 
     Args:
       baseline: a setting's name, or its variant: returns only the pairs with it, as a family of their own.
@@ -132,9 +132,9 @@ def accuracy_interval(runs: Sequence[Mapping[str, Any]], scores: Scores) -> tupl
 
 
 def store_rows(folder: EvaluationFolder, table: str, columns: Mapping[str, Any]) -> str:
-    """Stores columns of an evaluation as reports/<evaluation>/<table>.parquet and returns the URI."""
-    columns = {**columns, "evaluation": folder.name, "dataset": folder.dataset, "split": folder.split}
-    path = report_path(folder.name, f"{table}.parquet")
+    """Stores columns of an evaluation in the folder of its report and returns the URI."""
+    columns = {**columns, **folder.facts}
+    path = report_path(folder.name, part_path(table))
     made = parquet.make_table(table, columns, code_version=code_version())
     folder.storage.write_bytes(path, parquet.to_parquet_bytes(made))
     return folder.storage.uri_of(path)

@@ -11,8 +11,8 @@ from mnist_ray.analysis.estimates import BETTER, LEAST_DIFFERING, WORSE, Estimat
 from mnist_ray.analysis.selection import print_selection
 from mnist_ray.report.comparison_report import ComparisonReport
 from mnist_ray.report.findings import Findings
-from mnist_ray.report.setting_names import value_words
 from mnist_ray.report.size_report import left_out_words
+from mnist_ray.results.setting_words import value_words
 from mnist_ray.text.tables import READING_WIDTH, print_table, print_text
 
 _SHOWN = 10
@@ -93,7 +93,7 @@ def print_effects(effects: Sequence[Effect]) -> None:
         lines = [_effect_line(effect, losses.get(effect.term)) for effect in interactions[:_SHOWN]]
         print_table([names[0], *names[2:]], [[line[0], *line[2:]] for line in lines], title=title, width=READING_WIDTH)
     if len(interactions) > _SHOWN:
-        print(f"{len(interactions) - _SHOWN} smaller interactions are in effects.parquet.")
+        print(f"{len(interactions) - _SHOWN} smaller interactions are in the table effects.")
 
 
 def effect_words(effect: Effect) -> tuple[str, str]:
@@ -145,7 +145,7 @@ def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
     title = f"Pairs: {counts}"
     print_table(names, [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])], title=title, width=READING_WIDTH)
     if len(pairs) > _SHOWN:
-        print(f"{len(pairs) - _SHOWN} more pairs are in comparisons.parquet.")
+        print(f"{len(pairs) - _SHOWN} more pairs are in the table comparisons.")
     print_text(family_words(pairs, num_pairs))
 
 
@@ -158,7 +158,7 @@ def family_words(pairs: Comparisons, num_pairs: int) -> str:
         f"within the margin of {margin:g} points; otherwise unresolved."
     )
     if num_pairs > len(pairs):
-        sentences.append(f"These {len(pairs)} pairs are one family; comparisons.parquet has all {num_pairs}.")
+        sentences.append(f"These {len(pairs)} pairs are one family; the table comparisons has all {num_pairs}.")
     return " ".join(sentences)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from mnist_ray.analysis.effects import INTERACTION, MAIN, Effect
-from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.report import limits, plots
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.comparison_text import effect_words
 from mnist_ray.results.columns import setting_in
+from mnist_ray.results.setting_words import setting_text
 
 _EFFECT_CAPTIONS = {
     MAIN: "Each level against the first of its setting, averaged over the other settings. Bars: 95 % intervals, which "
@@ -31,7 +31,7 @@ def effect_charts(effects: Sequence[Effect], *, split: str) -> list[Chart]:
             of_kind = sorted(of_kind, key=lambda effect: -abs(effect.estimate.difference))
         if of_kind:
             rows, total = [_effect_row(effect) for effect in of_kind[: limits.EFFECTS]], len(of_kind)
-            left_out = f"{len(rows)} of {total:,} effects; effects.parquet has all. " if len(rows) < total else ""
+            left_out = f"{len(rows)} of {total:,} effects; the table effects has all. " if len(rows) < total else ""
             caption = left_out + _EFFECT_CAPTIONS[kind]
             charts.append(plots.effect_intervals(f"effects-{kind}", title, rows, split=split, caption=caption))
     return charts

@@ -21,7 +21,7 @@ class Findings:
 
 
 def find(folder: EvaluationFolder, *, baseline: str | None = None, margin: float = MARGIN) -> Findings:
-    """Computes the findings; stores comparisons.parquet, and effects.parquet for a grid.
+    """Computes the findings; stores the table comparisons, and effects for a grid.
 
     Args:
       baseline: see `report_comparisons`.

@@ -25,7 +25,7 @@ class GridReport:
       effects: main effects and interactions; empty without a grid, or with only one setting.
       axes: the grid's settings that vary.
       seconds_per_seed: that one worker trained the settings for one seed; None if unknown.
-      uri: of the stored effects.parquet; None without effects.
+      uri: of the stored table effects; None without effects.
       note: why there are no effects, or what they leave out; None if neither.
       sizes: accuracy against training images; None without an axis over their number.
     """
@@ -40,7 +40,7 @@ class GridReport:
 
 
 def report_grid(folder: EvaluationFolder, evaluated: EvaluatedSettings, *, margin: float = MARGIN) -> GridReport:
-    """Computes the effects of an evaluation's grid and stores them as reports/<evaluation>/effects.parquet.
+    """Computes the effects of an evaluation's grid and stores them in the folder of its report.
 
     Args:
       margin: smaller differences of accuracy, a fraction, don't matter.

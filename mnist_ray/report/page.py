@@ -12,7 +12,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from mnist_ray.analysis.estimates import MARGIN
-from mnist_ray.analysis.leaderboard import setting_text
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.evaluation.metrics import class_rates
 from mnist_ray.report import glyphs, limits, page_charts
@@ -28,6 +27,7 @@ from mnist_ray.report.size_charts import size_charts
 from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.paths import report_path
+from mnist_ray.results.setting_words import setting_text
 from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
 
@@ -43,7 +43,7 @@ class Report:
 
 
 def report_evaluation(folder: EvaluationFolder, *, margin: float = MARGIN) -> Report:
-    """Writes reports/<evaluation>/: report.html, plots/, comparisons.parquet, and effects.parquet for a grid.
+    """Writes reports/<evaluation>/: report.html, plots/, the table comparisons, and effects for a grid.
 
     Args:
       margin: see `find`.

@@ -168,7 +168,7 @@ def confusion(
     left_out = ""
     if len(places) < len(class_names):
         left_out = f"{len(places)} of the {len(class_names):,} classes, those of the most frequent mistakes; "
-        left_out += "confusion.parquet has all. "
+        left_out += "the table confusion has all. "
     unit = "percent of the true class" if normalized else "examples"
     return draw(
         name,

@@ -1,14 +1,17 @@
-"""Runs SQL over the tables of a committed evaluation with DuckDB; imports neither torch nor ray.
+"""Runs SQL over the tables of a storage's committed evaluations with DuckDB; imports neither torch nor ray.
 
-Small tables are read whole and their SHA-256 checked. The predictions, and the confusion table of many classes, stay in
-the storage: a statement loads only the columns and row groups that it needs, with page checksums verified.
+Only tables that the statement names are read. Small ones are read whole and their SHA-256 checked. The predictions, and
+the confusion table of many classes, stay in the storage: a statement loads only the columns and row groups that it
+needs, with page checksums verified.
 """
 
 import contextlib
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +19,11 @@ import pyarrow.dataset as ds
 
 from mnist_ray.errors import ConfigError, OtherVersionError
 from mnist_ray.results import parquet
+from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.results.evaluation_folder import EvaluationFolder
-from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.paths import report_path
+from mnist_ray.results.inventory import grids_table, runs_table
+from mnist_ray.results.paths import part_path, report_path
+from mnist_ray.results.schemas import EVALUATION_TABLES, REPORT_TABLES, TABLES
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import MissingError, Storage
 from mnist_ray.text.escape import say_line
@@ -26,8 +31,6 @@ from mnist_ray.text.escape import say_line
 _ROWS_AT_ONCE = 10_000
 # How long to keep interrupting a statement.
 _INTERRUPTS_S = 0.5
-# Stored outside the evaluation, and replaced as a whole by each `mnist-ray report`.
-_REPORT_TABLES = ("effects", "comparisons")
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,10 @@ class Answer:
 
 
 @contextlib.contextmanager
-def query_evaluation(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
-    """Runs a statement on a committed evaluation's tables; it can't read or write any other file.
+def query_evaluations(storage: Storage, folders: Sequence[EvaluationFolder], sql: str) -> Iterator[Answer]:
+    """Runs a statement on the tables of committed evaluations; it can't read or write any other file.
 
-    The views are the evaluation's tables, effects and comparisons if reported, and runs if a grid was evaluated.
+    The views are the evaluations' tables, effects and comparisons where reported, and the storage's runs and grids.
 
     Raises:
       ConfigError: DuckDB is not installed, or refuses the statement.
@@ -55,11 +58,14 @@ def query_evaluation(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
       StorageError: the storage can't be read.
     """
     duckdb = _duckdb()
+    views = {name: view for name, view in _views(storage, folders).items() if re.search(rf"\b{name}\b", sql, re.I)}
+    # Statements such as SHOW TABLES name none.
+    views = views or _views(storage, folders)
     # Nothing is spilled to disk: a statement that runs out of memory ends with a message.
     with contextlib.closing(_Connection(duckdb.connect(":memory:", config={"temp_directory": ""}))) as connection:
-        with _errors(folder):
-            for name, content in _views(folder):
-                connection.duckdb.register(name, content)
+        with _errors(folders):
+            for name, view in views.items():
+                _create_view(connection.duckdb, name, view())
             connection.duckdb.execute("SET enable_external_access = false")
             connection.duckdb.execute("SET lock_configuration = true")
             result = connection.call(lambda: connection.duckdb.execute(sql))
@@ -70,11 +76,19 @@ def query_evaluation(folder: EvaluationFolder, sql: str) -> Iterator[Answer]:
         def rows() -> Iterator[tuple[Any, ...]]:
             fetched = None
             while fetched != []:
-                with _errors(folder):
+                with _errors(folders):
                     fetched = connection.call(lambda: result.fetchmany(_ROWS_AT_ONCE))
                 yield from fetched
 
         yield Answer(tuple(column[0] for column in result.description), rows())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a view, in memory or in the storage, and the values of columns that they may lack."""
+
+    content: pa.Table | ds.Dataset
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Connection:
@@ -117,31 +131,85 @@ def _duckdb() -> Any:
     return duckdb
 
 
-def _views(folder: EvaluationFolder) -> Iterator[tuple[str, pa.Table | ds.Dataset]]:
-    """Yields name and content of each view; large tables are read on demand."""
-    storage, files = folder.storage, folder.files()
-    for table in files:
-        if table in _large_tables(folder):
-            yield table, _dataset(storage, folder.stored_paths(table))
-        else:
-            yield table, folder.table(table)
-    others = {name: report_path(folder.name, f"{name}.parquet") for name in _REPORT_TABLES}
-    if folder.grid is not None:
-        others["runs"] = GridFolder(storage, folder.grid).path("runs.parquet")
-    for table, path in others.items():
-        try:
-            yield table, parquet.read_parquet(storage.read_bytes(path), source=path)
-        except MissingError:
-            pass
-        except OtherVersionError as error:
-            if table not in _REPORT_TABLES:
-                raise
-            say_line(f"query: without {table}: {error}, by mnist-ray report {folder.name}")
+def _views(storage: Storage, folders: Sequence[EvaluationFolder]) -> dict[str, Callable[[], list[_Part]]]:
+    """Returns each view's name, and what reads its parts; large ones are read when the statement needs them."""
+
+    def of_storage(name: str, read: Callable[[Storage], tuple[pa.Table, list[str]]]) -> list[_Part]:
+        table, left_out = read(storage)
+        for line in left_out:
+            say_line(f"query: {name} without {line}")
+        return [_Part(table)]
+
+    return {
+        **{table: partial(_evaluated, folders, table) for table in EVALUATION_TABLES},
+        **{table: partial(_reported, folders, table) for table in REPORT_TABLES},
+        "runs": partial(of_storage, "runs", runs_table),
+        "grids": partial(of_storage, "grids", grids_table),
+    }
 
 
-def _large_tables(folder: EvaluationFolder) -> list[str]:
+def _evaluated(folders: Sequence[EvaluationFolder], table: str) -> list[_Part]:
+    large = [folder for folder in folders if _is_large(folder, table)]
+    small = [folder for folder in folders if folder not in large]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        read = [rows for rows in pool.map(lambda folder: folder.table(table), small) if len(rows) or not large]
+    # Those of an older version lack columns, which the union adds.
+    old = [folder for folder in large if folder.schema_version != SCHEMA_VERSION]
+    new = [path for folder in large if folder not in old for path in folder.stored_paths(table)]
+    datasets = [_Part(_dataset(folder.storage, folder.stored_paths(table)), folder.facts) for folder in old]
+    if new:
+        datasets.append(_Part(_dataset(large[0].storage, new)))
+    return [*([_Part(_joined(table, read))] if read or not datasets else []), *datasets]
+
+
+def _reported(folders: Sequence[EvaluationFolder], table: str) -> list[_Part]:
+    """Returns a table of the reports; nothing if no evaluation has it."""
+
+    def read(folder: EvaluationFolder) -> pa.Table | None:
+        # Reports by an older version are files without a folder.
+        for path in (report_path(folder.name, part_path(table)), report_path(folder.name, f"{table}.parquet")):
+            try:
+                return parquet.read_parquet(folder.storage.read_bytes(path), source=path, facts=folder.facts)
+            except MissingError:
+                continue
+            except OtherVersionError as error:
+                say_line(f"query: without {table}: {error}, by mnist-ray report {folder.name}")
+                break
+        return None
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        read_tables = [rows for rows in pool.map(read, folders) if rows is not None]
+    return [_Part(_joined(table, read_tables))] if read_tables else []
+
+
+def _joined(table: str, tables: Sequence[pa.Table]) -> pa.Table:
+    # Files of other code versions differ in their metadata.
+    schema = TABLES[table].schema(code_version="")
+    return pa.concat_tables([rows.cast(schema) for rows in tables]) if tables else schema.empty_table()
+
+
+def _create_view(connection: Any, name: str, parts: Sequence[_Part]) -> None:
+    """Makes a view of the rows of all parts; none if there are no parts."""
+    if len(parts) == 1 and not parts[0].facts:
+        connection.register(name, parts[0].content)
+        return
+    selects = []
+    for number, part in enumerate(parts):
+        connection.register(f"_{name}_{number}", part.content)
+        known = {*TABLES[name].names} - {*part.content.schema.names}
+        facts = {fact: value.replace("'", "''") for fact, value in part.facts.items() if fact in known}
+        constants = "".join(f"'{value}' AS {fact}, " for fact, value in facts.items())
+        selects.append(f"SELECT {constants}* FROM _{name}_{number}")
+    if selects:
+        # Lists of a fixed size become lists of any size, because the first part has such.
+        empty = f"_{name}_columns"
+        connection.register(empty, TABLES[name].schema(code_version="").empty_table())
+        connection.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join([f'FROM {empty}', *selects])}")
+
+
+def _is_large(folder: EvaluationFolder, table: str) -> bool:
     num_cells = len(folder.runs) * len(folder.class_names) ** 2
-    return ["predictions", *(["confusion"] if num_cells > parquet.ROWS_IN_PIECE else [])]
+    return table == "predictions" or (table == "confusion" and num_cells > parquet.ROWS_IN_PIECE)
 
 
 def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
@@ -156,15 +224,16 @@ def _dataset(storage: Storage, paths: Sequence[str]) -> ds.Dataset:
 
 
 @contextlib.contextmanager
-def _errors(folder: EvaluationFolder) -> Iterator[None]:
+def _errors(folders: Sequence[EvaluationFolder]) -> Iterator[None]:
     """Turns DuckDB's errors into one line, and separates damaged or unreachable files from mistakes in the SQL."""
     duckdb = _duckdb()
     try:
         yield
     except (duckdb.InvalidInputException, duckdb.IOException, pa.ArrowInvalid, OSError) as error:
-        files = folder.files()
-        for name in [name for table in _large_tables(folder) for name in files[table]]:
-            folder.storage.read_committed(folder.path, name)
+        for folder in folders:
+            files = folder.files()
+            for name in [name for table in EVALUATION_TABLES if _is_large(folder, table) for name in files[table]]:
+                folder.storage.read_committed(folder.path, name)
         raise ConfigError(_sql_message(error)) from error
     except duckdb.Error as error:
         raise ConfigError(_sql_message(error)) from error

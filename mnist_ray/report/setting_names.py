@@ -4,13 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mnist_ray.analysis.leaderboard import setting_text
-from mnist_ray.config.own_settings import argument_of, is_own
+from mnist_ray.config.own_settings import argument_of
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.errors import ConfigError
 from mnist_ray.results.columns import SETTING_COLUMNS, column_of
-from mnist_ray.setting import Setting, setting_of
+from mnist_ray.results.setting_words import differs, named, origin, setting_text
 
 _DEFAULTS = {column_of(name): field.default for name, field in TrainConfig.model_fields.items()}
 # One setting's runs: seed -> row of the metrics table.
@@ -34,7 +33,7 @@ def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Map
         for name in names
     }
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
-    several = len({_origin(row) for row in rows}) > 1
+    several = len({origin(row) for row in rows}) > 1
     for row in sorted(rows, key=lambda row: _place(row, names)):
         groups.setdefault(_name(row, names, texts, several), {}).setdefault(row["seed"], row)
     return groups
@@ -55,58 +54,16 @@ def varying_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _origin(row: Mapping[str, Any]) -> str:
-    """Returns what a run's network comes from: a variant, or the user's own code."""
-    return str(row["model"] if is_own(row["model"]) else row["variant"])
-
-
 def _name(
     row: Mapping[str, Any], names: Sequence[str], texts: Mapping[str, Callable[[Any], str]], several: bool
 ) -> str:
     own = VARIANTS.get(row["variant"], {}) if several else {}
     values = {name: row[name] for name in names if not (argument_of(name) and row[name] is None)}
     differing = {
-        name: value
-        for name, value in values.items()
-        if json.dumps(value) != json.dumps(own.get(name, _DEFAULTS.get(name)))
-        and not (name == "model" and is_own(value))
+        name: value for name, value in values.items() if differs(name, value, own.get(name, _DEFAULTS.get(name)))
     }
     used = differing if differing or several else values
-    # The shortest words, such as bn, come first.
-    parts = [
-        value_words(name, used[name], texts[name]) for name in sorted(used, key=lambda name: used[name] is not True)
-    ]
-    return ", ".join([_origin(row), *parts] if several or not parts else parts)
-
-
-def value_words(name: str, value: Any, text: Callable[[Any], str] = setting_text) -> str:
-    """Returns a setting with its value, such as `bn`, `no bn` or `dropout 0.3`."""
-    setting = _setting(name)
-    word = setting.word or words(name)
-    if isinstance(value, bool):
-        return word if value else f"no {word}"
-    return f"{word} {value_text(name, value, text)}"
-
-
-def _setting(name: str) -> Setting:
-    return setting_of(TrainConfig, name) if name in TrainConfig.model_fields else Setting()
-
-
-def level_words(name: str, value: Any) -> str:
-    """Returns a level of a setting in a sentence, such as `batch norm`, `no batch norm` or `dropout 0.3`."""
-    if isinstance(value, bool):
-        return words(name) if value else f"no {words(name)}"
-    return f"{words(name)} {value_text(name, value)}"
-
-
-def value_text(name: str, value: Any, text: Callable[[Any], str] = setting_text) -> str:
-    """Returns a value of a setting; no value as what it means."""
-    return _setting(name).none_word if value is None else text(value)
-
-
-def words(name: str) -> str:
-    """Returns the name of a setting in words."""
-    return (argument_of(name) or name).replace("_", " ")
+    return named(origin(row) if several or not used else None, used, texts)
 
 
 def _code(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str | None]]:

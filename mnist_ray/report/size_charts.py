@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 from mnist_ray.analysis.sizes import Levels, Line, Sizes
 from mnist_ray.report import limits
 from mnist_ray.report.charts import BLUE, GREY, HEIGHT, INK, VERMILION, WIDTH, Chart, draw, short
-from mnist_ray.report.setting_names import value_words, words
+from mnist_ray.results.setting_words import value_words, words
 
 # Colour, style and marker of each line; the reference comes first.
 _LOOKS = (
@@ -40,7 +40,7 @@ def _chart(number: int, sizes: Sizes, lines: list[Line], several: bool, split: s
         covers = "other seeds and other examples" if sizes.num_seeds > 1 else "other examples"
         bars = f" Bars: 95 % intervals of the difference from {_name(lines[0].levels)} with as many images, which "
         bars += f"hold jointly, for {covers}."
-    left_out = f"{len(shown)} of {len(lines)} levels; metrics.parquet has all. " if len(shown) < len(lines) else ""
+    left_out = f"{len(shown)} of {len(lines)} levels; the table metrics has all. " if len(shown) < len(lines) else ""
     averaged = "the seeds and the other settings" if several else "the seeds"
     return draw(
         f"sizes-{number}",

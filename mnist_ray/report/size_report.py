@@ -10,8 +10,8 @@ from mnist_ray.analysis.effects import Axes, evaluated_levels, level_text
 from mnist_ray.analysis.sizes import Sizes, Worth, sizes_of, worth_of
 from mnist_ray.report import limits
 from mnist_ray.report.evaluated_settings import EvaluatedSettings
-from mnist_ray.report.setting_names import level_words
 from mnist_ray.results.columns import setting_in
+from mnist_ray.results.setting_words import level_words
 
 _SIZE = "train_limit"
 

@@ -2,12 +2,19 @@
 
 import math
 from base64 import b64decode
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1, lt=2**16)]
+
+
+def _checked_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
 
 
 class _Strict(BaseModel):
@@ -31,6 +38,7 @@ class _Epoch(BaseModel):
     epoch_seconds: float
 
 
+_Time = Annotated[str, AfterValidator(_checked_time)]
 _Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -125,6 +133,7 @@ class RunDocument(_Strict):
     config: dict[str, Any]
     config_hash: str
     data_sha256: str
+    begun_at: _Time | None = None
 
 
 class CheckpointDocument(RunDocument):
@@ -148,6 +157,7 @@ class CheckpointDocument(RunDocument):
     lineage: _Lineage
     stack_size: int = Field(ge=1)
     status: _Status | None = None
+    trained_at: _Time | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -13,22 +13,22 @@ from mnist_ray.config.settings import TrainConfig
 from mnist_ray.setting import setting_of
 
 # Increases when a stored table could be misread; not for a column that older readers ignore and newer ones fill in.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BOOL, INT64, FLOAT32, FLOAT64, STRING = pa.bool_(), pa.int64(), pa.float32(), pa.float64(), pa.string()
 BINARY = pa.binary()
 NAME = pa.dictionary(pa.int32(), pa.string())
+TIME = pa.timestamp("us", tz="UTC")
 
 
-def list_of(element: pa.DataType, size: int = -1) -> pa.DataType:
-    """Returns a list type with non-null elements, of any length or of a fixed size."""
+def list_of(element: pa.DataType) -> pa.DataType:
+    """Returns a list type of any length with non-null elements."""
     # Parquet names the child `element`; with Arrow's default, `item`, a schema would not read back equal.
-    return pa.list_(pa.field("element", element, nullable=False), size)
+    return pa.list_(pa.field("element", element, nullable=False))
 
 
-def float32_per_class(num_classes: int) -> pa.DataType:
-    """Returns a list type with one float32 per class."""
-    return list_of(FLOAT32, num_classes)
+# Of any length: tables of data sets with different numbers of classes are read together.
+FLOAT32S = list_of(FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Column:
 
     Attributes:
       name: its name.
-      type: Arrow type, or a function that maps the number of classes to it.
+      type: Arrow type.
       unit: unit of the values; empty if there is none.
       description: meaning of a value.
       nullable: whether a value may be missing.
@@ -45,7 +45,7 @@ class Column:
     """
 
     name: str
-    type: pa.DataType | Callable[[int], pa.DataType]
+    type: pa.DataType
     unit: str
     description: str
     nullable: bool = False
@@ -56,26 +56,14 @@ class Column:
         """Whether a stored table must have the column."""
         return not self.nullable and self.absent is None
 
-    def accepts(self, stored: pa.DataType) -> bool:
-        """Tells whether a stored column of this type can be read, for any number of classes."""
-        if isinstance(self.type, pa.DataType):
-            return bool(stored == self.type)
-        return bool(pa.types.is_fixed_size_list(stored) and stored == self.type(stored.list_size))
-
-    def field(self, num_classes: int | None = None) -> pa.Field:
+    def field(self) -> pa.Field:
         """Returns the column as an Arrow field, with unit and description as metadata."""
         metadata = {"description": self.description, "unit": self.unit}
-        return pa.field(self.name, self._arrow_type(num_classes), self.nullable, metadata)
+        return pa.field(self.name, self.type, self.nullable, metadata)
 
     def type_name(self) -> str:
         """Returns the type in words."""
         return _TYPE_NAMES[self.type]
-
-    def _arrow_type(self, num_classes: int | None) -> pa.DataType:
-        if isinstance(self.type, pa.DataType):
-            return self.type
-        assert num_classes is not None, f"{self.name}: its type needs num_classes"
-        return self.type(num_classes)
 
 
 _TYPE_NAMES = {
@@ -86,8 +74,9 @@ _TYPE_NAMES = {
     STRING: "string",
     BINARY: "binary",
     NAME: "string (dictionary)",
+    TIME: "timestamp (UTC, microseconds)",
     list_of(INT64): "list of int64",
-    float32_per_class: "float32[classes]",
+    FLOAT32S: "list of float32",
 }
 
 
@@ -99,15 +88,15 @@ class Table:
     row: str
     columns: tuple[Column, ...]
 
-    def schema(self, *, code_version: str, num_classes: int | None = None) -> pa.Schema:
-        """Returns the Arrow schema, with table name, schema version and code version as metadata.
+    @property
+    def names(self) -> list[str]:
+        """Names of its columns."""
+        return [column.name for column in self.columns]
 
-        Args:
-          code_version: version of the code that makes the rows.
-          num_classes: number of classes; needed by tables with one value per class.
-        """
+    def schema(self, *, code_version: str) -> pa.Schema:
+        """Returns the Arrow schema, with table name, schema version and code version (of the writer) as metadata."""
         metadata = {"table": self.name, "schema_version": str(SCHEMA_VERSION), "code_version": code_version}
-        return pa.schema([column.field(num_classes) for column in self.columns], metadata)
+        return pa.schema([column.field() for column in self.columns], metadata)
 
     def markdown(self) -> str:
         """Returns the table's documentation, in Markdown."""
@@ -161,6 +150,11 @@ def config_columns(configs: Sequence[TrainConfig]) -> dict[str, list[Any]]:
     return {
         column_of(name): [_stored(getattr(config, name)) for config in configs] for name in TrainConfig.model_fields
     }
+
+
+def settings_row(config: TrainConfig) -> dict[str, Any]:
+    """Returns the settings of a run as a row: column name -> value."""
+    return {name: column[0] for name, column in config_columns([config]).items()}
 
 
 def _stored(value: Any) -> Any:

@@ -1,26 +1,30 @@
 """A committed evaluation in a storage; imports neither torch nor ray.
 
-<storage>/evaluations/<evaluation>/   the tables, _manifest.json, _SUCCESS: appears whole or not at all
+<storage>/evaluations/<evaluation>/   a folder for each table, _manifest.json, _SUCCESS: appears whole or not at all
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import compress
 from typing import Any
 
 import pyarrow as pa
 
 from mnist_ray.config.names import check_evaluation_name
-from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.errors import CheckpointError, ConfigError, DataError
 from mnist_ray.results import parquet
-from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.results.paths import EVALUATIONS, evaluation_path
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
+from mnist_ray.text.escape import say_line
 
-_PART = re.compile(r"(?P<table>[a-z_]+?)(-\d+)?\.parquet")
+# Those of schema version 2 have no folder: metrics.parquet, predictions-00000.parquet.
+_PART = re.compile(r"(?P<table>[a-z_]+?)(/part-\d+|-\d+)?\.parquet")
+LATEST = "latest"
+_UNKNOWN = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,32 @@ class EvaluationFolder:
         return list(self.manifest["runs"])
 
     @property
+    def schema_version(self) -> int:
+        """Schema version of the tables."""
+        return int(self.manifest["schema_version"])
+
+    @property
+    def dataset_id(self) -> str:
+        """Fingerprint of the evaluated split, in hexadecimal."""
+        return str(self.manifest["data_sha256"])
+
+    @property
+    def evaluated_at(self) -> datetime | None:
+        """When the evaluation began, in UTC; None if an older version made it."""
+        text = self.manifest["volatile"].get("evaluated_at")
+        return (text and datetime.fromisoformat(text)) or None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The columns that have one value in all tables of the evaluation and its report."""
+        return {
+            "evaluation": self.name,
+            "dataset": self.dataset,
+            "split": self.split,
+            "dataset_id": self.dataset_id,
+        }
+
+    @property
     def earlier_evaluations(self) -> list[str]:
         """Names of the storage's evaluations that read the same split before this one was committed."""
         return list(self.manifest["volatile"].get("earlier_evaluations", []))
@@ -104,12 +134,14 @@ class EvaluationFolder:
           StorageError: a part can't be read.
         """
         for name in self.files()[table]:
-            yield parquet.read_parquet(self.storage.read_committed(self.path, name), source=name, columns=columns)
+            data = self.storage.read_committed(self.path, name)
+            yield parquet.read_parquet(data, source=name, columns=columns, facts=self.facts)
 
     def batches(self, table: str, *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields some columns of a table in batches of rows; see `parts`."""
         for name in self.files()[table]:
-            yield from parquet.read_batches(self.storage.read_committed(self.path, name), source=name, columns=columns)
+            data = self.storage.read_committed(self.path, name)
+            yield from parquet.read_batches(data, source=name, columns=columns, facts=self.facts)
 
     def table(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns a whole table; see `parts`."""
@@ -123,6 +155,9 @@ class EvaluationFolder:
 def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:
     """Opens a committed evaluation.
 
+    Args:
+      evaluation: its name.
+
     Raises:
       ConfigError: not a valid evaluation name.
       CheckpointError: no such evaluation, or it was never committed.
@@ -133,10 +168,10 @@ def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:
     if manifest is None:
         raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
     version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in parquet.READ_VERSIONS:
         raise DataError(
             f"evaluation {evaluation!r}: its tables have schema version {version}, this version of mnist-ray reads "
-            f"{SCHEMA_VERSION}: read it with the version that wrote it, or evaluate again"
+            f"{parquet.READS}: read it with the version that wrote it, or evaluate again"
         )
     return EvaluationFolder(storage, evaluation, manifest)
 
@@ -157,23 +192,6 @@ def evaluations_of_split(storage: Storage, data_sha256: str) -> list[str]:
     return _with_manifest(storage, names, lambda manifest: manifest.get("data_sha256") == data_sha256)
 
 
-def is_likely_there(storage: Storage, stem: str, *, runs: Mapping[str, str], code_version: str) -> bool:
-    """Tells whether an evaluation of the same runs by the same code is committed, for any data.
-
-    Args:
-      storage: where the evaluations are.
-      stem: name of the evaluation without its hash.
-      runs: run -> SHA-256 of its weights.
-      code_version: of the code that evaluates.
-
-    Raises:
-      StorageError: the storage can't be read.
-    """
-    names = [name for name in storage.list_folders(EVALUATIONS) if name.rpartition("-")[0] == stem]
-    facts = (runs, code_version)
-    return bool(_with_manifest(storage, names, lambda there: (there.get("runs"), there.get("code_version")) == facts))
-
-
 def _with_manifest(storage: Storage, names: Sequence[str], fits: Callable[[Mapping[str, Any]], bool]) -> list[str]:
     """Returns the evaluations whose manifest fits, and those whose manifest is damaged: one too many does less harm."""
 
@@ -186,3 +204,54 @@ def _with_manifest(storage: Storage, names: Sequence[str], fits: Callable[[Mappi
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(compress(names, pool.map(may_fit, names)))
+
+
+def committed_evaluations(storage: Storage) -> list[EvaluationFolder]:
+    """Returns all committed evaluations that this version can read, the oldest first; says which it can't.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    names = sorted(storage.list_folders(EVALUATIONS))
+
+    def opened(name: str) -> EvaluationFolder | str | None:
+        try:
+            return open_evaluation(storage, name)
+        except CheckpointError:
+            # Not committed.
+            return None
+        except DataError as error:
+            return f"without {error}"
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        folders = list(pool.map(opened, names))
+    for line in folders:
+        if isinstance(line, str):
+            say_line(line)
+    readable = [folder for folder in folders if isinstance(folder, EvaluationFolder)]
+    return sorted(readable, key=lambda folder: (folder.evaluated_at or _UNKNOWN, folder.name))
+
+
+def find_evaluation(storage: Storage, wanted: str) -> EvaluationFolder:
+    """Opens the evaluation of a name, of a prefix that no other has, or the latest one.
+
+    Args:
+      wanted: name, prefix, or "latest" for the one that began last.
+
+    Raises:
+      ConfigError: not a valid name, or a prefix of several.
+      CheckpointError, DataError, StorageError: see open_evaluation.
+    """
+    check_evaluation_name(wanted)
+    names = [name for name in sorted(storage.list_folders(EVALUATIONS)) if name.startswith(wanted)]
+    if wanted in names:
+        return open_evaluation(storage, wanted)
+    if wanted == LATEST:
+        folders = committed_evaluations(storage)
+        return folders[-1] if folders else open_evaluation(storage, wanted)
+    committed = _with_manifest(storage, names, lambda _manifest: True)
+    if len(committed) > 1:
+        raise ConfigError(
+            f"evaluation {wanted!r}: {len(committed)} begin so: {', '.join(committed[:4])}; write more of it"
+        )
+    return open_evaluation(storage, committed[0] if committed else wanted)

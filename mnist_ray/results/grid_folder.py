@@ -19,10 +19,11 @@ from mnist_ray.grids.search import Search
 from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import GridDocument, LooksDocument, broken_rule
 from mnist_ray.results.code_version import code_version
-from mnist_ray.results.columns import config_columns
+from mnist_ray.results.columns import config_columns, settings_row
 from mnist_ray.results.paths import grid_path, run_path
 from mnist_ray.results.run_documents import code_change, config_in, read_run_document
 from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.results.setting_words import setting_words
 from mnist_ray.storage.storage import MissingError, Storage
 
 
@@ -161,6 +162,7 @@ class GridFolder:
         in_order = [progress[run.run] for run in runs]
         for name in RunProgress.__dataclass_fields__:
             columns[name] = [getattr(row, name) for row in in_order]
+        columns["setting"] = [setting_words(settings_row(run.config)) for run in runs]
         columns["checkpoint"] = [
             run_path(row.run, "best") if row.status in ("finished", "stopped") else None for row in in_order
         ]

@@ -3,11 +3,21 @@
 <storage>/runs/<run>/            see RunFolder
           grids/<grid>/          see GridFolder
           evaluations/<name>/    see EvaluationFolder
-          reports/<evaluation>/  report.html, plots/, comparisons.parquet, effects.parquet
-          predictions/<name>/    the parts, _manifest.json, _SUCCESS
+          reports/<evaluation>/  report.html, plots/, and a folder for each of the tables comparisons and effects
+          predictions/<name>/    a folder for each of its tables, _manifest.json, _SUCCESS
 """
 
 RUNS, GRIDS, EVALUATIONS, REPORTS, PREDICTIONS = "runs", "grids", "evaluations", "reports", "predictions"
+
+
+def part_path(table: str, number: str = "0") -> str:
+    """Returns the path of a part of a table in the folder of what it belongs to; each table has a folder."""
+    return f"{table}/part-{number}.parquet"
+
+
+def part_of_shard(table: str, shard: int) -> str:
+    """Returns the path of a shard's part of a table; the parts sort as the shards do."""
+    return part_path(table, f"{shard:05d}")
 
 
 def run_path(run: str, *parts: str) -> str:

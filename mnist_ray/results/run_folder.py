@@ -23,6 +23,7 @@ may arrive late, even after the other has finished, so nothing relies on a check
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class RunFolder:
             "config": config.model_dump(mode="json"),
             "config_hash": config.config_hash(),
             "data_sha256": data.fingerprint,
+            "begun_at": datetime.now(UTC).isoformat(),
         }
         if self.storage.create_bytes(self.path("config.json"), with_checksum(document)):
             return
@@ -245,6 +247,7 @@ class RunFolder:
             "metrics": asdict(state.history[document["epoch"] - 1]),
             "history": [asdict(row) for row in state.history],
             "status": asdict(self._end(best.config(document), state.history)),
+            "trained_at": datetime.now(UTC).isoformat(),
         }
         if self.storage.create_bytes(self.path("best", "checkpoint.json"), with_checksum(document)):
             self.storage.write_bytes(self.path("best", "model.safetensors"), weights)

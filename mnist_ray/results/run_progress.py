@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from mnist_ray.errors import CheckpointError, DataError
@@ -44,6 +45,7 @@ class RunProgress:
       best_epoch, best_val_loss, best_val_accuracy: of the epoch with the lowest validation loss; None before the
         first epoch ends.
       seconds: training time; in a stack, the run's share of it.
+      trained_at: when the training ended; None before, and if an older version trained the run.
     """
 
     run: str
@@ -54,10 +56,13 @@ class RunProgress:
     best_val_loss: float | None
     best_val_accuracy: float | None
     seconds: float
+    trained_at: datetime | None = None
 
 
-def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> RunProgress:
-    """Summarizes a run's history."""
+def progress_of(
+    run: str, status: RunStatus, history: Sequence[EpochResult], trained_at: str | None = None
+) -> RunProgress:
+    """Summarizes a run's history; trained_at is the time in best/checkpoint.json."""
     best = history[best_epoch(history) - 1] if history else None
     return RunProgress(
         run=run,
@@ -68,6 +73,7 @@ def progress_of(run: str, status: RunStatus, history: Sequence[EpochResult]) -> 
         best_val_loss=best.val_loss if best else None,
         best_val_accuracy=best.val_accuracy if best else None,
         seconds=sum(row.epoch_seconds for row in history),
+        trained_at=(trained_at and datetime.fromisoformat(trained_at)) or None,
     )
 
 
@@ -182,4 +188,5 @@ def _rows(document: Mapping[str, Any]) -> tuple[EpochResult, ...]:
 def read_progress(storage: Storage, run: str) -> RunProgress:
     """Returns a run's progress."""
     final = _final_document(storage, run)
-    return progress_of(run, _status(storage, run, final), _history(storage, run, final))
+    trained_at = (final or {}).get("trained_at")
+    return progress_of(run, _status(storage, run, final), _history(storage, run, final), trained_at)

@@ -1,22 +1,39 @@
 """The tables, documented column by column; `python -m mnist_ray.results.schemas` prints docs/tables.md."""
 
+from dataclasses import replace
+
 from mnist_ray.results.columns import (
     BINARY,
     BOOL,
     FLOAT32,
+    FLOAT32S,
     FLOAT64,
     INT64,
     NAME,
     SCHEMA_VERSION,
     STRING,
+    TIME,
     Column,
     Table,
-    float32_per_class,
+    list_of,
     setting_columns,
 )
 
 # Name -> table, in the order of the documentation.
 TABLES: dict[str, Table] = {}
+# In the folder of an evaluation, committed together.
+EVALUATION_TABLES = (
+    "predictions",
+    "metrics",
+    "per_class",
+    "confusion",
+    "calibration",
+    "learning_curves",
+    "images",
+    "lineage",
+)
+# In the folder of its report, replaced as a whole by each report.
+REPORT_TABLES = ("effects", "comparisons")
 
 
 def _add_table(name: str, row: str, *columns: Column) -> None:
@@ -24,10 +41,29 @@ def _add_table(name: str, row: str, *columns: Column) -> None:
 
 
 _RUN = Column("run", NAME, "", "name of the run")
-_EVALUATION = (
-    _RUN,
-    Column("dataset", NAME, "", "data set that the run was evaluated on"),
-    Column("split", NAME, "", "split of the data set: train or test"),
+_EVALUATION = Column("evaluation", NAME, "", "name of the evaluation")
+_DATASET = Column("dataset", NAME, "", "data set that the run was evaluated on")
+_SPLIT = Column("split", NAME, "", "split of the data set: train or test")
+_DATASET_ID = Column(
+    "dataset_id",
+    NAME,
+    "",
+    "fingerprint of the split in the form that the run takes, hexadecimal: the same images and labels have the same, "
+    "wherever they lie; where no run is named, of all its forms",
+)
+_DATA = (_DATASET, _SPLIT, _DATASET_ID)
+_OF_RUN = (_EVALUATION, _RUN, *_DATA)
+_SETTING = Column(
+    "setting",
+    NAME,
+    "",
+    "settings in words: the variant and what differs from it, without the seed, such as `dropout, weight decay 0.0001`",
+)
+_TRAINED_AT = Column(
+    "trained_at", TIME, "", "when the training ended; null for a run that an older version trained", nullable=True
+)
+_EVALUATED_AT = Column(
+    "evaluated_at", TIME, "", "when the evaluation began; null in an evaluation by an older version", nullable=True
 )
 _LABEL = (
     Column("label", INT64, "class", "true class, from 0"),
@@ -44,7 +80,8 @@ _CONFIG_HASH = Column(
 _add_table(
     "predictions",
     "a run × an example",
-    *_EVALUATION,
+    # Written before the fingerprint of the whole split is known.
+    *(_EVALUATION, _RUN, _DATASET, _SPLIT),
     Column("example_index", INT64, "", "index of the example in the split, from 0"),
     *_LABEL,
     *_PREDICTED_LABEL,
@@ -52,14 +89,15 @@ _add_table(
     Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
     Column("label_probability", FLOAT32, "probability", "probability of the true class"),
     Column("loss", FLOAT32, "nats", "cross-entropy: negative logarithm of the true class's probability"),
-    Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
+    Column("probabilities", FLOAT32S, "probability", "probability of each class, in the order of label"),
 )
 
 _add_table(
     "metrics",
     "a run",
-    *_EVALUATION,
-    Column("grid", NAME, "", "grid that the run belongs to", nullable=True),
+    *_OF_RUN,
+    Column("grid", NAME, "", "evaluated grid; empty for runs that were evaluated by name"),
+    *(_SETTING, _TRAINED_AT, _EVALUATED_AT),
     *setting_columns(),
     Column("num_examples", INT64, "examples", "examples evaluated"),
     Column("accuracy", FLOAT64, "fraction", "share of examples whose predicted class is the true one"),
@@ -78,14 +116,13 @@ _add_table(
     Column("epoch", INT64, "epochs", "epoch after which the evaluated checkpoint was saved, from 1"),
     _CONFIG_HASH,
     Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
-    Column("data_sha256", STRING, "", "fingerprint of the evaluated data set, hexadecimal"),
     Column("code_version", STRING, "", "version of the code that evaluated the run"),
 )
 
 _add_table(
     "per_class",
     "a run × a class",
-    *_EVALUATION,
+    *_OF_RUN,
     Column("class", INT64, "class", "class, from 0"),
     Column("class_name", NAME, "", "name of the class"),
     Column("precision", FLOAT64, "fraction", "correct share of the predictions of the class; 0 without predictions"),
@@ -97,7 +134,7 @@ _add_table(
 _add_table(
     "confusion",
     "a run × a true class × a predicted class",
-    *_EVALUATION,
+    *_OF_RUN,
     *_LABEL,
     *_PREDICTED_LABEL,
     Column("count", INT64, "examples", "examples of the true class with this predicted class"),
@@ -106,7 +143,7 @@ _add_table(
 _add_table(
     "calibration",
     "a run × a bin of the confidence",
-    *_EVALUATION,
+    *_OF_RUN,
     Column("confidence_low", FLOAT64, "probability", "lower edge of the bin, exclusive except for 0"),
     Column("confidence_high", FLOAT64, "probability", "upper edge of the bin, inclusive"),
     Column("mean_confidence", FLOAT64, "probability", "mean confidence in the bin", nullable=True),
@@ -124,12 +161,12 @@ _EPOCHS = (
     Column("examples", INT64, "examples", "training examples seen in the epoch"),
 )
 
-_add_table("learning_curves", "an epoch of an evaluated run", _RUN, *_EPOCHS)
+_add_table("learning_curves", "an epoch of an evaluated run", *_OF_RUN, *_EPOCHS)
 
 _add_table(
     "images",
     "an image that a report shows × a reason to show it",
-    *_EVALUATION[1:],
+    *(_EVALUATION, *_DATA),
     Column(
         "reason",
         NAME,
@@ -148,7 +185,9 @@ _add_table(
 _add_table(
     "lineage",
     "a run, with the origin of its evaluated weights",
-    *_EVALUATION,
+    *_OF_RUN,
+    replace(_SETTING, description=f"{_SETTING.description}; empty in an evaluation by an older version", absent=""),
+    *(_TRAINED_AT, _EVALUATED_AT),
     _CONFIG_HASH,
     Column("checkpoint_sha256", STRING, "", "SHA-256 of the evaluated weights, hexadecimal"),
     Column("train_data_sha256", STRING, "", "fingerprint of the training data set, hexadecimal"),
@@ -173,9 +212,10 @@ _add_table(
 
 _add_table(
     "runs",
-    "a run of a grid",
+    "a run: of a grid in its runs.parquet, of the whole storage in `mnist-ray query`",
     _RUN,
-    Column("grid", NAME, "", "grid that the run belongs to"),
+    Column("grid", NAME, "", "grid that the run belongs to; empty for a single run"),
+    *(_SETTING, _TRAINED_AT),
     *setting_columns(),
     Column(
         "status",
@@ -192,10 +232,25 @@ _add_table(
     Column("checkpoint", STRING, "", "folder of the best checkpoint, relative to the storage", nullable=True),
 )
 
+_add_table(
+    "grids",
+    "a grid, only in `mnist-ray query`",
+    Column("grid", NAME, "", "name of the grid"),
+    Column("axes", STRING, "", "settings that vary, as JSON: setting -> levels, or the range of a search"),
+    Column("fixed", STRING, "", "settings of all runs that are not the defaults, as JSON: setting -> value"),
+    Column("seeds", list_of(INT64), "", "seeds"),
+    Column("search", NAME, "", "grid, or how the settings are chosen: random or optuna"),
+    Column("num_runs", INT64, "runs", "runs of the grid"),
+    *(
+        Column(f"num_{status}", INT64, "runs", f"runs of this status, see the table runs{more}")
+        for status, more in (("finished", ""), ("stopped", ""), ("diverged", ""), ("unfinished", "; not begun, too"))
+    ),
+    Column("trained_at", TIME, "", "when the training of its last run ended; null if unknown", nullable=True),
+)
+
 _REPORT = (
     Column("evaluation", NAME, "", "evaluation that the predictions come from"),
-    Column("dataset", NAME, "", "data set that the runs were evaluated on"),
-    Column("split", NAME, "", "split of the data set: train or test"),
+    *_DATA,
 )
 # Of a difference between settings.
 _ESTIMATE = (
@@ -296,7 +351,7 @@ _IMAGE = (
 
 _add_table(
     "image_predictions",
-    "one of the user's images, in the order of path and row; files predictions-*.parquet of a prediction",
+    "one of the user's images, in the order of path and row",
     *_IMAGE,
     Column(
         "label",
@@ -308,12 +363,12 @@ _add_table(
     *_PREDICTED_LABEL,
     Column("confidence", FLOAT32, "probability", "probability of the predicted class"),
     Column("inverted", BOOL, "", "whether the image was inverted to match the training images' background"),
-    Column("probabilities", float32_per_class, "probability", "probability of each class, in the order of label"),
+    Column("probabilities", FLOAT32S, "probability", "probability of each class, in the order of label"),
 )
 
 _add_table(
     "image_errors",
-    "one of the user's images that can't be read, in the order of path and row; file errors.parquet of a prediction",
+    "one of the user's images that can't be read, in the order of path and row",
     *_IMAGE,
     Column("error", STRING, "", "why it can't be read"),
 )

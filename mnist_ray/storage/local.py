@@ -35,6 +35,10 @@ class LocalBackend:
     def exists(self, path: str) -> bool:
         return (self.root / path).is_file()
 
+    def entry(self, path: str) -> FileEntry:
+        status = self._regular(path).stat()
+        return FileEntry(path, status.st_size, str(status.st_mtime_ns))
+
     def read(self, path: str) -> bytes:
         return self._regular(path).read_bytes()
 
@@ -79,7 +83,7 @@ class LocalBackend:
             elif name.endswith("/"):
                 yield from self.files(below.rstrip("/"), left_out, above=above)
             elif status_or_kind is not None:
-                yield FileEntry(below, status_or_kind.st_size)
+                yield FileEntry(below, status_or_kind.st_size, str(status_or_kind.st_mtime_ns))
 
     def folders(self, path: str) -> list[str]:
         folder = self.root / path
@@ -155,7 +159,7 @@ class LocalBackend:
         for entry in list(staging.iterdir()) if staging.exists() else []:
             # An entry vanishes when its writer finishes.
             with contextlib.suppress(FileNotFoundError):
-                inside = list(entry.iterdir()) if entry.is_dir() else []
+                inside = list(entry.rglob("*")) if entry.is_dir() else []
                 newest[entry.name] = max(file.stat().st_mtime for file in [entry, *inside])
         return newest
 
@@ -175,8 +179,11 @@ class LocalBackend:
                     f"{staged}: written by a worker, but missing here; several machines need a shared folder, "
                     "or s3://bucket/prefix"
                 )
-        for stray in {entry.name for entry in source.iterdir()} - {file.stored_name for file in files}:
-            (source / stray).unlink()
+        kept = {source / file.stored_name for file in files}
+        for stray in [path for path in source.rglob("*") if path.is_file() and path not in kept]:
+            stray.unlink()
+        for folder in {path.parent for path in kept} - {source}:
+            _fsync_folder(folder)
         _write_durably(source / MANIFEST, manifest)
         _write_durably(source / SUCCESS, b"")
         _fsync_folder(source)

@@ -1,7 +1,7 @@
 """The contents of a storage: objects in a listing, and the files of a committed folder."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Files of a storage that one process reads or writes at once.
@@ -16,10 +16,17 @@ LeftOut = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class FileEntry:
-    """An object in a listing: its path relative to the storage, and its size in bytes."""
+    """An object in a listing.
+
+    Attributes:
+      path: relative to the storage.
+      size: in bytes.
+      stamp: changes whenever the object is written: the time in nanoseconds on a disk, the ETag on S3.
+    """
 
     path: str
     size: int
+    stamp: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,10 @@ class S3Backend:
         # Not by listing: a listing has no checksum, so one flipped bit could hide the object.
         return self._head(path) is not None or not self.has_bucket
 
+    def entry(self, path: str) -> FileEntry:
+        head = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+        return FileEntry(path, int(head["ContentLength"]), head["ETag"].strip('"'))
+
     def _head(self, path: str) -> dict[str, Any] | None:
         """Returns what the server says about an object, None if it finds none."""
         # Made before the try: an error while it is made would raise once more where the exceptions are looked up.
@@ -172,7 +176,9 @@ class S3Backend:
         for name, entry in self.objects(path):
             # A key that ends with a slash is a console's placeholder for a folder.
             if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
-                yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]))
+                yield FileEntry(
+                    f"{path}/{name}" if path else name, int(entry["Size"]), entry.get("ETag", "").strip('"')
+                )
 
     def folders(self, path: str) -> list[str]:
         prefixes = [

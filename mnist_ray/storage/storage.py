@@ -14,7 +14,9 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,7 @@ __all__ = [
 
 STAGING_LIFETIME_S = 24 * 3600
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_FILE_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,199}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,11 @@ class Storage:
         """Opens an object for random access; read it inside `with storage_errors(uri):`."""
         with storage_errors(self.uri_of(path), "read"):
             return self._backend.open(path)
+
+    def entry(self, path: str) -> FileEntry:
+        """Returns an object as a listing of its folder does."""
+        with storage_errors(self.uri_of(path), "read"):
+            return self._backend.entry(path)
 
     def list_files(self, path: str = "") -> list[FileEntry]:
         """Returns the objects of iter_files as a list."""
@@ -285,11 +292,27 @@ class PendingFolder:
     def _staging(self) -> str:
         return f"{STAGING}/{self.token}"
 
+    @property
+    def _claim(self) -> str:
+        # Hashed, because a name may be longer than a file's may be with a prefix.
+        return f"{STAGING}/begun-{hashlib.sha256(self.path.encode()).hexdigest()[:16]}"
+
+    def begun_at(self) -> datetime:
+        """Returns when the folder was begun, in UTC: one time for all who write it at once, until one has committed.
+
+        Several writers of the same content can thus put the time into it. A killed writer's time holds for a day.
+        """
+        while True:
+            self.storage.create_bytes(f"{self._claim}/time", datetime.now(UTC).isoformat().encode())
+            # Another writer deletes it on committing.
+            with suppress(MissingError):
+                return datetime.fromisoformat(self.storage.read_bytes(f"{self._claim}/time").decode())
+
     def write(self, name: str, data: bytes) -> StoredFile:
         """Stores one file, hidden from readers; writing the same name again replaces it.
 
         Args:
-          name: letters, digits, '.', '_' and '-', the first a letter or digit.
+          name: letters, digits, '.', '_' and '-', the first a letter or digit; may lie in one subfolder.
         """
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"file name {name!r}: use letters, digits, '.', '_' and '-' after a letter or digit")
@@ -298,8 +321,9 @@ class PendingFolder:
         if not self.storage.is_local:
             # S3 can't rename a folder, so files are copied to the final folder before the manifest: a hash in the name
             # keeps two writers from overwriting each other's files.
-            stem, dot, suffix = name.partition(".")
-            stored_name = f"{stem}-{sha256[:12]}{dot}{suffix}"
+            folder, slash, file = name.rpartition("/")
+            stem, dot, suffix = file.partition(".")
+            stored_name = f"{folder}{slash}{stem}-{sha256[:12]}{dot}{suffix}"
         self.storage.write_bytes(f"{self._staging}/{stored_name}", data)
         return StoredFile(name, stored_name, len(data), sha256)
 
@@ -335,8 +359,9 @@ class PendingFolder:
         return False
 
     def abort(self) -> None:
-        """Removes uncommitted files; does nothing after a commit."""
+        """Removes what isn't committed."""
         self.storage.delete_folder(self._staging)
+        self.storage.delete_folder(self._claim)
 
 
 def _check_path(path: str) -> str:

@@ -9,7 +9,7 @@ from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.results.run_progress import RunProgress, RunStatus, progress_of
+from mnist_ray.results.run_progress import RunProgress, RunStatus, progress_of, read_progress
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import Storage
 from mnist_ray.training.loop import Divergence, Training
@@ -111,7 +111,7 @@ def _train(
 
 
 def _progress(folder: RunFolder) -> RunProgress:
-    return progress_of(folder.run, folder.status(), folder.history())
+    return read_progress(folder.storage, folder.run)
 
 
 def _finish(folder: RunFolder) -> RunProgress:

@@ -172,8 +172,8 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
             )
         ],
         *[
-            ([*command[:1], name, *command[1:]], 2, [f"evaluation={name!r}"])
-            for command in (["report"], ["compare"], ["query", "SELECT 1"])
+            ([*command, name], 2, [f"evaluation={name!r}"])
+            for command in (["report"], ["compare"], ["query", "SELECT 1", "--evaluation"])
             for name in ("../x", "", ".", "a/b", "a\nb")
         ],
         *[([command, "--storage", "/dev/null"], 4, ["storage='/dev/null'"]) for command in ("runs", "evaluations")],

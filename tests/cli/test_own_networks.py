@@ -63,7 +63,7 @@ def test_a_run_is_trained_evaluated_predicted_exported_and_reproduced(run: Run, 
         )
         assert run(*command) == (2, "", f"mnist-ray: error: {needed}")
         assert run(*command, "--code", "my_nets.py")[0] == 0, command
-    (metrics,) = Path("results/evaluations").glob("*/metrics.parquet")
+    (metrics,) = Path("results/evaluations").glob("*/metrics/part-0.parquet")
     (row,) = pq.read_table(metrics).to_pylist()
     assert (row["model"], row["model_settings"]) == ("my_nets.py:make_net", '{"width":4}')
     assert row["code_sha256"] == document["config"]["code_sha256"]

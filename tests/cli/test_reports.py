@@ -97,7 +97,7 @@ def test_twins_are_not_told_apart_and_a_broken_setting_is_worse(root: Path, caps
     assert compared["selection"]["optimism"] == pytest.approx(best["val_accuracy_mean"] - best["accuracy_mean"])
 
     compared = compare(capsys, root, evaluation)
-    stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes()).to_pylist()
+    stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons/part-0.parquet").read_bytes()).to_pylist()
     assert [{name: row[name] for name in compared["comparisons"][0]} for row in stored] == compared["comparisons"]
     assert {(row["evaluation"], row["dataset"], row["split"]) for row in stored} == {(evaluation, "digits", "test")}
 
@@ -107,7 +107,7 @@ def test_the_answer_names_what_helps_and_what_is_not_seen(root: Path, capsys: py
     helps, nothing, best = compare(capsys, root, evaluation)["answer"]
     ((gain,),) = duckdb.sql(
         f"""SELECT avg(accuracy) FILTER (learning_rate > 1e-3) - avg(accuracy) FILTER (learning_rate < 1e-3)
-        FROM '{root}/evaluations/{evaluation}/metrics.parquet'"""
+        FROM '{root}/evaluations/{evaluation}/metrics/part-0.parquet'"""
     ).fetchall()
     assert helps.startswith(f"Learning rate 0.01 helps: {100 * gain:+.1f} points (")
     assert nothing.startswith("Early stopping patience: nothing seen, and less than ")
@@ -134,7 +134,7 @@ def test_the_means_and_counts_are_those_that_duckdb_finds_in_the_predictions(
         query = f"""
             with scored as (
                 select learning_rate > 1e-3 as good, seed, example_index, correct::int as correct, loss::double as loss
-                from '{folder}/predictions-*.parquet' join '{folder}/metrics.parquet' using (run)
+                from '{folder}/predictions/part-*.parquet' join '{folder}/metrics/part-0.parquet' using (run)
                 where early_stopping_patience is null
             ), wins as (select sum(if(good, correct, -correct)) as won from scored group by example_index)
             select (select avg(correct) from scored where good), (select avg(loss) from scored where not good),
@@ -158,14 +158,14 @@ def test_a_baseline_restricts_what_is_shown_and_judged_and_not_what_is_stored(
         (GOOD_TWIN, GOOD): "unresolved",
     }
     assert compared["num_pairs"] == 6
-    stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons.parquet").read_bytes())
+    stored = parquet.read_parquet((root / f"reports/{evaluation}/comparisons/part-0.parquet").read_bytes())
     assert len(stored) == 2 * 6
 
     assert run_command(["compare", evaluation, "--storage", str(root), "--baseline", GOOD]) == 0
     printed = capsys.readouterr().out
-    assert "These 3 pairs are one family; comparisons.parquet has all 6." in printed
+    assert "These 3 pairs are one family; the table comparisons has all 6." in printed
     assert "Chosen by validation from 4 settings: lr 0.01" in printed
-    assert f"all pairs: {root}/reports/{evaluation}/comparisons.parquet" in printed
+    assert f"all pairs: {root}/reports/{evaluation}/comparisons/part-0.parquet" in printed
 
 
 def test_variants_without_a_common_seed_are_left_out_and_one_seed_is_said(
@@ -207,7 +207,7 @@ def test_what_is_not_there_is_one_line_and_its_exit_code(root: Path, capsys: pyt
 
 def test_a_damaged_part_file_ends_with_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = evaluate(root, capsys, "--run", "baseline-0", "--run", "dropout-0", "--batch-size", "7")
-    part = root / "evaluations" / evaluation / "predictions-00000.parquet"
+    part = root / "evaluations" / evaluation / "predictions/part-00000.parquet"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)

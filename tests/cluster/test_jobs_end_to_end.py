@@ -73,7 +73,7 @@ def test_images_are_predicted_by_a_job(shared_head: RayHead, tmp_path: Path, tra
     predicted = launch(shared_head, "predict", "--run", "a", *images, "--name", "p", *storage)
     assert predicted.code == 0, predicted.log
     assert "3 images predicted, 1 of them inverted" in predicted.log
-    assert len(list(tmp_path.glob("storage/predictions/p/predictions-*.parquet"))) == 2
+    assert len(list(tmp_path.glob("storage/predictions/p/image_predictions/part-*.parquet"))) == 2
 
 
 def test_a_mistake_is_reported_before_a_job_is_submitted(shared_head: RayHead, tmp_path: Path) -> None:

@@ -116,10 +116,11 @@ def test_50000_files_need_the_memory_of_5000(folder: Path) -> None:
     for few, many in zip(small, large, strict=True):
         assert 0 < many < few + 25e6, (small, large)
 
+    tables = folder / "storage/predictions/large/image_predictions"
     paths = [
         path
         for number in range(50_000 // SHARD_SIZE)
-        for path in pq.read_table(folder / f"storage/predictions/large/predictions-{number:05d}.parquet")["path"]
+        for path in pq.read_table(tables / f"part-{number:05d}.parquet")["path"]
     ]
     assert [str(path) for path in paths] == [
         f"{number // 1000:02d}/{number:05d}.png" for number in range(50_000) if number % 100 != 99

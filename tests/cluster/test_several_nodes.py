@@ -125,12 +125,11 @@ def test_an_evaluation_is_spread_over_nodes_and_loses_one(
     files = json.loads((tmp_path / "evaluations" / name / "_manifest.json").read_text())["files"]
     assert len(files) > 100
     for file in files:
-        assert (
-            storage.read_committed(f"evaluations/{name}", file["name"])
-            == (tmp_path / "evaluations" / name / file["stored_name"]).read_bytes()
+        assert lasting(storage.read_committed(f"evaluations/{name}", file["name"])) == lasting(
+            (tmp_path / "evaluations" / name / file["stored_name"]).read_bytes()
         )
     query = "SELECT count(*), count(DISTINCT run) FROM predictions"
-    assert run_command(["query", name, query, "--storage", s3_uri]) == 0
+    assert run_command(["query", query, "--evaluation", name, "--storage", s3_uri]) == 0
 
 
 @pytest.mark.usefixtures("lasting")

@@ -129,7 +129,7 @@ def test_a_signal_ends_an_evaluation_and_leaves_nothing_of_it(
     arguments = ["evaluate", "--run", "a", "--dataset", "digits", "--shard-size", "1", "--num-workers", num_workers]
     arguments += ["--storage", str(tmp_path)]
     with subprocess.Popen(mnist_ray(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        while not written_so_far(tmp_path, ".staging/*/predictions-*.parquet"):
+        while not written_so_far(tmp_path, ".staging/*/predictions/part-*.parquet"):
             assert process.poll() is None
             time.sleep(0.001)
         workers = descendants(process.pid, title=b"ray::")
@@ -231,7 +231,7 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_worker
     evaluate += ["--storage", str(tmp_path), "--json"]
 
     def at_work(_: str) -> list[int]:
-        begun = written_so_far(tmp_path, ".staging/*/predictions-*.parquet")
+        begun = written_so_far(tmp_path, ".staging/*/predictions/part-*.parquet")
         # Between two shards a worker has another title.
         return descendants(shared_head.pid, title=b"ray::PoolWorker.work") if begun else []
 
@@ -246,7 +246,7 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_worker
         files[workers] = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
         counts = duckdb.sql(
             "SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) "
-            f"FROM '{folder}/predictions-*.parquet' GROUP BY run ORDER BY run"
+            f"FROM '{folder}/predictions/part-*.parquet' GROUP BY run ORDER BY run"
         )
         assert counts.fetchall() == [("a", 355, 355, 0, 354), ("b", 355, 355, 0, 354)]
         folder.rename(tmp_path / f"moved-{workers}")

@@ -99,7 +99,7 @@ def test_the_mistakes_shown_are_the_most_frequent_ones(page: str, predictions: p
     rows = re.findall(r'<td>([^<]*)</td><td class="text">([^<]*)</td><td>(\d+)</td>', shown)
     first = expected.head(8).itertuples(index=False)
     assert rows == [(NAMES[label], NAMES[predicted], str(count)) for label, predicted, count in first]
-    assert f"8 of {len(expected):,} pairs of classes; <code>confusion.parquet</code> has all" in shown
+    assert f"8 of {len(expected):,} pairs of classes; the table <code>confusion</code> has all" in shown
 
 
 def test_the_matrix_shows_the_classes_of_the_most_frequent_mistakes(
@@ -114,7 +114,7 @@ def test_the_matrix_shows_the_classes_of_the_most_frequent_mistakes(
         labels = re.findall(r">(kind \d+)</text>", svg)
         assert len(labels) == 100
         assert set(labels) == names
-    caption = "50 of the 305 classes, those of the most frequent mistakes; confusion.parquet has all."
+    caption = "50 of the 305 classes, those of the most frequent mistakes; the table confusion has all."
     assert section(page, "confusion").count(caption) == 2
 
 
@@ -138,7 +138,7 @@ def test_the_classes_shown_have_the_lowest_f1(page: str, predictions: pd.DataFra
     assert lowest is not None
     assert lowest[1] == f"{100 * f1[expected[0]]:.2f}"
     assert "100 of the 305 classes, the lowest F1 first" in page
-    assert "<code>per_class.parquet</code> has all" in page
+    assert "the table <code>per_class</code> has all" in page
 
 
 def test_the_confusions_of_settings_are_those_of_their_runs(
@@ -207,7 +207,7 @@ def test_a_chart_of_many_effects_says_how_many_are_left_out() -> None:
     effect = Effect("accuracy", "factorial", Term("dropout", "0.1", "0"), estimate, 2)
     assert effect_charts([effect] * 24, split="test")[0].caption.startswith("Each level")
     caption = effect_charts([effect] * 25, split="test")[0].caption
-    assert caption.startswith("24 of 25 effects; effects.parquet has all. Each level")
+    assert caption.startswith("24 of 25 effects; the table effects has all. Each level")
 
 
 @pytest.mark.parametrize("rows_in_piece", [1 << 20, 1000])
@@ -220,7 +220,7 @@ def test_a_query_answers_the_same_whether_the_confusion_table_is_in_memory(
 ) -> None:
     monkeypatch.setattr(parquet, "ROWS_IN_PIECE", rows_in_piece)
     sql = "SELECT count(*) AS num_rows, sum(count) AS num_examples FROM confusion"
-    assert run_command(["query", evaluation, sql, "--storage", storage, "--csv"]) == 0
+    assert run_command(["query", sql, "--evaluation", evaluation, "--storage", storage, "--csv"]) == 0
     # Two runs on 305 x 305 pairs of classes and 355 images.
     assert capsys.readouterr().out == "num_rows,num_examples\n186050,710\n"
 
@@ -234,19 +234,26 @@ def test_a_damaged_confusion_table_that_is_not_in_memory_is_told_of(
 ) -> None:
     monkeypatch.setattr(parquet, "ROWS_IN_PIECE", 1000)
     shutil.copytree(storage, tmp_path / "copy")
-    file = tmp_path / "copy/evaluations" / evaluation / "confusion.parquet"
+    file = tmp_path / "copy/evaluations" / evaluation / "confusion/part-0.parquet"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255
     file.write_bytes(data)
     sql = "SELECT max(COLUMNS(*)) FROM confusion"
-    assert run_command(["query", evaluation, sql, "--storage", str(tmp_path / "copy")]) == 3
-    assert "confusion.parquet" in capsys.readouterr().err
+    assert run_command(["query", sql, "--evaluation", evaluation, "--storage", str(tmp_path / "copy")]) == 3
+    assert "confusion/part-0.parquet" in capsys.readouterr().err
 
 
 def test_a_list_of_many_values_is_cut_in_a_table(
     storage: str, evaluation: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["query", evaluation, "SELECT probabilities FROM predictions LIMIT 1", "--storage", storage]
+    command = [
+        "query",
+        "SELECT probabilities FROM predictions LIMIT 1",
+        "--evaluation",
+        evaluation,
+        "--storage",
+        storage,
+    ]
     assert run_command(command) == 0
     (shown,) = re.findall(r"\[(.*)\]", " ".join(capsys.readouterr().out.split()))
     assert shown.count(", ") == 50

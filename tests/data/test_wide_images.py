@@ -65,7 +65,7 @@ def predicted(storage: Path, run: str, images: Path, capsys: pytest.CaptureFixtu
     assert predict(storage, run, images, "--json", "--polarity", "as-trained") == 0
     shown = capsys.readouterr()
     said = json.loads(shown.out)
-    parts = [pq.read_table(path) for path in sorted(Path(said["uri"]).glob("predictions-*.parquet"))]
+    parts = [pq.read_table(path) for path in sorted(Path(said["uri"]).glob("image_predictions/part-*.parquet"))]
     return said, np.array(pa.concat_tables(parts)["probabilities"].to_pylist()), shown.err
 
 

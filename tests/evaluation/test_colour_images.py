@@ -109,7 +109,7 @@ def test_a_run_from_before_images_had_shapes_stays_what_it_was(
     assert (old.image_shape, old.image_form.fit, old.config.image_size) == (new.image_shape, "stretch", None)
     assert run_command(evaluate) == 0
     (after,) = json.loads(capsys.readouterr().out)["metrics"]
-    assert (after["log_loss"], after["data_sha256"]) == (before["log_loss"], before["data_sha256"])
+    assert (after["log_loss"], after["dataset_id"]) == (before["log_loss"], before["dataset_id"])
     _, rows_after, _ = predicted(storage, tmp_path / "images", "--name", "after", capsys=capsys)
     assert [row["probabilities"] for row in rows_after] == [row["probabilities"] for row in rows_before]
     assert run_command(["reproduce", "a", "--storage", str(storage)]) == 0
@@ -245,11 +245,12 @@ def test_runs_that_take_other_images_are_evaluated_together_as_alone(
     assert together["metrics"]["a"]["accuracy"] > together["metrics"]["grey"]["accuracy"]
     for run in of:
         alone = evaluated(run)["metrics"][run]
-        same = ("accuracy", "log_loss", "brier", "num_examples")
+        same = ("accuracy", "log_loss", "brier", "num_examples", "dataset_id")
         assert [alone[name] for name in same] == [together["metrics"][run][name] for name in same]
+    assert len({row["dataset_id"] for row in together["metrics"].values()}) == 3
     assert evaluated(*of)["already_done"]
-    (folder,) = (tmp_path / "s/evaluations").glob("*-3runs-*")
-    shown = pq.read_table(folder / "images.parquet")["image"].to_pylist()
+    (folder,) = (tmp_path / "s/evaluations").glob("3runs-on-images-test-*")
+    shown = pq.read_table(folder / "images/part-0.parquet")["image"].to_pylist()
     assert {Image.open(io.BytesIO(content)).size for content in shown} == {(32, 32)}
     assert {Image.open(io.BytesIO(content)).mode for content in shown} == {"RGB"}
     assert run_command(["evaluate", "--all-runs", "--dataset", dataset, "--storage", str(tmp_path / "s")]) == 0

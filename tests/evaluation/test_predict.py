@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_counted_listed_and_left_out(
     assert shown.err == (
         "images: skipping 1 FIFO (bad/pipe.png), 1 link that leads nowhere (bad/dangling.png)\n"
         "images: 7 of 9 images cannot be read, the first is bad/cut.png (image file is truncated); all are in "
-        "errors.parquet\n"
+        "the table image_errors\n"
     )
     assert "2 images predicted, 0 of them inverted, 0 converted to 28x28 grey; 7 could not be read" in shown.out
 
@@ -143,7 +143,7 @@ def test_a_folder_without_any_image_leaves_its_errors_and_says_so(
     assert rows == []
     assert [row["path"] for row in errors] == ["a.txt", "b.txt"]
     assert said["num_images"] == 0
-    assert len(list(Path(said["uri"]).glob("predictions-*.parquet"))) == 1
+    assert len(list(Path(said["uri"]).glob("image_predictions/part-*.parquet"))) == 1
     assert predict(storage, folder) == 0
     assert "no image could be read" in capsys.readouterr().err
 
@@ -205,8 +205,8 @@ def test_shards_are_cut_in_the_order_of_the_paths(
     folder = write(tmp_path / "images", {name: png(digits[place]) for place, name in enumerate(names)})
     said, rows, _ = predicted(storage, folder, "--shard-size", "3", "--num-workers", "1", capsys=capsys)
     assert [row["path"] for row in rows] == sorted(names)
-    parts = sorted(Path(said["uri"]).glob("predictions-*.parquet"))
-    assert [path.name for path in parts] == [f"predictions-{number:05d}.parquet" for number in range(3)]
+    parts = sorted(Path(said["uri"]).glob("image_predictions/part-*.parquet"))
+    assert [path.name for path in parts] == [f"part-{number:05d}.parquet" for number in range(3)]
     assert [pq.read_metadata(path).num_rows for path in parts] == [3, 3, 1]
 
 

@@ -87,7 +87,7 @@ def test_held_out_photos_are_predicted_as_well_as_evaluated_and_their_accuracy_i
     ]
     assert run_command([*train, *of_photos]) == 0
     assert run_command(["evaluate", "--run", "a", *of_photos]) == 0
-    (metrics,) = (tmp_path / "storage/evaluations").glob("*/metrics.parquet")
+    (metrics,) = (tmp_path / "storage/evaluations").glob("*/metrics/part-0.parquet")
     (evaluated,) = pq.read_table(metrics)["accuracy"].to_pylist()
     share = RunFolder(open_storage(storage), "a").best().document["bright_ground_share"]
 

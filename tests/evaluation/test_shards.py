@@ -20,7 +20,7 @@ from mnist_ray.data.examples import ExampleStream
 from mnist_ray.data.image_shape import MNIST_SHAPE
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.evaluation.gallery import gallery
-from mnist_ray.evaluation.plan import check_checkpoints, make_plan, manifest
+from mnist_ray.evaluation.plan import check_checkpoints, make_plan, manifest, request_hash
 from mnist_ray.evaluation.shards import ShardEvaluator, ShardStream, gather
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.models.networks import make_network
@@ -67,17 +67,30 @@ def test_a_checkpoint_of_other_classes_is_refused(checkpoint: Checkpoint, exampl
         check_checkpoints(EvaluationConfig(dataset="digits"), [checkpoint], letters)
 
 
-def test_the_plans_name_depends_on_all_that_the_result_depends_on(
-    checkpoint: Checkpoint, examples: ExampleStream
+def test_the_name_depends_on_all_that_is_asked(
+    checkpoint: Checkpoint, examples: ExampleStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = replace(make_plan(EvaluationConfig(dataset="digits"), [checkpoint], examples), data_sha256=SHA256)
-    changed = [
-        replace(plan, config=EvaluationConfig(dataset="digits", shard_size=7)),
-        replace(plan, data_sha256="1" * 64),
-        replace(plan, code_version="0.0.0"),
-        replace(plan, checkpoints=(replace(checkpoint, run="b"),)),
+    def hash_of(checkpoint: Checkpoint = checkpoint, code: str = "1", **config: Any) -> str:
+        return request_hash(EvaluationConfig(**{"dataset": "digits", **config}), [checkpoint], code)
+
+    own = {"dataset": "folder:/photos"}
+    asked = [
+        hash_of(),
+        hash_of(shard_size=7),
+        hash_of(split="train"),
+        hash_of(code="2"),
+        hash_of(replace(checkpoint, run="b")),
+        hash_of(**own),
     ]
-    assert len({plan.name, *(other.name for other in changed)}) == 5
+    assert len({*asked}) == len(asked)
+    # The same place, written in other ways.
+    monkeypatch.chdir("/")
+    assert {hash_of(dataset=f"folder:{place}") for place in ("photos", "/photos/", "file:///photos")} == {asked[-1]}
+    config = EvaluationConfig(**own)
+    assert make_plan(config, [checkpoint], examples, name="mine").name == "mine"
+    code = make_plan(config, [checkpoint], examples).code_version
+    short = hash_of(code=code, **own)[:8]
+    assert make_plan(config, [checkpoint], examples).name == f"{checkpoint.run}-on-photos-test-{short}"
 
 
 def test_metrics_of_many_shards_equal_those_of_plain_torch(
@@ -87,14 +100,14 @@ def test_metrics_of_many_shards_equal_those_of_plain_torch(
     # The same network with other data's mean and deviation: each run has its own.
     elsewhere = {**checkpoint.document, "normalization": {"mean": 0.4, "std": 0.2}}
     both = [checkpoint, replace(checkpoint, run="b", document=elsewhere)]
-    plan = replace(make_plan(config, both, examples), data_sha256=SHA256)
+    plan = replace(make_plan(config, both, examples), fingerprints=(SHA256,))
     storage = open_storage(str(tmp_path))
     pending = storage.pending_folder("evaluations/x")
     evaluator = ShardEvaluator(plan, device=CPU)
     results = [evaluator.evaluate(shard, pending) for shard in ShardStream([examples], plan)]
     files = write_tables(plan, results, pending)
     assert pending.commit(files, manifest(plan, len(examples)))
-    rows = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics.parquet")).to_pylist()
+    rows = parquet.read_parquet(storage.read_committed("evaluations/x", "metrics/part-0.parquet")).to_pylist()
 
     network = make_network(checkpoint.config, MNIST_SHAPE, 10)
     network.load_state_dict(checkpoint.model)
@@ -135,7 +148,7 @@ def test_the_fingerprint_is_that_of_the_very_images_that_were_evaluated(
     for read in (examples.read, lambda: Pieces((images.flip(0),))):
         shards = ShardStream([replace(examples, read=read)], plan)
         list(shards)
-        assert shards.data_sha256 == replace(examples, read=read).scan()[0]
+        assert shards.fingerprints == (replace(examples, read=read).scan()[0],)
     fewer = replace(examples, read=lambda: Pieces((images[1:],)))
     with pytest.raises(DataError, match="has 354 images but 355 labels"):
         list(ShardStream([fewer], plan))

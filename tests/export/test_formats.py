@@ -315,7 +315,7 @@ def test_an_exported_network_predicts_what_predict_says_of_the_same_image_files(
     arguments = ["--run", "mlp", "--images", str(tmp_path / "files"), "--storage", storage, "--json"]
     assert run_command(["predict", *arguments]) == 0
     said = json.loads(capsys.readouterr().out)
-    rows = pq.read_table(f"{said['uri']}/predictions-00000.parquet").to_pylist()
+    rows = pq.read_table(f"{said['uri']}/image_predictions/part-00000.parquet").to_pylist()
 
     files = [np.asarray(Image.open(tmp_path / "files" / row["path"])) for row in rows]
     found = LOADERS[format_name](

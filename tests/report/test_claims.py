@@ -184,7 +184,7 @@ def test_the_effects_are_those_of_the_levels_that_were_evaluated(tmp_path: Path)
     train_without_ray(str(tmp_path), "smoke", seeds="2", epochs=1, dropout=[0.1, 0, 0.3])
     report_evaluation(open_evaluation(open_storage(str(tmp_path)), evaluation))
     found = duckdb.sql(
-        f"SELECT axis, level, reference_level FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
+        f"SELECT axis, level, reference_level FROM '{tmp_path}/reports/{evaluation}/effects/part-0.parquet' "
         "WHERE metric = 'accuracy' AND kind = 'main' ORDER BY ALL"
     ).fetchall()
     assert found == [("batch_norm", "true", "false"), ("dropout", "0.3", "0")]

@@ -31,10 +31,10 @@ def test_the_digits_grid_says_that_batch_norm_helps(tmp_path: Path, capsys: pyte
     folder = tmp_path / "reports" / evaluation
     norm = "axis = 'batch_norm' AND kind = 'main' AND metric = 'accuracy'"
     assert duckdb.sql(
-        f"SELECT level, verdict, p_value <= 0.005 FROM '{folder}/effects.parquet' WHERE {norm}"
+        f"SELECT level, verdict, p_value <= 0.005 FROM '{folder}/effects/part-0.parquet' WHERE {norm}"
     ).fetchall() == [("true", "better", True)]
     pairs = duckdb.sql(
-        f"SELECT first, second, verdict FROM '{folder}/comparisons.parquet' "
+        f"SELECT first, second, verdict FROM '{folder}/comparisons/part-0.parquet' "
         "WHERE metric = 'accuracy' AND verdict IN ('better', 'worse')"
     ).fetchall()
     assert len(pairs) >= 50

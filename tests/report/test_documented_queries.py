@@ -1,28 +1,49 @@
 """The queries of docs/queries.md say what plain pandas says of the same tables."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
 
+from mnist_ray.cli.main import run_command
 from mnist_ray.results import schemas
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.storage.storage import open_storage
 from tests.support.queried import DOCUMENT, QUERIES, SETTING, Evaluated
 
 COLUMNS = {
-    1: ["class_name", "dropout", "accuracy", "runs"],
-    2: ["label_name", "predicted_label_name", "without_batch_norm", "with_batch_norm", "removed"],
-    3: ["batch_norm", "confidence_low", "confidence_high", "examples", "mean_confidence", "bin_accuracy", "gap"],
+    1: ["dataset", "class_name", "dropout", "accuracy", "runs"],
+    2: ["dataset", "label_name", "predicted_label_name", "without_batch_norm", "with_batch_norm", "removed"],
+    3: [
+        "dataset",
+        "batch_norm",
+        "confidence_low",
+        "confidence_high",
+        "examples",
+        "mean_confidence",
+        "bin_accuracy",
+        "gap",
+    ],
     4: [*(f"{name}_{side}" for side in "ab" for name in SETTING), "disagreement"],
-    5: [*SETTING, "seeds", "mean_accuracy", "std_accuracy", "lowest", "highest"],
-    6: ["example_index", "label_name", "wrong_runs", "runs", "usual_mistake", "mean_label_probability"],
+    5: ["dataset", "setting", "seeds", "mean_accuracy", "std_accuracy", "lowest", "highest"],
+    6: [
+        "dataset",
+        "split",
+        "example_index",
+        "label_name",
+        "wrong_runs",
+        "runs",
+        "usual_mistake",
+        "mean_label_probability",
+    ],
     7: [*SETTING, "validation_accuracy", "test_accuracy", "validation_rank", "test_rank", "optimism"],
-    8: ["dropout", "batch_norm", "over_confidence", "confidence_when_wrong", "confident_mistakes"],
-    9: ["class_name", "f1_gain", "share_of_pairs_improved", "pairs"],
-    10: ["weight_decay", "pairs", "accuracy_change", "accuracy_standard_error", "log_loss_change"],
+    8: ["dataset", "dropout", "batch_norm", "over_confidence", "confidence_when_wrong", "confident_mistakes"],
+    9: ["dataset", "class_name", "f1_gain", "share_of_pairs_improved", "pairs"],
+    10: ["dataset", "weight_decay", "pairs", "accuracy_change", "accuracy_standard_error", "log_loss_change"],
 }
 
 
@@ -38,6 +59,36 @@ def test_a_documented_query_has_its_columns_and_rows_without_nulls(number: int, 
     assert len(found) == {1: 20, 2: 10, 4: 28, 5: 8, 6: 10, 7: 8, 8: 4, 9: 10, 10: 1}.get(number, len(found))
     assert len(found) > 0
     assert not found.isna().any(axis=None)
+
+
+# The two about one evaluation.
+ACROSS = [number for number in QUERIES if number not in (4, 7)]
+
+
+@pytest.mark.parametrize("number", ACROSS)
+def test_an_answer_counts_a_run_once_however_often_it_was_evaluated(number: int, evaluated: Evaluated) -> None:
+    storage = Path(evaluated.storage)
+    for name in ("again", "some"):
+        if not (storage / "evaluations" / name).exists():
+            runs = GridFolder(open_storage(evaluated.storage), "g").run_names()
+            chosen = ["--grid", "g"] if name == "again" else ["--run", runs[0], "--run", runs[-1]]
+            more = ["--shard-size", "150", "--no-report", "--name", name, "--storage", evaluated.storage]
+            assert run_command(["evaluate", *chosen, *more]) == 0
+    alone, together = (evaluated.query(QUERIES[number], *more) for more in ((), ("again", "some")))
+    pd.testing.assert_frame_equal(alone, together)
+    plain = duckdb.connect()
+    for table in schemas.EVALUATION_TABLES:
+        plain.execute(f"CREATE VIEW {table} AS FROM '{storage}/evaluations/*/{table}/*.parquet'")
+    pd.testing.assert_frame_equal(alone, plain.execute(QUERIES[number]).df(), check_dtype=False)
+
+
+def test_a_join_on_the_run_alone_counts_it_for_each_pair_of_evaluations(evaluated: Evaluated) -> None:
+    sql = "SELECT count(*) FROM predictions JOIN metrics USING ({})"
+    names = ("again", "some")
+    (right,), (wrong,) = (evaluated.query(sql.format(key), *names).iloc[0] for key in ("evaluation, run", "run"))
+    assert right == (16 + 16 + 2) * 355
+    # 14 runs were evaluated twice, 2 three times.
+    assert wrong == (14 * 2**2 + 2 * 3**2) * 355
 
 
 def test_the_accuracy_by_class_and_dropout_is_that_of_the_predictions(evaluated: Evaluated) -> None:
@@ -86,8 +137,7 @@ def test_the_disagreement_is_that_of_the_predictions(evaluated: Evaluated) -> No
 def test_the_spread_over_seeds_is_numpys(evaluated: Evaluated) -> None:
     metrics = evaluated.table("metrics")
     for row in evaluated.query(QUERIES[5]).itertuples():
-        chosen = (metrics[SETTING] == [row.dropout, row.batch_norm, row.weight_decay]).all(axis=1)
-        accuracies = metrics["accuracy"][chosen].to_numpy()
+        accuracies = metrics["accuracy"][metrics["setting"] == row.setting].to_numpy()
         assert row.seeds == len(accuracies) == 2
         assert row.mean_accuracy == pytest.approx(np.mean(accuracies), rel=1e-12)
         assert row.std_accuracy == pytest.approx(np.std(accuracies, ddof=1), rel=1e-9)
@@ -149,15 +199,20 @@ def test_the_documents_python_runs_and_finds_the_same(evaluated: Evaluated) -> N
     names: dict[str, Any] = {}
     counted = []
     for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL):
-        exec(code.replace("results/evaluations/EVALUATION", folder), names)
-        counted += [len(names["errors"])] if "errors" in names else []
+        # Only this one of the storage's evaluations.
+        code = code.replace("results/evaluations/EVALUATION", folder).replace("results/evaluations/*", folder)
+        exec(code, names)
+        counted += [len(names.pop("errors"))] if "errors" in names else []
     expected = evaluated.query("SELECT count(*) FROM predictions WHERE NOT correct").iloc[0, 0]
     assert counted == [expected, expected]
+    assert len(names["by_setting"]) == 8
+    assert [path.name for path in sorted(names["predictions"])] == [f"part-0000{number}.parquet" for number in range(4)]
 
 
 def test_the_documents_table_for_athena_has_the_columns_of_the_schema() -> None:
     (statement,) = re.findall(r"CREATE EXTERNAL TABLE predictions \((.*?)\n\)", DOCUMENT, re.DOTALL)
     found = [tuple(line.strip(" ,").split(" ")) for line in statement.strip().splitlines()]
-    kinds = {"int64": "bigint", "bool": "boolean", "float32": "float", "float32[classes]": "array<float>"}
+    kinds = {"int64": "bigint", "bool": "boolean", "float32": "float", "list of float32": "array<float>"}
     columns = schemas.TABLES["predictions"].columns
-    assert found == [(column.name, kinds.get(column.type_name(), "string")) for column in columns]
+    # The evaluation is what the location names.
+    assert found == [(one.name, kinds.get(one.type_name(), "string")) for one in columns if one.name != "evaluation"]

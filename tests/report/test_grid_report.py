@@ -33,12 +33,12 @@ def test_the_effects_of_a_grid_are_printed_and_stored(tmp_path: Path, capsys: py
     assert re.search(r"\n *dropout 0.3 +dropout 0 ", printed)
     assert re.search(r"\n *bn +no bn ", printed)
     assert re.search(r"\n *dropout 0.3 x bn ", printed)
-    metrics = f"'{tmp_path}/evaluations/{evaluation}/metrics.parquet'"
+    metrics = f"'{tmp_path}/evaluations/{evaluation}/metrics/part-0.parquet'"
     (expected,) = duckdb.sql(
         f"SELECT avg(accuracy) FILTER (batch_norm) - avg(accuracy) FILTER (NOT batch_norm) FROM {metrics}"
     ).fetchall()
     (found,) = duckdb.sql(
-        f"SELECT difference FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
+        f"SELECT difference FROM '{tmp_path}/reports/{evaluation}/effects/part-0.parquet' "
         "WHERE metric = 'accuracy' AND kind = 'main' AND axis = 'batch_norm'"
     ).fetchall()
     assert found == pytest.approx(expected)
@@ -84,7 +84,7 @@ def test_a_missing_run_leaves_the_effects_of_all_settings_without_its_seed(
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
     assert "effects: without seeds 2, because not all settings have all seeds\n" in capsys.readouterr().out
     rows = duckdb.sql(
-        f"SELECT DISTINCT model, num_settings, num_seeds FROM '{tmp_path}/reports/{evaluation}/effects.parquet'"
+        f"SELECT DISTINCT model, num_settings, num_seeds FROM '{tmp_path}/reports/{evaluation}/effects/part-0.parquet'"
     ).fetchall()
     assert rows == [("factorial", 4, 2)]
 
@@ -107,8 +107,8 @@ def test_the_effects_of_a_search_over_ranges_are_those_of_an_additive_model(
     assert run_command(["compare", evaluation, "--storage", str(tmp_path)]) == 0
     assert note in capsys.readouterr().out
     rows = duckdb.sql(
-        f"SELECT axis, level, reference_level, model, verdict FROM '{tmp_path}/reports/{evaluation}/effects.parquet' "
-        "WHERE metric = 'accuracy' ORDER BY axis"
+        "SELECT axis, level, reference_level, model, verdict "
+        f"FROM '{tmp_path}/reports/{evaluation}/effects/part-0.parquet' WHERE metric = 'accuracy' ORDER BY axis"
     ).fetchall()
     assert rows == [
         ("batch_norm", "true", "false", "additive", "unresolved"),

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,9 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.errors import ConfigError, DataError
 from mnist_ray.report.findings import find
 from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.schemas import EVALUATION_TABLES
 from mnist_ray.storage.storage import open_storage
 from tests.support.queried import QUERIES, ROOT, Evaluated
-
-TABLES = {"predictions", "metrics", "per_class", "confusion", "calibration", "learning_curves", "images", "lineage"}
 
 
 def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, tmp_path: Path) -> None:
@@ -31,19 +31,19 @@ def test_only_the_files_that_the_manifest_names_are_read(evaluated: Evaluated, t
     source = Path(evaluated.storage) / "evaluations" / evaluated.name
     folder = tmp_path / "evaluations" / evaluated.name
     folder.mkdir(parents=True)
-    for file in source.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "predictions-00004.parquet").write_bytes((folder / "predictions-00000.parquet").read_bytes())
-    (folder / "extra.parquet").write_bytes((folder / "metrics.parquet").read_bytes())
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    (folder / "predictions/part-00004.parquet").write_bytes((folder / "predictions/part-00000.parquet").read_bytes())
+    (folder / "metrics/extra.parquet").write_bytes((folder / "metrics/part-0.parquet").read_bytes())
     assert copy.query("SELECT count(*) FROM predictions").iloc[0, 0] == 16 * 355
-    assert set(copy.query("SHOW TABLES")["name"]) == TABLES
+    assert copy.query("SELECT count(*) FROM metrics").iloc[0, 0] == 16
+    assert set(copy.query("SHOW TABLES")["name"]) == {*EVALUATION_TABLES, "runs", "grids"}
 
 
 def test_effects_comparisons_and_runs_are_there_if_they_were_made(
     evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = set(evaluated.query("SHOW TABLES")["name"])
-    assert before == TABLES | {"runs"}
+    assert before == {*EVALUATION_TABLES, "runs", "grids"}
     effects = find(open_evaluation(open_storage(evaluated.storage), evaluated.name)).grid.effects
     folder = Path(evaluated.storage) / "reports" / evaluated.name
     try:
@@ -51,15 +51,15 @@ def test_effects_comparisons_and_runs_are_there_if_they_were_made(
         # Two metrics of all pairs of eight settings.
         assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == 2 * 28
         # A report of a version with other columns.
-        other = pq.read_table(folder / "comparisons.parquet").drop_columns(["margin"])
-        pq.write_table(other, folder / "comparisons.parquet")
+        other = pq.read_table(folder / "comparisons/part-0.parquet").drop_columns(["margin"])
+        pq.write_table(other, folder / "comparisons/part-0.parquet")
         assert evaluated.query("SELECT count(*) FROM comparisons").iloc[0, 0] == 2 * 28
-        pq.write_table(other.drop_columns(["verdict"]), folder / "comparisons.parquet")
+        pq.write_table(other.drop_columns(["verdict"]), folder / "comparisons/part-0.parquet")
         assert "comparisons" not in set(evaluated.query("SHOW TABLES")["name"])
         assert "query: without comparisons: " in capsys.readouterr().err
     finally:
         for name in ("effects", "comparisons"):
-            (folder / f"{name}.parquet").unlink()
+            (folder / f"{name}/part-0.parquet").unlink()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_effects_comparisons_and_runs_are_there_if_they_were_made(
         "SELECT * FROM '/etc/passwd'",
         "SELECT * FROM read_text('/etc/passwd')",
         "SELECT * FROM read_csv('/etc/passwd')",
-        "SELECT * FROM read_parquet('{folder}/metrics.parquet')",
+        "SELECT * FROM read_parquet('{folder}/metrics/part-0.parquet')",
         "SELECT * FROM glob('/etc/*')",
         "COPY metrics TO '{out}/x.csv'",
         "EXPORT DATABASE '{out}/x'",
@@ -88,16 +88,16 @@ def test_a_statement_reaches_no_other_file(sql: str, evaluated: Evaluated, tmp_p
     with pytest.raises(ConfigError, match=r"^SQL: [^\n]+$"):
         evaluated.query(statement)
     assert list(tmp_path.iterdir()) == []
-    assert hashlib.sha256((folder / "metrics.parquet").read_bytes()).hexdigest() == next(
+    assert hashlib.sha256((folder / "metrics/part-0.parquet").read_bytes()).hexdigest() == next(
         file["sha256"]
         for file in json.loads((folder / "_manifest.json").read_text())["files"]
-        if file["name"] == "metrics.parquet"
+        if file["name"] == "metrics/part-0.parquet"
     )
 
 
 @pytest.fixture
 def damaged(evaluated: Evaluated) -> Iterator[Path]:
-    path = Path(evaluated.storage) / "evaluations" / evaluated.name / "predictions-00001.parquet"
+    path = Path(evaluated.storage) / "evaluations" / evaluated.name / "predictions/part-00001.parquet"
     content = path.read_bytes()
     yield path
     path.write_bytes(content)
@@ -107,10 +107,10 @@ def test_a_damaged_file_is_a_data_error_and_no_error_of_the_sql(evaluated: Evalu
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(DataError, match=r"predictions-00001\.parquet: not the content that was committed"):
+    with pytest.raises(DataError, match=r"predictions/part-00001\.parquet: not the content that was committed"):
         evaluated.query("SELECT sum(loss), sum(list_sum(probabilities)) FROM predictions")
     damaged.write_bytes(content[:1000])
-    with pytest.raises(DataError, match=r"predictions-00001\.parquet: not the content that was committed"):
+    with pytest.raises(DataError, match=r"predictions/part-00001\.parquet: not the content that was committed"):
         evaluated.query("SELECT sum(loss) FROM predictions")
     # What a statement does not need is not read.
     assert len(evaluated.query("SELECT * FROM metrics")) == 16
@@ -138,7 +138,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_mistake_in_the_sql_is_one_line_and_ends_with_2(
     sql: str, more: list[str], message: str, evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, *more]) == 2
+    assert run_command(["query", sql, "--evaluation", evaluated.name, "--storage", evaluated.storage, *more]) == 2
     assert message in line_of(capsys)
 
 
@@ -146,15 +146,15 @@ def test_an_evaluation_that_is_unknown_or_not_committed_ends_with_3(
     evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["SELECT 1", "--storage", evaluated.storage]
-    assert run_command(["query", "nothing", *arguments]) == 3
+    assert run_command(["query", *arguments, "--evaluation", "nothing"]) == 3
     expected = (
         f"mnist-ray: error: evaluation 'nothing': not in {evaluated.storage}; `mnist-ray evaluations` lists what is"
     )
     assert line_of(capsys) == expected
     folder = tmp_path / "evaluations" / "half"
-    folder.mkdir(parents=True)
-    (folder / "metrics.parquet").write_bytes(b"")
-    assert run_command(["query", "half", "SELECT 1", "--storage", str(tmp_path)]) == 3
+    (folder / "metrics").mkdir(parents=True)
+    (folder / "metrics/part-0.parquet").write_bytes(b"")
+    assert run_command(["query", "SELECT 1", "--evaluation", "half", "--storage", str(tmp_path)]) == 3
     assert "evaluation 'half': not in" in line_of(capsys)
 
 
@@ -162,14 +162,14 @@ def test_without_duckdb_the_message_says_what_to_install(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    assert run_command(["query", evaluated.name, "SELECT 1", "--storage", evaluated.storage]) == 2
+    assert run_command(["query", "SELECT 1", "--evaluation", evaluated.name, "--storage", evaluated.storage]) == 2
     assert line_of(capsys) == (
         "mnist-ray: error: query: needs DuckDB, which is not installed: pip install 'mnist-ray[sql]'"
     )
 
 
 def printed(evaluated: Evaluated, capsys: pytest.CaptureFixture[str], sql: str, *more: str) -> str:
-    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, *more]) == 0
+    assert run_command(["query", sql, "--evaluation", evaluated.name, "--storage", evaluated.storage, *more]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out
@@ -223,7 +223,14 @@ def test_the_command_loads_neither_torch_nor_ray(evaluated: Evaluated) -> None:
         "assert run_command(sys.argv[1:]) == 0\n"
         "assert not {'torch', 'ray', 'boto3'} & set(sys.modules)\n"
     )
-    arguments = ["query", evaluated.name, "SELECT count(*) FROM predictions", "--storage", evaluated.storage]
+    arguments = [
+        "query",
+        "SELECT count(*) FROM predictions",
+        "--evaluation",
+        evaluated.name,
+        "--storage",
+        evaluated.storage,
+    ]
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert str(16 * 355) in done.stdout
@@ -248,8 +255,9 @@ def test_queries_of_an_evaluation_on_s3_give_what_the_local_one_gives(evaluated:
     pending = target.pending_folder(folder)
     files = [pending.write(file["name"], source.read_committed(folder, file["name"])) for file in document["files"]]
     assert pending.commit(files, {name: value for name, value in document.items() if name not in ("files", "volatile")})
-    target.write_bytes("grids/g/runs.parquet", source.read_bytes("grids/g/runs.parquet"))
-    target.write_bytes(f"{folder}/predictions-00009.parquet", b"not committed")
+    for entry in [*source.list_files("grids"), *source.list_files("runs")]:
+        target.write_bytes(entry.path, source.read_bytes(entry.path))
+    target.write_bytes(f"{folder}/predictions/part-00009.parquet", b"not committed")
     remote = Evaluated(s3_uri, evaluated.name)
     for number in (4, 6, 7):
         pd.testing.assert_frame_equal(remote.query(QUERIES[number]), evaluated.query(QUERIES[number]))
@@ -257,7 +265,7 @@ def test_queries_of_an_evaluation_on_s3_give_what_the_local_one_gives(evaluated:
 
 def test_bytes_and_decimals_arrive_whole(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
     sql = "SELECT image, 12345678901234567890.12::decimal(30, 2) AS sum FROM images ORDER BY example_index LIMIT 1"
-    assert run_command(["query", evaluated.name, sql, "--storage", evaluated.storage, "--json"]) == 0
+    assert run_command(["query", sql, "--evaluation", evaluated.name, "--storage", evaluated.storage, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert base64.b64decode(row["image"]).startswith(b"\x89PNG")
     assert row["sum"] == "12345678901234567890.12"
@@ -267,7 +275,12 @@ def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
     evaluated: Evaluated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mnist_ray.text.tables.console", lambda: Console(width=80))
-    assert run_command(["query", evaluated.name, "SELECT * FROM metrics LIMIT 2", "--storage", evaluated.storage]) == 0
+    assert (
+        run_command(
+            ["query", "SELECT * FROM metrics LIMIT 2", "--evaluation", evaluated.name, "--storage", evaluated.storage]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[:1] == ["checkpoint_sha256"] for line in lines) == 2
     (accuracy,) = evaluated.query("SELECT accuracy FROM metrics LIMIT 1").to_numpy()[0]
@@ -277,11 +290,22 @@ def test_a_row_too_wide_for_the_terminal_is_printed_as_a_list(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_query_whose_output_nobody_reads(evaluated: Evaluated, number: int, code: int) -> None:
     sql = "SELECT a.* FROM predictions a, predictions b"
-    command = [sys.executable, "-m", "mnist_ray", "query", evaluated.name, sql, "--csv", "--storage", evaluated.storage]
+    command = [
+        sys.executable,
+        "-m",
+        "mnist_ray",
+        "query",
+        sql,
+        "--evaluation",
+        evaluated.name,
+        "--csv",
+        "--storage",
+        evaluated.storage,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         # More follows than a pipe holds.
-        assert process.stdout.read(10) == b"run,datase"
+        assert process.stdout.read(10) == b"evaluation"
         process.send_signal(number)
         assert process.wait(30) == code
 
@@ -309,7 +333,7 @@ def started(*arguments):
     threading.Timer(0.3, lambda: print("started", file=sys.stderr, flush=True)).start()
     return given(*arguments)
 _Connection.call = started
-process.main(["query", {evaluated.name!r}, {sql!r}, "--storage", {evaluated.storage!r}])
+process.main(["query", {sql!r}, "--evaluation", {evaluated.name!r}, "--storage", {evaluated.storage!r}])
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None

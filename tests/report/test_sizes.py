@@ -173,7 +173,7 @@ def test_many_combinations_have_a_chart_for_each_axis_with_its_first_levels() ->
         ("sizes-0", "batch norm"),
         ("sizes-1", "dropout"),
     ]
-    assert charts[1].caption.startswith("6 of 8 levels; metrics.parquet has all. Mean over the seeds and the other")
+    assert charts[1].caption.startswith("6 of 8 levels; the table metrics has all. Mean over the seeds and the other")
     assert "dropout 0.5 " in charts[1].alternative
     assert "dropout 0.6 " not in charts[1].alternative
     one_seed = size_charts(replace(norm, num_seeds=1), split="test")[0]

@@ -69,7 +69,7 @@ def test_of_six_processes_that_evaluate_the_same_one_commits_and_all_end_well(ur
     manifest = storage.read_manifest(folder)
     assert manifest is not None
     names = [file["name"] for file in manifest["files"]]
-    assert sum(name.startswith("predictions-") for name in names) == 4
+    assert sum(name.startswith("predictions/") for name in names) == 4
     for name in names:
         storage.read_committed(folder, name)
     kept = {f"{folder}/{name}" for name in [*(file["stored_name"] for file in manifest["files"]), "_SUCCESS"]}

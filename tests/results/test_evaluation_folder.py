@@ -6,17 +6,24 @@ from typing import Any
 import pytest
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.errors import CheckpointError, ConfigError
 from mnist_ray.results import parquet
 from mnist_ray.results.columns import SCHEMA_VERSION
-from mnist_ray.results.evaluation_folder import evaluations_of_split, is_likely_there, open_evaluation
+from mnist_ray.results.evaluation_folder import (
+    committed_evaluations,
+    evaluations_of_split,
+    find_evaluation,
+    open_evaluation,
+)
 from mnist_ray.storage.storage import open_storage
 
-COMMANDS = (["report", "e"], ["compare", "e"], ["query", "e", "SELECT 1"])
+COMMANDS = (["report", "e"], ["compare", "e"], ["query", "SELECT 1", "--evaluation", "e"])
 
 
 def confusion(count: int) -> bytes:
     columns = {
-        "run": "a", "dataset": "digits", "split": "test", "label": [0], "label_name": "0", "predicted_label": [0],
+        "evaluation": "e", "run": "a", "dataset": "digits", "split": "test", "dataset_id": "ab",
+        "label": [0], "label_name": "0", "predicted_label": [0],
         "predicted_label_name": "0", "count": [count],
     }  # fmt: skip
     return parquet.to_parquet_bytes(parquet.make_table("confusion", columns, code_version="1"))
@@ -24,7 +31,7 @@ def confusion(count: int) -> bytes:
 
 def commit(uri: Path, name: str, *, data_sha256: str = "ab", **changes: Any) -> None:
     pending = open_storage(str(uri)).pending_folder(f"evaluations/{name}")
-    files = [pending.write(f"confusion-{part:05d}.parquet", confusion(part)) for part in (1, 0, 2)]
+    files = [pending.write(f"confusion/part-{part:05d}.parquet", confusion(part)) for part in (1, 0, 2)]
     config = {"dataset": "digits", "split": "test", "grid": None}
     pending.commit(files, {"schema_version": SCHEMA_VERSION, "config": config, "data_sha256": data_sha256, **changes})
 
@@ -32,7 +39,7 @@ def commit(uri: Path, name: str, *, data_sha256: str = "ab", **changes: Any) -> 
 def test_a_table_is_read_from_its_parts_in_order(tmp_path: Path) -> None:
     commit(tmp_path, "e")
     folder = open_evaluation(open_storage(str(tmp_path)), "e")
-    assert folder.files() == {"confusion": [f"confusion-0000{part}.parquet" for part in range(3)]}
+    assert folder.files() == {"confusion": [f"confusion/part-0000{part}.parquet" for part in range(3)]}
     assert [row["count"] for row in folder.rows("confusion")] == [0, 1, 2]
     assert (folder.dataset, folder.split, folder.grid, folder.earlier_evaluations) == ("digits", "test", None, [])
 
@@ -55,7 +62,7 @@ def test_an_evaluation_that_was_not_committed_is_unknown(command: list[str], tmp
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("version", [1, 3, None])
+@pytest.mark.parametrize("version", [1, 4, None])
 def test_another_schema_version_is_one_line(
     command: list[str], version: int | None, tmp_path: Path, capsys: Any
 ) -> None:
@@ -63,7 +70,7 @@ def test_another_schema_version_is_one_line(
     assert run_command([*command, "--storage", str(tmp_path)]) == 3
     assert capsys.readouterr().err == (
         f"mnist-ray: error: evaluation 'e': its tables have schema version {version}, this version of mnist-ray "
-        "reads 2: read it with the version that wrote it, or evaluate again\n"
+        "reads 2 and 3: read it with the version that wrote it, or evaluate again\n"
     )
 
 
@@ -79,18 +86,33 @@ def test_the_looks_at_a_split_are_found_by_its_content(tmp_path: Path) -> None:
     assert evaluations_of_split(storage, "ab") == ["a", "b", "c"]
 
 
-def test_an_evaluation_is_likely_there_if_one_of_the_same_name_has_the_same_runs_and_code(tmp_path: Path) -> None:
+def test_an_evaluation_is_found_by_its_name_the_beginning_of_it_or_as_the_latest(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
+    times = {"cnn": "2026-11-02T00:00:00+00:00", "cnn-2": "2026-11-01T00:00:00+00:00", "a": None}
+    for name, time in times.items():
+        commit(tmp_path, name, volatile={"evaluated_at": time} if time else {})
+    assert [folder.name for folder in committed_evaluations(storage)] == ["a", "cnn-2", "cnn"]
+    wanted = {"cnn": "cnn", "cnn-": "cnn-2", "a": "a", "latest": "cnn"}
+    assert {name: find_evaluation(storage, name).name for name in wanted} == wanted
+    with pytest.raises(ConfigError, match="evaluation 'c': 2 begin so: cnn, cnn-2; write more of it"):
+        find_evaluation(storage, "c")
+    with pytest.raises(CheckpointError, match="evaluation 'd': not in"):
+        find_evaluation(storage, "d")
+    # One that is not committed doesn't count.
+    (tmp_path / "evaluations" / "cnn-2" / "_manifest.json").unlink()
+    assert find_evaluation(storage, "c").name == "cnn"
 
-    def is_there(stem: str = "digits-test-1run", sha256: str = "ab", code_version: str = "1") -> bool:
-        return is_likely_there(storage, stem, runs={"a": sha256}, code_version=code_version)
 
-    assert not is_there()
-    commit(tmp_path, "digits-test-1run-0123", runs={"a": "ab"}, code_version="1")
-    assert is_there()
-    assert not is_there(sha256="cd")
-    assert not is_there(code_version="2")
-    assert not is_there("digits-train-1run")
-    # Nobody can tell what a damaged one has evaluated.
-    (tmp_path / "evaluations" / "digits-test-1run-0123" / "_manifest.json").write_text("{")
-    assert is_there(sha256="cd")
+def test_an_evaluation_that_can_not_be_read_is_said_and_left_out(tmp_path: Path, capsys: Any) -> None:
+    commit(tmp_path, "a")
+    commit(tmp_path, "old", schema_version=1)
+    (tmp_path / "evaluations" / "half").mkdir()
+    (tmp_path / "evaluations" / "half" / "_manifest.json").write_text("{")
+    assert [folder.name for folder in committed_evaluations(open_storage(str(tmp_path)))] == ["a"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [
+        f"without {tmp_path}/evaluations/half/_manifest.json",
+        "without evaluation 'old'",
+    ]
+    assert "its tables have schema version 1" in said[1]
+    assert "evaluate again" in said[1]

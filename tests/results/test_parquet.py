@@ -25,7 +25,7 @@ def test_every_table_has_a_sample_here():
 def test_a_table_reads_back_equal_with_its_types_nullability_and_metadata(name):
     read = parquet.read_parquet(parquet.to_parquet_bytes(ALL[name]))
     assert read.schema.equals(ALL[name].schema, check_metadata=True)
-    assert read.schema.equals(schemas.TABLES[name].schema(code_version="1", num_classes=3), check_metadata=True)
+    assert read.schema.equals(schemas.TABLES[name].schema(code_version="1"), check_metadata=True)
     assert read.equals(ALL[name])
 
 
@@ -60,7 +60,7 @@ def test_duckdb_reads_the_tables(written):
     )
     assert all(row[3] for row in rows)
     assert runs == [
-        ("a", None, "mnist", [128, 64], None, None, pytest.approx(2 / 3)),
+        ("a", "", "mnist", [128, 64], None, None, pytest.approx(2 / 3)),
         ("b", "regularization", "mnist", [256, 128, 64], 1.5, 100, pytest.approx(2 / 3)),
     ]
     assert bins == [(15, 1, 3)]
@@ -68,7 +68,8 @@ def test_duckdb_reads_the_tables(written):
     assert kinds["correct"] == "BOOLEAN"
     assert kinds["label"] == "BIGINT"
     assert kinds["loss"] == "FLOAT"
-    assert kinds["probabilities"].startswith("FLOAT[")
+    assert kinds["probabilities"] == "FLOAT[]"
+    assert kinds["evaluation"] == "VARCHAR"
 
 
 def test_pandas_reads_the_tables(written):
@@ -81,7 +82,9 @@ def test_pandas_reads_the_tables(written):
     np.testing.assert_array_equal(np.stack(predictions["probabilities"]), expected["probabilities"].to_pylist())
     assert runs.loc["b", "hidden_sizes"].tolist() == [256, 128, 64]
     assert runs["gradient_clip_norm"].isna().tolist() == [True, False]
-    assert runs["grid"].isna().tolist() == [True, False]
+    assert runs["grid"].tolist() == ["", "regularization"]
+    assert str(runs["evaluated_at"].dtype) == "datetime64[us, UTC]"
+    assert runs["trained_at"].isna().tolist() == [False, True]
 
 
 def test_polars_reads_the_tables(written):
@@ -90,7 +93,7 @@ def test_polars_reads_the_tables(written):
     assert predictions.schema["label"] == pl.Int64
     assert predictions.schema["loss"] == pl.Float32
     assert predictions.schema["correct"] == pl.Boolean
-    assert predictions.schema["probabilities"] == pl.Array(pl.Float32, 3)
+    assert predictions.schema["probabilities"] == pl.List(pl.Float32)
     assert predictions["label_name"].cast(pl.String).to_list() == ALL["predictions"]["label_name"].to_pylist()
     assert predictions["probabilities"].to_list() == ALL["predictions"]["probabilities"].to_pylist()
     assert runs.schema["hidden_sizes"] == pl.List(pl.Int64)
@@ -204,9 +207,9 @@ def test_values_that_break_the_schema_are_refused(changes, message):
         metrics_table(**changes)
 
 
-def test_probabilities_of_another_number_of_classes_are_refused():
-    with pytest.raises(ValueError, match="Column 12 named probabilities expected length 6 but got length 8"):
-        predictions_table(probabilities=np.ones((6, 4), np.float32))
+def test_probabilities_of_another_number_of_examples_are_refused():
+    with pytest.raises(ValueError, match="Column 13 named probabilities expected length 6 but got length 5"):
+        predictions_table(probabilities=np.ones((5, 3), np.float32))
 
 
 def test_an_empty_shard_makes_an_empty_table():
@@ -216,9 +219,9 @@ def test_an_empty_shard_makes_an_empty_table():
 
 
 def test_a_table_of_another_schema_version_is_refused():
-    newer = ALL["confusion"].replace_schema_metadata({"table": "confusion", "schema_version": "3"})
+    newer = ALL["confusion"].replace_schema_metadata({"table": "confusion", "schema_version": "4"})
     with pytest.raises(
-        DataError, match=r"c\.parquet: has schema version 3, this version of mnist-ray reads 2: read it"
+        DataError, match=r"c\.parquet: has schema version 4, this version of mnist-ray reads 2 and 3: read it"
     ):
         parquet.read_parquet(parquet.to_parquet_bytes(newer), source="c.parquet")
 
@@ -265,24 +268,24 @@ ADVICE = ": read it with the version that wrote it, or make it again"
             "lacks the column run, which this version of mnist-ray needs",
         ),
         (
-            lambda table: table.set_column(7, "count", table["count"].cast(pa.float64())),
+            lambda table: table.set_column(9, "count", table["count"].cast(pa.float64())),
             "its column count is double, this version of mnist-ray reads int64",
         ),
         (
-            lambda table: table.set_column(7, "count", pa.array([[1]] * 9)),
+            lambda table: table.set_column(9, "count", pa.array([[1]] * 9)),
             "its column count is list<element: int64>, this version of mnist-ray reads int64",
         ),
         (
-            lambda table: table.set_column(7, "count", pa.array([None, *range(8)])),
+            lambda table: table.set_column(9, "count", pa.array([None, *range(8)])),
             "its column count has nulls, which this version of mnist-ray can't read",
         ),
         (
-            lambda table: table.replace_schema_metadata({"table": "confusions", "schema_version": "2"}),
+            lambda table: table.replace_schema_metadata({"table": "confusions", "schema_version": "3"}),
             "holds the table 'confusions', which this version of mnist-ray lacks",
         ),
         (
             lambda table: table.replace_schema_metadata({"table": "confusion"}),
-            "has schema version none, this version of mnist-ray reads 2",
+            "has schema version none, this version of mnist-ray reads 2 and 3",
         ),
     ],
 )
@@ -297,11 +300,11 @@ def test_a_table_that_can_not_be_read_as_it_was_meant_is_refused(change, reason)
         assert str(caught.value) == f"c.parquet: {reason}{ADVICE}"
 
 
-def test_probabilities_of_any_number_of_classes_are_read_and_no_others():
-    assert parquet.read_parquet(parquet.to_parquet_bytes(ALL["predictions"]))["probabilities"].type.list_size == 3
+def test_probabilities_are_read_as_lists_of_float32_and_no_others():
+    assert parquet.read_parquet(parquet.to_parquet_bytes(ALL["predictions"]))["probabilities"].type == columns.FLOAT32S
     place = ALL["predictions"].schema.get_field_index("probabilities")
-    doubles = ALL["predictions"]["probabilities"].cast(columns.list_of(pa.float64(), 3))
-    with pytest.raises(DataError, match=r"its column probabilities is fixed_size_list<element: double not null>\[3\]"):
+    doubles = ALL["predictions"]["probabilities"].cast(columns.list_of(pa.float64()))
+    with pytest.raises(DataError, match=r"its column probabilities is list<element: double not null>"):
         parquet.read_parquet(parquet.to_parquet_bytes(ALL["predictions"].set_column(place, "probabilities", doubles)))
 
 

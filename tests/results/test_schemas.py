@@ -15,25 +15,44 @@ from tests.support.sample_tables import ALL, CONFIGS
 
 @pytest.mark.parametrize("name", schemas.TABLES)
 def test_every_column_is_described_once_in_the_schema(name):
-    schema = schemas.TABLES[name].schema(code_version="0.1.0+src.12", num_classes=3)
+    schema = schemas.TABLES[name].schema(code_version="0.1.0+src.12")
     assert len(set(schema.names)) == len(schema.names)
-    assert schema.metadata == {b"table": name.encode(), b"schema_version": b"2", b"code_version": b"0.1.0+src.12"}
+    assert schema.metadata == {b"table": name.encode(), b"schema_version": b"3", b"code_version": b"0.1.0+src.12"}
     for field in schema:
         assert set(field.metadata) == {b"description", b"unit"}
         assert field.metadata[b"description"]
 
 
-@pytest.mark.parametrize("name", ["predictions", "metrics", "per_class", "confusion", "calibration"])
-def test_every_evaluation_table_begins_with_run_dataset_and_split(name):
-    assert ALL[name].schema.names[:3] == ["run", "dataset", "split"]
-    assert set(ALL[name].schema.types[:3]) == {pa.dictionary(pa.int32(), pa.string())}
+@pytest.mark.parametrize("name", [*schemas.EVALUATION_TABLES, *schemas.REPORT_TABLES])
+def test_every_table_of_an_evaluation_begins_with_its_name_and_its_data(name):
+    keys = ("evaluation", "run", "dataset", "split", "dataset_id")
+    begins = [key for key in keys if key in ALL[name].schema.names]
+    assert ALL[name].schema.names[: len(begins)] == begins
+    assert {*begins} | {"run", "dataset_id"} == {*keys}
+    assert set(ALL[name].schema.types[: len(begins)]) == {pa.dictionary(pa.int32(), pa.string())}
+    without_id = {
+        table for table in schemas.TABLES if {"evaluation", "dataset_id"} & {*ALL[table].schema.names} == {"evaluation"}
+    }
+    assert without_id == {"predictions"}
+
+
+def test_a_table_where_a_row_is_a_run_says_when_it_was_made_and_its_setting():
+    rows_of_runs = {"metrics", "lineage", "runs"}
+    for column, tables in (
+        ("setting", rows_of_runs),
+        ("trained_at", rows_of_runs | {"grids"}),
+        ("evaluated_at", {"metrics", "lineage"}),
+    ):
+        assert {name for name, table in ALL.items() if column in table.schema.names} == tables, column
+    assert ALL["metrics"].schema.field("evaluated_at").type == pa.timestamp("us", tz="UTC")
 
 
 def test_the_schema_of_predictions():
-    schema = schemas.TABLES["predictions"].schema(code_version="1", num_classes=10)
+    schema = schemas.TABLES["predictions"].schema(code_version="1")
     assert schema.remove_metadata().equals(
         pa.schema(
             [
+                pa.field("evaluation", pa.dictionary(pa.int32(), pa.string()), nullable=False),
                 pa.field("run", pa.dictionary(pa.int32(), pa.string()), nullable=False),
                 pa.field("dataset", pa.dictionary(pa.int32(), pa.string()), nullable=False),
                 pa.field("split", pa.dictionary(pa.int32(), pa.string()), nullable=False),
@@ -46,9 +65,7 @@ def test_the_schema_of_predictions():
                 pa.field("confidence", pa.float32(), nullable=False),
                 pa.field("label_probability", pa.float32(), nullable=False),
                 pa.field("loss", pa.float32(), nullable=False),
-                pa.field(
-                    "probabilities", pa.list_(pa.field("element", pa.float32(), nullable=False), 10), nullable=False
-                ),
+                pa.field("probabilities", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
             ]
         )
     )

@@ -138,7 +138,7 @@ def test_a_path_that_leaves_the_storage_is_refused(storage: Storage, path: str) 
             call()
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "_manifest.json", "a b"])
+@pytest.mark.parametrize("name", ["", "../x", "a/b/c", "a/.b", ".hidden", "_manifest.json", "a b"])
 def test_a_file_name_that_is_no_plain_name_is_refused(local: Storage, name: str) -> None:
     with pytest.raises(ValueError, match="use letters, digits"):
         local.pending_folder("evaluations/e1").write(name, b"x")

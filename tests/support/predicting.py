@@ -32,7 +32,7 @@ def predicted(
     capsys.readouterr()
     assert predict(storage, images, "--json", *more) == 0
     said = json.loads(capsys.readouterr().out)
-    return said, *(rows_of(Path(said["uri"]), name) for name in ("predictions-*", "errors"))
+    return said, *(rows_of(Path(said["uri"]), name) for name in ("image_predictions/part-*", "image_errors/part-0"))
 
 
 def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:

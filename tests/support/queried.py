@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mnist_ray.report.query import query_evaluation
+from mnist_ray.report.query import query_evaluations
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.storage.storage import open_storage
 
@@ -25,14 +25,16 @@ class Evaluated:
     storage: str
     name: str
 
-    def query(self, sql: str) -> pd.DataFrame:
-        with query_evaluation(open_evaluation(open_storage(self.storage), self.name), sql) as answer:
+    def query(self, sql: str, *more: str) -> pd.DataFrame:
+        """Asks this evaluation, and more of the same storage."""
+        storage = open_storage(self.storage)
+        with query_evaluations(storage, [open_evaluation(storage, name) for name in (self.name, *more)], sql) as answer:
             return pd.DataFrame(list(answer.rows), columns=list(answer.columns))
 
     def table(self, name: str) -> pd.DataFrame:
         """The table as plain Parquet files, without the code under test."""
         folder = Path(self.storage) / "evaluations" / self.name
-        return pd.concat(pd.read_parquet(file) for file in sorted(folder.glob(f"{name}*.parquet")))
+        return pd.concat(pd.read_parquet(file) for file in sorted(folder.glob(f"{name}/*.parquet")))
 
     def joined(self, name: str) -> pd.DataFrame:
         settings = self.table("metrics")[["run", "seed", *SETTING]]

@@ -69,9 +69,12 @@ def commit_evaluation(
     storage: Storage, config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream
 ) -> str:
     """Evaluates checkpoints in this process, commits the tables and returns the evaluation's name."""
-    plan = replace(make_plan(config, checkpoints, examples), data_sha256=examples.scan()[0])
+    plan = replace(make_plan(config, checkpoints, examples), fingerprints=(examples.scan()[0],))
     pending = storage.pending_folder(f"evaluations/{plan.name}")
+    plan = replace(plan, evaluated_at=pending.begun_at())
     evaluator = ShardEvaluator(plan, device=CPU)
     results = [evaluator.evaluate(shard, pending) for shard in ShardStream([examples], plan)]
-    assert pending.commit(write_tables(plan, results, pending), manifest(plan, len(examples)))
+    volatile = {"evaluated_at": plan.evaluated_at.isoformat()}
+    document = {**manifest(plan, len(examples)), "volatile": volatile}
+    assert pending.commit(write_tables(plan, results, pending), document)
     return plan.name

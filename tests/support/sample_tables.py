@@ -1,6 +1,7 @@
 """A small table of each kind."""
 
 import dataclasses
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from mnist_ray.evaluation import metrics
 from mnist_ray.results import parquet
 from mnist_ray.results.columns import config_columns
 
-EVALUATION = {"run": "a", "dataset": "digits", "split": "test"}
+AT = datetime(2026, 11, 30, 12, tzinfo=UTC)
+DATA = {"evaluation": "e", "dataset": "digits", "split": "test", "dataset_id": "cd"}
+EVALUATION = {**DATA, "run": "a"}
+TIMES = {"setting": ["baseline", "baseline, epochs 3"], "trained_at": [AT, None], "evaluated_at": AT}
 CLASS_NAMES = np.array(["null", "eins", "zwei"])
 CONFIGS = [TrainConfig(), TrainConfig(hidden_sizes=(256, 128, 64), gradient_clip_norm=1.5, train_limit=100, seed=1)]
 
@@ -22,13 +26,13 @@ def predictions_table(num_examples=6, **changes):
     shard = dataclasses.asdict(metrics.predictions(torch.log_softmax(logits, dim=1), labels))
     del shard["label_rank"]
     columns = {
-        **EVALUATION,
+        **{name: value for name, value in EVALUATION.items() if name != "dataset_id"},
         **shard,
         "example_index": np.arange(num_examples),
         "label_name": CLASS_NAMES[shard["label"]],
         "predicted_label_name": CLASS_NAMES[shard["predicted_label"]],
     }
-    return parquet.make_table("predictions", {**columns, **changes}, code_version="1", num_classes=3)
+    return parquet.make_table("predictions", {**columns, **changes}, code_version="1")
 
 
 def metrics_table(**changes):
@@ -37,13 +41,13 @@ def metrics_table(**changes):
     columns = {
         **EVALUATION,
         "run": ["a", "b"],
-        "grid": [None, "regularization"],
+        "grid": ["", "regularization"],
+        **TIMES,
         **config_columns(CONFIGS),
         **{name: [value, value] for name, value in rates.items()},
         "epoch": [5, 4],
         "config_hash": [config.config_hash() for config in CONFIGS],
         "checkpoint_sha256": "ab",
-        "data_sha256": "cd",
         "code_version": "1",
     }
     return parquet.make_table("metrics", {**columns, **changes}, code_version="1")
@@ -80,6 +84,8 @@ RUNS = {
     "run": ["a", "b"],
     "grid": "g",
     **config_columns(CONFIGS),
+    "setting": TIMES["setting"],
+    "trained_at": TIMES["trained_at"],
     "status": ["finished", "diverged"],
     "reason": [None, "epoch 1"],
     "epochs_done": [5, 0],
@@ -88,6 +94,16 @@ RUNS = {
     "best_val_accuracy": [0.97, None],
     "seconds": [1.5, 0.0],
     "checkpoint": ["runs/a/best", None],
+}
+GRIDS = {
+    "grid": ["g", "h"],
+    "axes": '{"dropout": [0.0, 0.3]}',
+    "fixed": "{}",
+    "seeds": [[0, 1], []],
+    "search": "grid",
+    "num_runs": [4, 0],
+    **{f"num_{status}": [1, 0] for status in ("finished", "stopped", "diverged", "unfinished")},
+    "trained_at": [AT, None],
 }
 ESTIMATE = {
     "metric": ["accuracy", "log_loss"],
@@ -99,10 +115,8 @@ ESTIMATE = {
     "num_seeds_needed": [12, None],
 }
 EFFECTS = {
-    "evaluation": "e",
+    **DATA,
     "grid": "g",
-    "dataset": "digits",
-    "split": "test",
     "kind": ["main", "interaction"],
     "axis": "dropout",
     "level": "0.3",
@@ -115,9 +129,7 @@ EFFECTS = {
     **ESTIMATE,
 }
 COMPARISONS = {
-    "evaluation": "e",
-    "dataset": "digits",
-    "split": "test",
+    **DATA,
     "first": ["dropout", "tuned"],
     "second": "baseline",
     "num_examples": [3, 1],
@@ -127,8 +139,7 @@ COMPARISONS = {
     "mcnemar_p": [0.01, None],
 }
 IMAGES = {
-    "dataset": "digits",
-    "split": "test",
+    **DATA,
     "reason": ["hardest", "sample"],
     "rank": [0, 0],
     "example_index": [12, 0],
@@ -141,6 +152,7 @@ IMAGES = {
 }
 LINEAGE = {
     **EVALUATION,
+    **TIMES,
     "run": ["a", "b"],
     **dict.fromkeys(("config_hash", "checkpoint_sha256", "train_data_sha256", "train_code_version"), "ab"),
     "command_line": "mnist-ray train",
@@ -167,19 +179,16 @@ def other_tables():
         **{name: {**EVALUATION, **own} for name, own in tallied_columns().items()},
         "images": IMAGES,
         "lineage": LINEAGE,
-        "learning_curves": {**EPOCHS, **{name: [0.5, 0.25] for name in RATES}},
+        "learning_curves": {**EVALUATION, **EPOCHS, **{name: [0.5, 0.25] for name in RATES}},
         "image_predictions": {**OF_IMAGES, **ANSWER},
         "image_errors": {**OF_IMAGES, "error": ["null", "cut"]},
         "comparisons": COMPARISONS,
         "effects": EFFECTS,
         "runs": RUNS,
+        "grids": GRIDS,
         "history": {**EPOCHS, **{name: [0.5, 0.25] for name in (*RATES, "epoch_seconds")}},
     }
-    num_classes = {"image_predictions": 3}
-    return {
-        name: parquet.make_table(name, own, code_version="1", num_classes=num_classes.get(name))
-        for name, own in columns.items()
-    }
+    return {name: parquet.make_table(name, own, code_version="1") for name, own in columns.items()}
 
 
 ALL = {"predictions": predictions_table(), "metrics": metrics_table(), **other_tables()}
