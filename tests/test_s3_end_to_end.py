@@ -70,7 +70,7 @@ def test_a_grid_is_trained_evaluated_and_reported_on_s3(s3_uri: str, capsys: pyt
     assert "dropout 0.3 x bn" in shown
     opened = open_storage(s3_uri)
     for name in ("effects", "comparisons"):
-        assert pq.read_table(opened.open_input(f"reports/{evaluation}/{name}.parquet")).num_rows > 0
+        assert pq.read_table(opened.open_input(f"reports/{evaluation}/{name}/part-0.parquet")).num_rows > 0
 
 
 def test_images_on_s3_are_predicted_as_the_same_on_the_disk(
@@ -97,7 +97,7 @@ def test_images_on_s3_are_predicted_as_the_same_on_the_disk(
             assert (said["num_images"], said["num_errors"]) == (30, num_errors)
             folder = f"predictions/{said['predictions']}"
             opened = open_storage(f"{s3_uri}/results")
-            names = ["errors", "predictions-00000", "predictions-00001"]
+            names = ["image_errors/part-0", "image_predictions/part-00000", "image_predictions/part-00001"]
             parts.append([opened.read_committed(folder, f"{name}.parquet") for name in names])
         assert parts[0] == parts[1], place
     assert run_command(["predict", "--run", "a", "--images", f"{s3_uri}/images/3.png", *storage]) == 0

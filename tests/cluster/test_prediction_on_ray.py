@@ -100,7 +100,7 @@ def test_two_workers_write_the_bytes_of_one_process_though_a_worker_dies(shared_
     for done in (shared, alone):
         assert done.code == 0, done.log
         uri = Path(check_counts(done.output, 4_000)["uri"])
-        files.append({path.name: path.read_bytes() for path in uri.glob("*.parquet")})
+        files.append({path.relative_to(uri): path.read_bytes() for path in uri.glob("*/*.parquet")})
     assert files[0] == files[1]
     assert len(files[0]) == 9
 

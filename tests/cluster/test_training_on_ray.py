@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.lasting import lasting
 from tests.support.processes import descendants, wait_until_gone, with_variable, written_so_far
 from tests.support.ray_head import RayHead
 from tests.support.ray_jobs import Step, run_here, run_job
@@ -243,7 +244,9 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_worker
         done = run(*evaluate, "--num-workers", workers)
         assert done.code == 0, done.log
         folder = Path(json.loads(done.output)["uri"])
-        files[workers] = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+        files[workers] = {
+            str(path.relative_to(folder)): lasting(path.read_bytes()) for path in folder.glob("*/*.parquet")
+        }
         counts = duckdb.sql(
             "SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) "
             f"FROM '{folder}/predictions/part-*.parquet' GROUP BY run ORDER BY run"

@@ -68,7 +68,7 @@ def is_whole(storage: Storage, name: str) -> bool:
     contents = {file["name"]: storage.read_committed(folder, file["name"]) for file in manifest["files"]}
     num_rows = {name: read_parquet(content).num_rows for name, content in contents.items()}
     predictions = sum(count for name, count in num_rows.items() if name.startswith("predictions"))
-    return predictions == len(RUNS) * NUM_EXAMPLES and num_rows["metrics.parquet"] == len(RUNS)
+    return predictions == len(RUNS) * NUM_EXAMPLES and num_rows["metrics/part-0.parquet"] == len(RUNS)
 
 
 def read_until(uri: str, stop: Path) -> None:
