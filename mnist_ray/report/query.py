@@ -241,4 +241,6 @@ def _errors(folders: Sequence[EvaluationFolder]) -> Iterator[None]:
 
 def _sql_message(error: Exception) -> str:
     # After an empty line, DuckDB repeats the statement with a mark under the error.
-    return "SQL: " + " ".join(str(error).partition("\n\nLINE ")[0].split())
+    message = "SQL: " + " ".join(str(error).partition("\n\nLINE ")[0].split())
+    not_there = [table for table in REPORT_TABLES if f"Table with name {table} does not exist" in message]
+    return f"{message}; mnist-ray report EVALUATION stores {not_there[0]}" if not_there else message
