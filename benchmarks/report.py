@@ -105,7 +105,7 @@ def bytes_by_encoding(probabilities: Sequence[pa.Table]) -> dict[str, int]:
 def _rounded(part: pa.Table) -> pa.Table:
     column = part["probabilities"].combine_chunks()
     values = column.flatten().to_numpy().astype(np.float16)
-    return pa.table({"probabilities": pa.FixedSizeListArray.from_arrays(pa.array(values), column.type.list_size)})
+    return pa.table({"probabilities": pa.ListArray.from_arrays(column.offsets, pa.array(values))})
 
 
 def _size(part: pa.Table, **options: Any) -> int:

@@ -44,7 +44,7 @@ def test_effects_comparisons_and_runs_are_there_if_they_were_made(
 ) -> None:
     before = set(evaluated.query("SHOW TABLES")["name"])
     assert before == {*EVALUATION_TABLES, "runs", "grids"}
-    with pytest.raises(ConfigError, match="Table with name effects does not exist.*; mnist-ray report EVALUATION stores"):
+    with pytest.raises(ConfigError, match=r"effects does not exist.*; mnist-ray report EVALUATION stores"):
         evaluated.query("FROM effects")
     effects = find(open_evaluation(open_storage(evaluated.storage), evaluated.name)).grid.effects
     folder = Path(evaluated.storage) / "reports" / evaluated.name
