@@ -110,3 +110,29 @@ def test_a_name_that_belongs_to_another_request_is_a_conflict(photos: Path, caps
     capsys.readouterr()
     assert evaluate(photos, "--name", "../x") == 2
     assert "evaluation='../x'" in said(capsys)
+
+
+@pytest.mark.s3
+def test_on_s3_the_etag_tells_whether_an_image_has_changed(
+    tmp_path: Path, s3_uri: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, storage = Path(write_colour_folder(tmp_path / "photos", 10)), open_storage(s3_uri)
+    paths = sorted(folder.rglob("*.png"))
+    for path in paths:
+        storage.write_bytes(str(path.relative_to(tmp_path)), path.read_bytes())
+    at = ["--dataset", f"folder:{s3_uri}/photos", "--storage", f"{s3_uri}/results"]
+    assert run_command(["train", "--epochs", "1", "--name", "a", "--set", "hidden_sizes=8", *at]) == 0
+    evaluate = ["evaluate", "--run", "a", "--no-report", *at]
+    assert run_command(evaluate) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(examples.ExampleStream, "scan", lambda _: pytest.fail("reads the images"))
+        assert run_command(evaluate) == 0
+    # Written again: another time, the same ETag.
+    storage.write_bytes("photos/blue/004.png", (folder / "blue/004.png").read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(examples.ExampleStream, "scan", lambda _: pytest.fail("reads the images"))
+        assert run_command(evaluate) == 0
+    storage.write_bytes("photos/blue/004.png", (folder / "red/004.png").read_bytes())
+    capsys.readouterr()
+    assert run_command(evaluate) == 6
+    assert "(changed: blue/004.png)" in said(capsys)
