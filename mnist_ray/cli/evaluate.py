@@ -7,6 +7,7 @@ from datetime import datetime
 import click
 
 from mnist_ray.cli.code import code_options
+from mnist_ray.cli.completion import complete_dataset, complete_grid, complete_run
 from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.options import (
     ClusterOptions,
@@ -26,12 +27,30 @@ from mnist_ray.config.yaml_files import parse_value
 
 
 @click.command()
-@click.option("--run", "runs", multiple=True, metavar="NAME", help="A run to evaluate; may be repeated.")
-@click.option("--grid", "grid_name", metavar="NAME", help="Every run of a grid that has a checkpoint.")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_run,
+    help="A run to evaluate; may be repeated.",
+)
+@click.option(
+    "--grid",
+    "grid_name",
+    metavar="NAME",
+    shell_complete=complete_grid,
+    help="Every run of a grid that has a checkpoint.",
+)
 @click.option(
     "--all-runs", is_flag=True, help="Every finished run trained on the data set; if there are none, with its classes."
 )
-@click.option("--dataset", metavar="NAME", help="Data set, as for train.  [default: the one the runs were trained on]")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help="Data set, as for train.  [default: the one the runs were trained on]",
+)
 @click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
 @click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
 @click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")

@@ -5,6 +5,7 @@ import json
 import click
 
 from mnist_ray.cli.code import code_options
+from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.config.names import check_name
 
@@ -12,7 +13,7 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option(
     "--to",
     "format_name",

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 import mnist_ray
+from mnist_ray.cli.completion import completion
 from mnist_ray.cli.evaluate import evaluate
 from mnist_ray.cli.export import export
 from mnist_ray.cli.grids import grids
@@ -80,7 +81,7 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
 
 for _command in (
     train, evaluate, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce, predict,
-    storage,
+    storage, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mnist_ray.cli.code import code_options
+from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.options import (
     ClusterOptions,
     as_json_option,
@@ -39,7 +40,7 @@ class _PolarityChoice(click.Choice[str]):
 
 
 @click.command()
-@click.option("--run", metavar="NAME", help="The run whose best network predicts.")
+@click.option("--run", metavar="NAME", shell_complete=complete_run, help="The run whose best network predicts.")
 @click.option(
     "--images",
     metavar="URI",

@@ -34,6 +34,10 @@ class _Stream(io.FileIO):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line, by default this process's arguments, and exits with its code."""
+    # Before anything that needs a POSIX system is imported.
+    if sys.platform == "win32":
+        print("mnist-ray: error: runs on Linux and macOS; on Windows, run it in WSL", file=sys.stderr)
+        sys.exit(2)
     try:
         from mnist_ray.cli.main import run_command
     except KeyboardInterrupt:

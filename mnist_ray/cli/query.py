@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.completion import complete_evaluation
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.errors import ConfigError
 from mnist_ray.text.escape import printable
@@ -26,6 +27,7 @@ _SHOWN_ELEMENTS = 50
 @click.option(
     "--evaluation",
     metavar="NAME",
+    shell_complete=complete_evaluation,
     help="Only this evaluation: its name, the beginning of its name, or latest.  [default: all]",
 )
 @storage_option

@@ -4,6 +4,7 @@ import json
 
 import click
 
+from mnist_ray.cli.completion import complete_evaluation
 from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.metrics import print_metrics
 from mnist_ray.cli.options import as_json_option, margin_option, storage_option
@@ -12,7 +13,7 @@ from mnist_ray.text.tables import print_text
 
 
 @click.command()
-@click.argument("evaluation")
+@click.argument("evaluation", shell_complete=complete_evaluation)
 @margin_option
 @storage_option
 @as_json_option
@@ -49,7 +50,7 @@ def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("evaluation")
+@click.argument("evaluation", shell_complete=complete_evaluation)
 @click.option(
     "--baseline",
     metavar="NAME",

@@ -6,13 +6,14 @@ from typing import Any
 import click
 
 from mnist_ray.cli.code import code_options
+from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.options import as_json_option, data_dir_option, data_folder, storage_option
 from mnist_ray.config.names import check_name
 from mnist_ray.errors import RunFailedError
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @storage_option
 @data_dir_option
 @click.option(

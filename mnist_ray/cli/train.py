@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mnist_ray.cli.code import code_options, with_own_networks
+from mnist_ray.cli.completion import complete_dataset, complete_variant
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
@@ -38,8 +39,16 @@ from mnist_ray.config.yaml_files import read_yaml, yaml_text
 
 
 @click.command()
-@click.option("--variant", default=None, metavar="NAME", help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]")
-@click.option("--dataset", default=None, metavar="NAME", help=f"{DATASET_HELP}  [default: mnist]")
+@click.option(
+    "--variant",
+    default=None,
+    metavar="NAME",
+    shell_complete=complete_variant,
+    help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]",
+)
+@click.option(
+    "--dataset", default=None, metavar="NAME", shell_complete=complete_dataset, help=f"{DATASET_HELP}  [default: mnist]"
+)
 @click.option("--name", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
 @storage_option
 @data_dir_option

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 
 from mnist_ray.cli.code import code_options, with_own_networks
+from mnist_ray.cli.completion import complete_dataset, complete_variant
 from mnist_ray.cli.grids import shown_settings
 from mnist_ray.cli.growth import GrowthOptions, growth_options
 from mnist_ray.cli.options import (
@@ -108,8 +109,18 @@ from mnist_ray.grids.search import Search
 @click.option(
     "--max-runs", type=click.IntRange(min=1), default=1000, show_default=True, help="Refuse a grid with more runs."
 )
-@click.option("--variant", metavar="NAME", help=f"Preset of all runs: {', '.join(VARIANTS)}.  [default: the grid's]")
-@click.option("--dataset", metavar="NAME", help=f"{DATASET_HELP}  [default: the grid's, or mnist]")
+@click.option(
+    "--variant",
+    metavar="NAME",
+    shell_complete=complete_variant,
+    help=f"Preset of all runs: {', '.join(VARIANTS)}.  [default: the grid's]",
+)
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help=f"{DATASET_HELP}  [default: the grid's, or mnist]",
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
 )

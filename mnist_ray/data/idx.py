@@ -22,6 +22,7 @@ from mnist_ray.data.image_shape import ImageOptions
 from mnist_ray.data.image_survey import form_of_sizes
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import check_uri
+from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     IntegerArray = npt.NDArray[np.integer]
+
+# In the folder of the four files, if the classes have names.
+CLASS_NAMES = "classes.txt"
 
 IMAGES_MAGIC = 0x0803  # bytes, 3 dimensions: [n, rows, columns]
 COLOURS_MAGIC = 0x0804  # bytes, 4 dimensions: [n, rows, columns, 3]
@@ -170,7 +174,8 @@ def read_labels(path: Path) -> "Tensor":
 def stream_idx_folder(place: str, split: Split, options: ImageOptions) -> ExampleStream:
     """Reads idx:FOLDER (a local folder or its file:// URI), the user's own set under the four usual file names.
 
-    The classes are 0 to the largest training label, in both splits. Images have 3 dimensions in grey, [n, rows,
+    The classes are 0 to the largest training label, in both splits; their names are the lines of the file classes.txt,
+    or the numbers if there is no such file. Images have 3 dimensions in grey, [n, rows,
     columns], and 4 in colour, [n, rows, columns, 3].
 
     Raises:
@@ -182,7 +187,7 @@ def stream_idx_folder(place: str, split: Split, options: ImageOptions) -> Exampl
     images = _read_any_images(_existing(folder, images_name))
     labels = read_labels(_existing(folder, labels_name))
     train_labels = labels if split == "train" else read_labels(_existing(folder, USUAL_NAMES["train"][1]))
-    class_names = tuple(map(str, range(int(train_labels.max()) + 1)))
+    class_names = _class_names(folder, int(train_labels.max()) + 1)
     source = f"dataset=idx:{folder} ({split})"
     count, rows, columns = images.shape[:3]
     sizes = Counter({(columns, rows): count})
@@ -198,6 +203,29 @@ def stream_idx_folder(place: str, split: Split, options: ImageOptions) -> Exampl
     return ExampleStream(
         labels, class_names, form.shape, source, lambda _=None: PixelPieces([("image {}".format, images)], form, source)
     )
+
+
+def _class_names(folder: Path, count: int) -> tuple[str, ...]:
+    path = folder / CLASS_NAMES
+    try:
+        names = [line.strip() for line in path.read_text("utf-8-sig").rstrip().splitlines()]
+    except FileNotFoundError:
+        return tuple(map(str, range(count)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({error})") from None
+    if len(names) != count:
+        raise DataError(
+            f"{path}: has {len(names)} names, the training labels are 0 to {count - 1}; it needs a line for each "
+            "of them, that of class 0 first"
+        )
+    for number, name in enumerate(names):
+        if not name or printable(name) != name:
+            raise DataError(
+                f"{path}: the name of class {number} is empty or holds control characters; change line {number + 1}"
+            )
+        if name in names[:number]:
+            raise DataError(f"{path}: classes {names.index(name)} and {number} have the same name {name!r}; change one")
+    return tuple(names)
 
 
 def _read_any_images(path: Path) -> "npt.NDArray[np.uint8]":

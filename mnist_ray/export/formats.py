@@ -107,7 +107,7 @@ def export_run(
     sha256 = hashlib.sha256(content).hexdigest()
     text = model_card(
         checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256,
-        layers=written_layers(load_network(checkpoint)),
+        layers=written_layers(load_network(checkpoint)), metadata=list(metadata_of(checkpoint)),
     )  # fmt: skip
     _write(path, content, force=force)
     _write(card, text.encode(), force=force)
@@ -180,16 +180,20 @@ def _state_dict(checkpoint: Checkpoint) -> bytes:
     return buffer.getvalue()
 
 
-def _safetensors(checkpoint: Checkpoint) -> bytes:
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns what a file says about its network, each value as JSON: safetensors' and ONNX's metadata."""
     kept = ("run", "epoch", "config", "config_hash", "data_sha256", "class_names", "normalization")
     facts = {name: checkpoint.document[name] for name in kept} | {"image_shape": checkpoint.image_shape}
-    metadata = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
-    return bytes(safetensors.torch.save(checkpoint.model, metadata=metadata))
+    return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+
+
+def _safetensors(checkpoint: Checkpoint) -> bytes:
+    return bytes(safetensors.torch.save(checkpoint.model, metadata=metadata_of(checkpoint)))
 
 
 def _onnx(checkpoint: Checkpoint) -> bytes:
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError:
         raise ConfigError("--to onnx: needs onnx and onnxscript: pip install 'mnist-ray[onnx]'") from None
@@ -203,6 +207,7 @@ def _onnx(checkpoint: Checkpoint) -> bytes:
     # The exporter stores stack traces here, with the paths of this machine.
     for node in model.graph.node:
         node.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, metadata_of(checkpoint))
     return bytes(model.SerializeToString())
 
 

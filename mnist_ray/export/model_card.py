@@ -25,6 +25,7 @@ def model_card(
     file_name: str,
     sha256: str,
     layers: Sequence[tuple[str, str]] | None,
+    metadata: Sequence[str],
 ) -> str:
     """Returns the card of an exported network, in Markdown.
 
@@ -34,6 +35,7 @@ def model_card(
       file_name: name of the exported file.
       sha256: of its content, in hexadecimal.
       layers: name and constructor call (their repr) of the network's layers; None if not all of them are torch's own.
+      metadata: keys of the metadata in files of formats that have any.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_ray.export"),
@@ -55,6 +57,7 @@ def model_card(
         classes=document["class_names"],
         max_classes=_MAX_CLASSES,
         layers=layers,
+        metadata=metadata,
         maker=None if layers else _maker(document),
         dtype="float64" if config["precision"] == "float64" else "float32",
         config_yaml=yaml_text(config),

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -212,3 +213,33 @@ def test_a_set_larger_than_a_split_may_be_is_refused_from_its_header(tmp_path, m
     path = write(tmp_path / "images", idx_bytes(IMAGES))
     with pytest.raises(DataError, match="3 x 4 x 4 elements, more than"):
         read_idx(path, IMAGES_MAGIC)
+
+
+def test_classes_txt_names_the_classes_of_both_splits(tmp_path):
+    write_folder(tmp_path)
+    numbered = load(tmp_path)
+    (tmp_path / "classes.txt").write_bytes("\ufeffnull\r\neins\r\n zwei \r\n\r\n".encode())
+    for split in ("train", "test"):
+        assert load(tmp_path, split).class_names == ("null", "eins", "zwei")
+    assert load(tmp_path).fingerprint != numbered.fingerprint
+    (tmp_path / "classes.txt").write_text("0\n1\n2")
+    assert load(tmp_path).fingerprint == numbered.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb", "has 2 names, the training labels are 0 to 2; it needs a line for each of them"),
+        (b"a\nb\nc\nd\n", "has 4 names, the training labels are 0 to 2"),
+        (b"", "has 0 names"),
+        (b"a\n\nc", "the name of class 1 is empty or holds control characters; change line 2"),
+        (b"a\nb\nc\x1b[31m", "the name of class 2 is empty or holds control characters; change line 3"),
+        (b"a\nb\na", "classes 0 and 2 have the same name 'a'"),
+        (b"a\nb\nc\xff", "can't be read as UTF-8 text"),
+    ],
+)
+def test_a_wrong_classes_txt_is_refused(tmp_path, content, message):
+    write_folder(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/classes.txt: {message}")):
+        load(tmp_path)

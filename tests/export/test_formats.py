@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow.parquet as pq
 import pytest
@@ -33,6 +34,7 @@ from mnist_ray.training.data import normalize, prepare_data
 from mnist_ray.training.loop import fit
 from tests.support.colour_images import colour_images
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SETTINGS = {
     "mlp": ("dropout_batchnorm", {}),
@@ -157,6 +159,8 @@ def test_an_exported_network_gives_the_same_logits_in_its_own_runtime_and_by_the
     exec(code, names)
     found = torch.as_tensor(names["logits"]).detach()
     torch.testing.assert_close(found.double(), expected_logits(checkpoint, images).double(), atol=1e-5, rtol=1e-5)
+    if format_name == "onnx":
+        assert names["class_names"] == checkpoint.document["class_names"]
     assert sorted(path.parent.iterdir()) == [path, path.with_name(f"{path.name}.md")]
 
 
@@ -175,7 +179,7 @@ def test_a_card_writes_down_only_a_sequential_of_torchs_own_layers() -> None:
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_no_path_of_this_machine_is_in_an_exported_file(format_name: str, exported: Any) -> None:
     content = exported("mlp", format_name).read_bytes()
-    assert str(Path(__file__).parents[2]).encode() not in content
+    assert str(ROOT).encode() not in content
     assert b"exporting.py" not in content
 
 
@@ -197,6 +201,24 @@ def test_the_onnx_program_takes_any_batch_of_float32_pixels(exported: Any) -> No
     assert (made.name, made.type, made.shape) == ("logits", "tensor(float)", ["batch", 10])
     in_colour = onnxruntime.InferenceSession(exported("oblong", "onnx"), providers=["CPUExecutionProvider"])
     assert in_colour.get_inputs()[0].shape == ["batch", 3, 20, 30]
+
+
+@pytest.mark.parametrize("run", ["mlp", "oblong"])
+def test_onnx_and_safetensors_say_the_same_facts_by_documented_keys(run: str, storage: str, exported: Any) -> None:
+    path = exported(run, "onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert {entry.key: entry.value for entry in onnx.load(path).metadata_props} == metadata
+    with safetensors.safe_open(exported(run, "safetensors"), framework="pt") as file:
+        assert file.metadata() == metadata
+    document = best(storage, run).document
+    found = {key: json.loads(value) for key, value in metadata.items()}
+    assert found == {key: document[key] for key in found}
+    assert found["class_names"] == list(examples(run, "test").class_names)
+    assert found["normalization"].keys() == {"mean", "std"}
+    for text in ((ROOT / "README.md").read_text(), Path(f"{path}.md").read_text()):
+        (said,) = re.findall(r"metadata\b[^`]*\bhas (.*),? each as JSON", text)
+        assert set(found) <= set(re.findall(r"`(\w+)`", said))
 
 
 def test_the_card_says_what_the_network_is(
