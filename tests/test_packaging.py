@@ -15,7 +15,18 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True)
     (path,) = folder.glob("mnist_ray-*.whl")
     return zipfile.ZipFile(path)
@@ -49,7 +60,8 @@ def test_the_metadata_say_for_whom_it_is_and_link_to_nothing_that_is_not_there(w
 
 
 def test_windows_is_refused_in_one_line() -> None:
-    code = "import sys; sys.platform = 'win32'; from mnist_ray.cli.process import main; main(['runs'])"
+    patched = "import sys; sys.platform, sys.modules['fcntl'] = 'win32', None"
+    code = f"{patched}; from mnist_ray.cli.process import main; main(['runs'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "mnist-ray: error: runs on Linux and macOS; on Windows, run it in WSL\n"

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import click
 from click.shell_completion import get_completion_class
 
+from mnist_ray.config.names import EVALUATION_PATTERN
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.data.datasets import DATASETS, FORMATS
 from mnist_ray.errors import MnistRayError
-from mnist_ray.results.paths import EVALUATIONS, GRIDS, RUNS
+from mnist_ray.results.paths import EVALUATIONS, GRIDS, LATEST, RUNS
 from mnist_ray.storage.storage import open_storage
 
 _VARIABLE = "_MNIST_RAY_COMPLETE"
@@ -48,7 +49,9 @@ def _names_in(folder: str) -> Completion:
         except MnistRayError:
             # The shell has no place for a message; the command itself says what is wrong.
             return []
-        return [name for name in names if name.startswith(incomplete)]
+        names += [LATEST] if folder == EVALUATIONS and names else []
+        # A shell takes the names apart, so only those that commands accept.
+        return [name for name in names if name.startswith(incomplete) and EVALUATION_PATTERN.fullmatch(name)]
 
     return complete
 

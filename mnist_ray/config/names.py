@@ -5,7 +5,7 @@ import re
 from mnist_ray.errors import ConfigError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EVALUATION_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+EVALUATION_PATTERN = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def check_name(value: str, setting: str = "name") -> str:
@@ -27,7 +27,7 @@ def check_evaluation_name(value: str) -> str:
     Raises:
       ConfigError: the name breaks the rule.
     """
-    if not _EVALUATION_NAME.fullmatch(value):
+    if not EVALUATION_PATTERN.fullmatch(value):
         raise ConfigError(
             f"evaluation={value!r}: not a name as `mnist-ray evaluations` lists them: letters, digits, '.', '_' or '-'"
         )

@@ -208,11 +208,17 @@ def stream_idx_folder(place: str, split: Split, options: ImageOptions) -> Exampl
 def _class_names(folder: Path, count: int) -> tuple[str, ...]:
     path = folder / CLASS_NAMES
     try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").rstrip().splitlines()]
+        # Not splitlines: what only some programs take for the end of a line is a part of a name.
+        lines = path.read_text("utf-8-sig").rstrip().split("\n")
     except FileNotFoundError:
+        if path.is_symlink():
+            raise DataError(f"{path}: a link that leads nowhere; mend or remove it") from None
         return tuple(map(str, range(count)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as UTF-8 text ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; save it as such") from None
+    names = [line.strip(" \t\r") for line in lines] if lines != [""] else []
     if len(names) != count:
         raise DataError(
             f"{path}: has {len(names)} names, the training labels are 0 to {count - 1}; it needs a line for each "

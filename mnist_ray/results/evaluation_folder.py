@@ -16,14 +16,13 @@ import pyarrow as pa
 from mnist_ray.config.names import check_evaluation_name
 from mnist_ray.errors import CheckpointError, ConfigError, DataError
 from mnist_ray.results import parquet
-from mnist_ray.results.paths import EVALUATIONS, evaluation_path
+from mnist_ray.results.paths import EVALUATIONS, LATEST, evaluation_path
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
 
 # Those of schema version 2 have no folder: metrics.parquet, predictions-00000.parquet.
 _PART = re.compile(r"(?P<table>[a-z_]+?)(/part-\d+|-\d+)?\.parquet")
-LATEST = "latest"
 _UNKNOWN = datetime.min.replace(tzinfo=UTC)
 
 

@@ -7,6 +7,8 @@
           predictions/<name>/    a folder for each of its tables, _manifest.json, _SUCCESS
 """
 
+# Names the evaluation that began last, where one is asked for.
+LATEST = "latest"
 RUNS, GRIDS, EVALUATIONS, REPORTS, PREDICTIONS = "runs", "grids", "evaluations", "reports", "predictions"
 
 

@@ -1,7 +1,6 @@
 """Shell completion, by the protocol that the shells' scripts speak, and in a real bash."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +44,7 @@ def completions(folder: Path, line: str) -> list[str]:
         ("mnist-ray evaluate --run cnn", ["cnn-a", "cnn-b"]),
         ("mnist-ray evaluate --grid ", ["g1"]),
         ("mnist-ray export m", ["mlp"]),
-        ("mnist-ray compare ", ["cnn-a-on-x", "mine"]),
+        ("mnist-ray compare ", ["cnn-a-on-x", "mine", "latest"]),
         ("mnist-ray query --evaluation m", ["mine"]),
         ("mnist-ray predict --storage nothing --run ", []),
         ("mnist-ray predict --storage s3://bucket/x --run ", []),
@@ -54,6 +53,12 @@ def completions(folder: Path, line: str) -> list[str]:
 )
 def test_values_are_offered(storage: Path, line: str, values: list[str]) -> None:
     assert completions(storage, line) == values
+
+
+def test_only_names_that_a_shell_leaves_whole_are_offered(storage: Path) -> None:
+    for name in ("a b", "x\ny", "$(id)", "'", "-n"):
+        (storage / "results/runs" / name).mkdir()
+    assert completions(storage, "mnist-ray export ") == ["cnn-a", "cnn-b", "mlp"]
 
 
 def test_names_are_those_of_the_storage_on_the_line(storage: Path) -> None:
@@ -69,7 +74,6 @@ def test_the_script_for_a_shell_is_printed(shell: str) -> None:
     assert "mnist-ray" in printed.stdout
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_completes_with_the_script(storage: Path) -> None:
     script = """source <(mnist-ray completion bash)
         COMP_WORDS=(mnist-ray evaluate --run cnn) COMP_CWORD=3

@@ -235,11 +235,23 @@ def test_classes_txt_names_the_classes_of_both_splits(tmp_path):
         (b"a\n\nc", "the name of class 1 is empty or holds control characters; change line 2"),
         (b"a\nb\nc\x1b[31m", "the name of class 2 is empty or holds control characters; change line 3"),
         (b"a\nb\na", "classes 0 and 2 have the same name 'a'"),
-        (b"a\nb\nc\xff", "can't be read as UTF-8 text"),
+        (b"a\nb\x0b\nc", "the name of class 1 is empty or holds control characters"),
+        (b"a\nb\nc\xff", "is not UTF-8 text; save it as such"),
     ],
 )
 def test_a_wrong_classes_txt_is_refused(tmp_path, content, message):
     write_folder(tmp_path)
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=re.escape(f"{tmp_path}/classes.txt: {message}")):
+        load(tmp_path)
+
+
+def test_a_classes_txt_that_is_no_file_is_not_taken_for_none(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "classes.txt").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"classes\.txt: a link that leads nowhere; mend or remove it"):
+        load(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "classes.txt").mkdir()
+    with pytest.raises(DataError, match=r"classes\.txt: can't be read: Is a directory"):
         load(tmp_path)
