@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _PUT_ATTEMPTS = 3
+# What is being deleted has a name of this kind in the staging area.
+_DELETED = "deleted-"
 
 
 class LocalBackend:
@@ -36,8 +38,7 @@ class LocalBackend:
         return (self.root / path).is_file()
 
     def entry(self, path: str) -> FileEntry:
-        status = self._regular(path).stat()
-        return FileEntry(path, status.st_size, str(status.st_mtime_ns))
+        return _entry(path, self._regular(path).stat())
 
     def read(self, path: str) -> bytes:
         return self._regular(path).read_bytes()
@@ -83,7 +84,7 @@ class LocalBackend:
             elif name.endswith("/"):
                 yield from self.files(below.rstrip("/"), left_out, above=above)
             elif status_or_kind is not None:
-                yield FileEntry(below, status_or_kind.st_size, str(status_or_kind.st_mtime_ns))
+                yield _entry(below, status_or_kind)
 
     def folders(self, path: str) -> list[str]:
         folder = self.root / path
@@ -137,8 +138,12 @@ class LocalBackend:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def delete_folder(self, path: str) -> None:
-        target, doomed = self._inside(path), self._inside(f"{STAGING}/deleted-{secrets.token_hex(8)}")
+    def delete(self, path: str) -> None:
+        self._inside(path).unlink(missing_ok=True)
+
+    def delete_folder(self, path: str, first: Sequence[str]) -> None:
+        del first  # all vanish at once
+        target, doomed = self._inside(path), self._inside(f"{STAGING}/{_DELETED}{secrets.token_hex(8)}")
         if not os.path.lexists(target):
             return
         _make_folder(doomed.parent)
@@ -147,21 +152,29 @@ class LocalBackend:
             # One atomic rename hides the whole folder before the first file is deleted.
             os.rename(target, doomed)
             # Delete a link itself, not its target.
-            if doomed.is_dir() and not doomed.is_symlink():
-                shutil.rmtree(doomed)
-            else:
+            if doomed.is_symlink() or not doomed.is_dir():
                 doomed.unlink()
+        while doomed.is_dir():
+            # Another process may finish this deletion, which it takes for a killed one's.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(doomed)
 
-    def staged(self) -> dict[str, float]:
-        """Returns name -> time of the last write, in seconds since the epoch, for the work in progress."""
+    def staged(self) -> dict[str, tuple[float, int]]:
+        """Returns name -> (time of the last write in seconds since the epoch, bytes) for the work in progress.
+
+        Nobody needs what was being deleted, so its time is 0.
+        """
         staging = self.root / STAGING
-        newest = {}
+        found = {}
         for entry in list(staging.iterdir()) if staging.exists() else []:
             # An entry vanishes when its writer finishes.
             with contextlib.suppress(FileNotFoundError):
-                inside = list(entry.rglob("*")) if entry.is_dir() else []
-                newest[entry.name] = max(file.stat().st_mtime for file in [entry, *inside])
-        return newest
+                inside = list(entry.rglob("*")) if entry.is_dir() and not entry.is_symlink() else []
+                statuses = [file.lstat() for file in [entry, *inside]]
+                newest = max(status.st_mtime for status in statuses)
+                size = sum(status.st_size for status in statuses if stat.S_ISREG(status.st_mode))
+                found[entry.name] = (0.0 if entry.name.startswith(_DELETED) else newest, size)
+        return found
 
     def now(self) -> float:
         """Returns the time of the disk's own clock, from a file just written there; a mounted disk's may differ."""
@@ -210,6 +223,10 @@ def _status_or_kind(entry: os.DirEntry[str]) -> os.stat_result | str | None:
         return "link that leads nowhere" if entry.is_symlink() else None
     kinds = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
     return kinds.get(stat.S_IFMT(status.st_mode), status)
+
+
+def _entry(path: str, status: os.stat_result) -> FileEntry:
+    return FileEntry(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
 
 def _is_folder(status: os.stat_result | str | None) -> bool:

@@ -22,11 +22,13 @@ class FileEntry:
       path: relative to the storage.
       size: in bytes.
       stamp: changes whenever the object is written: the time in nanoseconds on a disk, the ETag on S3.
+      written_at: time of the last write by the storage's clock, in seconds since the epoch.
     """
 
     path: str
     size: int
     stamp: str = field(default="", compare=False)
+    written_at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

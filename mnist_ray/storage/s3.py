@@ -124,7 +124,7 @@ class S3Backend:
 
     def entry(self, path: str) -> FileEntry:
         head = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
-        return FileEntry(path, int(head["ContentLength"]), head["ETag"].strip('"'))
+        return FileEntry(path, int(head["ContentLength"]), head["ETag"].strip('"'), head["LastModified"].timestamp())
 
     def _head(self, path: str) -> dict[str, Any] | None:
         """Returns what the server says about an object, None if it finds none."""
@@ -176,9 +176,8 @@ class S3Backend:
         for name, entry in self.objects(path):
             # A key that ends with a slash is a console's placeholder for a folder.
             if not name.endswith("/") and name and not any(part.startswith(".") for part in name.split("/")):
-                yield FileEntry(
-                    f"{path}/{name}" if path else name, int(entry["Size"]), entry.get("ETag", "").strip('"')
-                )
+                stamp, written_at = entry.get("ETag", "").strip('"'), entry["LastModified"].timestamp()
+                yield FileEntry(f"{path}/{name}" if path else name, int(entry["Size"]), stamp, written_at)
 
     def folders(self, path: str) -> list[str]:
         prefixes = [
@@ -234,20 +233,26 @@ class S3Backend:
                 return True
         raise AssertionError("the last attempt returns or raises")
 
-    def delete_folder(self, path: str) -> None:
+    def delete(self, path: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
+
+    def delete_folder(self, path: str, first: Sequence[str]) -> None:
         names = [name for name, _ in self.objects(path)]
         # Delete the markers of a committed folder first.
-        names.sort(key=lambda name: (name != SUCCESS, name != MANIFEST, name))
-        for name in names:
-            self.client.delete_object(Bucket=self.bucket, Key=self.folder_key(path) + name)
+        marks = [name for name in (SUCCESS, MANIFEST, *first) if name in names]
+        for name in marks:
+            self.delete(f"{path}/{name}")
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(lambda name: self.delete(f"{path}/{name}"), sorted({*names} - {*marks})))
 
-    def staged(self) -> dict[str, float]:
-        """Returns name -> time of the last write, in seconds since the epoch, for the work in progress."""
-        newest: dict[str, float] = {}
+    def staged(self) -> dict[str, tuple[float, int]]:
+        """Returns name -> (time of the last write in seconds since the epoch, bytes) for the work in progress."""
+        found: dict[str, tuple[float, int]] = {}
         for path, entry in self.objects(STAGING):
             name = path.partition("/")[0]
-            newest[name] = max(newest.get(name, 0.0), entry["LastModified"].timestamp())
-        return newest
+            newest, size = found.get(name, (0.0, 0))
+            found[name] = (max(newest, entry["LastModified"].timestamp()), size + int(entry["Size"]))
+        return found
 
     def now(self) -> float:
         """Returns the server's time, from an object just written."""
@@ -256,7 +261,7 @@ class S3Backend:
         try:
             head = self.client.head_object(Bucket=self.bucket, Key=self.key(path))
         finally:
-            self.client.delete_object(Bucket=self.bucket, Key=self.key(path))
+            self.delete(path)
         return float(head["LastModified"].timestamp())
 
     def uploads(self) -> list[Upload]:
@@ -273,17 +278,26 @@ class S3Backend:
                 raise
             return []
 
-    def abort(self, uploads: Sequence[Upload]) -> None:
-        """Aborts multipart uploads."""
-        for upload in uploads:
-            try:
-                self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
-            except self.client.exceptions.NoSuchUpload:
-                # Another process has aborted it.
-                continue
-            except self.client.exceptions.ClientError as error:
-                if _status(error) not in _NOT_ALLOWED:
-                    raise
+    def size(self, upload: Upload) -> int:
+        """Returns the bytes that a multipart upload has sent."""
+        pages = self.client.get_paginator("list_parts").paginate(
+            Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id
+        )
+        try:
+            return sum(int(part["Size"]) for page in pages for part in page.get("Parts", []))
+        except self.client.exceptions.ClientError as error:
+            if _status(error) not in (404, *_NOT_ALLOWED):
+                raise
+            return 0
+
+    def abort(self, upload: Upload) -> None:
+        """Aborts a multipart upload."""
+        try:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.upload_id)
+        except self.client.exceptions.ClientError as error:
+            # 404: another process has aborted it.
+            if _status(error) not in (404, *_NOT_ALLOWED):
+                raise
 
     def commit(self, path: str, staging: str, files: Sequence[StoredFile], manifest: bytes) -> bool:
         """Copies the staged files, then commits by creating the manifest; returns False if there is one already."""
@@ -311,7 +325,7 @@ class S3Backend:
             return
         for file in files:
             if file.stored_name not in kept:
-                self.client.delete_object(Bucket=self.bucket, Key=self.key(f"{path}/{file.stored_name}"))
+                self.delete(f"{path}/{file.stored_name}")
 
 
 def _status(error: Any) -> int:

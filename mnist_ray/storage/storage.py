@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_ray.errors import ConflictError, DataError, StorageError
 from mnist_ray.storage.failures import OS_REASONS, MissingError, storage_errors
+from mnist_ray.storage.leftovers import Leftover, find_leftovers
 from mnist_ray.storage.local import LocalBackend
 from mnist_ray.storage.manifest import MANIFEST, STAGING, SUCCESS, FileEntry, LeftOut, StoredFile, files_of
 from mnist_ray.storage.s3 import S3Backend
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileEntry",
+    "Leftover",
     "MissingError",
     "PendingFolder",
     "Proof",
@@ -159,10 +161,19 @@ class Storage:
         with storage_errors(self.uri_of(path), "written"):
             return self._backend.create(_check_path(path), data)
 
-    def delete_folder(self, path: str) -> None:
-        """Deletes a folder with its contents; a committed folder stops being committed first."""
+    def delete(self, path: str) -> None:
+        """Deletes an object, if it is there."""
         with storage_errors(self.uri_of(path), "deleted"):
-            self._backend.delete_folder(_check_path(path))
+            self._backend.delete(_check_path(path))
+
+    def delete_folder(self, path: str, *, first: Sequence[str] = ()) -> None:
+        """Deletes a folder with its contents; a committed folder stops being committed first.
+
+        Args:
+          first: names of objects in it that S3, which deletes one at a time, deletes first; a disk hides all at once.
+        """
+        with storage_errors(self.uri_of(path), "deleted"):
+            self._backend.delete_folder(_check_path(path), first)
 
     def check(self) -> None:
         """Checks all capabilities that prove shows, making a missing local folder; raises as it does."""
@@ -220,25 +231,31 @@ class Storage:
         self.remove_leftovers()
         return PendingFolder(self, _check_path(path), secrets.token_hex(8))
 
-    def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
-        """Removes leftovers of killed writers from the staging area, by the age of each writer's newest file.
-
-        On S3, also aborts unfinished multipart uploads of that age, anywhere in the storage.
-        """
-        with storage_errors(self.uri_of(STAGING), "listed"):
-            staged = self._backend.staged()
-            uploads = self._backend.uploads() if isinstance(self._backend, S3Backend) else []
-        if not staged and not uploads:
-            return
-        # Use the storage's own clock: this machine's may be days ahead.
+    def now(self) -> float:
+        """Returns the time of the storage's own clock, in seconds since the epoch: this machine's may be days ahead."""
         with storage_errors(self.uri_of(STAGING), "written"):
-            before = self._backend.now() - older_than_s
-        for name, modified in staged.items():
-            if modified < before:
-                self.delete_folder(f"{STAGING}/{name}")
-        if isinstance(self._backend, S3Backend):
+            return self._backend.now()
+
+    def leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> list[Leftover]:
+        """Returns leftovers of killed writers in the staging area, by the age of each writer's newest file.
+
+        Includes deletions that a killed process began, of any age, and on S3 unfinished multipart uploads anywhere in
+        the storage.
+        """
+        return find_leftovers(self._backend, self.uri_of(STAGING), older_than_s=older_than_s)
+
+    def remove(self, leftover: Leftover) -> None:
+        """Removes a leftover."""
+        if isinstance(leftover.what, str):
+            self.delete_folder(leftover.what)
+        elif isinstance(self._backend, S3Backend):
             with storage_errors(self.uri, "deleted"):
-                self._backend.abort([upload for upload in uploads if upload.begun < before])
+                self._backend.abort(leftover.what)
+
+    def remove_leftovers(self, *, older_than_s: float = STAGING_LIFETIME_S) -> None:
+        """Removes leftovers of killed writers; see `leftovers`."""
+        for leftover in self.leftovers(older_than_s=older_than_s):
+            self.remove(leftover)
 
     def read_manifest(self, path: str) -> dict[str, Any] | None:
         """Returns the manifest of a committed folder, None if the folder isn't committed.

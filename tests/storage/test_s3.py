@@ -85,7 +85,8 @@ def test_a_bucket_without_a_prefix_is_a_storage(s3_uri: str) -> None:
 
 def test_a_listing_of_several_pages_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def page(name: str, more: str) -> Answer:
-        entry = f"<Contents><Key>prefix/images/{name}.png</Key><Size>7</Size></Contents>"
+        written = "<LastModified>2026-01-02T03:04:05Z</LastModified>"
+        entry = f"<Contents><Key>prefix/images/{name}.png</Key><Size>7</Size>{written}</Contents>"
         return 200, f"<ListBucketResult>{more}{entry}</ListBucketResult>".encode()
 
     def answer(method: str, path: str, times: int) -> Answer:
