@@ -16,6 +16,7 @@ from mnist_ray.cli.options import address_option, data_dir_option, data_folder, 
 from mnist_ray.cli.plan import plan
 from mnist_ray.cli.predict import predict
 from mnist_ray.cli.query import query
+from mnist_ray.cli.removal import prune, rm
 from mnist_ray.cli.reports import compare, report
 from mnist_ray.cli.reproduce import reproduce
 from mnist_ray.cli.storage import storage
@@ -26,7 +27,7 @@ from mnist_ray.interruption import Stop, last_stop, stoppable
 from mnist_ray.text.escape import printable_log
 
 # What the same command does when it is run again after a stop.
-_GOES_ON = {"train": "with --resume goes on", "tune": "goes on", "demo": "goes on"}
+_GOES_ON = {"train": "with --resume goes on", "tune": "goes on", "demo": "goes on", "rm": "goes on", "prune": "goes on"}
 
 
 class _Stopped(Exception):
@@ -81,7 +82,7 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
 
 for _command in (
     train, evaluate, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce, predict,
-    storage, completion,
+    storage, rm, prune, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

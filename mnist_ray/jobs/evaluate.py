@@ -29,8 +29,9 @@ from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.evaluated_data import common_dataset, trained_elsewhere, trained_on
 from mnist_ray.results.evaluation_folder import EvaluationFolder, evaluations_of_split, open_evaluation
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.kinds import RUN, existing
 from mnist_ray.results.lineage import command_line, lineage
-from mnist_ray.results.paths import RUNS, evaluation_path, report_path
+from mnist_ray.results.paths import PAGE, evaluation_path, report_path
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import PendingFolder, Storage, open_storage
@@ -181,7 +182,7 @@ def _say_conversion(plan: Plan, conversion: str | None) -> None:
 def _page(folder: EvaluationFolder) -> str:
     """Returns the page's URI; writes the page if it doesn't exist."""
     # The plotting libraries take a second to import.
-    from mnist_ray.report.page import PAGE, report_evaluation
+    from mnist_ray.report.page import report_evaluation
 
     page = report_path(folder.name, PAGE)
     if folder.storage.exists(page):
@@ -195,7 +196,7 @@ def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
     if job.config.grid is not None:
         names, what = GridFolder(storage, job.config.grid).run_names(), f"grid {job.config.grid!r}"
     else:
-        names, what = storage.list_folders(RUNS), f"storage={storage.uri!r}"
+        names, what = existing(storage, RUN), f"storage={storage.uri!r}"
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         is_finished = list(pool.map(lambda run: RunFolder(storage, run).is_finished(), names))
     finished = [run for run, done in zip(names, is_finished, strict=True) if done]

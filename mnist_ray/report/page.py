@@ -26,12 +26,10 @@ from mnist_ray.report.setting_names import varying_settings
 from mnist_ray.report.size_charts import size_charts
 from mnist_ray.results.columns import column_of
 from mnist_ray.results.evaluation_folder import EvaluationFolder
-from mnist_ray.results.paths import report_path
+from mnist_ray.results.paths import PAGE, report_path
 from mnist_ray.results.setting_words import setting_text
 from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
-
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)

@@ -249,8 +249,16 @@ def find_evaluation(storage: Storage, wanted: str) -> EvaluationFolder:
         folders = committed_evaluations(storage)
         return folders[-1] if folders else open_evaluation(storage, wanted)
     committed = _with_manifest(storage, names, lambda _manifest: True)
-    if len(committed) > 1:
-        raise ConfigError(
-            f"evaluation {wanted!r}: {len(committed)} begin so: {', '.join(committed[:4])}; write more of it"
-        )
-    return open_evaluation(storage, committed[0] if committed else wanted)
+    return open_evaluation(storage, beginning_with(wanted, committed) or wanted)
+
+
+def beginning_with(wanted: str, names: Sequence[str]) -> str | None:
+    """Returns the name that is or begins with what is wanted; None if there is none.
+
+    Raises:
+      ConfigError: several begin so.
+    """
+    found = [wanted] if wanted in names else [name for name in names if name.startswith(wanted)]
+    if len(found) > 1:
+        raise ConfigError(f"evaluation {wanted!r}: {len(found)} begin so: {', '.join(found[:4])}; write more of it")
+    return found[0] if found else None

@@ -20,6 +20,7 @@ from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import GridDocument, LooksDocument, broken_rule
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import config_columns, settings_row
+from mnist_ray.results.kinds import GRID, remains
 from mnist_ray.results.paths import grid_path, run_path
 from mnist_ray.results.run_documents import code_change, config_in, read_run_document
 from mnist_ray.results.run_progress import RunProgress
@@ -103,6 +104,8 @@ class GridFolder:
         names = [run.run for run in runs]
         how = {"kind": search.kind, "seed": search.seed} if search else None
         existing = self.document()
+        if existing is None and (left := remains(self.storage, GRID, self.name)):
+            raise ConflictError(left)
         if existing is not None:
             missing = set(existing["runs"]) - set(names)
             if change := self._code_change(sorted(missing), runs):

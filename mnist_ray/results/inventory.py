@@ -14,7 +14,8 @@ from mnist_ray.results import parquet
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import settings_row
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.paths import GRIDS, RUNS, run_path
+from mnist_ray.results.kinds import RUN, existing
+from mnist_ray.results.paths import GRIDS, run_path
 from mnist_ray.results.run_documents import config_in, read_run_document
 from mnist_ray.results.run_progress import read_progress
 from mnist_ray.results.schemas import TABLES
@@ -29,7 +30,7 @@ def runs_table(storage: Storage) -> tuple[pa.Table, list[str]]:
     Raises:
       StorageError: the storage can't be read.
     """
-    documents, left_out = _grid_documents(storage)
+    documents, left_out = grid_documents(storage)
     grid_of = {run: grid for grid, document in documents.items() for run in document["runs"]}
 
     def row(run: str) -> dict[str, Any] | str:
@@ -44,7 +45,7 @@ def runs_table(storage: Storage) -> tuple[pa.Table, list[str]]:
         return {**settings, **progress, **facts}
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        rows = list(pool.map(row, storage.list_folders(RUNS)))
+        rows = list(pool.map(row, existing(storage, RUN)))
     left_out += [line for line in rows if isinstance(line, str)]
     return _table("runs", [line for line in rows if not isinstance(line, str)]), left_out
 
@@ -57,11 +58,16 @@ def grids_table(storage: Storage) -> tuple[pa.Table, list[str]]:
     """
     runs, left_out = runs_table(storage)
     by_name = {row["run"]: row for row in runs.select(["run", "status", "trained_at"]).to_pylist()}
-    documents, _ = _grid_documents(storage)
+    documents, _ = grid_documents(storage)
     return _table("grids", [_grid_row(document, by_name) for document in documents.values()]), left_out
 
 
-def _grid_documents(storage: Storage) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def grid_documents(storage: Storage) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Returns grid -> grid.json, and what was left out because it is damaged.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
     documents, damaged = {}, []
     for grid in storage.list_folders(GRIDS):
         try:

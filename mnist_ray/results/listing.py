@@ -7,7 +7,8 @@ from typing import Any
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.paths import EVALUATIONS, GRIDS, RUNS, evaluation_path, run_path
+from mnist_ray.results.kinds import RUN, existing
+from mnist_ray.results.paths import EVALUATIONS, GRIDS, evaluation_path, run_path
 from mnist_ray.results.run_progress import read_progress
 from mnist_ray.setting import settings_where
 from mnist_ray.storage.storage import MissingError, Storage, open_storage
@@ -23,7 +24,7 @@ def list_runs(storage_uri: str) -> list[dict[str, Any]]:
       StorageError: the storage can't be read.
     """
     storage = open_storage(storage_uri)
-    return [_run_row(storage, run) for run in storage.list_folders(RUNS)]
+    return [_run_row(storage, run) for run in existing(storage, RUN)]
 
 
 def _run_row(storage: Storage, run: str) -> dict[str, Any]:

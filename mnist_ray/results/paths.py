@@ -9,6 +9,8 @@
 
 # Names the evaluation that began last, where one is asked for.
 LATEST = "latest"
+# The page of a report.
+PAGE = "report.html"
 RUNS, GRIDS, EVALUATIONS, REPORTS, PREDICTIONS = "runs", "grids", "evaluations", "reports", "predictions"
 
 

@@ -35,6 +35,7 @@ from mnist_ray.results import lineage, parquet
 from mnist_ray.results.checkpoint_folder import Checkpoint, CheckpointFolder, epoch_name
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
+from mnist_ray.results.kinds import RUN, remains
 from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_documents import (
     DamagedCheckpoint,
@@ -76,6 +77,8 @@ class RunFolder:
             "data_sha256": data.fingerprint,
             "begun_at": datetime.now(UTC).isoformat(),
         }
+        if left := remains(self.storage, RUN, self.run):
+            raise ConflictError(left)
         if self.storage.create_bytes(self.path("config.json"), with_checksum(document)):
             return
         self.check_config(config)
