@@ -7,6 +7,7 @@ import click
 
 import mnist_ray
 from mnist_ray.cli.completion import completion
+from mnist_ray.cli.copying import cp
 from mnist_ray.cli.evaluate import evaluate
 from mnist_ray.cli.export import export
 from mnist_ray.cli.grids import grids
@@ -27,7 +28,14 @@ from mnist_ray.interruption import Stop, last_stop, stoppable
 from mnist_ray.text.escape import printable_log
 
 # What the same command does when it is run again after a stop.
-_GOES_ON = {"train": "with --resume goes on", "tune": "goes on", "demo": "goes on", "rm": "goes on", "prune": "goes on"}
+_GOES_ON = {
+    "train": "with --resume goes on",
+    "tune": "goes on",
+    "demo": "goes on",
+    "rm": "goes on",
+    "prune": "goes on",
+    "cp": "goes on",
+}
 
 
 class _Stopped(Exception):
@@ -82,7 +90,7 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
 
 for _command in (
     train, evaluate, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce, predict,
-    storage, rm, prune, completion,
+    storage, rm, prune, cp, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

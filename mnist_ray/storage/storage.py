@@ -334,15 +334,28 @@ class PendingFolder:
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"file name {name!r}: use letters, digits, '.', '_' and '-' after a letter or digit")
         sha256 = hashlib.sha256(data).hexdigest()
-        stored_name = name
-        if not self.storage.is_local:
-            # S3 can't rename a folder, so files are copied to the final folder before the manifest: a hash in the name
-            # keeps two writers from overwriting each other's files.
-            folder, slash, file = name.rpartition("/")
-            stem, dot, suffix = file.partition(".")
-            stored_name = f"{folder}{slash}{stem}-{sha256[:12]}{dot}{suffix}"
+        stored_name = self._stored_name(name, sha256)
         self.storage.write_bytes(f"{self._staging}/{stored_name}", data)
         return StoredFile(name, stored_name, len(data), sha256)
+
+    def _stored_name(self, name: str, sha256: str) -> str:
+        if self.storage.is_local:
+            return name
+        # S3 can't rename a folder, so files are copied to the final folder before the manifest: a hash in the name
+        # keeps two writers from overwriting each other's files.
+        folder, slash, file = name.rpartition("/")
+        stem, dot, suffix = file.partition(".")
+        return f"{folder}{slash}{stem}-{sha256[:12]}{dot}{suffix}"
+
+    def staged(self, name: str, sha256: str) -> StoredFile | None:
+        """Returns a file that write has stored, read again; None if it is missing or its content is another."""
+        stored_name = self._stored_name(name, sha256)
+        try:
+            data = self.storage.read_bytes(f"{self._staging}/{stored_name}")
+        except MissingError:
+            return None
+        is_same = hashlib.sha256(data).hexdigest() == sha256
+        return StoredFile(name, stored_name, len(data), sha256) if is_same else None
 
     def commit(self, files: Sequence[StoredFile], manifest: Mapping[str, Any]) -> bool:
         """Makes the folder visible, with exactly these files.

@@ -159,7 +159,7 @@ def test_a_mistyped_storage_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.fault
 def test_killed_anywhere_no_run_is_damaged_and_the_same_command_finishes(uri: str, results: Results) -> None:
-    step, least_points = (6, 20) if uri.startswith("s3://") else (1, 20)
+    step, least_points = (8, 20) if uri.startswith("s3://") else (1, 20)
     storages = [put(results.folder, f"{uri}/{n}") for n in range(60 // step)]
     rows = list_runs(storages[0].uri)
     killed, code = killed_everywhere([storage.uri for storage in storages], ["prune", "--storage", "URI"], step=step)

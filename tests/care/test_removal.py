@@ -182,8 +182,8 @@ def test_killed_anywhere_it_leaves_nothing_half_there_and_the_same_command_finis
     arguments: list[str], least_points: int, uri: str, results: Results
 ) -> None:
     arguments = [results.runs[0] if word == "RUN" else word for word in arguments]
-    step = 8 if uri.startswith("s3://") else 1
-    storages = [put(results.folder, f"{uri}/{n}") for n in range((least_points + 40) // step)]
+    step = 12 if uri.startswith("s3://") else 1
+    storages = [put(results.folder, f"{uri}/{n}") for n in range((least_points + 45) // step)]
     whole = {row["run"]: row for row in list_runs(storages[0].uri)}
     killed, code = killed_everywhere(
         [storage.uri for storage in storages],

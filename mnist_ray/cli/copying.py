@@ -1,0 +1,61 @@
+"""The command that copies results from storage to storage: cp."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from mnist_ray.errors import ConfigError
+from mnist_ray.storage.storage import check_uri, open_storage
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--run", "runs", multiple=True, metavar="NAME", help="Copy this run; may be repeated, like the others.")
+@click.option("--grid", "grids", multiple=True, metavar="NAME", help="Copy this grid with its runs.")
+@click.option(
+    "--evaluation", "evaluations", multiple=True, metavar="NAME", help="Copy this evaluation, with its report."
+)
+@click.option("--prediction", "predictions", multiple=True, metavar="NAME", help="Copy this prediction.")
+def cp(source: str, target: str, **wanted: Sequence[str]) -> None:
+    """Copies results between storages SRC and DST, each a folder or s3://bucket/prefix; everything by default.
+
+    Every file is verified by its SHA-256, in DST too. The same command again sends only what is missing. What exists
+    in DST with other content is a conflict, and stays.
+    """
+    from mnist_ray.results.copying import Selection, copy_results, select
+    from mnist_ray.text.sizes import count_text, size_text
+
+    here, there = open_storage(check_uri(source, "SRC")), open_storage(check_uri(target, "DST"))
+    if here == there:
+        raise ConfigError(f"DST={target!r}: the same storage as SRC; choose another")
+    results = select(here, Selection(**wanted))
+    there.check()
+    there.remove_leftovers()
+    copied = list(_with_progress(copy_results(here, there, results), len(results)))
+    counts = Counter(each.kind.name for each in copied)
+    names = ", ".join(count_text(count, kind) for kind, count in counts.items())
+    sent = count_text(sum(each.num_files for each in copied), "file")
+    click.echo(f"{names} in {there.uri}: {sent} sent ({size_text(sum(each.num_bytes for each in copied))})")
+
+
+def _with_progress(copied: Iterable[Any], total: int) -> Iterator[Any]:
+    """Yields results.copying.Copied and shows a bar on a terminal, else a line for each."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mnist_ray.text.escape import say_line
+    from mnist_ray.text.sizes import count_text, size_text
+
+    console = Console(file=sys.stderr)
+    if console.is_terminal:
+        with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+            yield from progress.track(copied, total=total, description="results")
+        return
+    for each in copied:
+        sent = f"{count_text(each.num_files, 'file')} sent, {size_text(each.num_bytes)}"
+        say_line(f"{each.kind.name} {each.name}: {sent if each.num_files else 'there already'}")
+        yield each
