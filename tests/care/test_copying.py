@@ -260,7 +260,7 @@ def test_what_cant_be_copied_is_one_line_and_leaves_nothing(
 def test_killed_anywhere_no_reader_meets_a_half_copy_and_the_same_command_finishes(
     uri: str, folder: Storage, results: Results
 ) -> None:
-    step, least_points = (25, 100) if uri.startswith("s3://") else (7, 150)
+    step, least_points = (25, 100) if uri.startswith("s3://") else (6, 90)
     targets = [open_storage(f"{uri}/{n}") for n in range(400 // step)]
     whole = {row["run"]: row for row in list_runs(folder.uri)}
     killed, code = killed_everywhere([target.uri for target in targets], ["cp", folder.uri, "URI"], step=step)
