@@ -16,11 +16,13 @@ from mnist_ray.cli.lists import evaluations, runs
 from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option, target_cluster
 from mnist_ray.cli.plan import plan
 from mnist_ray.cli.predict import predict
+from mnist_ray.cli.publish import publish
 from mnist_ray.cli.query import query
 from mnist_ray.cli.removal import prune, rm
 from mnist_ray.cli.reports import compare, report
 from mnist_ray.cli.reproduce import reproduce
 from mnist_ray.cli.storage import storage
+from mnist_ray.cli.tables import tables
 from mnist_ray.cli.train import train
 from mnist_ray.cli.tune import tune
 from mnist_ray.errors import MnistRayError, RunFailedError
@@ -90,7 +92,7 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
 
 for _command in (
     train, evaluate, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce, predict,
-    storage, rm, prune, cp, completion,
+    storage, rm, prune, cp, publish, tables, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 
