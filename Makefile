@@ -13,10 +13,11 @@ demo: $(INSTALLED)
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not series"
+	$(PYTEST) -m "not series and not spark"
 
-# Includes the series (repetitions and variants of tests of `make test`, lost nodes, an autoscaler) and test-faults.
-test-all: $(INSTALLED)
+# Includes the series (repetitions and variants of tests of `make test`, lost nodes, an autoscaler), test-faults and
+# Spark, which needs Java.
+test-all: $(VENV)/.spark
 	$(PYTEST)
 
 # Only kills, lost nodes, failing networks, full disks and damaged checkpoints.
@@ -24,7 +25,7 @@ test-faults: $(INSTALLED)
 	$(PYTEST) -m fault --durations 20
 
 test-fast: $(INSTALLED)
-	$(PYTEST) -m "not ray and not s3 and not slow and not gpu and not series"
+	$(PYTEST) -m "not ray and not s3 and not slow and not gpu and not series and not spark"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -44,6 +45,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/evaluate_scale.py
+	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/ddp.py
 
 # Needs Chromium.
@@ -64,4 +66,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mnist-ray needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.spark: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,spark]'
 	touch $@
