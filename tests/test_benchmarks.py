@@ -445,3 +445,12 @@ def test_a_comparison_of_many_settings_is_measured(run_script, capsys) -> None:
     assert figures["pairs"] == 190
     assert figures["after"] >= figures["before"] > 50
     assert figures["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_publication_is_measured(run_script, capsys) -> None:
+    run_script("publish.py", "--evaluations", "2", "--json", shortest=(), with_data=False)
+    results = json.loads(capsys.readouterr().out)
+    rows = {name: figures["rows"] for name, figures in results.items() if "rows" in figures}
+    assert rows == {"iceberg: scan": 2 * 355, "iceberg: duckdb": 2 * 355, "delta: deltalake": 2 * 355}
+    assert all(figures["seconds"] > 0 for figures in results.values())
