@@ -19,7 +19,6 @@ class Setting:
       is_per_run: whether the runs of one stack may differ in it; False if shapes, data or steps depend on it.
       is_of_data: whether a run's training or validation examples depend on it.
       is_on_page: whether a report's page shows it next to the accuracies, where runs differ in it.
-      is_listed: whether `mnist-ray runs` shows it.
       may_hold_credentials: whether messages must hide its value.
       word: its short name in the names of settings; the setting's name by default.
       none_word: what no value means, in the names of settings.
@@ -30,7 +29,6 @@ class Setting:
     is_per_run: bool = False
     is_of_data: bool = False
     is_on_page: bool = False
-    is_listed: bool = False
     may_hold_credentials: bool = False
     word: str | None = None
     none_word: str = "none"

@@ -377,5 +377,5 @@ def test_json_that_is_nested_without_end_is_damaged_and_no_crash(
     open_storage(str(tmp_path)).write_bytes("runs/a/config.json", b"[" * 1_000_000)
     commands = {"_manifest.json": ["report", "a"], "status.json": ["runs"], "grid.json": ["grids"]}
     code = run_command([*commands[name], "--storage", str(tmp_path)])
-    assert code == (0 if name == "status.json" else 3)
+    assert code == (3 if name == "_manifest.json" else 0)
     assert "damaged" in "".join(capsys.readouterr())

@@ -20,7 +20,7 @@ class Sample(BaseModel):
 def test_a_setting_without_facts_is_shared_by_a_stack_and_shown_nowhere() -> None:
     assert setting_of(Sample, "plain") == Setting()
     assert settings_where(Sample, lambda setting: not setting.is_per_run) == ("plain", "either")
-    assert settings_where(Sample, lambda setting: setting.is_on_page or setting.is_listed) == ()
+    assert settings_where(Sample, lambda setting: setting.is_on_page) == ()
 
 
 def test_facts_stand_beside_limits_and_rules() -> None:
@@ -39,7 +39,6 @@ def test_the_facts_about_the_settings_of_training() -> None:
     assert DATA_SETTINGS == (
         "dataset", "train_limit", "validation_fraction", "validation_seed", "image_size", "color", "fit",
     )  # fmt: skip
-    assert settings_where(TrainConfig, lambda setting: setting.is_listed) == ("variant", "dataset", "seed", "model")
     assert settings_where(TrainConfig, lambda setting: setting.is_on_page) == (
         "hidden_sizes", "dropout", "batch_norm", "weight_decay", "label_smoothing", "augmentation", "image_size",
         "color", "fit",

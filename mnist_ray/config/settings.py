@@ -85,19 +85,19 @@ def _json(document: Mapping[str, Any]) -> str:
 class _NetworkConfig(_Config):
     """The run's identity and network."""
 
-    variant: Annotated[str, Setting(is_per_run=True, is_listed=True)] = Field(
+    variant: Annotated[str, Setting(is_per_run=True)] = Field(
         "baseline", description="name of the preset that the other settings start from"
     )
     dataset: Annotated[
         _Dataset,
         # The column `dataset` holds the evaluated data set.
-        Setting(is_of_data=True, is_listed=True, may_hold_credentials=True, column="train_dataset"),
+        Setting(is_of_data=True, may_hold_credentials=True, column="train_dataset"),
     ] = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
-    seed: Annotated[int, Setting(is_per_run=True, is_listed=True)] = Field(
+    seed: Annotated[int, Setting(is_per_run=True)] = Field(
         0, ge=0, lt=2**63, description="seed of every random stream of the run"
     )
 
-    model: Annotated[str, AfterValidator(check_model), Setting(is_listed=True)] = Field(
+    model: Annotated[str, AfterValidator(check_model)] = Field(
         "mlp",
         description=f"network: {', '.join(MODELS)}, or the function that makes your own, FILE.py:FUNCTION or "
         "package.module:FUNCTION",

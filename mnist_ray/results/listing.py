@@ -1,103 +1,153 @@
-"""Lists the runs, evaluations and grids of a storage."""
+"""Rows of the lists of runs and evaluations, and which of them a user wants; imports neither torch nor ray."""
 
 import json
-from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.errors import CheckpointError, DataError
-from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.kinds import RUN, existing
-from mnist_ray.results.paths import EVALUATIONS, GRIDS, evaluation_path, run_path
-from mnist_ray.results.run_progress import read_progress
-from mnist_ray.setting import settings_where
-from mnist_ray.storage.storage import MissingError, Storage, open_storage
+from mnist_ray.errors import CheckpointError, ConfigError, DataError, MnistRayError
+from mnist_ray.results.columns import column_of, with_own_settings
+from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.inventory import folder_sizes, read_inventory
+from mnist_ray.results.kinds import EVALUATION
+from mnist_ray.results.paths import evaluation_path, run_path
+from mnist_ray.results.setting_words import exact_text, setting_text
+from mnist_ray.storage.manifest import MANIFEST, REQUESTS_AT_ONCE
+from mnist_ray.storage.storage import MissingError, Storage
+from mnist_ray.text.suggestions import did_you_mean
 
-# Errors from reading a folder with a file that is missing, truncated or malformed.
-_DAMAGED = (MissingError, CheckpointError, DataError, ValueError, KeyError, TypeError, RecursionError)
+Row = dict[str, Any]
+# Errors from reading an evaluation of which a file is missing, truncated or malformed.
+_DAMAGED = (MissingError, DataError, ConfigError, ValueError, KeyError, TypeError)
 
 
-def list_runs(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row per run: settings that tell runs apart, epochs done, best epoch, status.
+def run_rows(storage: Storage) -> list[Row]:
+    """Returns all runs as rows of the table runs, each with date, size and URI.
 
     Raises:
       StorageError: the storage can't be read.
     """
-    storage = open_storage(storage_uri)
-    return [_run_row(storage, run) for run in existing(storage, RUN)]
+    found = read_inventory(storage)
+    rows = [{**row, "date": row["trained_at"] or row["begun_at"]} for row in with_own_settings(found.runs)]
+    rows += [damaged_row("run", name, reason) for name, reason in found.damaged_runs.items()]
+    return [stored(row, "run", found.run_bytes[row["run"]], storage.uri_of(run_path(row["run"]))) for row in rows]
 
 
-def _run_row(storage: Storage, run: str) -> dict[str, Any]:
+def stored(row: Row, kind: str, num_bytes: int, uri: str) -> Row:
+    """Returns a row of a list with its size and place; what identifies it comes first."""
+    return {kind: row[kind], "status": row["status"], "date": row["date"], "bytes": num_bytes, "uri": uri, **row}
+
+
+def damaged_row(kind: str, name: str, reason: str) -> Row:
+    """Returns the row of a run, grid or evaluation that can't be read."""
+    return {kind: name, "status": "damaged", "reason": reason, "date": None}
+
+
+def evaluation_rows(storage: Storage) -> list[Row]:
+    """Returns the evaluations that are committed or damaged.
+
+    Raises:
+      StorageError: the storage can't be read.
+    """
+    sizes = folder_sizes(storage, EVALUATION)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        rows = list(pool.map(lambda name: _evaluation_row(storage, name), sizes))
+    return [
+        stored(row, "evaluation", sizes[name], storage.uri_of(evaluation_path(name)))
+        for name, row in zip(sizes, rows, strict=True)
+        if row is not None
+    ]
+
+
+def _evaluation_row(storage: Storage, name: str) -> Row | None:
     try:
-        config = json.loads(storage.read_bytes(run_path(run, "config.json")))["config"]
-        progress = read_progress(storage, run)
+        folder = open_evaluation(storage, name)
+        accuracies = folder.table("metrics", columns=["accuracy"])["accuracy"].to_pylist()
         return {
-            "run": run,
-            "status": progress.status,
-            **{name: config[name] for name in settings_where(TrainConfig, lambda setting: setting.is_listed)},
-            "epochs": progress.epochs_done,
-            "best_epoch": progress.best_epoch,
-            "val_accuracy": progress.best_val_accuracy,
-            "val_loss": progress.best_val_loss,
-        }
-    except _DAMAGED:
-        return {"run": run, "status": "damaged"}
-
-
-def list_evaluations(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row per evaluation that is committed or has a damaged manifest.
-
-    Raises:
-      StorageError: the storage can't be read.
-    """
-    storage = open_storage(storage_uri)
-    rows = [_evaluation_row(storage, name) for name in storage.list_folders(EVALUATIONS)]
-    return [row for row in rows if row]
-
-
-def _evaluation_row(storage: Storage, name: str) -> dict[str, Any] | None:
-    try:
-        manifest = storage.read_manifest(evaluation_path(name))
-        return manifest and {
-            "evaluation": name,
+            **folder.facts,
             "status": "committed",
-            "dataset": manifest["config"]["dataset"],
-            "split": manifest["config"]["split"],
-            "runs": len(manifest["runs"]),
-            "examples": manifest["num_examples"],
-            "uri": storage.uri_of(evaluation_path(name)),
+            "grid": folder.grid or "",
+            "runs": folder.runs,
+            "num_runs": len(folder.runs),
+            "num_examples": folder.num_examples,
+            "accuracy_min": min(accuracies),
+            "accuracy_max": max(accuracies),
+            "schema_version": folder.schema_version,
+            "evaluated_at": folder.evaluated_at,
+            "date": folder.evaluated_at,
         }
-    except _DAMAGED:
-        return {"evaluation": name, "status": "damaged"}
+    except CheckpointError:
+        # Not committed.
+        return None
+    except _DAMAGED as error:
+        is_said = isinstance(error, MnistRayError)
+        return damaged_row("evaluation", name, str(error) if is_said else f"{MANIFEST} lacks what it should have")
 
 
-def list_grids(storage_uri: str) -> list[dict[str, Any]]:
-    """Returns one row per grid: its axes, its runs by status, and the run with the best validation accuracy.
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a list to show, and in which order.
 
-    Raises:
-      StorageError: the storage can't be read.
+    Attributes:
+      where: column or setting, and its value as text; a row must have all of them.
+      since: the earliest date.
+      sort: column or setting; rows without it come first.
+      reverse: whether the largest comes first.
+      last: number of rows to keep, from the end.
     """
-    storage = open_storage(storage_uri)
-    rows = []
-    for name in storage.list_folders(GRIDS):
-        folder = GridFolder(storage, name)
-        document = folder.document()
-        if document is None:
-            continue
-        runs = folder.read_runs()
-        status = Counter(row["status"] for row in runs)
-        scores = ((row["best_val_accuracy"], row["run"]) for row in runs if row["best_val_accuracy"] is not None)
-        best_accuracy, best_run = max(scores, default=(None, None))
-        rows.append(
-            {
-                "grid": name,
-                "axes": " x ".join(f"{axis} ({len(levels)})" for axis, levels in document["settings"]["axes"].items()),
-                # A growing grid may end before its last seed.
-                "seeds": len({row["seed"] for row in runs}) or len(document["settings"]["seeds"]),
-                "runs": len(document["runs"]),
-                **{name: status[name] for name in ("finished", "stopped", "diverged")},
-                "best_val_accuracy": best_accuracy,
-                "best_run": best_run,
-            }
-        )
-    return rows
+
+    where: tuple[tuple[str, str], ...] = ()
+    since: datetime | None = None
+    sort: str = "date"
+    reverse: bool = False
+    last: int | None = None
+
+    def of(self, rows: Sequence[Row], *, aliases: Mapping[str, str], known: Collection[str] = ()) -> list[Row]:
+        """Returns the rows that are wanted.
+
+        Args:
+          rows: of one list.
+          aliases: heading in the printed table -> column.
+          known: columns that rows may have, for a list without any.
+
+        Raises:
+          ConfigError: no row can have a column of that name.
+        """
+        columns = {*known, *(name for row in rows for name in row)}
+        wanted = [(_column(name, columns, aliases, "--where"), text) for name, text in self.where]
+        sort = _column(self.sort, columns, aliases, "--sort") if rows else self.sort
+        kept = [row for row in rows if all(_has(row.get(name), text) for name, text in wanted)]
+        if self.since is not None:
+            kept = [row for row in kept if row["date"] and row["date"] >= self.since]
+        kept.sort(key=lambda row: _order(row.get(sort)), reverse=self.reverse)
+        return kept if self.last is None else kept[-self.last :]
+
+
+def _column(name: str, columns: Collection[str], aliases: Mapping[str, str], option: str) -> str:
+    if name in columns:
+        return name
+    column = aliases.get(name) or (column_of(name) if name in TrainConfig.model_fields else name)
+    if column not in columns:
+        choices = sorted({*columns, *aliases})
+        hint = did_you_mean(name, choices) or f"; choose one of {', '.join(choices)}"
+        raise ConfigError(f"{option} {name!r}: not in this list{hint}")
+    return column
+
+
+def _has(value: Any, text: str) -> bool:
+    """Tells whether a text is one of the ways to write a value."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return text in (str(value), json.dumps(value, default=str), setting_text(value), exact_text(value))
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Returns the key of a value, which only needs to compare with values of its column."""
+    is_comparable = isinstance(value, int | float | str | datetime)
+    return value is not None, value if is_comparable else json.dumps(value, default=str)

@@ -73,8 +73,13 @@ def progress_of(
         best_val_loss=best.val_loss if best else None,
         best_val_accuracy=best.val_accuracy if best else None,
         seconds=sum(row.epoch_seconds for row in history),
-        trained_at=(trained_at and datetime.fromisoformat(trained_at)) or None,
+        trained_at=time_of(trained_at),
     )
+
+
+def time_of(text: str | None) -> datetime | None:
+    """Returns the time in a document; None in one by an older version, which kept none."""
+    return datetime.fromisoformat(text) if text else None
 
 
 def read_note(storage: Storage, run: str) -> RunStatus | None:

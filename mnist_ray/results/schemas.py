@@ -245,6 +245,8 @@ _add_table(
         Column(f"num_{status}", INT64, "runs", f"runs of this status, see the table runs{more}")
         for status, more in (("finished", ""), ("stopped", ""), ("diverged", ""), ("unfinished", "; not begun, too"))
     ),
+    Column("num_missing", INT64, "runs", "runs that were begun and are no longer in the storage"),
+    Column("num_damaged", INT64, "runs", "runs of which a file is damaged"),
     Column("trained_at", TIME, "", "when the training of its last run ended; null if unknown", nullable=True),
 )
 

@@ -1,7 +1,7 @@
 """Settings in words, such as `bn`, `dropout 0.3`, or a whole config as `dropout, weight decay 0.0001`."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mnist_ray.config.own_settings import argument_of, is_own
@@ -20,6 +20,11 @@ def setting_words(row: Mapping[str, Any]) -> str:
     Args:
       row: of a table with setting columns; columns that it lacks have their defaults.
     """
+    return named(origin(row), differences(row))
+
+
+def differences(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a row, except the seed, that differ from its variant: setting -> value."""
     own = {**_DEFAULTS, **VARIANTS.get(row["variant"], {})}
     values = {name: row.get(name, own.get(name)) for name in SETTING_COLUMNS if name != "variant"}
     arguments = json.loads(values.pop("model_settings") or "{}") if isinstance(values["model_settings"], str) else {}
@@ -28,7 +33,28 @@ def setting_words(row: Mapping[str, Any]) -> str:
         "code": code and code[:_CODE_DIGITS],
         **{f"model_settings.{name}": arguments[name] for name in arguments},
     }
-    return named(origin(row), {name: value for name, value in values.items() if differs(name, value, own.get(name))})
+    return {name: value for name, value in values.items() if differs(name, value, own.get(name))}
+
+
+def varying_words(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """Returns in words the settings that all rows share, and of each row those that vary among them; no seeds.
+
+    Args:
+      rows: of a table with setting columns.
+    """
+    origins, different = [origin(row) for row in rows], [differences(row) for row in rows]
+    first = different[0] if rows else {}
+    common = {name: first[name] for name in first if all(name in own and own[name] == first[name] for own in different)}
+    varying = list(dict.fromkeys(name for own in different for name in own if name not in common))
+    if len({*origins}) > 1:
+        texts = [
+            named(start, {name: own[name] for name in varying if name in own})
+            for start, own in zip(origins, different, strict=True)
+        ]
+        return named(None, common), texts
+    values = [{**row, **own} for row, own in zip(rows, different, strict=True)]
+    texts = [named(None, {name: row[name] for name in varying if name in row}) for row in values]
+    return named(origins[0] if rows else None, common), texts
 
 
 def origin(row: Mapping[str, Any]) -> str:

@@ -55,7 +55,12 @@ def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> 
 
 
 def print_table(
-    names: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, width: int | None = None
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    width: int | None = None,
+    keeps_words: bool = False,
 ) -> None:
     """Prints a table with columns of numbers aligned to the right; escapes markup and terminal commands.
 
@@ -65,6 +70,7 @@ def print_table(
 
     Args:
       width: most columns, if the terminal has more.
+      keeps_words: whether texts may be folded only between words, so that a name can be copied.
     """
     out = console()
     if width is not None and width < out.width:
@@ -76,7 +82,8 @@ def print_table(
         names = [name.replace(" ", "\n") for name in names]
     # A number must not be folded.
     is_whole = [not any(map(str.isalpha, "".join(cells))) for cells in columns]
-    numbers = [cells if whole else [] for cells, whole in zip(columns, is_whole, strict=True)]
+    parts = [[part for cell in cells for part in cell.split()] if keeps_words else [] for cells in columns]
+    numbers = [cells if whole else part for cells, part, whole in zip(columns, parts, is_whole, strict=True)]
     if _width(names, numbers, gap=1) > out.width or _width(names, columns, gap=2) > 1.5 * out.width:
         _print_records(out, [name.replace("\n", " ") for name in names], rows, title)
         return
@@ -89,9 +96,15 @@ def print_table(
         pad_edge=False,
         padding=(0, 0 if is_wide else 1),
     )
-    for name, cells, whole in zip(names, columns, is_whole, strict=True):
+    for name, cells, part, whole in zip(names, columns, parts, is_whole, strict=True):
         numeric = all(map(_is_number, cells))
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+        table.add_column(
+            Text(name),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=whole or part == cells,
+            min_width=max(map(len, part), default=None),
+        )
     for row in rows:
         # rich would parse a plain str as markup, and fail on brackets that aren't.
         table.add_row(*map(Text, row))

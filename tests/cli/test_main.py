@@ -388,7 +388,7 @@ def test_an_error_that_an_interrupt_leaves_behind_is_the_interrupts(
         except KeyboardInterrupt:
             raise RecursionError("of a package that was imported by half") from None
 
-    monkeypatch.setattr("mnist_ray.results.listing.list_runs", half_imported)
+    monkeypatch.setattr("mnist_ray.results.listing.run_rows", half_imported)
     assert run_command(["runs"]) == 130
     assert line_of(capsys) == "mnist-ray: stopped; the same command starts again"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.results.listing import list_evaluations
+from mnist_ray.results.listing import evaluation_rows
 from mnist_ray.storage.storage import open_storage
 from tests.support.warm_processes import call
 
@@ -59,7 +59,7 @@ def test_of_six_processes_that_evaluate_the_same_one_commits_and_all_end_well(ur
     assert codes == [0] * NUM_RACERS, "".join(errors)
     assert errors == ["dataset digits: 10 classes (0, 1, 2, 3, 4 and 5 more); 355 test images\n"] * NUM_RACERS
 
-    [row] = list_evaluations(uri)
+    [row] = evaluation_rows(storage)
     folder = f"evaluations/{row['evaluation']}"
     ends = sorted((said / f"{number}.out").read_text().splitlines()[-1] for number in range(NUM_RACERS))
     beginning = f"evaluation {row['evaluation']}"

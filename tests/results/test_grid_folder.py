@@ -9,7 +9,7 @@ from mnist_ray.grids.asha import Decision
 from mnist_ray.grids.grid import GridRun, expand, read_grid
 from mnist_ray.grids.search import Search, random_samples, runs_of_samples
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.listing import list_grids, list_runs
+from mnist_ray.results.inventory import read_inventory
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
 
@@ -57,23 +57,27 @@ def test_samples_of_a_search_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert folder.samples() == samples
 
 
-def test_runs_parquet_has_a_row_for_each_run_and_the_listing_counts_them(tmp_path: Path) -> None:
-    folder, (grid, runs) = folder_at(tmp_path), grid_of([0.1, 0.3, 0.5])
+def test_runs_parquet_has_a_row_for_each_run_and_those_gone_are_missing(tmp_path: Path) -> None:
+    folder, (grid, runs) = folder_at(tmp_path), grid_of([0.1, 0.3, 0.5, 0.7])
     folder.claim(grid, runs)
     assert folder.read_runs() == []
     done = RunProgress(runs[0].run, "finished", None, 5, 4, 0.1, 0.97, 2.5)
     bad = RunProgress(runs[1].run, "diverged", "epoch 1", 0, None, None, None, 0.0)
     waiting = RunProgress(runs[2].run, "unfinished", None, 2, 2, 0.5, 0.8, 1.0)
-    folder.write_runs(runs, {row.run: row for row in (waiting, bad, done)})
+    new = RunProgress(runs[3].run, "unfinished", None, 0, None, None, None, 0.0)
+    folder.write_runs(runs, {row.run: row for row in (new, waiting, bad, done)})
     rows = folder.read_runs()
     assert [(row["run"], row["dropout"], row["status"], row["checkpoint"]) for row in rows] == [
         (runs[0].run, 0.1, "finished", f"runs/{runs[0].run}/best"),
         (runs[1].run, 0.3, "diverged", None),
         (runs[2].run, 0.5, "unfinished", None),
+        (runs[3].run, 0.7, "unfinished", None),
     ]
-    (listed,) = list_grids(str(tmp_path))
-    assert (listed["runs"], listed["finished"], listed["diverged"], listed["best_run"]) == (3, 1, 1, runs[0].run)
-    assert list_runs(str(tmp_path)) == []
+    # None of them has a folder.
+    (listed,) = read_inventory(folder.storage).grids
+    assert [listed[f"num_{kind}"] for kind in ("runs", "finished", "diverged", "unfinished", "missing")] == [
+        4, 0, 0, 1, 3,
+    ]  # fmt: skip
 
 
 def test_decisions_are_added_to_those_of_earlier_commands(tmp_path: Path) -> None:

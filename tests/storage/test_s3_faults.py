@@ -14,7 +14,7 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.errors import MnistRayError, StorageError
 from mnist_ray.jobs.evaluate import EvaluateJob, evaluate
-from mnist_ray.results.listing import list_evaluations
+from mnist_ray.results.listing import evaluation_rows
 from mnist_ray.storage import retries
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.faulty_proxy import FAILURES, FLIPS, Choice, FaultyProxy, after, by_bucket, drawn, faulty_proxy
@@ -104,7 +104,7 @@ def committed(uri: str) -> dict[str, Any]:
     """Returns each committed evaluation's manifest, without what may vary, every file read and checked."""
     storage = open_storage(uri)
     found = {}
-    for row in list_evaluations(uri):
+    for row in evaluation_rows(storage):
         assert row["status"] == "committed"
         manifest = storage.read_manifest(f"evaluations/{row['evaluation']}")
         assert manifest is not None
