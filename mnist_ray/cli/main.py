@@ -21,6 +21,7 @@ from mnist_ray.cli.query import query
 from mnist_ray.cli.removal import prune, rm
 from mnist_ray.cli.reports import compare, report
 from mnist_ray.cli.reproduce import reproduce
+from mnist_ray.cli.show import show
 from mnist_ray.cli.storage import storage
 from mnist_ray.cli.tables import tables
 from mnist_ray.cli.train import train
@@ -91,8 +92,8 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
 
 
 for _command in (
-    train, evaluate, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce, predict,
-    storage, rm, prune, cp, publish, tables, completion,
+    train, evaluate, show, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce,
+    predict, storage, rm, prune, cp, publish, tables, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -115,6 +115,14 @@ def _width(names: Sequence[str], columns: Sequence[Sequence[str]], *, gap: int =
     """Returns the width of columns with these names, of one line or more, and texts."""
     each = ([*name.split("\n"), *cells] for name, cells in zip(names, columns, strict=True))
     return sum(max(map(len, texts)) + gap for texts in each)
+
+
+def print_fields(fields: Mapping[str, str | None]) -> None:
+    """Prints names and their texts in lines of at most READING_WIDTH columns, leaving out those without a text."""
+    given = {name: text for name, text in fields.items() if text}
+    out = console()
+    out.width = min(out.width, READING_WIDTH)
+    _print_records(out, list(given), [[printable(text) for text in given.values()]], None)
 
 
 def _print_records(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:

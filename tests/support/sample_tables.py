@@ -102,7 +102,7 @@ GRIDS = {
     "seeds": [[0, 1], []],
     "search": "grid",
     "num_runs": [4, 0],
-    **{f"num_{status}": [1, 0] for status in ("finished", "stopped", "diverged", "unfinished")},
+    **{f"num_{status}": [1, 0] for status in ("finished", "stopped", "diverged", "unfinished", "missing", "damaged")},
     "trained_at": [AT, None],
 }
 ESTIMATE = {
