@@ -6,10 +6,14 @@ import json
 import logging
 import os
 import secrets
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import safetensors.torch
 import torch
@@ -48,17 +52,19 @@ class Exported:
 
 
 class PixelNetwork(nn.Module):
-    """A network with its normalization in front: raw pixel values in, logits out.
+    """A network with its normalization in front: raw pixel values in, logits or probabilities out.
 
     Args:
       network: takes normalized images.
       mean: of the training pixels, as a fraction of 255; one per channel for images in colour.
       std: likewise.
+      output: logits or probabilities.
     """
 
-    def __init__(self, network: nn.Module, *, mean: PerChannel, std: PerChannel) -> None:
+    def __init__(self, network: nn.Module, *, mean: PerChannel, std: PerChannel, output: str = "logits") -> None:
         super().__init__()
         self.network = network
+        self.has_softmax = output == "probabilities"
         self.offset: float | Tensor
         self.scale: float | Tensor
         if isinstance(mean, tuple):
@@ -70,9 +76,9 @@ class PixelNetwork(nn.Module):
             self.offset, self.scale = 255 * mean, 1 / (255 * std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits [batch, classes] of float32 [batch, channels, height, width] from 0 to 255."""
+        """Returns the output [batch, classes] of float32 [batch, channels, height, width] from 0 to 255."""
         logits: Tensor = self.network((images - self.offset) * self.scale)
-        return logits
+        return logits.softmax(1) if self.has_softmax else logits
 
 
 def export_run(
@@ -101,9 +107,7 @@ def export_run(
         for file in (path, card):
             _refuse_existing(file)
     checkpoint = RunFolder(open_storage(storage_uri), run).best()
-    failed = f"--to {format_name}: run {run!r}: its network {checkpoint.config.model} can't be exported"
-    with errors_of_code(checkpoint.config, ConfigError, failed), _quiet():
-        content = chosen.serialize(checkpoint)
+    content = _serialized(checkpoint, chosen.serialize, f"--to {format_name}")
     sha256 = hashlib.sha256(content).hexdigest()
     text = model_card(
         checkpoint.document, format_name=format_name, file_name=path.name, sha256=sha256,
@@ -114,6 +118,18 @@ def export_run(
     return Exported(path, card, sha256)
 
 
+def onnx_of_probabilities(checkpoint: Checkpoint, *, what: str) -> bytes:
+    """Returns a network as an ONNX model whose output, named probabilities, is the softmax of its logits.
+
+    Args:
+      what: asks for it; the error begins with it.
+
+    Raises:
+      ConfigError: the user's own network can't be exported, or a package is missing.
+    """
+    return _serialized(checkpoint, partial(_onnx, output="probabilities"), what)
+
+
 def written_layers(network: nn.Module) -> list[tuple[str, str]] | None:
     """Returns name and constructor call of each layer of a plain Sequential of torch's layers, else None."""
     is_torchs = type(network) is nn.Sequential and not any(
@@ -122,16 +138,35 @@ def written_layers(network: nn.Module) -> list[tuple[str, str]] | None:
     return [(name, repr(layer)) for name, layer in network.named_children()] if is_torchs else None
 
 
+def _serialized(checkpoint: Checkpoint, serialize: Callable[[Checkpoint], bytes], what: str) -> bytes:
+    failed = f"{what}: run {checkpoint.run!r}: its network {checkpoint.config.model} can't be exported"
+    with errors_of_code(checkpoint.config, ConfigError, failed), _quiet():
+        return serialize(checkpoint)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the programs that torch's exporter logs and prints before it raises an error off the terminal."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(_Muted(sys.stdout)), redirect_stderr(_Muted(sys.stderr)):
             yield
     finally:
         logging.disable(before)
+
+
+class _Muted(io.TextIOBase):
+    """Drops what this thread writes; a tracker exports while others report the progress of training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str, /) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _output_path(output: str | None, default_name: str) -> Path:
@@ -191,15 +226,15 @@ def _safetensors(checkpoint: Checkpoint) -> bytes:
     return bytes(safetensors.torch.save(checkpoint.model, metadata=metadata_of(checkpoint)))
 
 
-def _onnx(checkpoint: Checkpoint) -> bytes:
+def _onnx(checkpoint: Checkpoint, output: str = "logits") -> bytes:
     try:
         import onnx
         import onnxscript  # noqa: F401
     except ImportError:
         raise ConfigError("--to onnx: needs onnx and onnxscript: pip install 'mnist-ray[onnx]'") from None
-    network, images, shapes = _traceable(checkpoint)
+    network, images, shapes = _traceable(checkpoint, output)
     program = torch.onnx.export(
-        network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=["logits"],
+        network, (images,), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=[output],
         external_data=False, verbose=False,
     )  # fmt: skip
     assert program is not None
@@ -221,11 +256,13 @@ def _torch_export(checkpoint: Checkpoint) -> bytes:
     return buffer.getvalue()
 
 
-def _traceable(checkpoint: Checkpoint) -> tuple[PixelNetwork, Tensor, tuple[dict[int, torch.export.Dim]]]:
+def _traceable(
+    checkpoint: Checkpoint, output: str = "logits"
+) -> tuple[PixelNetwork, Tensor, tuple[dict[int, torch.export.Dim]]]:
     """Returns the network with its normalization, an example input, and the input's dynamic axes."""
     mean, std = checkpoint.normalization
     # Exports compute in float32, even after training in float64: onnxruntime has no float64 convolution.
-    network = PixelNetwork(load_network(checkpoint).float(), mean=mean, std=std)
+    network = PixelNetwork(load_network(checkpoint).float(), mean=mean, std=std, output=output)
     # Two images, because the exporter treats an axis of length one as a constant.
     return network.eval(), torch.zeros(2, *checkpoint.image_shape), ({0: torch.export.Dim("batch")},)
 
