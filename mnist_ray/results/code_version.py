@@ -1,6 +1,7 @@
 """The version of the code that made a result."""
 
 import hashlib
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -17,3 +18,18 @@ def code_version() -> str:
             continue
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{mnist_ray.__version__}+src.{digest.hexdigest()[:12]}"
+
+
+@cache
+def git_commit() -> str | None:
+    """Returns the commit of the git checkout that the package runs from; None if it is installed otherwise."""
+    root = Path(mnist_ray.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
