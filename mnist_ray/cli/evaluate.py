@@ -105,12 +105,14 @@ def evaluate(
         return
     from mnist_ray.jobs.evaluate import EvaluateJob
     from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
+    from mnist_ray.tracking.evaluations import log_evaluation
 
     job = EvaluateJob(
         config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report, name=name,
         placement=cluster.placement,
     )  # fmt: skip
     outcome = evaluate_runs(job)
+    log_evaluation(storage, outcome.name)
     if as_json:
         said = ("uri", "already_done", "report", "metrics")
         facts = {"evaluation": outcome.name, **{key: getattr(outcome, key) for key in said}}

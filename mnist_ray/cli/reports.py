@@ -27,9 +27,11 @@ def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
     from mnist_ray.report.grid_report import effect_rows
     from mnist_ray.report.page import report_evaluation
     from mnist_ray.results.evaluation_folder import find_evaluation
+    from mnist_ray.tracking.evaluations import log_evaluation
 
     folder = find_evaluation(open_storage(storage), evaluation)
     made = report_evaluation(folder, margin=margin / 100)
+    log_evaluation(storage, folder.name)
     findings, grid = made.findings, made.findings.grid
     if as_json:
         facts = {"evaluation": folder.name, "grid": grid.grid, "uri": grid.uri, "report": made.uri, "note": grid.note}

@@ -1,4 +1,4 @@
 """Weights in other formats, with a model card.
 
-May import evaluation and every room below it, neither report nor tracking.
+May import evaluation and every room below it, not report.
 """

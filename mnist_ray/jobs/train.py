@@ -7,7 +7,7 @@ import torch
 from mnist_ray.cluster.train_job import TrainJob
 from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.data.training_data import TrainingData
-from mnist_ray.errors import DataError
+from mnist_ray.errors import DataError, RunFailedError
 from mnist_ray.models.device import choose_device
 from mnist_ray.models.network_check import check_networks
 from mnist_ray.results.history import EpochResult, best_epoch
@@ -16,13 +16,11 @@ from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.epoch_lines import EpochLines
+from mnist_ray.tracking.pictures import samples
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
-from mnist_ray.training.data import load_data
+from mnist_ray.training.data import data_settings, load_data
 from mnist_ray.training.data_lines import training_lines
 from mnist_ray.training.train_run import train_run
-
-# Trackers group single runs under this name, and a grid's runs under the grid's.
-EXPERIMENT = "mnist-ray"
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def train(job: TrainJob, data: TrainingData | None = None) -> TrainOutcome:
     storage = open_storage(job.storage_uri)
     check_trackers(job.log, storage)
     storage.check()
-    with track(job.log, storage, experiment=EXPERIMENT) as tracking:
-        data = data or load_data(job.config, job.data_dir, torch.device("cpu"))
+    data = data or load_data(job.config, job.data_dir, torch.device("cpu"))
+    with track(job.log, storage, samples={data_settings(job.config): samples(data.images)}) as tracking:
         # Workers needn't look at all images again to find out what they are.
         form = ImageForm(data.image_shape, job.config.fit)
         job = replace(job, data_config=job.data_config or job.config.in_form(form))
@@ -86,17 +84,23 @@ def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, trackin
         for line in training_lines(job.config, data, [job.config.global_batch_size]):
             say_line(line)
 
-    if job.needs_ray():
-        from mnist_ray.cluster.trainer import train_on_workers
+    try:
+        if job.needs_ray():
+            from mnist_ray.cluster.trainer import train_on_workers
 
-        # begin is called once the workers fit, so a request for too many leaves the name free.
-        train_on_workers(job, folder.storage, begin=begin, show=lines.show)
-    else:
-        device = choose_device(job.placement.use_gpu)
-        begin()
-        for reached in train_run(
-            folder, job.config, data.to(device), device=device, state=state, command_line=job.command_line,
-            last_epoch=job.last_epoch,
-        ):  # fmt: skip
-            lines.show(reached.history)
+            # begin is called once the workers fit, so a request for too many leaves the name free.
+            train_on_workers(job, folder.storage, begin=begin, show=lines.show)
+        else:
+            device = choose_device(job.placement.use_gpu)
+            begin()
+            for reached in train_run(
+                folder, job.config, data.to(device), device=device, state=state, command_line=job.command_line,
+                last_epoch=job.last_epoch,
+            ):  # fmt: skip
+                lines.show(reached.history)
+    except RunFailedError:
+        tracking.update([job.run])
+        raise
+    # Its end comes after its last epoch.
+    tracking.update([job.run])
     return TrainOutcome(folder.history(), already_done=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -27,6 +28,7 @@ from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.grid_progress import GridProgress
+from mnist_ray.tracking.pictures import samples
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
 from mnist_ray.training.data import data_settings, load_data
 from mnist_ray.training.data_lines import training_lines
@@ -66,13 +68,14 @@ def tune(job: TuneJob) -> TuneOutcome:
     samples = folder.samples() if job.suggests else job.samples()
     runs = job.runs(samples)
     # Optuna's first suggestion isn't known yet; any settings have the same data.
-    _check_data(job, runs or (job.runs(random_samples(job.grid, job.search)[:1]) if job.search else ()))
+    first = runs or (job.runs(random_samples(job.grid, job.search)[:1]) if job.search else ())
+    tracked = partial(track, job.log, storage, grid=job.name, samples=_check_data(job, first))
     if job.growth:
-        return _grow(job, job.growth, storage, runs)
+        return _grow(job, job.growth, storage, runs, tracked)
     folder.claim(job.grid, runs, search=job.search, samples=samples)
     view = GridProgress(runs, read_all_progress(storage, runs))
     _mend(storage, view)
-    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
+    with tracked(say=view.say) as tracking:
         num_trained = _train_missing(job, storage, runs, view, tracking)
         if job.search and job.suggests and samples is not None and len(samples) < job.search.num_samples:
             from mnist_ray.cluster.optuna import train_suggestions
@@ -81,13 +84,19 @@ def tune(job: TuneJob) -> TuneOutcome:
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 
-def _grow(job: TuneJob, growth: Growth, storage: Storage, runs: Sequence[GridRun]) -> TuneOutcome:
+def _grow(
+    job: TuneJob,
+    growth: Growth,
+    storage: Storage,
+    runs: Sequence[GridRun],
+    tracked: Callable[..., AbstractContextManager[Tracking]],
+) -> TuneOutcome:
     """Trains a growing grid; see tune."""
     grid, folder = GrowingGrid(job, growth, storage, runs), GridFolder(storage, job.name)
     say_line(growth_line(growth, num_settings=len(runs) // len(job.grid.seeds)))
     view = GridProgress(grid.listed, {run.run: grid.progress[run.run] for run in grid.listed})
     _mend(storage, view)
-    with track(job.log, storage, experiment=job.name, say=view.say) as tracking:
+    with tracked(say=view.say) as tracking:
 
         def open_session(is_late: Callable[[], bool]) -> AbstractContextManager[Session]:
             from mnist_ray.cluster.trials import Watcher
@@ -109,8 +118,11 @@ def _check_optuna(job: TuneJob) -> None:
     check_count(job.search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
 
 
-def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
+def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, bytes]:
     """Loads the runs' data, prints a summary and checks networks on it, so that errors show before anything starts.
+
+    Returns:
+      Data settings -> pictures of the data, PNG.
 
     Raises:
       ConfigError: a network is too deep for the images, or can't be trained.
@@ -121,7 +133,7 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
     of_data: dict[TrainConfig, list[GridRun]] = {}
     for run in runs:
         of_data.setdefault(data_settings(run.config), []).append(run)
-    storage = open_storage(job.storage_uri)
+    storage, pictures = open_storage(job.storage_uri), {}
     for config, alike in of_data.items():
         data = load_data(config, job.data_dir, torch.device("cpu"))
         for line in training_lines(config, data, {run.config.global_batch_size for run in alike}):
@@ -130,6 +142,8 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> None:
             _check_begun(storage, alike, data)
         for note in check_networks([run.config for run in alike], data, num_workers=job.workers_per_run or 1):
             say_line(note)
+        pictures[config] = samples(data.images)
+    return pictures
 
 
 def _check_begun(storage: Storage, runs: Sequence[GridRun], data: TrainingData) -> None:

@@ -1,4 +1,4 @@
 """Reports, made only from the tables of a committed evaluation.
 
-May import evaluation and every room below it, neither export nor tracking.
+May import evaluation and every room below it, not export.
 """

@@ -1,4 +1,4 @@
 """Reports progress to trackers and to the terminal.
 
-May import evaluation and every room below it, neither report nor export.
+May import report, export, and every room below them.
 """

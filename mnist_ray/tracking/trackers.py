@@ -15,12 +15,15 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import ConfigError
-from mnist_ray.results.run_documents import read_run_document
+from mnist_ray.results.run_documents import config_in, read_run_document
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, without_secrets
 from mnist_ray.text.escape import printable, say_line
-from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER, SeenRun, mlflow_store
+from mnist_ray.tracking.logged import Record
+from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER, SeenEvaluation, SeenRun, mlflow_store
+from mnist_ray.training.data import data_settings
 
 # Extra to install -> modules that it must provide.
 _EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
@@ -31,6 +34,8 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Standard output is for a command's results.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _PATIENCE_S = 10.0
 
@@ -40,6 +45,12 @@ class Tracker(Protocol):
 
     def write(self, seen: SeenRun) -> None:
         """Writes the parts of a run that the tracker lacks."""
+
+    def write_evaluation(self, record: Record, seen: SeenEvaluation) -> None:
+        """Writes a run's part of an evaluation, if the tracker lacks it, to where a record says that the run is."""
+
+    def write_page(self, record: Record, evaluation: str, uri: str, page: bytes) -> None:
+        """Writes the page of an evaluation to where a record says that its grid, or its only run, is."""
 
     def close(self) -> None:
         """Marks incompletely written runs as interrupted, if the tracker has a status."""
@@ -64,19 +75,37 @@ def check_trackers(names: Sequence[str], storage: Storage, environ: Mapping[str,
 
 
 def track(
-    names: Sequence[str], storage: Storage, *, experiment: str, say: Callable[[str], None] | None = None
+    names: Sequence[str],
+    storage: Storage,
+    *,
+    grid: str | None = None,
+    samples: Mapping[TrainConfig, bytes] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> "AbstractContextManager[Tracking]":
     """Returns a context that writes runs to trackers; without trackers it does nothing.
 
     Args:
       names: checked names of TRACKERS.
-      experiment: name by which a tracker groups the runs.
+      grid: name of the grid that the runs belong to.
+      samples: data settings -> pictures of the data, PNG.
       say: shows a line; on stderr by default.
     """
-    show = say or (lambda line: say_line(f"mnist-ray: {line}"))
-    openers = {name: _opener(name, storage, experiment) for name in dict.fromkeys(names)}
-    tracking = Tracking(openers, storage, say=show)
+    show = say or say_named
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    openers = {name: opener(name, storage, uri=uri, grid=grid, say=show) for name in dict.fromkeys(names)}
+    tracking = Tracking(openers, storage, samples=samples, say=show)
     return tracking if names else nullcontext(tracking)
+
+
+def say_named(line: str) -> None:
+    """Shows a line on stderr."""
+    say_line(f"mnist-ray: {line}")
+
+
+def reason_of(error: Exception) -> str:
+    """Returns why a tracker failed, in a line without secrets."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(printable(without_secrets(reason)), 200, placeholder=" ...")
 
 
 def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -91,8 +120,14 @@ def how_to_look(names: Sequence[str], storage: Storage, environ: Mapping[str, st
     return [commands[name] for name in dict.fromkeys(names)]
 
 
-def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracker]:
-    """Imports a tracker's package and returns its opener: in a thread, the import would race with Ray's of MLflow."""
+def opener(
+    name: str, storage: Storage, *, uri: str | None, grid: str | None, say: Callable[[str], None]
+) -> Callable[[], Tracker]:
+    """Imports a tracker's package and returns its opener: in a thread, the import would race with Ray's of MLflow.
+
+    Args:
+      uri: MLflow's tracking URI; None for its own store in the storage.
+    """
     if name == "tensorboard":
         from mnist_ray.tracking.tensorboard import TensorBoard
 
@@ -101,7 +136,7 @@ def _opener(name: str, storage: Storage, experiment: str) -> Callable[[], Tracke
         os.environ.setdefault(setting, value)
     from mnist_ray.tracking.mlflow import MLflow
 
-    return partial(MLflow, storage, experiment)
+    return partial(MLflow, storage, uri, grid, say)
 
 
 class Tracking:
@@ -111,10 +146,19 @@ class Tracking:
     """
 
     def __init__(
-        self, openers: Mapping[str, Callable[[], Tracker]], storage: Storage, *, say: Callable[[str], None]
+        self,
+        openers: Mapping[str, Callable[[], Tracker]],
+        storage: Storage,
+        *,
+        samples: Mapping[TrainConfig, bytes] | None = None,
+        say: Callable[[str], None],
     ) -> None:
-        """Prepares the thread, which entering the context starts; openers: tracker's name -> function that opens it."""
-        self._openers, self._storage, self._say = openers, storage, say
+        """Prepares the thread, which entering the context starts; see track.
+
+        Args:
+          openers: tracker's name -> function that opens it.
+        """
+        self._openers, self._storage, self._samples, self._say = openers, storage, samples or {}, say
         self._trackers: dict[str, Tracker] = {}
         self._pending: dict[str, None] = {}
         self._ended = False
@@ -169,7 +213,9 @@ class Tracking:
         if self._storage.exists(folder.path("config.json")):
             # Read the status first: a done run has all its epochs.
             status = folder.status()
-            tracker.write(SeenRun(folder, read_run_document(self._storage, run), folder.history(), status))
+            document = read_run_document(self._storage, run)
+            samples = self._samples.get(data_settings(config_in(document, f"run {run!r}: config.json")))
+            tracker.write(SeenRun(folder, document, folder.history(), status, samples))
 
     def _attempt(self, name: str, action: Callable[[], object]) -> None:
         try:
@@ -177,8 +223,6 @@ class Tracking:
         # No exception of a tracker may harm the run.
         except Exception as error:
             self._trackers.pop(name, None)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self._say(
-                f"--log {name}: training goes on without it, the same command logs what is missing: "
-                f"{textwrap.shorten(printable(without_secrets(reason)), 200, placeholder=' ...')}"
+                f"--log {name}: training goes on without it, the same command logs what is missing: {reason_of(error)}"
             )

@@ -21,7 +21,7 @@ from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.tracking.mlflow import make_store
-from mnist_ray.tracking.seen_run import METRICS
+from mnist_ray.tracking.seen_run import METRICS, SUMMARY
 from mnist_ray.tracking.trackers import TRACKERS, SeenRun, Tracking, check_trackers, mlflow_store, track
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import fit
@@ -75,7 +75,7 @@ def advance(root: Path, *, epochs: int, finished: bool, hidden_size: int = 8) ->
 def log(root: Path, *names: str) -> list[str]:
     """Writes run a to trackers, as a command does, and returns what was said."""
     said: list[str] = []
-    with track(names, open_storage(str(root)), experiment="mnist-ray", say=said.append) as tracking:
+    with track(names, open_storage(str(root)), say=said.append) as tracking:
         tracking.update(["a"])
     return said
 
@@ -122,7 +122,7 @@ def test_both_trackers_have_each_epoch_once_the_settings_and_the_files(
         assert events(tmp_path / "tensorboard/a", name) == float32(column)
     tags = EventAccumulator(str(tmp_path / "tensorboard/a")).Reload().Tags()
     assert "config/text_summary" in tags["tensors"]
-    assert set(tags["scalars"]) == set(METRICS)
+    assert set(tags["scalars"]) == {*METRICS, *SUMMARY[:5]}
 
     client, run = mlflow_of(tmp_path)
     assert (run.info.run_name, run.info.status) == ("a", "FINISHED")
