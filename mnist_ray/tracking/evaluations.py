@@ -10,7 +10,7 @@ import numpy as np
 
 from mnist_ray.errors import ConfigError, StorageError
 from mnist_ray.results.evaluation_folder import EvaluationFolder, open_evaluation
-from mnist_ray.results.paths import grid_path, report_path, run_path
+from mnist_ray.results.paths import PAGE, grid_path, report_path, run_path
 from mnist_ray.results.run_documents import read_run_document
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
@@ -59,9 +59,6 @@ def _records(folder: EvaluationFolder) -> Iterator[tuple[str, list[Record]]]:
 
 
 def _log_to(place: _Place, folder: EvaluationFolder, logged: Sequence[tuple[str, Record]]) -> None:
-    # The plotting libraries take a second to import.
-    from mnist_ray.report.page import PAGE
-
     tracker, storage = _open(place, folder.storage), folder.storage
     page_path = report_path(folder.name, PAGE)
     page = storage.uri_of(page_path) if storage.exists(page_path) else None
