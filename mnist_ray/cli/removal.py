@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
+from mnist_ray.cli.completion import complete_evaluation, complete_grid, complete_run
 from mnist_ray.cli.options import FiniteRange, storage_option
 from mnist_ray.errors import ConfigError
+from mnist_ray.results.paths import LATEST
 
 
 @click.group()
@@ -15,8 +17,22 @@ def rm() -> None:
     """Deletes runs, grids, evaluations, reports or predictions, after saying what depends on them."""
 
 
+_COMPLETIONS = {
+    "run": complete_run,
+    "grid": complete_grid,
+    "evaluation": complete_evaluation,
+    "report": complete_evaluation,
+}
+
+
+def _complete_name(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    complete = _COMPLETIONS.get(context.info_name or "")
+    # A name that changes its meaning is not accepted.
+    return [name for name in complete(context, parameter, incomplete) if name != LATEST] if complete else []
+
+
 def _removal(command: Callable[..., None]) -> Callable[..., None]:
-    names = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+    names = click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_complete_name)
     yes = click.option("--yes", is_flag=True, help="Don't ask.")
     dry_run = click.option("--dry-run", is_flag=True, help="Only say what would go.")
     return names(storage_option(yes(dry_run(command))))
