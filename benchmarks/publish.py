@@ -55,7 +55,7 @@ def measure(storage: str, num_evaluations: int) -> dict[str, Any]:
     files = [task.file.file_path for task in table.scan().plan_files()]
     results["iceberg: scan"] = timed(lambda: int(table.scan().to_arrow().num_rows))
     connection: Any = duckdb.connect()
-    results["iceberg: duckdb"] = timed(lambda: len(connection.execute(f"FROM read_parquet({files})").to_arrow_table()))
+    results["iceberg: duckdb"] = timed(lambda: len(connection.sql(f"FROM read_parquet({files})").to_arrow_table()))
     results["delta: deltalake"] = timed(lambda: DeltaTable(f"{lake}/delta/predictions").to_pyarrow_table().num_rows)
     return results
 

@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mnist_ray.results.paths import grid_path
+from mnist_ray.results.run_documents import config_in
 from mnist_ray.storage.proxies import keep_off_proxies
 from mnist_ray.storage.storage import Storage
 from mnist_ray.tracking import pictures
@@ -169,7 +170,7 @@ class MLflow:
         """Returns the state of a run in MLflow, after writing what is known at its start."""
         document, folder = seen.document, seen.folder
         content = {name: document[name] for name in ("config_hash", "data_sha256")}
-        tags = content | setting_tags(document["config"])
+        tags = content | setting_tags(config_in(document, f"run {folder.run!r}: config.json"))
         if self._grid:
             tags |= {"grid": self._grid, MLFLOW_PARENT_RUN_ID: self._parent.info.run_id}
         run = self._run_at(folder.path(), content.values(), folder.run, tags)

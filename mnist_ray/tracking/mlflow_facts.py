@@ -3,8 +3,6 @@
 import getpass
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, SourceType
 from mlflow.utils.mlflow_tags import (
@@ -19,7 +17,9 @@ from mnist_ray.config.placement import on_cluster
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.results.code_version import git_commit
+from mnist_ray.results.columns import settings_row
 from mnist_ray.results.lineage import command_line
+from mnist_ray.results.setting_words import setting_words
 from mnist_ray.storage.storage import without_secrets
 
 # MLflow accepts no longer ones.
@@ -45,14 +45,15 @@ def _user() -> str:
         return "unknown"
 
 
-def setting_tags(config: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the settings that differ from the run's variant as tags, such as setting.dropout."""
-    variant = TrainConfig(**VARIANTS.get(config["variant"], {})).model_dump(mode="json")
-    return {
+def setting_tags(config: TrainConfig) -> dict[str, str]:
+    """Returns a run's settings in words, and each that differs from its variant, such as setting.dropout, as tags."""
+    variant = TrainConfig(**VARIANTS.get(config.variant, {})).model_dump(mode="json")
+    differing = {
         f"setting.{name}": value if isinstance(value, str) else json.dumps(value)
-        for name, value in config.items()
-        if name != "variant" and value != variant.get(name)
+        for name, value in config.model_dump(mode="json").items()
+        if name != "variant" and value != variant[name]
     }
+    return {"setting": setting_words(settings_row(config)), **differing}
 
 
 def dataset_input(dataset: str, sha256: str, *, context: str) -> DatasetInput:

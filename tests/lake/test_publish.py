@@ -14,7 +14,9 @@ import polars as pl
 import pyarrow as pa
 import pyiceberg.catalog
 import pytest
+from deltalake import DeltaTable
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.utils.config import Config
 
 from mnist_ray.cli.main import run_command
@@ -174,6 +176,25 @@ def test_a_killed_publication_goes_on_and_doubles_nothing(kind: str, storage: st
     shutil.rmtree(f"{storage}/evaluations/of-10-classes")
     publish_killed(kind, storage, "after", "2")
     assert publish(kind, storage) == 0
+    assert counts(kind, storage) == expected(storage)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_addition_is_refused_after_another_programs(
+    kind: str, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publish(kind, storage) == 0
+    commit_evaluation(storage, "new")
+    owner, name = (SqlCatalog, "commit_table") if kind == "iceberg" else (DeltaTable, "create_write_transaction")
+    commit = getattr(owner, name)
+
+    def second(*arguments, **more):
+        monkeypatch.setattr(owner, name, commit)
+        assert publish(kind, storage) == 0
+        return commit(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, second)
+    assert publish(kind, storage) == 6
     assert counts(kind, storage) == expected(storage)
 
 

@@ -248,7 +248,7 @@ def test_a_damaged_record_costs_one_line(storage: Path, capsys: pytest.CaptureFi
     record.write_text(record.read_text()[:20])
     evaluate(storage)
     (told,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("dataset ")]
-    assert told.startswith("mnist-ray: trackers: evaluation digits-test-1run-")
+    assert told.startswith("mnist-ray: trackers: evaluation a-on-digits-test-")
     assert told.endswith(f"logs what is missing: {record} is damaged; delete it")
 
 

@@ -204,7 +204,8 @@ def test_mlflow_resolves_the_source_of_a_data_set(dataset: str, source: dict[str
 
 def test_setting_tags_are_what_differs_from_the_variant() -> None:
     config = variant_config("dropout", {"dropout": 0.5, "hidden_sizes": (9, 8, 7), "model": "mlp"})
-    assert setting_tags(config.model_dump(mode="json")) == {
+    assert setting_tags(config) == {
+        "setting": "dropout, hidden sizes 9,8,7, dropout 0.5",
         "setting.dropout": "0.5", "setting.hidden_sizes": "[9, 8, 7]",
     }  # fmt: skip
-    assert setting_tags(variant_config("cnn").model_dump(mode="json")) == {}
+    assert setting_tags(variant_config("cnn")) == {"setting": "cnn"}
