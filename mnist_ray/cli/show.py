@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.lists import date_text
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.text.sizes import size_text
@@ -17,7 +18,7 @@ _DIGITS_OF_HASH = 12
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @storage_option
 @as_json_option
 def show(run: str, storage: str, as_json: bool) -> None:
