@@ -63,8 +63,8 @@ def test_a_job_trains_a_grid_with_its_trackers_and_without_a_secret_in_anything_
     assert "grid marker: 4 runs, 4 trained now" in done.stderr
     assert "training goes on without it" not in done.stderr
     storage = tmp_path / "storage"
-    # The settings and one epoch of each run.
-    assert len(list(storage.glob("tensorboard/marker-s0-*/events.out.tfevents.*"))) == 8
+    # The settings, one epoch and the kept epoch of each run.
+    assert len(list(storage.glob("tensorboard/marker-s0-*/events.out.tfevents.*"))) == 12
     assert len(list(storage.glob("mlflow/artifacts/*/artifacts/best/model.safetensors"))) == 4
     checkpoints = list(storage.glob("runs/marker-s0-*/best/checkpoint.json"))
     assert len(checkpoints) == 4
