@@ -6,19 +6,17 @@ import json
 import logging
 import os
 import secrets
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.training_data import PerChannel
 from mnist_ray.errors import ConfigError, ConflictError, StorageError
 from mnist_ray.evaluation.inference import load_network
@@ -121,6 +119,8 @@ def export_run(
 def onnx_of_probabilities(checkpoint: Checkpoint, *, what: str) -> bytes:
     """Returns a network as an ONNX model whose output, named probabilities, is the softmax of its logits.
 
+    For the user's own network, no other thread may print meanwhile.
+
     Args:
       what: asks for it; the error begins with it.
 
@@ -140,33 +140,24 @@ def written_layers(network: nn.Module) -> list[tuple[str, str]] | None:
 
 def _serialized(checkpoint: Checkpoint, serialize: Callable[[Checkpoint], bytes], what: str) -> bytes:
     failed = f"{what}: run {checkpoint.run!r}: its network {checkpoint.config.model} can't be exported"
-    with errors_of_code(checkpoint.config, ConfigError, failed), _quiet():
+    with errors_of_code(checkpoint.config, ConfigError, failed), _quiet(checkpoint.config):
         return serialize(checkpoint)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(config: TrainConfig) -> Iterator[None]:
     """Keeps the programs that torch's exporter logs and prints before it raises an error off the terminal."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
-        with redirect_stdout(_Muted(sys.stdout)), redirect_stderr(_Muted(sys.stderr)):
+        with ExitStack() as streams:
+            # Built-in networks can be exported, and other threads may print or swap the streams meanwhile.
+            if config.is_own_network:
+                streams.enter_context(redirect_stdout(io.StringIO()))
+                streams.enter_context(redirect_stderr(io.StringIO()))
             yield
     finally:
         logging.disable(before)
-
-
-class _Muted(io.TextIOBase):
-    """Drops what this thread writes; a tracker exports while others report the progress of training."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str, /) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
 
 
 def _output_path(output: str | None, default_name: str) -> Path:

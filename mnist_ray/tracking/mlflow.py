@@ -144,6 +144,7 @@ class MLflow:
             self._client.set_terminated(run_id, "KILLED")
         if self._grid and self._logged:
             self._mark_parent("KILLED" if unfinished else "FINISHED")
+        self._models.close()
 
     @cached_property
     def _experiment(self) -> str:

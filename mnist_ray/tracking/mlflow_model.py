@@ -27,21 +27,30 @@ class Models:
     def __init__(self, client: MlflowClient, say: Callable[[str], None]) -> None:
         self._client, self._say = client, say
         self._said: set[str] = set()
+        self._own: list[tuple[Run, Checkpoint]] = []
 
     def log(self, run: Run, seen: SeenRun) -> None:
-        """Writes the best network of a finished run, unless MLflow has it."""
+        """Writes the best network of a finished run, unless MLflow has it; the user's own network at the end."""
         if not seen.is_finished or self.model_id(run):
             return
         if any(importlib.util.find_spec(name) is None for name in _NEEDS):
             self._say_once(f"--log mlflow: models need {' and '.join(_NEEDS)}: pip install 'mnist-ray[onnx]'")
             return
         checkpoint = seen.folder.best()
-        try:
-            content = onnx_of_probabilities(checkpoint, what="--log mlflow")
-        except ConfigError as error:
-            self._say_once(str(error))
-            return
-        self._log(run, checkpoint, content)
+        if checkpoint.config.is_own_network:
+            self._own.append((run, checkpoint))
+        else:
+            self._log(run, checkpoint, onnx_of_probabilities(checkpoint, what="--log mlflow"))
+
+    def close(self) -> None:
+        """Writes the user's own networks: their export swaps the process's streams, and training is over now."""
+        for run, checkpoint in self._own:
+            try:
+                content = onnx_of_probabilities(checkpoint, what="--log mlflow")
+            except ConfigError as error:
+                self._say_once(str(error))
+            else:
+                self._log(run, checkpoint, content)
 
     def model_id(self, run: Run) -> str | None:
         """Returns the ID of a run's model, None if it has none; deletes those that killed writers left incomplete."""

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -26,7 +25,7 @@ from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
 from mnist_ray.data.examples import Examples, Split, make_examples
 from mnist_ray.evaluation.inference import load_network
-from mnist_ray.export.formats import FORMATS, _quiet, written_layers
+from mnist_ray.export.formats import FORMATS, written_layers
 from mnist_ray.models.networks import ResidualBlock
 from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.run_folder import RunFolder
@@ -351,12 +350,3 @@ def test_an_exported_network_predicts_what_predict_says_of_the_same_image_files(
 def test_the_command_offers_exactly_the_formats_that_there_are() -> None:
     (option,) = [option for option in cli.commands["export"].params if option.name == "format_name"]
     assert list(option.type.choices) == list(FORMATS)
-
-
-def test_an_export_in_a_thread_silences_that_thread_only(capsys: pytest.CaptureFixture[str]) -> None:
-    with _quiet():
-        print("program")
-        other = threading.Thread(target=print, args=("epoch 1",))
-        other.start()
-        other.join()
-    assert capsys.readouterr().out == "epoch 1\n"

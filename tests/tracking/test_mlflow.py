@@ -17,7 +17,10 @@ from mlflow.tracking import MlflowClient
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.variants import variant_config
 from mnist_ray.data.datasets import load_examples
+from mnist_ray.export.formats import _serialized
+from mnist_ray.results.checkpoint_folder import Checkpoint
 from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.tracking.mlflow_facts import dataset_input, setting_tags
 from mnist_ray.tracking.trackers import track
@@ -105,7 +108,9 @@ def test_without_onnx_a_line_says_so_and_the_rest_is_logged(
     assert {run.info.status for run in runs_in(client_of(tmp_path), "g")} == {"FINISHED"}
 
 
-def test_a_network_that_cant_be_exported_costs_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_own_network_is_a_model_and_one_that_cant_be_exported_costs_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     branching = (
         "class Branching(Net):\n"
         "    def forward(self, images):\n"
@@ -116,8 +121,12 @@ def test_a_network_that_cant_be_exported_costs_a_line(tmp_path: Path, capsys: py
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mnist-ray: ")]
     assert len(told) == 1, told
     assert told[0].startswith("mnist-ray: --log mlflow: run 'a': its network my_nets.py:Branching can't be exported: ")
-    (run,) = runs_in(client_of(tmp_path / "s"), "mnist-ray")
-    assert run.info.status == "FINISHED"
+    train(tmp_path / "s", "--model", f"{nets}:mlp", "--name", "b")
+    client = client_of(tmp_path / "s")
+    runs = {run.info.run_name: run.info for run in runs_in(client, "mnist-ray")}
+    assert [runs[name].status for name in ("a", "b")] == ["FINISHED", "FINISHED"]
+    (model,) = client.search_logged_models([runs["b"].experiment_id])
+    assert model.source_run_id == runs["b"].run_id
 
 
 @pytest.mark.slow
@@ -209,3 +218,18 @@ def test_setting_tags_are_what_differs_from_the_variant() -> None:
         "setting.dropout": "0.5", "setting.hidden_sizes": "[9, 8, 7]",
     }  # fmt: skip
     assert setting_tags(variant_config("cnn")) == {"setting": "cnn"}
+
+
+def test_a_network_is_exported_with_the_streams_as_they_are(tmp_path: Path) -> None:
+    train_without_ray(str(tmp_path), "smoke", seeds="1", dataset="digits", epochs=1)
+    name = min(path.name for path in (tmp_path / "runs").iterdir())
+    checkpoint = RunFolder(open_storage(str(tmp_path)), name).best()
+    during: list[object] = []
+
+    def serialize(_: Checkpoint) -> bytes:
+        during.extend([sys.stdout, sys.stderr])
+        return b""
+
+    # Swapping them in a tracker's thread loses what other threads print, or all that is printed later.
+    _serialized(checkpoint, serialize, "--log mlflow")
+    assert during == [sys.stdout, sys.stderr]
