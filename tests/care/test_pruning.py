@@ -7,12 +7,12 @@ import boto3
 import pytest
 
 from mnist_ray.cli.main import run_command
-from mnist_ray.results.listing import list_grids, list_runs
+from mnist_ray.results.inventory import grids_table
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.care.conftest import Results
 from tests.support.commits import DAY_S
-from tests.support.stored_results import killed_everywhere, put, train_run
+from tests.support.stored_results import killed_everywhere, listed_runs, put, train_run
 
 NOTHING = [
     "checkpoints of finished runs, but the best: 0, 0 B",
@@ -52,10 +52,10 @@ def test_a_pruned_storage_answers_as_before(
     folder: Storage, results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_run(folder.uri, "alone")
-    lists = list_runs(folder.uri), list_grids(folder.uri)
+    lists = listed_runs(folder), grids_table(folder)
     assert prune(folder) == 0
     assert folder.list_folders("runs/alone/checkpoints") == []
-    assert (list_runs(folder.uri), list_grids(folder.uri)) == lists
+    assert (listed_runs(folder), grids_table(folder)) == lists
     settings = ["--dataset", "digits", "--hidden-sizes", "8", "--epochs", "2", "--no-batch-norm"]
     storage = ["--storage", folder.uri]
     capsys.readouterr()
@@ -159,18 +159,23 @@ def test_a_mistyped_storage_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.fault
 def test_killed_anywhere_no_run_is_damaged_and_the_same_command_finishes(uri: str, results: Results) -> None:
-    step, least_points = (8, 20) if uri.startswith("s3://") else (1, 20)
-    storages = [put(results.folder, f"{uri}/{n}") for n in range(60 // step)]
-    rows = list_runs(storages[0].uri)
+    step, least_changes = (3, 12) if uri.startswith("s3://") else (1, 20)
+    storages = [put(results.folder, f"{uri}/{n}") for n in range((least_changes + 20) // step)]
+    rows = listed_runs(storages[0])
     killed, code = killed_everywhere([storage.uri for storage in storages], ["prune", "--storage", "URI"], step=step)
     assert code == 0
-    assert killed * step >= least_points
+    assert killed * step >= least_changes
     done = everything(storages[killed])
     num_left = set()
     for storage in storages[:killed]:
-        assert list_runs(storage.uri) == rows
+        assert listed_runs(storage) == rows
         assert all(RunFolder(storage, run).best().history for run in results.runs)
-        num_left.add(len(everything(storage)))
+        left = everything(storage)
+        for path in left:
+            if "/checkpoints/" in path and path.endswith("/checkpoint.json"):
+                folder = path.removesuffix("checkpoint.json")
+                assert {f"{folder}model.safetensors", f"{folder}optimizer.safetensors"} <= left.keys()
+        num_left.add(len(left))
         assert prune(storage) == 0
         # A question for the storage's time, killed, may leave an empty object for a day.
         assert {path: size for path, size in everything(storage).items() if size or path in done} == done

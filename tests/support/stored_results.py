@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mnist_ray.config.settings import TrainConfig
+from mnist_ray.results.listing import run_rows
 from mnist_ray.results.paths import report_path
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.training.data import load_data
@@ -15,23 +17,31 @@ from mnist_ray.training.train_stack import train_stack
 from tests.support.commits import REPOSITORY
 from tests.support.report_evaluations import CPU, evaluate_grid
 
-# Runs a command in one storage after the other; in each the process ends by SIGKILL just before the n-th of the watched
-# calls into the operating system, with a larger n each time. Prints how many were, and the last exit code.
+# Runs a command in one storage after the other; in each the process ends by SIGKILL just before the n-th change of the
+# disk, or the n-th request that changes S3, with a larger n each time. Prints how many were, and the last exit code.
 _KILLED = """
 import json, os, signal, sys
 
-def kill_at(n, events):
+CHANGES = ["os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir"]
+
+def is_change(event, arguments):
+    if event != "http.client.send":
+        return not on_s3 and event in CHANGES
+    return isinstance(arguments[1], bytes) and arguments[1].startswith((b"PUT ", b"POST ", b"DELETE "))
+
+def kill_at(n):
     seen = 0
     def hook(event, arguments):
         nonlocal seen
         # Ending the process is an audited call itself.
-        if event in events:
+        if is_change(event, arguments):
             seen += 1
             if seen == n:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
-uris, arguments, events, step = map(json.loads, sys.argv[1:])
+uris, arguments, step = map(json.loads, sys.argv[1:])
+on_s3 = uris[0].startswith("s3://")
 import boto3
 from mnist_ray.cli.main import run_command
 from mnist_ray.results import removal
@@ -39,7 +49,7 @@ from mnist_ray.results import removal
 for place, uri in enumerate(uris):
     child = os.fork()
     if child == 0:
-        kill_at(1 + place * step, events)
+        kill_at(1 + place * step)
         os.dup2(2, 1)
         os._exit(run_command([argument.replace("URI", uri) for argument in arguments]))
     _, status = os.waitpid(child, 0)
@@ -47,7 +57,6 @@ for place, uri in enumerate(uris):
         print(place, os.waitstatus_to_exitcode(status))
         break
 """
-_DISK_EVENTS, _S3_EVENTS = ["os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir"], ["http.client.send"]
 
 
 def make_results(uri: str) -> str:
@@ -73,6 +82,14 @@ def train_run(uri: str, name: str) -> None:
     list(train_stack([run], load_data(config, Path("unused"), CPU), storage=open_storage(uri), device=CPU))
 
 
+def listed_runs(storage: Storage) -> list[dict[str, Any]]:
+    """Lists the runs without place, size and grid: each may be copied, pruned, or removed without its grid."""
+    return [
+        {name: value for name, value in row.items() if name not in ("uri", "bytes", "grid")}
+        for row in run_rows(storage)
+    ]
+
+
 def put(template: str, uri: str) -> Storage:
     """Copies all files to another place, as they are."""
     storage = open_storage(uri)
@@ -88,12 +105,11 @@ def killed_everywhere(uris: Sequence[str], arguments: Sequence[str], *, step: in
     """Runs a command in each storage until it isn't killed; returns how often it was, and then its exit code.
 
     Args:
-      uris: in each, the process is killed some changes of the disk, or requests, later than in the one before.
+      uris: in each, the process is killed `step` changes later than in the one before, in the first before any.
       arguments: of the command; URI stands for the storage.
-      step: how many.
+      step: in changes of the disk, or requests that change S3.
     """
-    events = _S3_EVENTS if uris[0].startswith("s3://") else _DISK_EVENTS
-    values = [json.dumps(value) for value in (uris, arguments, events, step)]
+    values = [json.dumps(value) for value in (uris, arguments, step)]
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, *values], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=280
     )
