@@ -86,6 +86,9 @@ def _remove(
     from mnist_ray.text.sizes import count_text, size_text
 
     opened = open_storage(storage)
+    if not dry_run:
+        # A killed process may have begun to delete.
+        opened.remove_leftovers()
     doomed = find_doomed(opened, KINDS[kind_name], names, with_runs=with_runs)
     for each in doomed:
         click.echo(f"{each.kind.name} {each.name}: {'; '.join((size_text(each.size), *each.notes))}")

@@ -25,8 +25,16 @@ UNNAMED = "files in evaluations and predictions that no manifest names"
 # Everything but the first is waste only at some age: a job may still be writing it.
 WASTE = (CHECKPOINTS, STAGED, UPLOADS, REMAINS, UNNAMED)
 
-# How PendingFolder.write names files on S3; anything else in an evaluation's folder was put there by a person.
-_HASHED = re.compile(r".*-[0-9a-f]{12}(\.[^/]*)?")
+# How PendingFolder.write names files on S3.
+_HASHED = r"([^/]+/)?[^/]+-[0-9a-f]{12}(\.[^/]*)?"
+# What goes from a folder without its mark. Anything else there may be a person's, and best/checkpoint.json that of a
+# trained network whose config.json is lost; rm deletes both first, and cp writes them last.
+_LEFT_BEHIND = {
+    RUN: r"history\.parquet|status\.json|best/model\.safetensors|checkpoints/epoch-\d+/[^/]+",
+    GRID: r"runs\.parquet|asha\.json|looks\.json",
+    EVALUATION: _HASHED,
+    PREDICTION: _HASHED,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Waste:
 
 
 def find_waste(storage: Storage, *, older_than_s: float) -> list[Waste]:
-    """Returns what a storage can do without; says which finished runs need their checkpoints, being damaged.
+    """Returns what a storage can do without; says what stays although it may look like waste.
 
     Args:
       older_than_s: least age of everything but the checkpoints of finished runs.
@@ -105,6 +113,14 @@ def _remains(storage: Storage, kind: Kind, before: float, name: str) -> list[Was
     entries = storage.list_files(kind.path(name))
     if not entries or max(entry.written_at for entry in entries) > before:
         return []
+    for entry in entries:
+        file = entry.path.removeprefix(kind.path(name, ""))
+        if not re.fullmatch(_LEFT_BEHIND[kind], file):
+            say_line(
+                f"{kind.name} {name!r}: has no {kind.mark}, but {file}; it stays, until you remove it with "
+                f"`mnist-ray rm {kind.name} {name}`"
+            )
+            return []
     return [Waste(REMAINS, _size(entries), partial(storage.delete_folder, kind.path(name)))]
 
 
@@ -120,7 +136,9 @@ def _unnamed(storage: Storage, kind: Kind, before: float, name: str) -> list[Was
     return [
         Waste(UNNAMED, entry.size, partial(storage.delete, entry.path))
         for entry in storage.iter_files(kind.path(name))
-        if entry.path not in named and _HASHED.fullmatch(entry.path) and entry.written_at <= before
+        if entry.path not in named
+        and re.fullmatch(_HASHED, entry.path.removeprefix(kind.path(name, "")))
+        and entry.written_at <= before
     ]
 
 

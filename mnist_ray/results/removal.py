@@ -51,8 +51,6 @@ def find_doomed(storage: Storage, kind: Kind, wanted: Sequence[str], *, with_run
       ConfigError: several evaluations begin with a name, or it is no name but "latest".
       StorageError: the storage can't be read.
     """
-    # A killed process may have begun to delete.
-    storage.remove_leftovers()
     folders = storage.list_folders(kind.folder)
     names: dict[str, None] = {}
     missing = []

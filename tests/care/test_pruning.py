@@ -1,6 +1,7 @@
 """mnist-ray prune: what a storage can do without goes, and the results stay what they are; killed anywhere."""
 
 import os
+import shutil
 from pathlib import Path
 
 import boto3
@@ -90,6 +91,29 @@ def test_a_run_keeps_the_checkpoints_that_it_may_need(
     Path(folder.uri, f"runs/{damaged}/best/model.safetensors").write_bytes(b"other")
     assert prune(folder) == 0
     assert "SHA-256 differs from checkpoint.json; the run's checkpoints stay\n" in capsys.readouterr().err
+
+
+def test_a_network_without_its_config_and_a_persons_folders_stay(
+    folder: Storage, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = results.runs
+    assert prune(folder) == 0
+    folder.delete(f"runs/{run}/config.json")
+    for kind, name in (("runs", other), ("evaluations", results.evaluation), ("grids", "g")):
+        shutil.move(Path(folder.uri, kind, name), Path(folder.uri, kind, "archive", name))
+    before = everything(folder)
+    capsys.readouterr()
+    assert prune(folder, "--older-than", "0") == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith("freed 0 B\n")
+    stays = "; it stays, until you remove it with `mnist-ray rm"
+    assert sorted(captured.err.splitlines()) == [
+        f"evaluation 'archive': has no _manifest.json, but {results.evaluation}/_SUCCESS{stays} evaluation archive`",
+        f"grid 'archive': has no grid.json, but g/grid.json{stays} grid archive`",
+        f"run 'archive': has no config.json, but {other}/best/checkpoint.json{stays} run archive`",
+        f"run {run!r}: has no config.json, but best/checkpoint.json{stays} run {run}`",
+    ]
+    assert everything(folder) == before
 
 
 def leave_behind(storage: Storage, results: Results) -> set[str]:

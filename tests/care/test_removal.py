@@ -57,6 +57,14 @@ def test_a_run_goes_and_what_depends_on_it_is_said_and_stays(
     assert capsys.readouterr().err == error
 
 
+def test_what_a_killed_removal_has_hidden_stays_in_a_dry_run_and_goes_then(folder: Storage, results: Results) -> None:
+    folder.write_bytes(".staging/deleted-0123456789abcdef/config.json", b"{}")
+    assert rm(folder, "run", results.runs[0], "--dry-run") == 0
+    assert len(folder.list_files(".staging")) == 1
+    assert rm(folder, "run", results.runs[0], "--yes") == 0
+    assert folder.list_files(".staging") == []
+
+
 def test_of_several_names_those_that_are_there_go(folder: Storage, results: Results) -> None:
     assert rm(folder, "run", *results.runs, "nobody", results.runs[0], "--yes") == 0
     assert folder.list_folders("runs") == []
