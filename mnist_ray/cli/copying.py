@@ -20,7 +20,8 @@ from mnist_ray.storage.storage import check_uri, open_storage
     "--evaluation", "evaluations", multiple=True, metavar="NAME", help="Copy this evaluation, with its report."
 )
 @click.option("--prediction", "predictions", multiple=True, metavar="NAME", help="Copy this prediction.")
-def cp(source: str, target: str, **wanted: Sequence[str]) -> None:
+@click.option("--dry-run", is_flag=True, help="Only compare, and say what would be sent.")
+def cp(source: str, target: str, dry_run: bool, **wanted: Sequence[str]) -> None:
     """Copies results between storages SRC and DST, each a folder or s3://bucket/prefix; everything by default.
 
     Every file is verified by its SHA-256, in DST too. The same command again sends only what is missing. What exists
@@ -33,16 +34,18 @@ def cp(source: str, target: str, **wanted: Sequence[str]) -> None:
     if here == there:
         raise ConfigError(f"DST={target!r}: the same storage as SRC; choose another")
     results = select(here, Selection(**wanted))
-    there.check()
-    there.remove_leftovers()
-    copied = list(_with_progress(copy_results(here, there, results), len(results)))
+    if not dry_run:
+        there.check()
+        there.remove_leftovers()
+    how = "to send" if dry_run else "sent"
+    copied = list(_with_progress(copy_results(here, there, results, dry_run=dry_run), len(results), how))
     counts = Counter(each.kind.name for each in copied)
     names = ", ".join(count_text(count, kind) for kind, count in counts.items())
     sent = count_text(sum(each.num_files for each in copied), "file")
-    click.echo(f"{names} in {there.uri}: {sent} sent ({size_text(sum(each.num_bytes for each in copied))})")
+    click.echo(f"{names} in {there.uri}: {sent} {how} ({size_text(sum(each.num_bytes for each in copied))})")
 
 
-def _with_progress(copied: Iterable[Any], total: int) -> Iterator[Any]:
+def _with_progress(copied: Iterable[Any], total: int, how: str) -> Iterator[Any]:
     """Yields results.copying.Copied and shows a bar on a terminal, else a line for each."""
     from rich.console import Console
     from rich.progress import Progress
@@ -56,6 +59,6 @@ def _with_progress(copied: Iterable[Any], total: int) -> Iterator[Any]:
             yield from progress.track(copied, total=total, description="results")
         return
     for each in copied:
-        sent = f"{count_text(each.num_files, 'file')} sent, {size_text(each.num_bytes)}"
+        sent = f"{count_text(each.num_files, 'file')} {how}, {size_text(each.num_bytes)}"
         say_line(f"{each.kind.name} {each.name}: {sent if each.num_files else 'there already'}")
         yield each

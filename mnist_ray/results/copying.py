@@ -30,7 +30,7 @@ _REWRITTEN = {"history.parquet", "status.json"}
 
 @dataclass(frozen=True)
 class Copied:
-    """A result that is in the target: how many of its files, and bytes, had to be sent."""
+    """A result that is in the target, or would be: how many of its files, and bytes, had to be sent."""
 
     kind: Kind
     name: str
@@ -78,15 +78,22 @@ def _there(source: Storage, kind: Kind, names: Sequence[str]) -> list[str]:
     return there
 
 
-def copy_results(source: Storage, target: Storage, results: Sequence[tuple[Kind, str]]) -> Iterator[Copied]:
+def copy_results(
+    source: Storage, target: Storage, results: Sequence[tuple[Kind, str]], *, dry_run: bool = False
+) -> Iterator[Copied]:
     """Copies results, and yields each when it is whole in the target.
+
+    Args:
+      source, target: the storages.
+      results: what to copy; see select.
+      dry_run: only compare the two storages, without a change.
 
     Raises:
       ConflictError: some exist there with other content, and stay as they are; raised when the others are copied.
       CheckpointError, DataError: one is damaged.
       StorageError: a storage can't be read or written, or returns other content than was written.
     """
-    copier, conflicts = _Copier(source, target), []
+    copier, conflicts = _Copier(source, target, dry_run), []
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for kind, of_kind in groupby(results, key=lambda result: result[0]):
             names = [name for _, name in of_kind]
@@ -114,6 +121,7 @@ def _or_conflict(copy: Callable[[str], Copied], name: str) -> Copied | ConflictE
 class _Copier:
     source: Storage
     target: Storage
+    dry_run: bool
     memory: BytesAtOnce = field(default_factory=lambda: BytesAtOnce(_MOST_BYTES))
 
     def copy_plain(self, kind: Kind, name: str) -> Copied:
@@ -121,8 +129,10 @@ class _Copier:
         try:
             wanted = self._files(kind, name)
             missing = self._missing(kind, name, wanted)
-            for file, sha256 in sorted(missing.items(), key=lambda item: _turn(kind, item[0])):
-                self._send(kind.path(name, file), sha256, wanted[file].size, once=kind is RUN and file == kind.mark)
+            in_turn = sorted(missing, key=partial(_turn, kind))
+            for file in () if self.dry_run else in_turn:
+                once = kind is RUN and file == kind.mark
+                self._send(kind.path(name, file), missing[file], wanted[file].size, once=once)
         except MissingError as error:
             raise StorageError(
                 f"{kind.name} {name!r}: changed while it was copied ({error}); the same command goes on"
@@ -209,13 +219,15 @@ class _Copier:
             if _content(there) != _content(manifest):
                 raise _conflict(self.target, kind, name, "_manifest.json")
             list(at_once(partial(self._check_committed, path), files))
-            self.target.complete_commit(path)
+            if not self.dry_run:
+                self.target.complete_commit(path)
             return Copied(kind, name, 0, 0)
         # A name of its own for this content, so that the same command finds what a killed one has sent.
         token = f"copy-{_sha256(json.dumps([path, _content(manifest)], sort_keys=True).encode())[:16]}"
         pending = PendingFolder(self.target, path, token)
         stored = list(at_once(partial(self._stage, path, pending), files))
-        pending.commit([file for file, _ in stored], {key: manifest[key] for key in manifest if key != "files"})
+        if not self.dry_run:
+            pending.commit([file for file, _ in stored], {key: manifest[key] for key in manifest if key != "files"})
         sent = [file.size for file, is_new in stored if is_new]
         return Copied(kind, name, len(sent), sum(sent))
 
@@ -228,6 +240,8 @@ class _Copier:
         with self.memory.of(2 * file.size):
             if (kept := pending.staged(file.name, file.sha256)) is not None:
                 return kept, False
+            if self.dry_run:
+                return file, True
             pending.write(file.name, self.source.read_committed(path, file.name))
             if (written := pending.staged(file.name, file.sha256)) is None:
                 raise StorageError(

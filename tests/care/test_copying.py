@@ -85,6 +85,25 @@ def test_a_copied_evaluation_is_the_same_for_evaluate(
     assert (again["evaluation"], again["already_done"]) == (results.evaluation, True)
 
 
+def test_a_dry_run_compares_and_changes_nothing(
+    folder: Storage, target: Storage, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cp(folder, target, "--dry-run") == 0
+    captured = capsys.readouterr()
+    total = captured.out.partition(": ")[2]
+    assert total.startswith("33 files to send (")
+    assert captured.err.count(" to send, ") == 6
+    assert [*target.list_files(), *target.list_files(".staging")] == []
+    assert not target.is_local or not Path(target.uri).exists()
+    assert cp(folder, target, "--grid", "g") == 0
+    target.write_bytes(f"reports/{results.evaluation}/report.html", b"another")
+    before = contents(target)
+    capsys.readouterr()
+    assert cp(folder, target, "--dry-run") == 6
+    assert capsys.readouterr().err.count("there already") == 3
+    assert contents(target) == before
+
+
 def test_a_grid_takes_its_runs_along_and_an_evaluation_its_report(
     folder: Storage, results: Results, tmp_path: Path
 ) -> None:
