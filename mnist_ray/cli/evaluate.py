@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,9 @@ from mnist_ray.cli.options import (
 from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
+
+if TYPE_CHECKING:
+    from mnist_ray.jobs.evaluate import EvaluateOutcome
 
 
 @click.command()
@@ -112,10 +116,15 @@ def evaluate(
         placement=cluster.placement,
     )  # fmt: skip
     outcome = evaluate_runs(job)
+    _print_outcome(outcome, storage, grid_name, as_json=as_json)
+    # A server may let one wait.
     log_evaluation(storage, outcome.name)
+
+
+def _print_outcome(outcome: "EvaluateOutcome", storage: str, grid_name: str | None, *, as_json: bool) -> None:
     if as_json:
         said = ("uri", "already_done", "report", "metrics")
-        facts = {"evaluation": outcome.name, **{key: getattr(outcome, key) for key in said}}
+        facts = {"evaluation": outcome.name, **{name: getattr(outcome, name) for name in said}}
         click.echo(json.dumps(facts, default=datetime.isoformat))
         return
     if grid_name:

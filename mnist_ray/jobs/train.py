@@ -15,8 +15,8 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
+from mnist_ray.tracking import pictures
 from mnist_ray.tracking.epoch_lines import EpochLines
-from mnist_ray.tracking.pictures import samples
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
 from mnist_ray.training.data import data_settings, load_data
 from mnist_ray.training.data_lines import training_lines
@@ -55,7 +55,8 @@ def train(job: TrainJob, data: TrainingData | None = None) -> TrainOutcome:
     check_trackers(job.log, storage)
     storage.check()
     data = data or load_data(job.config, job.data_dir, torch.device("cpu"))
-    with track(job.log, storage, samples={data_settings(job.config): samples(data.images)}) as tracking:
+    sheets = {data_settings(job.config): pictures.samples(data.images)} if job.log else None
+    with track(job.log, storage, samples=sheets) as tracking:
         # Workers needn't look at all images again to find out what they are.
         form = ImageForm(data.image_shape, job.config.fit)
         job = replace(job, data_config=job.data_config or job.config.in_form(form))

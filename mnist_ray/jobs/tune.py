@@ -27,8 +27,8 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.text.escape import say_line
+from mnist_ray.tracking import pictures
 from mnist_ray.tracking.grid_progress import GridProgress
-from mnist_ray.tracking.pictures import samples
 from mnist_ray.tracking.trackers import Tracking, check_trackers, track
 from mnist_ray.training.data import data_settings, load_data
 from mnist_ray.training.data_lines import training_lines
@@ -122,7 +122,7 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, byte
     """Loads the runs' data, prints a summary and checks networks on it, so that errors show before anything starts.
 
     Returns:
-      Data settings -> pictures of the data, PNG.
+      Data settings -> pictures of the data, PNG, if there are trackers for them.
 
     Raises:
       ConfigError: a network is too deep for the images, or can't be trained.
@@ -133,7 +133,7 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, byte
     of_data: dict[TrainConfig, list[GridRun]] = {}
     for run in runs:
         of_data.setdefault(data_settings(run.config), []).append(run)
-    storage, pictures = open_storage(job.storage_uri), {}
+    storage, sheets = open_storage(job.storage_uri), {}
     for config, alike in of_data.items():
         data = load_data(config, job.data_dir, torch.device("cpu"))
         for line in training_lines(config, data, {run.config.global_batch_size for run in alike}):
@@ -142,8 +142,9 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, byte
             _check_begun(storage, alike, data)
         for note in check_networks([run.config for run in alike], data, num_workers=job.workers_per_run or 1):
             say_line(note)
-        pictures[config] = samples(data.images)
-    return pictures
+        if job.log:
+            sheets[config] = pictures.samples(data.images)
+    return sheets
 
 
 def _check_begun(storage: Storage, runs: Sequence[GridRun], data: TrainingData) -> None:
