@@ -6,11 +6,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from mnist_ray.results.paths import LAKE
 from mnist_ray.results.schemas import EVALUATION_TABLES, TABLES
 from mnist_ray.storage.storage import Storage
 
-# A folder of a local storage that no listing of results reads.
-LAKE = "lake"
 # In the order in which an evaluation's rows appear. No transaction spans tables, but an evaluation in metrics is in
 # all others.
 LAKE_TABLES = (*(table for table in EVALUATION_TABLES if table != "metrics"), "metrics")

@@ -18,6 +18,7 @@ from mnist_ray.results.bytes_at_once import BytesAtOnce
 from mnist_ray.results.evaluation_folder import find_evaluation
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind, existing
+from mnist_ray.results.paths import LOGGED
 from mnist_ray.results.run_documents import DamagedCheckpoint, read_checkpoint_document
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE, FileEntry, StoredFile, files_of
 from mnist_ray.storage.storage import MissingError, PendingFolder, Storage
@@ -140,13 +141,17 @@ class _Copier:
         return Copied(kind, name, len(missing), sum(wanted[file].size for file in missing))
 
     def _files(self, kind: Kind, name: str) -> dict[str, FileEntry]:
-        """Returns path in the result's folder -> file, without checkpoints that are still being written."""
+        """Returns path in the result's folder -> file, without checkpoints that are still being written.
+
+        Where a run or grid is logged to is left out: trackers know the original.
+        """
         folder = kind.path(name)
         files = {entry.path.removeprefix(f"{folder}/"): entry for entry in self.source.list_files(folder)}
         return {
             file: entry
             for file, entry in files.items()
-            if not file.startswith("checkpoints/") or f"{file.rpartition('/')[0]}/checkpoint.json" in files
+            if not file.startswith(f"{LOGGED}/")
+            and (not file.startswith("checkpoints/") or f"{file.rpartition('/')[0]}/checkpoint.json" in files)
         }
 
     def _missing(self, kind: Kind, name: str, wanted: Mapping[str, FileEntry]) -> dict[str, str]:

@@ -7,6 +7,10 @@
           predictions/<name>/    a folder for each of its tables, _manifest.json, _SUCCESS
 """
 
+# In the folder of a run or grid: where trackers have it.
+LOGGED = "logged"
+# In a local storage: the tables of `mnist-ray publish`, which no listing of results reads.
+LAKE = "lake"
 # Names the evaluation that began last, where one is asked for.
 LATEST = "latest"
 # The page of a report.

@@ -14,7 +14,7 @@ from mnist_ray.results.evaluation_folder import beginning_with
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.inventory import grid_documents
 from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind
-from mnist_ray.results.paths import LATEST
+from mnist_ray.results.paths import LAKE, LATEST
 from mnist_ray.results.run_progress import read_status
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
@@ -151,6 +151,8 @@ class _Dependents:
             runs = self.grids.get(name, {}).get("runs", ())
             if runs and not any(kind is RUN for kind, _ in doomed):
                 notes.append("its runs stay")
+        elif kind is EVALUATION and (lakes := self.storage.list_folders(LAKE)):
+            notes.append(f"in the lake's tables until `mnist-ray publish --to {lakes[0]}` runs again")
         return notes
 
 

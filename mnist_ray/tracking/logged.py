@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mnist_ray.errors import DataError
+from mnist_ray.results.paths import LOGGED
 from mnist_ray.results.run_documents import json_bytes
 from mnist_ray.storage.storage import Storage, without_secrets
 
@@ -30,7 +31,7 @@ def read_records(storage: Storage, folder: str) -> list[Record]:
       DataError: one is damaged.
       StorageError: the storage can't be read.
     """
-    return [_read(storage, entry.path) for entry in storage.list_files(f"{folder}/logged")]
+    return [_read(storage, entry.path) for entry in storage.list_files(f"{folder}/{LOGGED}")]
 
 
 def find_record(storage: Storage, folder: str, tracker: str, tracking_uri: str | None = None) -> Record | None:
@@ -60,7 +61,7 @@ def recorded_uri(uri: str) -> str:
 def _path(folder: str, record: Record) -> str:
     uri = record.get("tracking_uri")
     suffix = f"-{hashlib.sha256(uri.encode()).hexdigest()[:8]}" if uri else ""
-    return f"{folder}/logged/{record['tracker']}{suffix}.json"
+    return f"{folder}/{LOGGED}/{record['tracker']}{suffix}.json"
 
 
 def _read(storage: Storage, path: str) -> Record:

@@ -27,7 +27,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.fixture
-def storage(results: Results, uri: str) -> Storage:  # noqa: F811
+def storage(results: Results, uri: str) -> Storage:  # noqa: F811  (the fixture)
     return put(results.folder, uri)
 
 

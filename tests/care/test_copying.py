@@ -300,3 +300,10 @@ def test_killed_anywhere_no_reader_meets_a_half_copy_and_the_same_command_finish
         # An evaluation's manifest holds who committed it.
         assert contents(target).keys() == done.keys()
     assert {0, len(done)} < num_there | {0, len(done)}
+
+
+def test_where_a_run_or_grid_is_logged_is_not_copied(folder: Storage, target: Storage, results: Results) -> None:
+    for path in (f"runs/{results.runs[0]}", "grids/g"):
+        folder.write_bytes(f"{path}/logged/mlflow.json", b"{}")
+    assert cp(folder, target) == 0
+    assert "logged" not in {part for path in contents(target) for part in path.split("/")}

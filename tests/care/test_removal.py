@@ -215,3 +215,15 @@ def test_killed_anywhere_it_leaves_nothing_half_there_and_the_same_command_finis
         assert paths(storage) == done
     # Some points lie in the middle.
     assert any(len(done) < num < max(num_left) for num in num_left)
+
+
+def test_that_a_lake_has_an_evaluation_is_said(
+    folder: Storage, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rm(folder, "evaluation", results.evaluation, "--dry-run") == 0
+    assert "lake" not in capsys.readouterr().out
+    folder.write_bytes("lake/delta/metrics/_delta_log/0.json", b"{}")
+    assert rm(folder, "evaluation", results.evaluation, "--dry-run") == 0
+    said = "; in the lake's tables until `mnist-ray publish --to delta` runs again\n"
+    assert f"evaluation {results.evaluation}: " in (out := capsys.readouterr().out)
+    assert said in out
