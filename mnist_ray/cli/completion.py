@@ -9,6 +9,7 @@ from mnist_ray.config.names import EVALUATION_PATTERN
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.data.datasets import DATASETS, FORMATS
 from mnist_ray.errors import MnistRayError
+from mnist_ray.grids.grid import GRIDS as GRIDS_BY_NAME
 from mnist_ray.results.paths import EVALUATIONS, GRIDS, LATEST, RUNS
 from mnist_ray.storage.storage import open_storage
 
@@ -32,6 +33,11 @@ def completion(context: click.Context, shell: str) -> None:
 def complete_variant(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Returns the variants that begin so."""
     return [name for name in VARIANTS if name.startswith(incomplete)]
+
+
+def complete_named_grid(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Returns the named grids that begin so."""
+    return [name for name in GRIDS_BY_NAME if name.startswith(incomplete)]
 
 
 def complete_dataset(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

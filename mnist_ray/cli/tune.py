@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from mnist_ray.cli.code import code_options, with_own_networks
-from mnist_ray.cli.completion import complete_dataset, complete_variant
+from mnist_ray.cli.completion import complete_dataset, complete_named_grid, complete_variant
 from mnist_ray.cli.grids import shown_settings
 from mnist_ray.cli.growth import GrowthOptions, growth_options
 from mnist_ray.cli.options import (
@@ -47,6 +47,7 @@ from mnist_ray.grids.search import Search
     "grid_name",
     required=True,
     metavar="NAME|FILE",
+    shell_complete=complete_named_grid,
     help=f"{', '.join(GRIDS)}, or a YAML file with settings as for train; a list of values is an axis.",
 )
 @click.option(

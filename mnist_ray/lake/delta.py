@@ -42,7 +42,7 @@ class DeltaLake:
         self._storage = storage
         self.where = lake_folder(storage, "delta")
 
-    def exists(self) -> bool:  # noqa: D102
+    def exists(self) -> bool:
         return os.path.exists(self.where)
 
     def _root(self, table: str) -> str:
@@ -53,7 +53,7 @@ class DeltaLake:
 
         return DeltaTable(self._root(table)) if DeltaTable.is_deltatable(self._root(table)) else None
 
-    def files(self, table: str) -> dict[str, dict[str, int]]:  # noqa: D102
+    def files(self, table: str) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
         with self._errors():
             delta = self._open(table)
@@ -62,7 +62,7 @@ class DeltaLake:
                 found.setdefault(evaluation, {})[evaluation_path(evaluation, table, part)] = size
         return found
 
-    def add(self, table: str, evaluation: str, files: Files) -> None:  # noqa: D102
+    def add(self, table: str, evaluation: str, files: Files) -> None:
         from deltalake import Schema
         from deltalake.transaction import create_table_with_add_actions
 
@@ -81,7 +81,7 @@ class DeltaLake:
                 delta.alter.add_columns(new)
             delta.create_write_transaction([*actions], "append", delta.schema(), **_once())
 
-    def remove(self, table: str, evaluation: str) -> None:  # noqa: D102
+    def remove(self, table: str, evaluation: str) -> None:
         from deltalake.transaction import RemoveAction
 
         with self._errors():
@@ -95,7 +95,9 @@ class DeltaLake:
                 if path.partition("/")[0] == evaluation
             ]
             delta.create_write_transaction(actions, "append", delta.schema(), **_once())
-            shutil.rmtree(os.path.join(self._root(table), evaluation), ignore_errors=True)
+            # A killed removal may have deleted it.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(os.path.join(self._root(table), evaluation))
 
     def _linked(self, table: str, evaluation: str, path: str) -> "AddAction":
         """Gives a file a second name in the table's folder and returns what the table's log says of it."""

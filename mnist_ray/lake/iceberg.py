@@ -47,7 +47,7 @@ class IcebergLake:
         # It says of each column of names that Iceberg has no dictionary type.
         logging.getLogger("pyiceberg.io.pyarrow").setLevel(logging.ERROR)
 
-    def exists(self) -> bool:  # noqa: D102
+    def exists(self) -> bool:
         return self._name is not None or os.path.exists(self.where)
 
     @cached_property
@@ -83,17 +83,17 @@ class IcebergLake:
             )
         return found
 
-    def files(self, table: str) -> dict[str, dict[str, int]]:  # noqa: D102
+    def files(self, table: str) -> dict[str, dict[str, int]]:
         with self._errors():
             found = self._table(table)
             return _files(found.scan(), self._storage.uri_of("")) if found else {}
 
-    def add(self, table: str, evaluation: str, files: Files) -> None:  # noqa: D102
+    def add(self, table: str, evaluation: str, files: Files) -> None:
         uris = [self._storage.uri_of(path) for path in files]
         with self._errors(), self._change(table) as change:
             change.add_files(uris, snapshot_properties={_EVALUATION: evaluation})
 
-    def remove(self, table: str, evaluation: str) -> None:  # noqa: D102
+    def remove(self, table: str, evaluation: str) -> None:
         from pyiceberg.expressions import EqualTo
 
         with self._errors():

@@ -87,15 +87,7 @@ def print_table(
     if _width(names, numbers, gap=1) > out.width or _width(names, columns, gap=2) > 1.5 * out.width:
         _print_records(out, [name.replace("\n", " ") for name in names], rows, title)
         return
-    title_text = None if title is None else Text(printable(title), style="bold")
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=title_text,
-        title_justify="left",
-        title_style="",
-        pad_edge=False,
-        padding=(0, 0 if is_wide else 1),
-    )
+    table = _empty_table(title, gap=0 if is_wide else 1)
     for name, cells, part, whole in zip(names, columns, parts, is_whole, strict=True):
         numeric = all(map(_is_number, cells))
         table.add_column(
@@ -109,6 +101,13 @@ def print_table(
         # rich would parse a plain str as markup, and fail on brackets that aren't.
         table.add_row(*map(Text, row))
     out.print(table)
+
+
+def _empty_table(title: str | None, *, gap: int) -> Table:
+    text = None if title is None else Text(printable(title), style="bold")
+    return Table(
+        box=SIMPLE_HEAD, title=text, title_justify="left", title_style="", pad_edge=False, padding=(0, gap)
+    )  # fmt: skip
 
 
 def _width(names: Sequence[str], columns: Sequence[Sequence[str]], *, gap: int = 3) -> int:

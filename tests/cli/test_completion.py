@@ -41,6 +41,7 @@ def completions(folder: Path, line: str) -> list[str]:
         ("mnist-ray comp", ["compare", "completion"]),
         ("mnist-ray train --variant drop", ["dropout", "dropout_batchnorm"]),
         ("mnist-ray tune --dataset f", ["fashion_mnist", "folder:"]),
+        ("mnist-ray tune --grid re", ["regularization"]),
         ("mnist-ray evaluate --run cnn", ["cnn-a", "cnn-b"]),
         ("mnist-ray evaluate --grid ", ["g1"]),
         ("mnist-ray export m", ["mlp"]),
