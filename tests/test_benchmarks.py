@@ -179,7 +179,7 @@ def test_an_evaluation_and_its_report_are_weighed_and_left_behind(
     rows = {row["what"]: row["figure"] for row in json.loads(capsys.readouterr().out)["results"]}
     assert (rows["runs"], rows["images"]) == (32, 200)
     (evaluation,) = (folder / "storage" / "evaluations").iterdir()
-    (part,) = evaluation.glob("predictions*.parquet")
+    (part,) = evaluation.glob("predictions/*.parquet")
     assert rows["a prediction, all columns"] == part.stat().st_size / (32 * 200)
     page = folder / "storage" / "reports" / evaluation.name / "report.html"
     assert rows["report.html"] == page.stat().st_size / 2**20

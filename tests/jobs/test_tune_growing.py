@@ -104,7 +104,7 @@ class GridAt:
 
 
 def no_tracking(storage: Storage) -> AbstractContextManager[Tracking]:
-    return track((), storage, experiment="g")
+    return track((), storage, grid="g")
 
 
 def test_a_grid_grows_look_by_look_and_its_folder_lists_what_counts(tmp_path: Path) -> None:

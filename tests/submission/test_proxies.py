@@ -102,9 +102,9 @@ def test_a_tracker_on_this_machine_is_reached_without_the_proxy(
     from mnist_ray.tracking.mlflow import MLflow
 
     tracker = Recorder(200, '{"experiment": {"experiment_id": "7", "name": "x"}}')
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{tracker.port}")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
-    MLflow(open_storage(str(tmp_path)), "x")
+    # The first request asks for the experiment.
+    assert MLflow(open_storage(str(tmp_path)), f"http://127.0.0.1:{tracker.port}", "x", print)._experiment == "7"
     tracker.close()
     assert [headers["Authorization"] for _, headers in tracker.requests] == ["Bearer abc"]
     assert proxy.requests == []

@@ -80,8 +80,8 @@ def read_until(uri: str, stop: Path) -> None:
         counts.reads += len(names[-3:])
         if storage.is_local and names:
             # One who knows nothing of manifests.
-            glob = f"{uri}/evaluations/*/predictions*.parquet"
-            found = duckdb.execute(f"SELECT count(*) FROM '{glob}' GROUP BY filename[:-26]").fetchall()
+            glob = f"{uri}/evaluations/*/predictions/*.parquet"
+            found = duckdb.execute(f"SELECT count(*) FROM '{glob}' GROUP BY evaluation").fetchall()
             total = sum(count for (count,) in found)
             counts.partial_reads += total % (len(RUNS) * NUM_EXAMPLES) != 0
             counts.reads += 1
