@@ -152,7 +152,7 @@ class _Dependents:
             if runs and not any(kind is RUN for kind, _ in doomed):
                 notes.append("its runs stay")
         elif kind is EVALUATION and (lakes := self.storage.list_folders(LAKE)):
-            notes.append(f"in the lake's tables until `mnist-ray publish --to {lakes[0]}` runs again")
+            notes.append(f"in the lake's tables ({', '.join(lakes)}) until `mnist-ray publish` runs again")
         return notes
 
 

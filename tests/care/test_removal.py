@@ -224,6 +224,6 @@ def test_that_a_lake_has_an_evaluation_is_said(
     assert "lake" not in capsys.readouterr().out
     folder.write_bytes("lake/delta/metrics/_delta_log/0.json", b"{}")
     assert rm(folder, "evaluation", results.evaluation, "--dry-run") == 0
-    said = "; in the lake's tables until `mnist-ray publish --to delta` runs again\n"
+    said = "; in the lake's tables (delta) until `mnist-ray publish` runs again\n"
     assert f"evaluation {results.evaluation}: " in (out := capsys.readouterr().out)
     assert said in out
