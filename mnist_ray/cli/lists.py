@@ -207,4 +207,4 @@ def _range(row: Row) -> str | None:
     if row["status"] == "damaged":
         return None
     ends = dict.fromkeys([cell(row["accuracy_min"]), cell(row["accuracy_max"])])
-    return "-".join(ends)
+    return " to ".join(ends)
