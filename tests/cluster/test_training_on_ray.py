@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.lasting import lasting
 from tests.support.processes import descendants, wait_until_gone, with_variable, written_so_far
 from tests.support.ray_head import RayHead
 from tests.support.ray_jobs import Step, run_here, run_job
+from tests.support.stored_tables import without_times
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -245,7 +245,7 @@ def test_the_evaluation_has_each_example_once_and_the_same_bytes_with_any_worker
         assert done.code == 0, done.log
         folder = Path(json.loads(done.output)["uri"])
         files[workers] = {
-            str(path.relative_to(folder)): lasting(path.read_bytes()) for path in folder.glob("*/*.parquet")
+            str(path.relative_to(folder)): without_times(path.read_bytes()) for path in folder.glob("*/*.parquet")
         }
         counts = duckdb.sql(
             "SELECT run, count(*), count(DISTINCT example_index), min(example_index), max(example_index) "

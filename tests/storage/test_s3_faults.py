@@ -19,8 +19,8 @@ from mnist_ray.storage import retries
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.faulty_proxy import FAILURES, FLIPS, Choice, FaultyProxy, after, by_bucket, drawn, faulty_proxy
 from tests.support.grid_runs import train_without_ray
-from tests.support.lasting import lasting
 from tests.support.s3_fixtures import S3Server
+from tests.support.stored_tables import without_times
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.fault]
 
@@ -109,7 +109,9 @@ def committed(uri: str) -> dict[str, Any]:
         manifest = storage.read_manifest(f"evaluations/{row['evaluation']}")
         assert manifest is not None
         files = [file["name"] for file in manifest["files"]]
-        content = {name: lasting(storage.read_committed(f"evaluations/{row['evaluation']}", name)) for name in files}
+        content = {
+            name: without_times(storage.read_committed(f"evaluations/{row['evaluation']}", name)) for name in files
+        }
         facts = {key: value for key, value in manifest.items() if key not in ("volatile", "files")}
         found[row["evaluation"]] = {**facts, **content}
     return found

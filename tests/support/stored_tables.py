@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def lasting(content: bytes) -> pa.Table | bytes:
+def without_times(content: bytes) -> pa.Table | bytes:
     """Returns a Parquet file's rows without its columns of times, or any other content as it is."""
     if not content.startswith(b"PAR1"):
         return content
