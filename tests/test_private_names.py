@@ -74,7 +74,7 @@ def test_private_names_are_used_in_one_file_each() -> None:
 def test_training_and_evaluating_import_neither_torchs_compiler_nor_scikit_learn(tmp_path: Path) -> None:
     train = ["train", "--dataset", "digits", "--train-limit", "100", "--epochs", "1", "--storage", str(tmp_path)]
     commands = [[*train, "--name", name, "--set", f"optimizer={name}"] for name in OPTIMIZERS]
-    commands += [[*train, "--name", "adam", "--resume"], ["evaluate", "--run", "adam", "--storage", str(tmp_path)]]
+    commands += [[*train, "--name", "adam"], ["evaluate", "--run", "adam", "--storage", str(tmp_path)]]
     code = (
         "import sys\n"
         "from mnist_ray.cli.main import run_command\n"

@@ -34,7 +34,7 @@ def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
         for seed in range(seeds):
             run = f"demo-{variant}-e{epochs}-s{seed}"
             config = variant_config(variant, {"dataset": DATASET, "epochs": epochs, "seed": seed})
-            outcomes[run] = train(TrainJob(config, run, storage, default_data_dir(), resume=True))
+            outcomes[run] = train(TrainJob(config, run, storage, default_data_dir()))
     job = EvaluateJob(EvaluationConfig(dataset=DATASET), tuple(outcomes), storage, default_data_dir())
     outcome = evaluate(job)
     _print_before_and_after(outcome, outcomes)

@@ -32,7 +32,7 @@ from mnist_ray.text.escape import printable_log
 
 # What the same command does when it is run again after a stop.
 _GOES_ON = {
-    "train": "with --resume goes on",
+    "train": "goes on",
     "tune": "goes on",
     "demo": "goes on",
     "rm": "goes on",

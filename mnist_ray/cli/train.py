@@ -60,12 +60,16 @@ from mnist_ray.config.yaml_files import read_yaml, yaml_text
     metavar="N|MIN:MAX",
     help="Processes that share every batch. MIN:MAX: as many as there are; the run goes on when nodes leave or come.",
 )
-@click.option("--resume", is_flag=True, help="Resume an interrupted run, or start it if it doesn't exist.")
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    help="Go on with the run that has the name, to more epochs if given; or refuse the name.  [default: go on]",
+)
 @click.option(
     "--max-failures",
     type=click.IntRange(min=0),
     default=None,
-    help="Restarts after a worker dies.  [default: 0; with MIN:MAX workers 3]",
+    help="Restarts after a worker dies.  [default: 3]; a number makes Ray watch over a single worker, too.",
 )
 @click.option(
     "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
@@ -105,8 +109,6 @@ def train(
         print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
         return
     least, most = num_workers
-    if max_failures is None:
-        max_failures = 3 if least < most else 0
     target = target_cluster(cluster.address)
     if target:
         text = yaml_text(config.model_dump(mode="json"))

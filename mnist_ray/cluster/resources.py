@@ -147,6 +147,6 @@ def _watch(needs: Needs, placement: Placement, kind: str, ended: threading.Event
                 RunFailedError.exit_code,
                 f"{needs.what}: needs {needs.least} {kind} and the cluster has {there:g}, since "
                 f"{placement.resource_timeout_s:g} s (--resource-timeout): a node is gone and no other came; the same "
-                "command, train with --resume, goes on once there are enough",
+                "command goes on once there are enough",
             )
             return

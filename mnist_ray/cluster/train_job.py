@@ -7,6 +7,9 @@ from mnist_ray.config.placement import ANYWHERE, Placement, on_cluster
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.results.lineage import command_line
 
+# Restarts after dead workers, of a run and of a grid's stack.
+MAX_FAILURES = 3
+
 
 @dataclass(frozen=True)
 class TrainJob:
@@ -18,8 +21,9 @@ class TrainJob:
       storage_uri: URI of the storage for the run's folder.
       data_dir: folder of the data sets.
       num_workers: processes that share every batch; with least_workers, the most.
-      resume: whether to resume an interrupted run.
-      max_failures: how often the workers are restarted after one dies.
+      resume: whether to go on with a run that exists.
+      max_failures: how often Ray's workers are restarted after one dies; None for MAX_FAILURES, where Ray is needed
+        anyway.
       command_line: the command line that started the run, for its lineage.
       log: trackers for the run.
       last_epoch: ends the run early after this epoch; None to train as the config says.
@@ -34,8 +38,8 @@ class TrainJob:
     storage_uri: str
     data_dir: Path
     num_workers: int = 1
-    resume: bool = False
-    max_failures: int = 0
+    resume: bool = True
+    max_failures: int | None = None
     command_line: str = field(default_factory=command_line)
     log: tuple[str, ...] = ()
     last_epoch: int | None = None
@@ -45,4 +49,4 @@ class TrainJob:
 
     def needs_ray(self) -> bool:
         """Tells whether the run is distributed or a dead worker must be restarted."""
-        return self.num_workers > 1 or self.max_failures > 0 or on_cluster()
+        return self.num_workers > 1 or bool(self.max_failures) or on_cluster()

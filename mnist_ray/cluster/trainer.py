@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_ray.cluster.resources import Needs
 from mnist_ray.cluster.session import ray_session
-from mnist_ray.cluster.train_job import TrainJob
+from mnist_ray.cluster.train_job import MAX_FAILURES, TrainJob
 from mnist_ray.errors import ClusterError, MnistRayError, NetworkFailedError, RunFailedError
 from mnist_ray.models.device import prepared
 from mnist_ray.models.ranks import LostRankError, Ranks
@@ -102,6 +102,7 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
     Raises:
       MnistRayError: see mnist_ray.errors.
     """
+    max_failures = MAX_FAILURES if job.max_failures is None else job.max_failures
     # Only for Ray's bookkeeping: train_run writes the checkpoints to the storage.
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
         trainer = _Trainer(
@@ -113,7 +114,7 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
                 elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,
             ),
             run_config=RunConfig(
-                name=job.run, storage_path=bookkeeping, failure_config=FailureConfig(max_failures=job.max_failures)
+                name=job.run, storage_path=bookkeeping, failure_config=FailureConfig(max_failures=max_failures)
             ),
         )
         failure = _run(trainer, job)
@@ -145,7 +146,7 @@ def _run(trainer: TorchTrainer, job: TrainJob) -> MnistRayError | None:
         reason = (text.splitlines() or [type(error.worker_failures[rank]).__name__])[-1]
         raise RunFailedError(
             f"run {job.run!r}: worker {rank} failed ({reason}); "
-            "go on with --resume, or allow restarts with --max-failures"
+            "the same command goes on, --max-failures allows more restarts"
         ) from error
     except (TrainingFailedError, RayActorError) as error:
         raise ClusterError(
@@ -182,7 +183,7 @@ def _train_rank(job: TrainJob, histories: Queue | None) -> None:
     with shared_errors(ranks):
         data = load_data(job.data_config or job.config, job.data_dir, device)
         # Every node has the data that the run was claimed for.
-        folder.claim(job.config, data, resume=True)
+        folder.claim(job.config, data)
         state = folder.latest_state() if ranks.rank == 0 else None
     for reached in train_run(
         folder, job.config, data, device=device, ranks=ranks, state=from_rank_0(state, ranks),

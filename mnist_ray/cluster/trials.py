@@ -191,10 +191,12 @@ def _judge(rungs: Any) -> Callable[[RunProgress], bool]:
 def _train_on_workers(run: GridRun, storage: Storage, settings: WorkerSettings) -> None:
     """Trains one run with its own TorchTrainer; divergence is recorded in the run's folder and ends only the trial."""
     folder, grid = RunFolder(storage, run.run), settings.job
-    folder.claim(run.config, cached_data(run.config, grid.data_dir, torch.device("cpu")), resume=True)
+    folder.claim(run.config, cached_data(run.config, grid.data_dir, torch.device("cpu")))
+    # Tune restarts the trial.
     job = TrainJob(
-        run.config, run.run, grid.storage_uri, grid.data_dir, grid.workers_per_run, command_line=grid.command_line
-    )
+        run.config, run.run, grid.storage_uri, grid.data_dir, grid.workers_per_run, max_failures=0,
+        command_line=grid.command_line,
+    )  # fmt: skip
     try:
         # In the trial's folder, which is removed with this Ray: a killed trial can't clean up.
         fit_run(job, use_gpu=settings.use_gpu, scratch=Path.cwd())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnist_ray.cluster.train_job import MAX_FAILURES
 from mnist_ray.config.batches import images_at_once
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, TrainConfig
@@ -67,7 +68,7 @@ class TuneJob:
     gpus_per_stack: float = 1.0
     workers_per_run: int = 0
     asha: Rungs | None = None
-    max_failures: int = 3
+    max_failures: int = MAX_FAILURES
     max_runs: int = 1000
     search: Search | None = None
     growth: Growth | None = None

@@ -36,7 +36,7 @@ from mnist_ray.data.datasets import DATASETS, check_dataset
 from mnist_ray.data.examples import Split
 from mnist_ray.data.image_shape import Color, Fit, ImageForm, ImageOptions, parse_size
 from mnist_ray.errors import ConfigError
-from mnist_ray.optimizers.optimizers import OptimizerConfig
+from mnist_ray.optimizers.optimizers import SCHEDULES_OF_LENGTH, OptimizerConfig
 from mnist_ray.setting import Setting, one_of, setting_of, settings_where
 from mnist_ray.text.suggestions import did_you_mean
 
@@ -198,6 +198,19 @@ class TrainConfig(OptimizerConfig, _NetworkConfig):
     def in_form(self, form: ImageForm) -> Self:
         """Returns a config that asks for images of this form; those of a named set have no other."""
         return self if self.dataset in DATASETS else self.model_copy(update=form.settings)
+
+    def continues(self, shorter: Self) -> bool:
+        """Tells whether this run begins with all epochs of a shorter one: it only has more."""
+        return self.differs_in_length(shorter) and self.epochs > shorter.epochs and not self.has_schedule_of_length
+
+    def differs_in_length(self, other: Self) -> bool:
+        """Tells whether two configs differ in their epochs and in nothing else."""
+        return self != other and self == other.model_copy(update={"epochs": self.epochs})
+
+    @property
+    def has_schedule_of_length(self) -> bool:
+        """Whether the learning rate of each epoch depends on how many there are."""
+        return self.schedule in SCHEDULES_OF_LENGTH
 
     @property
     def image_options(self) -> ImageOptions:

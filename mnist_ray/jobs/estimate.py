@@ -19,6 +19,7 @@ from mnist_ray.models.network_check import check_networks
 from mnist_ray.models.networks import make_network
 from mnist_ray.models.stack import why_not_stacked
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_claim import check_config
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import open_storage
@@ -97,7 +98,7 @@ def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) ->
     grid = GridConfig(axes={}, ranges={}, fixed={}, seeds=(config.seed,))
     folder = RunFolder(open_storage(storage_uri), run)
     if folder.storage.exists(folder.path("config.json")):
-        folder.check_config(config)
+        check_config(folder.storage, run, config)
     return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir))
 
 

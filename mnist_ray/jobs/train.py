@@ -11,6 +11,7 @@ from mnist_ray.errors import DataError, RunFailedError
 from mnist_ray.models.device import choose_device
 from mnist_ray.models.network_check import check_networks
 from mnist_ray.results.history import EpochResult, best_epoch
+from mnist_ray.results.run_claim import check_claim
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import open_storage
@@ -70,10 +71,15 @@ def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, trackin
         say_line(note)
     state: TrainState | None = None
     if folder.storage.exists(folder.path("config.json")):
-        # Report a conflict or a finished run without starting Ray.
-        folder.claim(job.config, data, resume=job.resume)
+        # Report a conflict or the end of a run without starting Ray.
+        check_claim(folder.storage, job.run, job.config, data, resume=job.resume)
         folder.mend(say_line)
-        if folder.is_finished():
+        status = folder.status()
+        if status.status == "diverged":
+            raise RunFailedError(
+                f"run {job.run!r}: diverged ({status.reason}); change its settings and choose another --name"
+            )
+        if status.is_done and folder.config() == job.config:
             tracking.update([job.run])
             return TrainOutcome(folder.history(), already_done=True)
         # Check here even for several workers: a worker's report of damage would not reach the terminal.

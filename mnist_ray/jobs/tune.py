@@ -23,6 +23,8 @@ from mnist_ray.jobs.tune_growing import GrowingGrid
 from mnist_ray.models.network_check import check_networks
 from mnist_ray.report.growth_text import Grown, growth_line
 from mnist_ray.results.grid_folder import GridFolder
+from mnist_ray.results.run_claim import check_data
+from mnist_ray.results.run_documents import read_run_document
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage, open_storage
@@ -72,7 +74,8 @@ def tune(job: TuneJob) -> TuneOutcome:
     tracked = partial(track, job.log, storage, grid=job.name, samples=_check_data(job, first))
     if job.growth:
         return _grow(job, job.growth, storage, runs, tracked)
-    folder.claim(job.grid, runs, search=job.search, samples=samples)
+    shorter = _begin_from_shorter(folder, runs)
+    folder.claim(job.grid, runs, search=job.search, samples=samples, shorter=shorter)
     view = GridProgress(runs, read_all_progress(storage, runs))
     _mend(storage, view)
     with tracked(say=view.say) as tracking:
@@ -82,6 +85,26 @@ def tune(job: TuneJob) -> TuneOutcome:
 
             num_trained += train_suggestions(job, job.search, storage, samples, view, tracking)
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
+
+
+def _begin_from_shorter(folder: GridFolder, runs: Sequence[GridRun]) -> dict[str, str]:
+    """Begins the runs of a grid that was given more epochs with those that its runs have; see shorter_runs."""
+    shorter = folder.shorter_runs(runs)
+
+    def begin(run: GridRun) -> bool:
+        old = RunFolder(folder.storage, shorter[run.run])
+        return folder.storage.exists(old.path("config.json")) and RunFolder(folder.storage, run.run).begin_from(
+            old, run.config
+        )
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        begun = list(pool.map(begin, [run for run in runs if run.run in shorter]))
+    if begun:
+        say_line(
+            f"grid {folder.name!r}: {sum(begun)} of {len(runs)} runs go on from those with fewer epochs, which stay as "
+            "single runs"
+        )
+    return shorter
 
 
 def _grow(
@@ -152,7 +175,9 @@ def _check_begun(storage: Storage, runs: Sequence[GridRun], data: TrainingData) 
     folders = [RunFolder(storage, run.run) for run in runs]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         exist = list(pool.map(lambda folder: folder.storage.exists(folder.path("config.json")), folders))
-        list(pool.map(lambda folder: folder.check_data(runs[0].config, data), compress(folders, exist)))
+        taken = [folder.run for folder in compress(folders, exist)]
+        for run, document in zip(taken, pool.map(lambda run: read_run_document(storage, run), taken), strict=True):
+            check_data(run, document, runs[0].config, data)
 
 
 def _mend(storage: Storage, view: GridProgress) -> None:

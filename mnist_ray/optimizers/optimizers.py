@@ -72,6 +72,8 @@ SCHEDULES: dict[str, Callable[[float, "OptimizerConfig"], float]] = {
     "cosine": _cosine,
     "step": _step,
 }
+# With these, a run of more epochs has other learning rates from its first epoch on.
+SCHEDULES_OF_LENGTH = frozenset({"cosine"})
 
 
 class OptimizerConfig(BaseModel):

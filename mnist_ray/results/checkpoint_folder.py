@@ -1,7 +1,7 @@
 """One checkpoint of a run: its files, and checkpoint.json with their SHA-256, which are checked on load."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.image_shape import MNIST_SHAPE, ImageForm, ImageShape
 from mnist_ray.data.training_data import PerChannel, TrainingData
+from mnist_ray.errors import CheckpointError
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.paths import run_path
@@ -181,3 +182,39 @@ class CheckpointFolder:
 def epoch_name(epoch: int) -> str:
     """Returns the name of an epoch's checkpoint; names sort as epochs do."""
     return f"epoch-{epoch:04d}"
+
+
+def latest_state(storage: Storage, run: str, say: Callable[[str], None] = lambda _: None) -> TrainState | None:
+    """Returns the state after the last epoch whose checkpoint is intact; None before the first.
+
+    Args:
+      say: called if a damaged checkpoint is skipped: its epochs are trained again, to the same bits.
+
+    Raises:
+      CheckpointError: there are checkpoints but none is intact, or one belongs to another run.
+    """
+    names = checkpoint_names(storage, run)
+    damaged: DamagedCheckpoint | None = None
+    for name in names:
+        if not storage.exists(run_path(run, "checkpoints", name, "checkpoint.json")):
+            continue
+        try:
+            state = CheckpointFolder(storage, run, name).read_state()
+        except DamagedCheckpoint as error:
+            damaged = damaged or error
+            continue
+        if damaged:
+            say(f"{damaged}; going on from epoch {state.history[-1].epoch}")
+        return state
+    if names != checkpoint_names(storage, run):
+        # Meanwhile another writer continued and deleted old checkpoints.
+        return latest_state(storage, run, say)
+    if damaged:
+        raise CheckpointError(f"{damaged}; no older one is whole: delete {run_path(run)} to train it anew")
+    return None
+
+
+def checkpoint_names(storage: Storage, run: str) -> list[str]:
+    """Returns the names of a run's checkpoints but the best, the newest first."""
+    names = storage.list_folders(run_path(run, "checkpoints"))
+    return sorted((name for name in names if name.startswith("epoch-")), reverse=True)

@@ -9,13 +9,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
-from mnist_ray.config.settings import GridConfig, make_config
+from mnist_ray.config.settings import GridConfig, Range, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.grids.asha import Decision
-from mnist_ray.grids.grid import GridRun
-from mnist_ray.grids.search import Search
+from mnist_ray.grids.grid import GridRun, expand
+from mnist_ray.grids.search import Search, runs_of_samples
 from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import GridDocument, LooksDocument, broken_rule
 from mnist_ray.results.code_version import code_version
@@ -24,8 +25,10 @@ from mnist_ray.results.kinds import GRID, remains
 from mnist_ray.results.paths import grid_path, run_path
 from mnist_ray.results.run_documents import code_change, config_in, read_run_document
 from mnist_ray.results.run_progress import RunProgress
-from mnist_ray.results.setting_words import setting_words
+from mnist_ray.results.setting_words import exact_text, setting_words
 from mnist_ray.storage.storage import MissingError, Storage
+
+_NAMED_DIFFERENCES = 3
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class GridFolder:
         *,
         search: Search | None = None,
         samples: Sequence[Mapping[str, Any]] | None = None,
+        shorter: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Claims the grid's name, or extends the existing grid, whose runs must all be among the new ones.
 
@@ -97,6 +101,7 @@ class GridFolder:
           runs: all runs, old and new; for a search, the runs known so far.
           search: how samples are chosen; its kind and seed must not change.
           samples: the settings that a search has chosen so far.
+          shorter: see shorter_runs; these old runs leave the grid.
 
         Raises:
           ConflictError: the name belongs to a grid with other runs.
@@ -107,14 +112,14 @@ class GridFolder:
         if existing is None and (left := remains(self.storage, GRID, self.name)):
             raise ConflictError(left)
         if existing is not None:
-            missing = set(existing["runs"]) - set(names)
+            missing = set(existing["runs"]) - set(names) - set(shorter.values())
             if change := self._code_change(sorted(missing), runs):
                 raise ConflictError(f"grid {self.name!r}: {change}; choose another --name to go on with the new code")
             if missing or existing["search"] != how:
-                counted = f"{len(missing)} of its {len(existing['runs'])} runs are not in this one"
+                differs = _differences(self.settings(), grid) if missing else "another search"
                 raise ConflictError(
-                    f"grid {self.name!r}: exists with other settings ({counted if missing else 'another search'}); a "
-                    "grid can only grow, by levels or seeds: give all the old ones too, or choose another --name"
+                    f"grid {self.name!r}: exists with other settings ({differs}); a grid can only grow, by levels, "
+                    f"seeds or epochs{self._why_no_epochs(runs)}: give all the old ones too, or choose another --name"
                 )
         document = {
             "grid": self.name,
@@ -125,6 +130,44 @@ class GridFolder:
         }
         if document != existing:
             self._write_json("grid.json", document)
+
+    def _why_no_epochs(self, runs: Sequence[GridRun]) -> str:
+        """Returns in words why the grid can't get more epochs, in parentheses after a space; empty if it can."""
+        document = self._needed_document()
+        if (search := document["search"]) and search["kind"] != "random":
+            return f" (not with --search {search['kind']})"
+        if self.storage.exists(self.path("asha.json")):
+            return " (not with --scheduler asha)"
+        if self.storage.exists(self.path("looks.json")):
+            return " (not with --until-settled and --budget)"
+        lengths = sorted({run.config.schedule for run in runs if run.config.has_schedule_of_length})
+        return f" (not with schedule={lengths[0]}, which ends with the last epoch)" if lengths else ""
+
+    def shorter_runs(self, runs: Sequence[GridRun]) -> dict[str, str]:
+        """Returns which runs of this grid a grid of more epochs goes on with: the name of a new run -> of its old one.
+
+        Empty if the grid does not exist or has other runs, or if its ends, seeds or suggestions follow from its runs'
+        last epochs.
+
+        Args:
+          runs: the runs of the grid with more epochs.
+
+        Raises:
+          CheckpointError: the grid is damaged.
+        """
+        document = self.document()
+        if document is None or self._why_no_epochs(runs):
+            return {}
+        grid = self.settings()
+        if document["search"]:
+            old = runs_of_samples(self.samples(), grid, name=self.name)
+        else:
+            old = expand(grid, name=self.name, max_runs=len(document["runs"]))
+        new = {run.config.model_copy(update={"epochs": 0}): run for run in runs}
+        pairs = ((new.get(run.config.model_copy(update={"epochs": 0})), run) for run in old)
+        shorter = {run.run: old.run for run, old in pairs if run and run.config.continues(old.config)}
+        are_all_there = {*document["runs"]} <= {*(run.run for run in runs), *shorter.values()}
+        return shorter if are_all_there else {}
 
     def keep_runs(self, runs: Sequence[GridRun]) -> None:
         """Reduces the grid to some of its runs, which are done; those that a budget has cut off go."""
@@ -206,3 +249,20 @@ class GridFolder:
     def _write_json(self, name: str, document: Any) -> None:
         # Not sorted, to keep the user's order of the axes.
         self.storage.write_bytes(self.path(name), (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _differences(there: GridConfig, here: GridConfig) -> str:
+    """Returns in words the settings in which two grids differ, such as 'dropout=0,0.3 there, 0.5 here'."""
+    first, second = ({**grid.fixed, **grid.ranges, **grid.axes, "seeds": grid.seeds} for grid in (there, here))
+    differ = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    there_and_here = [f"{name}={_words(first.get(name))} there, {_words(second.get(name))} here" for name in differ]
+    return "; ".join(there_and_here[:_NAMED_DIFFERENCES])
+
+
+def _words(value: Any) -> str:
+    """Returns a grid's setting in words, such as '0,0.3'."""
+    if isinstance(value, Range):
+        return f"{value.kind} {value.low:g} to {value.high:g}"
+    if isinstance(value, tuple):
+        return (" or " if any(isinstance(level, tuple) for level in value) else ",").join(map(_words, value))
+    return "the default" if value is None else exact_text(value)

@@ -82,7 +82,9 @@ def read_checkpoint_document(storage: Storage, run: str, folder: str) -> dict[st
         # The run began when all images became 28x28 grey, stretched, and goes on so.
         document.pop("image_shape", None)
     differs = [key for key in ("run", "data_sha256") if document[key] != of_run[key]]
-    if config_in(document, source) != config_in(of_run, f"run {run!r}: config.json"):
+    config, made_for = config_in(of_run, f"run {run!r}: config.json"), config_in(document, source)
+    # A run that was given more epochs keeps the checkpoints of those before.
+    if made_for != config and (folder == "best" or not config.continues(made_for)):
         differs.append("config")
     if differs:
         raise CheckpointError(f"{source} belongs to another run than config.json ({differs[0]})")
@@ -110,6 +112,11 @@ def code_change(existing: TrainConfig, wanted: TrainConfig) -> str:
 def first_difference(existing: TrainConfig, wanted: TrainConfig) -> str:
     """Returns in words the first setting in which two configs that differ do so."""
     there, here = existing.model_dump(mode="json"), wanted.model_dump(mode="json")
+    if wanted.differs_in_length(existing) and wanted.epochs > existing.epochs and wanted.has_schedule_of_length:
+        return (
+            f"epochs={existing.epochs} there, {wanted.epochs} here: with schedule={wanted.schedule}, which ends with "
+            "the last epoch, more epochs are another run from the start"
+        )
     if there == {**here, "code_sha256": there["code_sha256"]}:
         return code_change(existing, wanted)
     name = next(name for name, value in here.items() if there[name] != value)

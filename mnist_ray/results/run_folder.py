@@ -1,6 +1,6 @@
 """The folder of a run in a storage: safetensors and JSON, their SHA-256 checked on load.
 
-<storage>/runs/<run>/config.json              created once, when the run starts
+<storage>/runs/<run>/config.json              created once, when the run starts; replaced if it gets more epochs
                      history.parquet          one row per epoch, replaced as a whole after each
                      checkpoints/epoch-NNNN/  model.safetensors, optimizer.safetensors, checkpoint.json
                      best/                    checkpoint.json: created once, when the run is done, with all its epochs;
@@ -18,6 +18,8 @@ may arrive late, even after the other has finished, so nothing relies on a check
 - A slower writer may overwrite history.parquet and status.json. So readers take a finished run's history and status
   from best/checkpoint.json, and an unfinished run's history from its newest checkpoint if that has more epochs; the
   next writer repairs history.parquet (RunFolder.mend).
+- A finished run that gets more epochs (run_claim) loses best/ and is unfinished until it has trained them. A writer of
+  the shorter run that still creates best/ then is noticed by its config, which is another than that of config.json.
 """
 
 import hashlib
@@ -30,17 +32,22 @@ import torch
 
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.training_data import TrainingData
-from mnist_ray.errors import CheckpointError, ConflictError, DataError, StorageError
+from mnist_ray.errors import CheckpointError, DataError, StorageError
 from mnist_ray.results import lineage, parquet
-from mnist_ray.results.checkpoint_folder import Checkpoint, CheckpointFolder, epoch_name
+from mnist_ray.results.checkpoint_folder import (
+    Checkpoint,
+    CheckpointFolder,
+    checkpoint_names,
+    epoch_name,
+    latest_state,
+)
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
-from mnist_ray.results.kinds import RUN, remains
 from mnist_ray.results.paths import run_path
+from mnist_ray.results.run_claim import claim, complete_history
 from mnist_ray.results.run_documents import (
     DamagedCheckpoint,
     config_in,
-    first_difference,
     json_bytes,
     read_run_document,
     with_checksum,
@@ -64,66 +71,45 @@ class RunFolder:
         """Returns a path in the run's folder, relative to the storage."""
         return run_path(self.run, *parts)
 
-    def claim(self, config: TrainConfig, data: TrainingData, *, resume: bool) -> None:
-        """Claims the run's name for a config and data, or checks that it was claimed for the same.
+    def claim(self, config: TrainConfig, data: TrainingData, *, resume: bool = True) -> None:
+        """Claims the run's name for a config and data, or goes on with the run that has it; see run_claim."""
+        claim(self.storage, self.run, config, data, resume=resume)
+
+    def config(self) -> TrainConfig:
+        """Returns the config in config.json.
 
         Raises:
-          ConflictError: the name belongs to another config, to other data or, without `resume`, to an unfinished run.
-        """
-        document = {
-            "run": self.run,
-            "config": config.model_dump(mode="json"),
-            "config_hash": config.config_hash(),
-            "data_sha256": data.fingerprint,
-            "begun_at": datetime.now(UTC).isoformat(),
-        }
-        if left := remains(self.storage, RUN, self.run):
-            raise ConflictError(left)
-        if self.storage.create_bytes(self.path("config.json"), with_checksum(document)):
-            return
-        self.check_config(config)
-        self.check_data(config, data)
-        status = self.status()
-        if not resume and status.status == "diverged":
-            raise ConflictError(
-                f"run {self.run!r}: diverged ({status.reason}); change its settings and choose another --name"
-            )
-        if not resume and not self.is_finished():
-            raise ConflictError(f"run {self.run!r}: exists, not finished; go on with --resume or choose another --name")
-
-    def check_data(self, config: TrainConfig, data: TrainingData) -> None:
-        """Checks that the run's name, which is taken, was claimed for this data.
-
-        Raises:
-          ConflictError: the name belongs to other data.
-        """
-        existing = read_run_document(self.storage, self.run)
-        if existing["data_sha256"] != data.fingerprint:
-            why = ""
-            if ":" in config.dataset and "image_size" not in existing["config"]:
-                why = (
-                    "; it began when all images of one's own became 28x28 grey, stretched, as "
-                    "--image-size 28 --color grey --fit stretch asks for"
-                )
-            raise ConflictError(
-                f"run {self.run!r}: exists with other data ({existing['data_sha256'][:12]}, now "
-                f"{data.fingerprint[:12]}{why}); choose another --name"
-            )
-
-    def check_config(self, config: TrainConfig) -> None:
-        """Checks that the run's name, which is taken, was claimed for this config.
-
-        Raises:
-          ConflictError: the name belongs to another config.
           CheckpointError: no such run, or damaged.
         """
-        # Don't compare hashes: an older version may have computed them differently.
-        existing = config_in(read_run_document(self.storage, self.run), f"run {self.run!r}: config.json")
-        if existing != config:
-            raise ConflictError(
-                f"run {self.run!r}: exists with another config ({first_difference(existing, config)}); "
-                "choose another --name"
-            )
+        return config_in(read_run_document(self.storage, self.run), f"run {self.run!r}: config.json")
+
+    def begin_from(self, shorter: "RunFolder", config: TrainConfig) -> bool:
+        """Begins a run with all epochs of a shorter one, unless it has begun.
+
+        Args:
+          shorter: another run, which stays as it is; `config` continues its config.
+
+        Returns:
+          Whether the run has epochs now; False if the shorter run has no whole checkpoint with all of its epochs.
+
+        Raises:
+          CheckpointError: the shorter run's config.json or best checkpoint is damaged.
+        """
+        if checkpoint_names(self.storage, self.run):
+            return True
+        history = complete_history(self.storage, shorter.run)
+        if history is None:
+            return False
+        mine = {"run": self.run, "config": config.model_dump(mode="json"), "config_hash": config.config_hash()}
+        begun = {**read_run_document(self.storage, shorter.run), **mine, "begun_at": datetime.now(UTC).isoformat()}
+        self.storage.create_bytes(self.path("config.json"), with_checksum(begun))
+        for name in sorted({epoch_name(best_epoch(history)), epoch_name(len(history))}):
+            checkpoint = shorter._checkpoint(name)
+            document = checkpoint.document()
+            files = {file: checkpoint.read(file, document) for file in document["files"]}
+            self._checkpoint(name).write(files, document | mine)
+        self._write_history(history)
+        return True
 
     def history(self) -> tuple[EpochResult, ...]:
         """Returns the run's completed epochs; see read_history.
@@ -222,24 +208,26 @@ class RunFolder:
         if self.is_finished():
             self.mend()
 
-    def finish(self) -> None:
+    def finish(self, config: TrainConfig) -> None:
         """Writes best/ from the checkpoint with the lowest validation loss, unless another writer has done so.
+
+        Args:
+          config: that the writer has trained; if the run was given more epochs meanwhile, its end is not reached.
 
         Raises:
           CheckpointError: this or the newest checkpoint is damaged.
         """
-        if not self.is_finished():
-            self._create_best()
+        if not self.is_finished() and config == self.config():
+            self._create_best(config)
         self.mend()
 
-    def _create_best(self) -> None:
+    def _create_best(self, config: TrainConfig) -> None:
         state = self.latest_state()
         num_epochs = len(self.history())
         if state is None or len(state.history) < num_epochs:
             # The best of fewer epochs may be a different one.
             raise CheckpointError(
-                f"run {self.run!r}: checkpoints/{epoch_name(num_epochs)} is damaged or missing; train it again with "
-                "--resume"
+                f"run {self.run!r}: checkpoints/{epoch_name(num_epochs)} is damaged or missing; train it again"
             )
         best = self._checkpoint(epoch_name(best_epoch(state.history)))
         document = best.document()
@@ -248,8 +236,11 @@ class RunFolder:
             "files": {"model.safetensors": document["files"]["model.safetensors"]},
             # The newest checkpoint may come from another writer, whose epochs took different times.
             "metrics": asdict(state.history[document["epoch"] - 1]),
+            # Of fewer epochs, if the run was given more later.
+            "config": config.model_dump(mode="json"),
+            "config_hash": config.config_hash(),
             "history": [asdict(row) for row in state.history],
-            "status": asdict(self._end(best.config(document), state.history)),
+            "status": asdict(self._end(config, state.history)),
             "trained_at": datetime.now(UTC).isoformat(),
         }
         if self.storage.create_bytes(self.path("best", "checkpoint.json"), with_checksum(document)):
@@ -261,37 +252,8 @@ class RunFolder:
         return noted if noted and noted.status == "stopped" else RunStatus("finished")
 
     def latest_state(self, say: Callable[[str], None] = lambda _: None) -> TrainState | None:
-        """Returns the state after the last epoch whose checkpoint is intact; None before the first.
-
-        Args:
-          say: called if a damaged checkpoint is skipped: its epochs are trained again, to the same bits.
-
-        Raises:
-          CheckpointError: there are checkpoints but none is intact, or one belongs to another run.
-        """
-        names = self._checkpoint_names()
-        damaged: DamagedCheckpoint | None = None
-        for name in names:
-            if not self.storage.exists(self.path("checkpoints", name, "checkpoint.json")):
-                continue
-            try:
-                state = self._checkpoint(name).read_state()
-            except DamagedCheckpoint as error:
-                damaged = damaged or error
-                continue
-            if damaged:
-                say(f"{damaged}; going on from epoch {state.history[-1].epoch}")
-            return state
-        if names != self._checkpoint_names():
-            # Meanwhile another writer continued and deleted old checkpoints.
-            return self.latest_state(say)
-        if damaged:
-            raise CheckpointError(f"{damaged}; no older one is whole: delete {self.path()} to train it anew")
-        return None
-
-    def _checkpoint_names(self) -> list[str]:
-        names = self.storage.list_folders(self.path("checkpoints"))
-        return sorted((name for name in names if name.startswith("epoch-")), reverse=True)
+        """Returns the state after the last epoch whose checkpoint is intact; see checkpoint_folder.latest_state."""
+        return latest_state(self.storage, self.run, say)
 
     def best(self) -> Checkpoint:
         """Returns the finished run's best checkpoint.
@@ -319,9 +281,7 @@ class RunFolder:
     def _check_finished(self) -> None:
         read_run_document(self.storage, self.run)
         if not self.is_finished():
-            raise CheckpointError(
-                f"run {self.run!r}: not finished, so it has no best checkpoint; train it again with --resume"
-            )
+            raise CheckpointError(f"run {self.run!r}: not finished, so it has no best checkpoint; train it again")
 
     def _best(self) -> tuple[dict[str, Any], bytes]:
         """Returns best/checkpoint.json and the weights that it names."""

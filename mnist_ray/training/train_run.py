@@ -55,4 +55,4 @@ def train_run(
         raise
     with shared_errors(ranks):
         if saves:
-            folder.finish()
+            folder.finish(config)

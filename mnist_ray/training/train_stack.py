@@ -49,12 +49,12 @@ def train_stack(
     states: dict[str, TrainState] = {}
     for run in runs:
         folder = RunFolder(storage, run.run)
-        folder.claim(run.config, data, resume=True)
+        folder.claim(run.config, data)
         if folder.status().is_done:
             continue
         if folder.is_marked("stopped"):
             # The run was killed before its best checkpoint was written.
-            yield [_finish(folder)]
+            yield [_finish(run, folder)]
             continue
         state = folder.latest_state(say)
         folder.mend(say)
@@ -78,9 +78,9 @@ def _train(
     goes_on: Callable[[RunProgress], bool],
     command_line: str | None,
 ) -> Iterator[list[RunProgress]]:
-    done_before = [folder for index, (_, folder) in enumerate(members) if index not in training.active]
+    done_before = [member for index, member in enumerate(members) if index not in training.active]
     if done_before:
-        yield [_finish(folder) for folder in done_before]
+        yield [_finish(*member) for member in done_before]
     with ThreadPoolExecutor(_SAVES_AT_ONCE) as pool:
         while training.active:
             reached = training.train_epoch()
@@ -106,7 +106,7 @@ def _train(
                 members[index][1].mark("stopped", reason)
             for index, each in progress.items():
                 if index not in training.active and each.status == "unfinished":
-                    progress[index] = _finish(members[index][1])
+                    progress[index] = _finish(*members[index])
             yield list(progress.values())
 
 
@@ -114,6 +114,6 @@ def _progress(folder: RunFolder) -> RunProgress:
     return read_progress(folder.storage, folder.run)
 
 
-def _finish(folder: RunFolder) -> RunProgress:
-    folder.finish()
+def _finish(run: GridRun, folder: RunFolder) -> RunProgress:
+    folder.finish(run.config)
     return _progress(folder)

@@ -165,7 +165,7 @@ def test_what_is_half_deleted_is_no_result_and_its_name_is_not_taken_again(
     told = "half deleted or half copied; give that command again, or remove the rest with `mnist-ray rm"
     data = load_data(config, Path("unused"), CPU)
     with pytest.raises(ConflictError, match=f"run '{run}': {told} run {run}`"):
-        RunFolder(storage, run).claim(config, data, resume=True)
+        RunFolder(storage, run).claim(config, data)
     with pytest.raises(CheckpointError, match=f"run '{run}': {told} run {run}`"):
         RunFolder(storage, run).best()
     with pytest.raises(ConflictError, match=f"grid 'g': {told} grid g`"):
@@ -174,7 +174,7 @@ def test_what_is_half_deleted_is_no_result_and_its_name_is_not_taken_again(
     assert run_command(["evaluate", "--all-runs", "--dataset", "digits", "--no-report", "--storage", storage.uri]) == 0
     assert rm(storage, "run", run, "--yes") == 0
     assert rm(storage, "grid", "g", "--yes") == 0
-    RunFolder(storage, run).claim(config, data, resume=False)
+    RunFolder(storage, run).claim(config, data)
 
 
 @pytest.mark.fault

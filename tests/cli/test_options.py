@@ -11,7 +11,7 @@ from mnist_ray.data.datasets import DATASETS
 
 LAUNCHER_ALONE = {"address", "no_wait", "pip", "as_json"}
 COMMANDS = {
-    "train": ["--num-workers", "3:5", "--resume", "--max-failures", "0", "--log", "mlflow", "--log", "tensorboard",
+    "train": ["--num-workers", "3:5", "--no-resume", "--max-failures", "0", "--log", "mlflow", "--log", "tensorboard",
               "--set", "dropout=0.3", "--set", "epochs=2", "--no-batch-norm", "--config", "a b.yaml"],
     "tune": ["--grid", "smoke", "--seeds", "0,3", "--scheduler", "asha", "--asha-factor", "3", "--search", "optuna",
              "--num-samples", "9", "--gpus-per-stack", "0.5", "--workers-per-run", "2", "--until-settled",

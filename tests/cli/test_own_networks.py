@@ -115,7 +115,7 @@ def test_edited_code_under_an_old_name_is_a_conflict_that_says_so(run: Run, tmp_
     now = Code(tmp_path / "my_nets.py").sha256[:12]
     changed = f"the code of its network my_nets.py:make_net has changed: SHA-256 {then} there, {now} here"
     said = f"mnist-ray: error: run 'a': exists with another config ({changed}); choose another --name"
-    for command in (named, [*named, "--resume"], ["plan", *named]):
+    for command in (named, ["plan", *named]):
         assert run(*command) == (6, "", said)
     code, _, said = run("evaluate", "--run", "a", "--code", "my_nets.py")
     assert code == 3
@@ -200,7 +200,7 @@ def test_debug_prints_the_users_traceback_below_the_line(run: Run, tmp_path: Pat
     assert "\nTraceback (most recent call last):\n" in said
 
 
-def test_an_error_in_training_is_a_failed_run_that_goes_on_with_resume(run: Run) -> None:
+def test_an_error_in_training_is_a_failed_run_that_the_same_command_goes_on_with(run: Run) -> None:
     counted = "self.steps = getattr(self, 'steps', 0) + 1\n        assert self.steps < 30, 'enough'\n        values"
     Path("my_nets.py").write_text(Path("my_nets.py").read_text().replace("values", counted, 1))
     named = ["--model", "my_nets.py:make_net", "--name", "a", "--set", "epochs=9"]
@@ -210,8 +210,7 @@ def test_an_error_in_training_is_a_failed_run_that_goes_on_with_resume(run: Run)
         "mnist-ray: error: model='my_nets.py:make_net': my_nets.py:16: AssertionError: enough"
     )
     assert not Path("results/runs/a/status.json").exists()
-    assert run(*TRAIN[:3], "--train-limit", "200", *named)[0] == 6
-    assert run(*TRAIN[:3], "--train-limit", "200", *named, "--resume")[0] == 0
+    assert run(*TRAIN[:3], "--train-limit", "200", *named)[0] == 0
 
 
 def test_a_storage_that_names_a_function_of_this_machine_makes_nothing_run(run: Run, tmp_path: Path) -> None:

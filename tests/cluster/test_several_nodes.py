@@ -143,7 +143,7 @@ def test_a_run_that_loses_a_node_for_good_ends_with_7(head: RayHead, tmp_path: P
     assert done.code == 7, done.log
     assert done.log.splitlines()[-1] == (
         "mnist-ray: error: run 'a': needs 2 CPU and the cluster has 1, since 5 s (--resource-timeout): a node is "
-        "gone and no other came; the same command, train with --resume, goes on once there are enough"
+        "gone and no other came; the same command goes on once there are enough"
     )
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_lost_a_node_goes_on_when_another_comes(head: RayHead, lastin
         cut = run_job(head, *train, "--name", "a", steps=[loss])
     assert cut.code == 7, cut.log
     with more_node(head):
-        done = run_job(head, *train, "--name", "a", "--resume")
+        done = run_job(head, *train, "--name", "a")
     assert done.code == 0, done.log
     assert "went on after epoch" in done.log
     found = best_weights(storage, ["a", "whole", "alone"])

@@ -107,7 +107,7 @@ def test_a_signal_ends_the_workers_with_its_code_and_one_line(tmp_path: Path, nu
         process.send_signal(number)
         rest = process.stderr.read()
         assert process.wait(timeout=100) == code, rest
-    assert sum("--resume" in line for line in rest.splitlines()) == 1, rest
+    assert sum("the same command goes on" in line for line in rest.splitlines()) == 1, rest
     assert "Traceback" not in rest
     # It was told to end; on a busy machine its end may take a moment longer than the command's.
     wait_until_gone(lambda: [worker] if Path(f"/proc/{worker}").exists() else [])
@@ -164,7 +164,7 @@ def test_ctrl_c_while_ray_starts_leaves_no_process_and_no_file_behind(tmp_path: 
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=100) == 130
         assert process.stderr is not None
-        assert process.stderr.read() == "mnist-ray: stopped; the same command with --resume goes on\n"
+        assert process.stderr.read() == "mnist-ray: stopped; the same command goes on\n"
     # Of all processes that inherited the variable, whoever their parents are.
     wait_until_gone(lambda: with_variable(f"TMPDIR={temporary}"))
     assert [path.name for path in temporary.iterdir() if path.name.startswith("mnist-ray")] == []
@@ -194,7 +194,7 @@ def test_ctrl_c_again_and_again_leaves_no_process_and_no_folder_behind(tmp_path:
                 time.sleep(0.02)
             said = process.stderr.read()
         assert process.returncode == 130, said
-        assert said.splitlines()[-1] == "mnist-ray: stopped; the same command with --resume goes on"
+        assert said.splitlines()[-1] == "mnist-ray: stopped; the same command goes on"
         assert "Traceback" not in said
         wait_until_gone(lambda: with_variable(f"TMPDIR={temporary}"))
         assert [path.name for path in Path(temporary).iterdir() if path.name.startswith(("ray-", "mnist-ray"))] == []
@@ -206,7 +206,7 @@ def test_an_error_that_rank_0_alone_meets_ends_all_workers(shared_head: RayHead,
     for weights_file in tmp_path.glob("runs/a/checkpoints/*/model.safetensors"):
         weights_file.write_bytes(b"damaged")
     train = ["train", *SETTINGS, "--num-workers", "2", "--storage", str(tmp_path)]
-    damaged = run_job(shared_head, *train, "--name", "a", "--epochs", "2", "--resume")
+    damaged = run_job(shared_head, *train, "--name", "a", "--epochs", "2")
     assert damaged.code == 3, damaged.log
     assert "SHA-256 differs" in damaged.log.splitlines()[-1]
 

@@ -46,10 +46,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, examples: ExampleStream
     config = variant_config("dropout_batchnorm", {"dataset": "digits", "epochs": 1})
     data = prepare_data(config, examples.load(), device=CPU)
     folder = RunFolder(open_storage(str(tmp_path_factory.mktemp("storage"))), "a")
-    folder.claim(config, data, resume=False)
+    folder.claim(config, data)
     for state in fit(config, data, device=CPU):
         folder.save(config, data, state)
-    folder.finish()
+    folder.finish(config)
     return folder.best()
 
 

@@ -67,10 +67,10 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
         config = variant_config(variant, {"dataset": "digits", "epochs": 1, "train_limit": 300, **settings})
         data = prepare_data(config, examples(run, "train"), device=CPU)
         folder = RunFolder(open_storage(uri), run)
-        folder.claim(config, data, resume=False)
+        folder.claim(config, data)
         for state in fit(config, data, device=CPU):
             folder.save(config, data, state)
-        folder.finish()
+        folder.finish(config)
     return uri
 
 

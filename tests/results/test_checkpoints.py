@@ -33,11 +33,11 @@ def trained(root: Path, name: str, *, epochs: int, finished: bool, hidden_sizes:
     config = variant_config("baseline", {"dataset": "digits", "epochs": epochs, "hidden_sizes": hidden_sizes})
     data = prepare_data(config, tiny_digits(200), device=CPU)
     folder = RunFolder(open_storage(str(root)), name)
-    folder.claim(config, data, resume=False)
+    folder.claim(config, data)
     for state in fit(config, data, device=CPU):
         folder.save(config, data, state)
     if finished:
-        folder.finish()
+        folder.finish(config)
     return folder
 
 
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_another_run_is_not_resumed_from(
     name = f"checkpoints/epoch-{epoch:04d}"
     shutil.copytree(tmp_path / "runs/b" / name, tmp_path / "runs/a" / name)
     capsys.readouterr()
-    assert run_command([*train, "--name", "a", "--hidden-sizes", "8", "--resume"]) == 3
+    assert run_command([*train, "--name", "a", "--hidden-sizes", "8"]) == 3
     assert f"{name}/checkpoint.json belongs to another run" in capsys.readouterr().err
     assert not (tmp_path / "runs/a/best").exists()
 
@@ -113,7 +113,7 @@ def test_a_damaged_newest_checkpoint_costs_its_epoch_and_changes_no_bit(
     shutil.rmtree(best.parent)
     damage(tmp_path / "runs/a/checkpoints/epoch-0004" / name, how)
     capsys.readouterr()
-    assert run_command([*train, "--storage", str(tmp_path), "--resume"]) == 0
+    assert run_command([*train, "--storage", str(tmp_path)]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("dataset ")]
     # Without its document, which is written last, it is no checkpoint yet.
     if (name, how) != ("checkpoint.json", "missing"):
@@ -135,7 +135,7 @@ def test_a_run_without_a_whole_checkpoint_ends_with_3_and_what_to_do(
     for path in tmp_path.glob("runs/a/checkpoints/*/model.safetensors"):
         damage(path, "changed")
     capsys.readouterr()
-    assert run_command([*train, "--resume"]) == 3
+    assert run_command(train) == 3
     assert capsys.readouterr().err == (
         "mnist-ray: error: run 'a': checkpoints/epoch-0002/model.safetensors: SHA-256 differs from checkpoint.json: "
         "the file was changed or damaged; no older one is whole: delete runs/a to train it anew\n"
@@ -146,7 +146,7 @@ def test_a_run_is_not_finished_with_the_best_of_fewer_epochs(tmp_path: Path) -> 
     folder = trained(tmp_path, "a", epochs=3, finished=False)
     damage(tmp_path / "runs/a/checkpoints/epoch-0003/model.safetensors", "changed")
     with pytest.raises(CheckpointError, match=r"run 'a': checkpoints/epoch-0003 is damaged or missing"):
-        folder.finish()
+        folder.finish(folder.config())
     assert not folder.is_finished()
 
 
@@ -191,7 +191,7 @@ def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoin
     assert error.endswith("can't be written: the disk is full; free some space or choose another storage")
     assert run_command([*train, "--storage", str(whole)]) == 0
     capsys.readouterr()
-    assert run_command([*train, "--storage", str(saved), "--resume"]) == 0
+    assert run_command([*train, "--storage", str(saved)]) == 0
     assert capsys.readouterr().err.splitlines()[2] == "a: went on after epoch 2"
     best = "runs/a/best/model.safetensors"
     assert (saved / best).read_bytes() == (whole / best).read_bytes()
@@ -362,9 +362,9 @@ def test_a_run_of_a_version_with_fewer_settings_and_another_hash_goes_on(
     del older["precision"], older["label_smoothing"]
     for place in ("config.json", "checkpoints/epoch-0001/checkpoint.json"):
         forge(folder, place, {"config": older, "config_hash": "of an older rule"})
-    assert run_command([*train, "--name", "a", "--resume", "--precision", "bf16"]) == 6
+    assert run_command([*train, "--name", "a", "--precision", "bf16"]) == 6
     assert "exists with another config (precision='float32' there, 'bf16' here)" in capsys.readouterr().err
-    assert run_command([*train, "--name", "a", "--resume"]) == 0
+    assert run_command([*train, "--name", "a"]) == 0
     weights = [(tmp_path / "runs" / name / "best/model.safetensors").read_bytes() for name in ("a", "b")]
     assert weights[0] == weights[1]
     assert folder.best().config == RunFolder(folder.storage, "b").best().config

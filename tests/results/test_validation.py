@@ -82,7 +82,7 @@ def test_the_bits_are_read_without_weights(tmp_path: Path) -> None:
 
 def test_a_state_that_is_read_has_the_bits_of_its_own_epoch(tmp_path: Path) -> None:
     folder, data = RunFolder(open_storage(str(tmp_path)), "a"), data_of(BASELINE)
-    folder.claim(BASELINE, data, resume=False)
+    folder.claim(BASELINE, data)
     for state in fit(BASELINE, data, device=CPU):
         folder.save(BASELINE, data, state)
         read = folder.latest_state()
@@ -153,7 +153,7 @@ def test_a_run_of_a_version_that_kept_no_bits_goes_on_and_has_them_if_a_later_ep
     folder, data = RunFolder(open_storage(str(tmp_path / "old")), "a"), data_of(BASELINE)
     kept = whole.best().document["epoch"]
     assert 1 < kept < BASELINE.epochs
-    folder.claim(BASELINE, data, resume=False)
+    folder.claim(BASELINE, data)
     for state in islice(fit(BASELINE, data, device=CPU), kept + epochs_after_the_best):
         folder.save(BASELINE, data, state)
     for name in folder.storage.list_folders(folder.path("checkpoints")):

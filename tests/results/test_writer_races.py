@@ -29,10 +29,10 @@ DATA = prepare_data(RUN.config, tiny_digits(200), device=CPU)
 
 def train(storage: Storage) -> None:
     folder = RunFolder(storage, RUN.run)
-    folder.claim(RUN.config, DATA, resume=True)
+    folder.claim(RUN.config, DATA)
     for state in fit(RUN.config, DATA, device=CPU, state=folder.latest_state()):
         folder.save(RUN.config, DATA, state)
-    folder.finish()
+    folder.finish(RUN.config)
 
 
 def tune(storage: Storage) -> None:
@@ -91,13 +91,13 @@ def test_a_write_that_is_held_until_another_writer_has_finished_shortens_nothing
 def test_a_write_that_arrives_after_all_is_done_is_seen_by_no_reader_and_mended(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     folder = RunFolder(storage, "a")
-    folder.claim(RUN.config, DATA, resume=False)
+    folder.claim(RUN.config, DATA)
     late: list[tuple[str, bytes]] = []
     for state in fit(RUN.config, DATA, device=CPU):
         folder.save(RUN.config, DATA, state)
         if state.history[-1].epoch == 2:
             late = [(path, storage.read_bytes(path)) for path in [folder.path("history.parquet")]]
-    folder.finish()
+    folder.finish(RUN.config)
     late.append((folder.path("status.json"), b'{"status": "stopped", "reason": "asha"}'))
     for path, content in late:
         storage.write_bytes(path, content)

@@ -61,14 +61,14 @@ def advance(root: Path, *, epochs: int, finished: bool, hidden_size: int = 8) ->
     config = variant_config("baseline", {"dataset": "digits", "epochs": 4, "hidden_sizes": (hidden_size,)})
     data = prepare_data(config, tiny_digits(200), device=CPU)
     folder = RunFolder(open_storage(str(root)), "a")
-    folder.claim(config, data, resume=True)
+    folder.claim(config, data)
     if len(folder.history()) < epochs:
         for state in fit(config, data, device=CPU, state=folder.latest_state()):
             folder.save(config, data, state)
             if len(state.history) == epochs:
                 break
     if finished:
-        folder.finish()
+        folder.finish(config)
     return folder
 
 

@@ -55,10 +55,10 @@ def train(
 
 def alone(run: GridRun, storage: Storage) -> None:
     folder, data = RunFolder(storage, run.run), data_of(run.config)
-    folder.claim(run.config, data, resume=False)
+    folder.claim(run.config, data)
     for state in fit(run.config, data, device=CPU):
         folder.save(run.config, data, state)
-    folder.finish()
+    folder.finish(run.config)
 
 
 def timeless(history: tuple[EpochResult, ...]) -> list[EpochResult]:
@@ -124,7 +124,7 @@ def test_a_run_killed_between_its_last_epoch_and_its_best_checkpoint_is_finished
 ) -> None:
     run, storage = run_of(0), open_storage(str(tmp_path))
     folder, data = RunFolder(storage, run.run), data_of(run.config)
-    folder.claim(run.config, data, resume=False)
+    folder.claim(run.config, data)
     for state in fit(run.config, data, device=CPU):
         folder.save(run.config, data, state)
     assert [[(row.status, row.epochs_done) for row in rows] for rows in train([run], storage)] == [[("finished", 3)]]
@@ -173,7 +173,7 @@ def test_a_name_that_belongs_to_another_config_is_refused(tmp_path: Path) -> Non
 
 def saved_states(run: GridRun, storage: Storage) -> tuple[RunFolder, TrainingData, list[TrainState]]:
     folder, data = RunFolder(storage, run.run), data_of(run.config)
-    folder.claim(run.config, data, resume=True)
+    folder.claim(run.config, data)
     return folder, data, list(fit(run.config, data, device=CPU))
 
 
@@ -184,9 +184,9 @@ def test_two_processes_that_train_the_same_run_leave_it_as_one_does(tmp_path: Pa
         folder.save(run.config, data, state)
     # The other one is three epochs behind: before the best checkpoint is written, and after.
     folder.save(run.config, data, states[1])
-    folder.finish()
+    folder.finish(run.config)
     folder.save(run.config, data, states[2])
-    folder.finish()
+    folder.finish(run.config)
     assert [row.epoch for row in folder.history()] == [1, 2, 3, 4, 5]
     alone(run, open_storage(str(tmp_path / "alone")))
     expected = RunFolder(open_storage(str(tmp_path / "alone")), run.run)
