@@ -3,7 +3,7 @@
 import heapq
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from mnist_ray.models.stack import why_not_stacked
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_claim import check_config
 from mnist_ray.results.run_folder import RunFolder
-from mnist_ray.results.run_progress import RunProgress
-from mnist_ray.storage.storage import open_storage
+from mnist_ray.results.run_progress import RunProgress, read_progress
+from mnist_ray.storage.storage import Storage, open_storage
 from mnist_ray.training.data import cached_data
 from mnist_ray.training.loop import Training
 
@@ -84,10 +84,11 @@ def plan_grid(job: TuneJob) -> GridPlan:
         random = [sample for sample in random_samples(job.grid, job.search) if sample not in samples]
         samples += random[: max(job.search.num_samples - len(samples), 0)]
     runs = job.runs(samples)
+    shorter = GridFolder(open_storage(job.storage_uri), job.name).shorter_runs(runs)
     if job.growth is None or not job.growth.settles:
-        return _plan(runs, job)
+        return _plan(runs, job, shorter=shorter)
     first_look, last_look = (
-        _plan([run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]], job)
+        _plan([run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]], job, shorter={})
         for num_seeds in (job.growth.looks[0], job.growth.looks[-1])
     )
     return replace(last_look, first_look=first_look)
@@ -97,13 +98,21 @@ def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) ->
     """Estimates the time of a single run here; see plan_grid."""
     grid = GridConfig(axes={}, ranges={}, fixed={}, seeds=(config.seed,))
     folder = RunFolder(open_storage(storage_uri), run)
+    gets_more_epochs = False
     if folder.storage.exists(folder.path("config.json")):
         check_config(folder.storage, run, config)
-    return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir))
+        gets_more_epochs = folder.config() != config
+    shorter = {run: run} if gets_more_epochs else {}
+    return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir), shorter=shorter)
 
 
-def _plan(runs: Sequence[GridRun], job: TuneJob) -> GridPlan:
-    progress = read_all_progress(open_storage(job.storage_uri), runs)
+def _plan(runs: Sequence[GridRun], job: TuneJob, *, shorter: Mapping[str, str]) -> GridPlan:
+    """Plans some runs.
+
+    Args:
+      shorter: see GridFolder.shorter_runs.
+    """
+    progress = _progress(open_storage(job.storage_uri), runs, shorter)
     missing = [run for run in runs if progress[run.run].status == "unfinished"]
     device = choose_device()
     use_gpu = device.type == "cuda"
@@ -113,6 +122,18 @@ def _plan(runs: Sequence[GridRun], job: TuneJob) -> GridPlan:
     seconds = makespan([stack.seconds for stack in estimates], max(at_once, 1))
     at_once = min(at_once, len(estimates))
     return GridPlan(len(runs), len(runs) - len(missing), at_once, device.type, estimates, seconds)
+
+
+def _progress(storage: Storage, runs: Sequence[GridRun], shorter: Mapping[str, str]) -> dict[str, RunProgress]:
+    """Returns each run's progress: with the epochs of a shorter run that it will go on with."""
+    progress = read_all_progress(storage, runs)
+    for run in runs:
+        if run.run in shorter:
+            begun = read_progress(storage, shorter[run.run])
+            is_longer = begun.epochs_done > progress[run.run].epochs_done or run.run == begun.run
+            if is_longer and begun.status == "finished":
+                progress[run.run] = replace(begun, run=run.run, status="unfinished")
+    return progress
 
 
 def _estimate(

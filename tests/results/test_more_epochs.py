@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from mnist_ray.cli.main import run_command
+from mnist_ray.cluster.tune_job import TuneJob
 from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.grids.grid import expand, grid_settings, read_grid
+from mnist_ray.jobs.estimate import plan_grid, plan_run
 from mnist_ray.optimizers.optimizers import SCHEDULES, SCHEDULES_OF_LENGTH, OptimizerConfig, learning_rate
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.history import timeless
@@ -238,3 +240,24 @@ def test_a_grid_whose_ends_were_decided_by_epochs_gets_no_more_of_them(tmp_path:
             folder.claim(longer, runs)
         assert reason in str(conflict.value)
         assert "epochs=2 there, 3 here" in str(conflict.value)
+
+
+def test_a_plan_counts_the_epochs_that_are_there(tmp_path: Path) -> None:
+    uri, data_dir = str(tmp_path), tmp_path / "unused"
+    settings = {"dataset": "digits", "train_limit": 300, "hidden_sizes": (8,)}
+    short, longer = (
+        read_grid({**settings, "epochs": epochs}, seeds="1", overrides={}, source="test") for epochs in (3, 7)
+    )
+    (of_grid,) = expand(short, name="g", max_runs=1)
+    GridFolder(open_storage(uri), "g").claim(short, [of_grid])
+    for name in (of_grid.run, "a"):
+        train(open_storage(uri), of_grid.config, name=name)
+    config = of_grid.config.model_copy(update={"epochs": 7})
+    for name in ("a", "g"):
+        begun, new = (
+            plan_run(config, each, uri, data_dir) if name == "a" else plan_grid(TuneJob(longer, each, uri, data_dir))
+            for each in (name, "new")
+        )
+        assert (begun.num_runs, begun.num_done) == (1, 0)
+        epochs = [plan.stacks[0].seconds * plan.stacks[0].samples_per_s for plan in (begun, new)]
+        assert epochs[0] == pytest.approx(epochs[1] * 4 / 7)
