@@ -233,3 +233,13 @@ def test_a_network_is_exported_with_the_streams_as_they_are(tmp_path: Path) -> N
     # Swapping them in a tracker's thread loses what other threads print, or all that is printed later.
     _serialized(checkpoint, serialize, "--log mlflow")
     assert during == [sys.stdout, sys.stderr]
+
+
+def test_a_run_that_gets_more_epochs_is_a_new_one_that_ends_with_them(tmp_path: Path) -> None:
+    train(tmp_path)
+    train(tmp_path, "--epochs", "2")
+    shorter, longer = sorted(runs_in(client_of(tmp_path), "mnist-ray"), key=lambda run: run.info.start_time)
+    assert [run.info.status for run in (shorter, longer)] == ["FINISHED", "FINISHED"]
+    assert [run.data.params["epochs"] for run in (shorter, longer)] == ["1", "2"]
+    history = client_of(tmp_path).get_metric_history(longer.info.run_id, "val_loss")
+    assert [metric.step for metric in history] == [1, 2]
