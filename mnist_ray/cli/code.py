@@ -6,22 +6,25 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
-
+from mnist_ray.cli.help import option
 from mnist_ray.config.own_code import given_code, giving, use_model
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.errors import MnistRayError
 
-_code_option = click.option(
+_code_option = option(
     "--code",
+    group="Network",
     multiple=True,
     metavar="FILE|FOLDER|PACKAGE",
     help="Code of your own network: a *.py file, a folder of them, or an installed package; may be repeated. Only code "
     "that you give here or name yourself, by --model or in a --config or --grid file, is ever run. With --address, "
     "files travel with the job.",
 )
-_debug_option = click.option(
-    "--debug", is_flag=True, help="Print the traceback of an error, such as one in your own network, below its line."
+_debug_option = option(
+    "--debug",
+    group="Output",
+    is_flag=True,
+    help="Print the traceback of an error, such as one in your own network, below its line.",
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 from click.shell_completion import get_completion_class
 
+from mnist_ray.cli.help import Choice
 from mnist_ray.config.names import EVALUATION_PATTERN
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.data.datasets import DATASETS, FORMATS
@@ -18,7 +19,7 @@ Completion = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Prints the script that completes commands, options and names in a shell.

@@ -22,10 +22,10 @@ from mnist_ray.storage.storage import check_uri, open_storage
 @click.option("--prediction", "predictions", multiple=True, metavar="NAME", help="Copy this prediction.")
 @click.option("--dry-run", is_flag=True, help="Only compare, and say what would be sent.")
 def cp(source: str, target: str, dry_run: bool, **wanted: Sequence[str]) -> None:
-    """Copies results between storages SRC and DST, each a folder or s3://bucket/prefix; everything by default.
+    """Copies results from the storage SRC to DST; everything by default.
 
-    Every file is verified by its SHA-256, in DST too. The same command again sends only what is missing. What exists
-    in DST with other content is a conflict, and stays.
+    Each is a folder or s3://bucket/prefix. Every file is verified by its SHA-256, in DST too. The same command again
+    sends only what is missing. What exists in DST with other content is a conflict, and stays.
     """
     from mnist_ray.results.copying import Selection, copy_results, select
     from mnist_ray.text.sizes import count_text, size_text

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_dataset, complete_grid, complete_run
 from mnist_ray.cli.grids import print_test_leaderboard
+from mnist_ray.cli.help import Command, complete, option
 from mnist_ray.cli.options import (
     ClusterOptions,
     absolute_dataset,
@@ -25,43 +26,76 @@ from mnist_ray.cli.options import (
 from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
+from mnist_ray.setting import choices_of
 
 if TYPE_CHECKING:
     from mnist_ray.jobs.evaluate import EvaluateOutcome
 
+_SPLITS = choices_of(EvaluationConfig, "split")
 
-@click.command()
-@click.option(
+
+def _default(name: str) -> Any:
+    return EvaluationConfig.model_fields[name].default
+
+
+@click.command(cls=Command)
+@option(
     "--run",
     "runs",
+    group="Run",
     multiple=True,
     metavar="NAME",
     shell_complete=complete_run,
     help="A run to evaluate; may be repeated.",
 )
-@click.option(
+@option(
     "--grid",
     "grid_name",
+    group="Run",
     metavar="NAME",
     shell_complete=complete_grid,
     help="Every run of a grid that has a checkpoint.",
 )
-@click.option(
-    "--all-runs", is_flag=True, help="Every finished run trained on the data set; if there are none, with its classes."
+@option(
+    "--all-runs",
+    group="Run",
+    is_flag=True,
+    help="Every finished run trained on the data set; if there are none, with its classes.",
 )
-@click.option(
+@option(
     "--dataset",
+    group="Data",
     metavar="NAME",
     shell_complete=complete_dataset,
     help="Data set, as for train.  [default: the one the runs were trained on]",
 )
-@click.option("--split", default="test", show_default=True, metavar="NAME", help="test or train.")
-@click.option("--batch-size", metavar="N", help="Images in one pass through the networks.  [default: 1000]")
-@click.option("--shard-size", metavar="N", help="Images in one part file.  [default: 10000]")
-@click.option(
-    "--name", metavar="NAME", help="Name of the evaluation.  [default: made of the runs, the data and a hash of all]"
+@option(
+    "--split",
+    group="Data",
+    default="test",
+    show_default=True,
+    metavar=f"[{'|'.join(_SPLITS)}]",
+    shell_complete=complete(_SPLITS),
+    help="Images of the data set.",
 )
-@click.option("--no-report", is_flag=True, help="Don't write the page; `mnist-ray report` can write it later.")
+@option(
+    "--batch-size",
+    group="Where it runs",
+    metavar="N",
+    help=f"Images in one pass through the networks.  [default: {_default('batch_size')}]",
+)
+@option(
+    "--shard-size", group="Output", metavar="N", help=f"Images in one part file.  [default: {_default('shard_size')}]"
+)
+@option(
+    "--name",
+    group="Output",
+    metavar="NAME",
+    help="Name of the evaluation.  [default: made of the runs, the data and a hash of all]",
+)
+@option(
+    "--no-report", group="Output", is_flag=True, help="Don't write the page; `mnist-ray report` can write it later."
+)
 @storage_option
 @data_dir_option
 @num_workers_option
@@ -87,7 +121,7 @@ def evaluate(
     cluster: ClusterOptions,
     as_json: bool,
 ) -> None:
-    """Evaluates runs in one pass over a data set's images, commits the tables atomically and writes a report."""
+    """Evaluates runs in one pass over a data set, commits the tables and writes a report."""
     sizes = {"batch_size": batch_size, "shard_size": shard_size}
     chosen = {name: parse_value(value) for name, value in sizes.items() if value is not None}
     names = [check_name(run, "run") for run in runs]

@@ -6,6 +6,7 @@ import click
 
 from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_run
+from mnist_ray.cli.help import Choice
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.config.names import check_name
 
@@ -18,7 +19,7 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
     "--to",
     "format_name",
     required=True,
-    type=click.Choice(_FORMATS),
+    type=Choice(_FORMATS),
     help="state-dict and safetensors hold the weights, for normalized images; onnx (pip install 'mnist-ray[onnx]') and "
     "torch-export are whole programs for pixel values from 0 to 255.",
 )

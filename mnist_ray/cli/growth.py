@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.help import option
 from mnist_ray.cli.options import DEFAULT_MARGIN, MARGIN_TYPE
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.growth import LOOKS, Growth, looks_for, read_budget, read_looks
@@ -102,31 +103,35 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
         command(*arguments, growing=options, **named)
 
     decorated: Callable[..., None] = with_growth
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
+    for add_option in reversed(_OPTIONS):
+        decorated = add_option(decorated)
     return decorated
 
 
 _OPTIONS = (
-    click.option(
+    option(
         "--until-settled",
+        group="Search and early end",
         is_flag=True,
         help="Train the seeds in looks, and compare the settings on the validation examples after each: settings that "
         "can't be the best, or whose pairs are settled, get no more seeds.",
     ),
-    click.option(
+    option(
         "--looks",
+        group="Search and early end",
         metavar="LIST",
         help=f"Seeds after which --until-settled compares.  [default: {','.join(map(str, LOOKS))}, or up to --seeds]",
     ),
-    click.option(
+    option(
         "--margin",
+        group="Search and early end",
         type=MARGIN_TYPE,
         metavar="POINTS",
         help=f"Differences of accuracy up to this many points don't matter.  [default: {DEFAULT_MARGIN}]",
     ),
-    click.option(
+    option(
         "--budget",
+        group="Search and early end",
         metavar="TIME",
         help="End after this time, such as 20m or 1h30m, with as many seeds of all settings as fit; if not even one "
         "more fits, only the most promising settings get it.",

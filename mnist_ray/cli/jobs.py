@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.help import Group
 from mnist_ray.cli.options import address_option, as_json_option, follow_job, needed_cluster
 from mnist_ray.text.escape import printable_log
 
 
-@click.group()
+@click.group(cls=Group)
 def jobs() -> None:
     """Lists, follows and stops a cluster's jobs."""
 

@@ -128,7 +128,7 @@ _RUN_COLUMNS: Columns = {
 @click.command()
 @list_options
 def runs(selection: "Selection", storage: str, as_json: bool) -> None:
-    """Lists the runs in a storage, the newest last, with the settings that vary among them.
+    """Lists the runs in a storage, the newest last, with the settings that vary.
 
     The date is when the training ended or, if it hasn't, when it began; the accuracy is that of the best epoch on the
     validation split.

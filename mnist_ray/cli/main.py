@@ -11,6 +11,7 @@ from mnist_ray.cli.copying import cp
 from mnist_ray.cli.evaluate import evaluate
 from mnist_ray.cli.export import export
 from mnist_ray.cli.grids import grids
+from mnist_ray.cli.help import Group, no_such_option
 from mnist_ray.cli.jobs import jobs
 from mnist_ray.cli.lists import evaluations, runs
 from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option, target_cluster
@@ -45,7 +46,7 @@ class _Stopped(Exception):
     """A stop for which Click doesn't print an empty line."""
 
 
-class _Launcher(click.Group):
+class _Launcher(Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -65,37 +66,36 @@ def cli(context: click.Context) -> None:
     context.ensure_object(dict)
 
 
-@cli.command()
+@click.command()
 @storage_option
 @click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Epochs of each run.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of each variant.")
 def demo(storage: str, epochs: int, seeds: int) -> None:
-    """Trains and evaluates the three variants on scikit-learn's handwritten digits, offline, in minutes."""
+    """Trains and evaluates three variants on scikit-learn's digits, offline, in minutes."""
     from mnist_ray.cli.demo import run_demo
 
     run_demo(storage, epochs=epochs, seeds=seeds)
 
 
-@cli.command()
+@click.command()
 @storage_option
 @data_dir_option
 @address_option
 @click.pass_context
 def doctor(context: click.Context, storage: str, data_dir: str | None, address: str | None) -> None:
-    """Checks what works here (Python, torch, GPU, Ray, data, storage, cluster) and says how to fix the rest.
+    """Checks what works here and says how to fix the rest.
 
-    Exits with the code of the first check that fails.
+    That is Python, torch, GPU, Ray, data, storage and cluster. Exits with the code of the first check that fails.
     """
     from mnist_ray.cli.doctor import examine
 
     context.exit(examine(storage, data_folder(data_dir), target_cluster(address)))
 
 
-for _command in (
-    train, evaluate, show, runs, evaluations, jobs, tune, plan, grids, report, compare, query, export, reproduce,
-    predict, storage, rm, prune, cp, publish, tables, completion,
-):  # fmt: skip
-    cli.add_command(_command)
+cli.add_commands("Train and evaluate", (demo, train, tune, plan, evaluate, predict, reproduce))
+cli.add_commands("Look", (runs, show, grids, evaluations, report, compare, query, tables))
+cli.add_commands("Storage and other programs", (rm, prune, cp, storage, export, publish))
+cli.add_commands("This machine and clusters", (doctor, jobs, completion))
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -112,9 +112,10 @@ def run_command(arguments: Sequence[str]) -> int:
             click.echo(error.format_message(), err=True)
             return 2
         except click.ClickException as error:
+            message = no_such_option(error) if isinstance(error, click.NoSuchOption) else error.format_message()
             where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mnist-ray"
             # Click prints choices on several lines.
-            return say(f"error: {' '.join(error.format_message().split())} (see `{where} --help`)", 2)
+            return say(f"error: {' '.join(message.split())} (see `{where} --help`)", 2)
         except (_Stopped, click.Abort, KeyboardInterrupt):
             return _say_stop(arguments)
         except Exception:

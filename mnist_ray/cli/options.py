@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from pydantic.fields import FieldInfo
 
 from mnist_ray.cli.code import code_words
+from mnist_ray.cli.help import Choice, complete, option
 from mnist_ray.config.own_code import given_code, shipped
 from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
@@ -25,6 +27,7 @@ from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
 from mnist_ray.interruption import Stop
 from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
+from mnist_ray.setting import choices_of, setting_of, type_of
 from mnist_ray.storage.storage import check_uri, open_storage
 from mnist_ray.text.escape import say_line
 
@@ -37,6 +40,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _STAY_HERE = {"address", "code", "no_wait", "pip", "as_json"}
 # Parameters of train and tune that the shipped job.yaml replaces.
 IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
+
+_METAVARS = {int: "N", float: "NUMBER"}
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -63,17 +68,17 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
         address: str | None,
         no_wait: bool,  # noqa: ARG001  (submit_job reads these two from Click's context)
         pip: bool,  # noqa: ARG001
-        use_gpu: bool | None,
+        device: str | None,
         resource_timeout: float,
         shared_storage: bool,
         **named: Any,
     ) -> None:
-        placement = Placement(use_gpu, resource_timeout, shared_storage)
+        placement = Placement(None if device is None else device == "gpu", resource_timeout, shared_storage)
         command(*arguments, cluster=ClusterOptions(address, placement), **named)
 
     decorated: Callable[..., None] = with_cluster
-    for option in reversed(_cluster_options):
-        decorated = option(decorated)
+    for add_option in reversed(_cluster_options):
+        decorated = add_option(decorated)
     return decorated
 
 
@@ -88,16 +93,23 @@ def config_options(*, without: Collection[str]) -> Callable[[_Command], _Command
         for name, field in reversed(TrainConfig.model_fields.items()):
             if name in without:
                 continue
-            default = "none" if field.default is None else _text(field.default)
-            text = f"{field.description}  [default: {default}, or the variant's]"
-            if field.annotation is bool:
-                option = click.option(f"--{_dashed(name)}/--no-{_dashed(name)}", name, default=None, help=text)
-            else:
-                option = click.option(f"--{_dashed(name)}", name, metavar="VALUE", help=text)
-            command = option(command)
+            command = _setting_option(name, field)(command)
         return command
 
     return add
+
+
+def _setting_option(name: str, field: FieldInfo) -> Callable[[_Command], _Command]:
+    setting, choices = setting_of(TrainConfig, name), choices_of(TrainConfig, name)
+    text = f"{field.description[:1].upper()}{field.description[1:]}." if field.description else ""
+    # Some descriptions say what no value means.
+    if field.default is not None or "by default" not in text:
+        text += f"  [default: {_text(setting.none_word if field.default is None else field.default)}]"
+    if field.annotation is bool:
+        return option(f"--{_dashed(name)}/--no-{_dashed(name)}", name, group=setting.group, default=None, help=text)
+    metavar = setting.metavar or (f"[{'|'.join(choices)}]" if choices else _METAVARS[type_of(TrainConfig, name)])
+    names = [f"--{_dashed(each)}" for each in (name, *setting.other_names)]
+    return option(*names, name, group=setting.group, metavar=metavar, shell_complete=complete(choices), help=text)
 
 
 def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +117,7 @@ def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict
     settings = dict(parse_override(text) for text in overrides)
     for name, value in options.items():
         if value is not None:
-            is_text = TrainConfig.model_fields[name].annotation in (str, bool)
-            settings[name] = value if is_text else parse_setting(name, value)
+            settings[name] = parse_setting(name, value) if isinstance(value, str) else value
     return settings
 
 
@@ -115,6 +126,8 @@ def _dashed(name: str) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -129,72 +142,97 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-storage_option = click.option(
+storage_option = option(
     "--storage",
+    group="Output",
     default="results",
     show_default=True,
     metavar="URI",
     help="Folder or s3://bucket/prefix of all results.",
 )
-data_dir_option = click.option(
+data_dir_option = option(
     "--data-dir",
+    group="Data",
     metavar="FOLDER",
     help="Folder of the data sets; downloads go there too.  [default: $MNIST_RAY_DATA, or the user's cache folder]",
 )
-address_option = click.option(
+address_option = option(
     "--address",
+    group="Where it runs",
     metavar="URL",
     help="Submit to the Ray cluster with this job API, such as http://127.0.0.1:8265.  "
     "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, or else this machine]",
 )
 _cluster_options = (
     address_option,
-    click.option("--no-wait", is_flag=True, help="With --address: print the job's id and don't follow its log."),
-    click.option(
-        "--pip", is_flag=True, help="With --address: install mnist-ray's dependencies on the cluster for this job."
+    option(
+        "--no-wait",
+        group="Where it runs",
+        is_flag=True,
+        help="With --address: print the job's id and don't follow its log.",
     ),
-    click.option(
-        "--use-gpu/--no-use-gpu",
-        default=None,
-        help="Use a GPU for each worker, or none.  [default: GPUs if there are enough]",
+    option(
+        "--pip",
+        group="Where it runs",
+        is_flag=True,
+        help="With --address: install mnist-ray's dependencies on the cluster for this job.",
     ),
-    click.option(
+    option(
+        "--device",
+        group="Where it runs",
+        type=Choice(["cpu", "gpu"]),
+        help="Device of each worker; with gpu, each has one.  [default: gpu if there are enough]",
+    ),
+    # Its older form.
+    option("--use-gpu", "device", group="Where it runs", flag_value="gpu", hidden=True, help="Like --device gpu."),
+    option("--no-use-gpu", "device", group="Where it runs", flag_value="cpu", hidden=True, help="Like --device cpu."),
+    option(
         "--resource-timeout",
+        group="Where it runs",
         type=FiniteRange(min=0),
         default=Placement.resource_timeout_s,
         show_default=True,
         metavar="SECONDS",
         help="How long a job on a cluster waits for CPUs or GPUs that are not there yet or were lost.",
     ),
-    click.option(
+    option(
         "--shared-storage",
+        group="Where it runs",
         is_flag=True,
         help="The storage is a local folder that is the same on all nodes of a cluster.",
     ),
 )
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+as_json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON, for scripts.")
 DEFAULT_MARGIN = 0.5
 MARGIN_TYPE = FiniteRange(min=0, max=100, min_open=True)
-margin_option = click.option(
+margin_option = option(
     "--margin",
+    group="Output",
     type=MARGIN_TYPE,
     default=DEFAULT_MARGIN,
     show_default=True,
     metavar="POINTS",
     help="Differences of accuracy up to this many points don't matter; smaller ones are equivalent.",
 )
-log_option = click.option(
+log_option = option(
     "--log",
     "log",
+    group="Output",
     multiple=True,
-    type=click.Choice(["tensorboard", "mlflow"]),
+    type=Choice(["tensorboard", "mlflow"]),
     help="Also log the runs to a tracker; may be repeated. tensorboard: into STORAGE/tensorboard; mlflow: to "
     "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
 )
 
 
-num_workers_option = click.option(
-    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the work."
+num_workers_option = option(
+    "--num-workers",
+    group="Where it runs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Processes that share the work.",
 )
 
 
@@ -227,8 +265,9 @@ def forwarded(context: click.Context, replace: Mapping[str, Any]) -> list[str]:
       replace: parameter name -> the job's own value; None leaves the option out.
     """
     values = {**context.params, **replace}
-    options = [option for option in context.command.params if isinstance(option, click.Option)]
-    return [part for option in options if option.name not in _STAY_HERE for part in _typed(option, values[option.name])]
+    # Hidden options are other forms of visible ones.
+    options = [each for each in context.command.params if isinstance(each, click.Option) and not each.hidden]
+    return [part for each in options if each.name not in _STAY_HERE for part in _typed(each, values[each.name])]
 
 
 def _typed(option: click.Option, value: Any) -> list[str]:
@@ -281,7 +320,7 @@ def submit_job(
             working_dir=working_dir,
             name=f"{context.command.name}-{named}-{digest(uri)[:8]}",
             metadata={"run": named, "asked": asked},
-            resources={"GPU" if given["use_gpu"] else "CPU": num_workers},
+            resources={"GPU" if given["device"] == "gpu" else "CPU": num_workers},
             local_storage=uri if open_storage(uri).is_local and not given["shared_storage"] else None,
             variables={LAUNCHER_VARIABLE: command_line(), **code_variable},
             pip=given["pip"],

@@ -6,16 +6,19 @@ from typing import Any
 
 import click
 
+from mnist_ray.cli.help import Choice
+
 
 # Arguments after train or tune, --help included, belong to that command.
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("command", type=click.Choice(["train", "tune"]), metavar="train|tune")
+@click.argument("command", type=Choice(["train", "tune"]), metavar="train|tune")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def plan(context: click.Context, command: str, arguments: tuple[str, ...]) -> None:
-    """Shows what a train or tune command would run: runs, stacks, resources, time; trains nothing.
+    """Shows what a train or tune command would run, and for how long; trains nothing.
 
-    The time is estimated from a probe of a few steps on this machine.
+    Put `plan` before the command: mnist-ray plan tune --grid smoke. The time is estimated from a probe of a few steps
+    on this machine.
     """
     assert context.parent is not None
     group = context.parent.command

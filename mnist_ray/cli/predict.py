@@ -7,6 +7,7 @@ import click
 
 from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_run
+from mnist_ray.cli.help import Choice, Command, option
 from mnist_ray.cli.options import (
     ClusterOptions,
     as_json_option,
@@ -29,7 +30,7 @@ _SHOWN_CLASSES = 50
 _OLD_POLARITIES = {"dark-ink": "dark-on-bright", "bright-ink": "bright-on-dark"}
 
 
-class _PolarityChoice(click.Choice[str]):
+class _PolarityChoice(Choice):
     """A choice that recognizes renamed values."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -39,16 +40,18 @@ class _PolarityChoice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
-@click.command()
-@click.option("--run", metavar="NAME", shell_complete=complete_run, help="The run whose best network predicts.")
-@click.option(
+@click.command(cls=Command)
+@option("--run", group="Run", metavar="NAME", shell_complete=complete_run, help="The run whose best network predicts.")
+@option(
     "--images",
+    group="Data",
     metavar="URI",
     help="A folder of image files, Parquet with the column image, an IDX file (raw or .gz) or one image; local or "
     "s3://. A prefix folder:, parquet: or idx: says what it is.",
 )
-@click.option(
+@option(
     "--polarity",
+    group="Data",
     type=_PolarityChoice(POLARITIES),
     default="auto",
     show_default=True,
@@ -56,13 +59,30 @@ class _PolarityChoice(click.Choice[str]):
     "auto: detected for each image. Images of the opposite polarity to the training images are inverted; auto inverts "
     "none if the training images have both polarities.",
 )
-@click.option("--strict", is_flag=True, help="Exit with code 3 at an image that can't be read; store nothing.")
-@click.option("--name", metavar="NAME", help="Name of the predictions.  [default: from the run, images and content]")
-@click.option(
-    "--shard-size", type=click.IntRange(min=1), default=4096, show_default=True, help="Images in one part file."
+@option("--strict", group="Data", is_flag=True, help="Exit with code 3 at an image that can't be read; store nothing.")
+@option(
+    "--name",
+    group="Output",
+    metavar="NAME",
+    help="Name of the predictions.  [default: from the run, images and content]",
 )
-@click.option(
-    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the images."
+@option(
+    "--shard-size",
+    group="Output",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Images in one part file.",
+)
+@option(
+    "--num-workers",
+    group="Where it runs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the images.",
 )
 @storage_option
 @code_options
@@ -83,7 +103,7 @@ def predict(
     cluster: ClusterOptions,
     as_json: bool,
 ) -> None:
-    """Classifies your own images: writes Parquet tables for many, prints class and probabilities for a single one.
+    """Classifies your own images: prints the answer for one, writes tables for many.
 
     Images are brought to the size and colours of the run's images; its setting fit says how. Unreadable images are
     counted, listed in the table image_errors and skipped. The tables are committed atomically to predictions/ in the

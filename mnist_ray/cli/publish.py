@@ -4,12 +4,13 @@ from collections import Counter
 
 import click
 
+from mnist_ray.cli.help import Choice
 from mnist_ray.cli.options import storage_option
 from mnist_ray.text.escape import printable
 
 
 @click.command()
-@click.option("--to", "kind", type=click.Choice(["iceberg", "delta"]), required=True, help="Kind of the tables.")
+@click.option("--to", "kind", type=Choice(["iceberg", "delta"]), required=True, help="Kind of the tables.")
 @click.option(
     "--catalog",
     metavar="NAME",
@@ -20,7 +21,7 @@ from mnist_ray.text.escape import printable
 )
 @storage_option
 def publish(kind: str, catalog: str | None, namespace: str | None, storage: str) -> None:
-    """Makes Iceberg or Delta tables of all committed evaluations, without copying or rewriting their files.
+    """Makes Iceberg or Delta tables of all evaluations, without copying their files.
 
     Run it again after each evaluation: it adds what is missing, and removes the evaluations that are no longer in the
     storage. docs/lakehouse.md says how to read the tables. Needs pip install 'mnist-ray[lake]'.

@@ -34,7 +34,9 @@ _SHOWN_ELEMENTS = 50
 @as_json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line; as in JSON, bytes are base64.")
 def query(statements: Sequence[str], evaluation: str | None, storage: str, as_json: bool, as_csv: bool) -> None:
-    """Runs SQL on the tables of all evaluations, such as 'SELECT run, accuracy FROM metrics'.
+    """Runs SQL on the tables of all evaluations.
+
+    Such as 'SELECT run, accuracy FROM metrics'.
 
     The tables of the committed evaluations are predictions, metrics, per_class, confusion, calibration,
     learning_curves, images and lineage, and after `mnist-ray report` or `mnist-ray compare` effects and comparisons;

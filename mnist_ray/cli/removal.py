@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 import click
 
 from mnist_ray.cli.completion import complete_evaluation, complete_grid, complete_run
+from mnist_ray.cli.help import Group
 from mnist_ray.cli.options import FiniteRange, storage_option
 from mnist_ray.errors import ConfigError
 from mnist_ray.results.paths import LATEST
 
 
-@click.group()
+@click.group(cls=Group)
 def rm() -> None:
-    """Deletes runs, grids, evaluations, reports or predictions, after saying what depends on them."""
+    """Deletes runs, grids, evaluations, reports or predictions, and asks before."""
 
 
 _COMPLETIONS = {

@@ -18,10 +18,10 @@ from mnist_ray.text.tables import print_text
 @storage_option
 @as_json_option
 def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
-    """Prints the results of an evaluation and writes them as a page, report.html, with its charts.
+    """Prints the results of an evaluation and writes them as a page with charts.
 
-    For a grid it also shows the effect of each setting, stored as the table effects. EVALUATION is a name that
-    `mnist-ray evaluations` lists, the beginning of one, or latest.
+    The page is report.html. For a grid it also shows the effect of each setting, stored as the table effects.
+    EVALUATION is a name that `mnist-ray evaluations` lists, the beginning of one, or latest.
     """
     from mnist_ray.report.comparison_text import print_effects
     from mnist_ray.report.grid_report import effect_rows

@@ -25,11 +25,12 @@ from mnist_ray.errors import RunFailedError
 @code_options
 @as_json_option
 def reproduce(run: str, storage: str, data_dir: str | None, num_workers: int | None, as_json: bool) -> None:
-    """Trains a run again on this machine and says whether the results are equal; the run itself is only read.
+    """Trains a run again on this machine and says whether the results are equal.
 
-    Equal means every weight of the best checkpoint and every number of the history, bit for bit (exit code 0). This is
-    guaranteed for the same versions, hardware and number of workers. If any of these differ, differences within the
-    noise of the validation accuracy also exit with 0 and are printed. Any other outcome exits with 7.
+    The run itself is only read. Equal means every weight of the best checkpoint and every number of the history, bit
+    for bit (exit code 0). This is guaranteed for the same versions, hardware and number of workers. If any of these
+    differ, differences within the noise of the validation accuracy also exit with 0 and are printed. Any other outcome
+    exits with 7.
     """
     from mnist_ray.jobs.reproduce import reproduce as train_again
 

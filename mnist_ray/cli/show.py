@@ -22,7 +22,7 @@ _DIGITS_OF_HASH = 12
 @storage_option
 @as_json_option
 def show(run: str, storage: str, as_json: bool) -> None:
-    """Shows a run: its settings, learning curve, data, checkpoints, evaluations and origin.
+    """Shows a run: settings, learning curve, data, checkpoints, evaluations and origin.
 
     The settings that differ from the variant come first; the curve's first, best and last epochs are printed, and
     --json has all.

@@ -5,11 +5,12 @@ from dataclasses import asdict
 
 import click
 
+from mnist_ray.cli.help import Group
 from mnist_ray.cli.options import as_json_option
 from mnist_ray.storage.storage import open_storage
 
 
-@click.group()
+@click.group(cls=Group)
 def storage() -> None:
     """Checks a storage."""
 

@@ -8,7 +8,7 @@ import click
     "--contract", "as_contract", is_flag=True, help="Print an Open Data Contract (ODCS 3.1), YAML, for catalogs."
 )
 def tables(as_contract: bool) -> None:
-    """Lists the tables that the other commands make: the meaning of a row, and the columns.
+    """Lists the tables that the other commands make: what a row is, and the columns.
 
     docs/tables.md describes the columns, as does --contract.
     """

@@ -10,6 +10,7 @@ import click
 
 from mnist_ray.cli.code import code_options, with_own_networks
 from mnist_ray.cli.completion import complete_dataset, complete_variant
+from mnist_ray.cli.help import Command, option
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
@@ -36,45 +37,64 @@ from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import TrainConfig, check_setting
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.config.yaml_files import read_yaml, yaml_text
+from mnist_ray.errors import ConfigError
+from mnist_ray.grids.grid import is_axis
 
 
-@click.command()
-@click.option(
+@click.command(cls=Command)
+@option(
     "--variant",
+    group="Run",
     default=None,
     metavar="NAME",
     shell_complete=complete_variant,
     help=f"Preset: {', '.join(VARIANTS)}.  [default: baseline]",
 )
-@click.option(
-    "--dataset", default=None, metavar="NAME", shell_complete=complete_dataset, help=f"{DATASET_HELP}  [default: mnist]"
+@option(
+    "--dataset",
+    group="Data",
+    default=None,
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help=f"{DATASET_HELP}  [default: mnist]",
 )
-@click.option("--name", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
+@option("--name", group="Run", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
 @storage_option
 @data_dir_option
-@click.option(
+@option(
     "--num-workers",
+    group="Where it runs",
     type=WorkerRange(),
     default="1",
     show_default=True,
     metavar="N|MIN:MAX",
     help="Processes that share every batch. MIN:MAX: as many as there are; the run goes on when nodes leave or come.",
 )
-@click.option(
+@option(
     "--resume/--no-resume",
+    group="Run",
     default=True,
     help="Go on with the run that has the name, to more epochs if given; or refuse the name.  [default: go on]",
 )
-@click.option(
+@option(
     "--max-failures",
+    group="Where it runs",
+    metavar="N",
     type=click.IntRange(min=0),
     default=None,
     help="Restarts after a worker dies.  [default: 3]; a number makes Ray watch over a single worker, too.",
 )
-@click.option(
-    "--config", "config_file", type=click.Path(), metavar="FILE.yaml", help="Settings; options override them."
+@option(
+    "--config",
+    "config_file",
+    group="Run",
+    type=click.Path(),
+    metavar="FILE.yaml",
+    help="Settings; options override them.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting by its name in the config.")
+@option(
+    "--set", "overrides", group="Run", multiple=True, metavar="KEY=VALUE", help="A setting by its name in the config."
+)
 @log_option
 @config_options(without=("variant", "dataset", "code_sha256"))
 @code_options
@@ -99,7 +119,10 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Trains one run and writes its folder, with the best checkpoint, to the storage."""
+    """Trains one run and writes its folder, with the best checkpoint, to the storage.
+
+    Defaults of settings are those of the variant baseline; another variant changes some of them.
+    """
     chosen = {**settings, "dataset": dataset, "variant": variant}
     config = _train_config(config_file, overrides, chosen)
     run = check_name(default_run_name(config) if name is None else name)
@@ -140,11 +163,16 @@ def train(
 
 def _train_config(config_file: str | None, overrides: Sequence[str], options: dict[str, Any]) -> TrainConfig:
     settings = {} if config_file is None else read_yaml(Path(config_file))
+    given = parse_settings(overrides, options)
+    for name, value in [*settings.items(), *given.items()]:
+        # An argument of one's own network may be a list.
+        if name in TrainConfig.model_fields and is_axis(name, value) and value:
+            raise ConfigError(f"{name}: train takes one value, not {len(value)}; `mnist-ray tune` makes a grid of them")
     for name, value in settings.items():
         if name != "variant":
             # Checked here to name the file; rules across settings are checked together with the options.
             check_setting(name, value, f"--config {config_file!r}")
-    settings = flat({**flat(settings), **parse_settings(overrides, options)})
+    settings = flat({**flat(settings), **given})
     if isinstance(settings.get("dataset"), str):
         settings["dataset"] = absolute_dataset(settings["dataset"])
     settings = with_own_networks(settings)

@@ -12,6 +12,7 @@ from mnist_ray.cli.code import code_options, with_own_networks
 from mnist_ray.cli.completion import complete_dataset, complete_named_grid, complete_variant
 from mnist_ray.cli.grids import shown_settings
 from mnist_ray.cli.growth import GrowthOptions, growth_options
+from mnist_ray.cli.help import Choice, Command, option
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
@@ -41,89 +42,146 @@ from mnist_ray.grids.growth import check_comparable
 from mnist_ray.grids.search import Search
 
 
-@click.command()
-@click.option(
+@click.command(cls=Command)
+@option(
     "--grid",
     "grid_name",
-    required=True,
+    group="Grid",
     metavar="NAME|FILE",
     shell_complete=complete_named_grid,
-    help=f"{', '.join(GRIDS)}, or a YAML file with settings as for train; a list of values is an axis.",
+    help=f"{', '.join(GRIDS)}, or a YAML file with settings as for train; a list of values is an axis. Not needed "
+    "if options give an axis or several seeds.",
 )
-@click.option(
+@option(
     "--seeds",
+    group="Grid",
     metavar="N|LIST",
     help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1; with "
     "--until-settled or --budget those of the looks, or 12]",
 )
-@click.option("--name", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
+@option("--name", group="Grid", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
 @storage_option
 @data_dir_option
-@click.option(
-    "--num-workers", type=click.IntRange(min=1), help="Stacks that train at once.  [default: one per CPU or GPU]"
+@option(
+    "--num-workers",
+    group="Where it runs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Stacks that train at once.  [default: one per CPU or GPU]",
 )
-@click.option(
-    "--stack-size", type=click.IntRange(min=1), help="Maximum runs in a stack.  [default: 8 on a CPU, 160 on a GPU]"
+@option(
+    "--stack-size",
+    group="Where it runs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Maximum runs in a stack.  [default: 8 on a CPU, 160 on a GPU]",
 )
-@click.option(
+@option(
     "--gpus-per-stack",
+    group="Where it runs",
+    metavar="NUMBER",
     type=FiniteRange(min=0, min_open=True, max=1),
     default=1.0,
     show_default=True,
     help="Share of a GPU that a stack takes, where there are GPUs.",
 )
-@click.option(
+@option(
     "--workers-per-run",
+    group="Where it runs",
+    metavar="N",
     type=click.IntRange(min=1),
     help="Train each run by itself instead of in stacks, each batch split among so many workers; same results.",
 )
-@click.option(
+@option(
     "--scheduler",
-    type=click.Choice(["none", "asha"]),
+    group="Search and early end",
+    type=Choice(["none", "asha"]),
     default="none",
     show_default=True,
     help="asha ends runs that aren't among the best by validation loss after 1, 3, 9, ... epochs.",
 )
-@click.option(
-    "--asha-epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs before the first decision."
+@option(
+    "--asha-epochs",
+    group="Search and early end",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Epochs before the first decision.",
 )
-@click.option(
-    "--asha-factor", type=click.IntRange(min=2), default=3, show_default=True, help="One run in this many continues."
+@option(
+    "--asha-factor",
+    group="Search and early end",
+    metavar="N",
+    type=click.IntRange(min=2),
+    default=3,
+    show_default=True,
+    help="One run in this many continues.",
 )
-@click.option(
+@option(
     "--search",
     "search_kind",
-    type=click.Choice(["random", "optuna"]),
+    group="Search and early end",
+    type=Choice(["random", "optuna"]),
     help="Train --num-samples settings, chosen from the axes and from ranges such as dropout: {uniform: [0, 0.5]}, "
     "weight_decay: {loguniform: [1e-6, 1e-3]}, instead of every combination.",
 )
-@click.option("--num-samples", type=click.IntRange(min=1), help="Settings that --search chooses, each with every seed.")
-@click.option("--search-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of --search.")
+@option(
+    "--num-samples",
+    group="Search and early end",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Settings that --search chooses, each with every seed.",
+)
+@option(
+    "--search-seed",
+    group="Search and early end",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of --search.",
+)
 @growth_options
-@click.option(
+@option(
     "--max-failures",
+    group="Where it runs",
+    metavar="N",
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
     help="Restarts of a stack whose workers die.",
 )
-@click.option(
-    "--max-runs", type=click.IntRange(min=1), default=1000, show_default=True, help="Refuse a grid with more runs."
+@option(
+    "--max-runs",
+    group="Grid",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Refuse a grid with more runs.",
 )
-@click.option(
+@option(
     "--variant",
+    group="Grid",
     metavar="NAME",
     shell_complete=complete_variant,
     help=f"Preset of all runs: {', '.join(VARIANTS)}.  [default: the grid's]",
 )
-@click.option(
+@option(
     "--dataset",
+    group="Data",
     metavar="NAME",
     shell_complete=complete_dataset,
     help=f"{DATASET_HELP}  [default: the grid's, or mnist]",
 )
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, or an axis: dropout=[0,0.2]."
+@option(
+    "--set",
+    "overrides",
+    group="Grid",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of all runs, or an axis: dropout=0,0.2.",
 )
 @log_option
 @config_options(without=("variant", "dataset", "seed", "code_sha256"))
@@ -134,7 +192,7 @@ from mnist_ray.grids.search import Search
 def tune(
     context: click.Context,
     /,
-    grid_name: str,
+    grid_name: str | None,
     seeds: str | None,
     name: str | None,
     storage: str,
@@ -158,18 +216,23 @@ def tune(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Trains a grid: every combination of its axes with every seed; finished runs are kept.
+    """Trains a grid: all combinations of its axes with each seed; keeps finished runs.
 
-    The same command resumes with the missing runs. More levels or seeds extend a grid of the same name.
+    Several values of a setting are an axis: --dropout 0.1,0.2, or --hidden-sizes '[[256,128],[64]]' for a list of
+    sizes. The same command resumes with the missing runs. More levels or seeds extend a grid of the same name.
+
+    Settings that aren't given are those of the grid, else of the variant; the defaults shown are baseline's.
     """
     grid = read_grid(
-        with_own_networks(with_absolute_datasets(grid_settings(grid_name))),
+        with_own_networks(with_absolute_datasets(grid_settings(grid_name) if grid_name else {})),
         seeds=seeds,
         overrides=with_own_networks(with_absolute_datasets(parse_settings(overrides, settings))),
-        source=f"grid {grid_name!r}",
+        source=f"grid {grid_name!r}" if grid_name else "tune",
         default_seeds=growing.default_seeds,
     )
     growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind, workers_per_run=workers_per_run)
+    if grid_name is None:
+        grid_name = _unnamed(grid)
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
     if math.isnan(gpus_per_stack):
         raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
@@ -215,6 +278,14 @@ def tune(
             click.echo("--budget ends the training earlier, with as many seeds of all settings as fit")
         return
     _print_outcome(job, tune_grid(job), data_dir=data_dir, as_json=as_json)
+
+
+def _unnamed(grid: GridConfig) -> str:
+    """Returns what a grid is called that the options alone describe: its variant and the settings that vary."""
+    varying = [*grid.axes, *grid.ranges]
+    if not varying and len(grid.seeds) == 1:
+        raise click.UsageError("give --grid NAME or FILE, or several values of a setting, such as --dropout 0.1,0.2")
+    return "-".join(dict.fromkeys(str(part) for part in (grid.fixed.get("variant"), *varying) if part)) or "seeds"
 
 
 def _search(

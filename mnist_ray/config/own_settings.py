@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import PlainValidator
 
+from mnist_ray.text.suggestions import did_you_mean
+
 # The keys of networks.BUILDERS, which needs torch; a test compares them.
 MODELS = ("mlp", "cnn", "resnet")
 # Settings that only these networks use.
@@ -66,6 +68,7 @@ def check_model(value: str) -> str:
         *names, last = map(repr, MODELS)
         raise ValueError(
             f"must be {', '.join(names)} or {last}, or your own: FILE.py:FUNCTION or package.module:FUNCTION"
+            f"{did_you_mean(value, MODELS)}"
         )
     return value
 

@@ -37,7 +37,7 @@ from mnist_ray.data.examples import Split
 from mnist_ray.data.image_shape import Color, Fit, ImageForm, ImageOptions, parse_size
 from mnist_ray.errors import ConfigError
 from mnist_ray.optimizers.optimizers import SCHEDULES_OF_LENGTH, OptimizerConfig
-from mnist_ray.setting import Setting, one_of, setting_of, settings_where
+from mnist_ray.setting import Setting, choices_of, did_you_mean_setting, one_of, setting_of, settings_where
 from mnist_ray.text.suggestions import did_you_mean
 
 MAX_COUNT = 2**31 - 1
@@ -93,31 +93,35 @@ class _NetworkConfig(_Config):
         # The column `dataset` holds the evaluated data set.
         Setting(is_of_data=True, may_hold_credentials=True, column="train_dataset"),
     ] = Field("mnist", description="data set: a name, idx:FOLDER, folder:URI or parquet:URI")
-    seed: Annotated[int, Setting(is_per_run=True)] = Field(
+    seed: Annotated[int, Setting(is_per_run=True, group="Run")] = Field(
         0, ge=0, lt=2**63, description="seed of every random stream of the run"
     )
 
-    model: Annotated[str, AfterValidator(check_model)] = Field(
+    model: Annotated[
+        str,
+        AfterValidator(check_model),
+        Setting(group="Network", metavar=f"[{'|'.join(MODELS)}|FILE.py:FUNCTION]"),
+    ] = Field(
         "mlp",
         description=f"network: {', '.join(MODELS)}, or the function that makes your own, FILE.py:FUNCTION or "
         "package.module:FUNCTION",
     )
-    hidden_sizes: Annotated[tuple[int, ...], Setting(is_on_page=True)] = Field(
+    hidden_sizes: Annotated[tuple[int, ...], Setting(is_on_page=True, group="Network", metavar="N,N,...")] = Field(
         (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn, resnet)"
     )
-    dropout: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
+    dropout: Annotated[float, Setting(is_per_run=True, is_on_page=True, group="Network")] = Field(
         0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training"
     )
-    dropout_layers: int = Field(
+    dropout_layers: Annotated[int, Setting(group="Network")] = Field(
         2, ge=0, le=MAX_COUNT, description="number of leading hidden layers that dropout follows"
     )
-    batch_norm: Annotated[bool, Setting(is_on_page=True, word="bn")] = Field(
+    batch_norm: Annotated[bool, Setting(is_on_page=True, word="bn", group="Network")] = Field(
         False, description="batch normalization after each hidden layer, before ReLU"
     )
 
-    model_settings: Annotated[OwnSettings, OwnSettingsField, Setting(is_later=True)] = Field(
-        OwnSettings(), description="arguments of the function that makes your own network, such as {width: 64}"
-    )
+    model_settings: Annotated[
+        OwnSettings, OwnSettingsField, Setting(is_later=True, group="Network", metavar="MAPPING")
+    ] = Field(OwnSettings(), description="arguments of the function that makes your own network, such as {width: 64}")
     code_sha256: Annotated[str | None, Setting(is_later=True)] = Field(
         None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the code of your own network; filled in by mnist-ray"
     )
@@ -137,42 +141,46 @@ class _NetworkConfig(_Config):
 class TrainConfig(OptimizerConfig, _NetworkConfig):
     """All settings that a run's result depends on."""
 
-    global_batch_size: int = Field(64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers")
+    global_batch_size: Annotated[int, Setting(usual_names=("batch_size",))] = Field(
+        64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers"
+    )
     label_smoothing: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
         0.0, ge=0, lt=1, description="share of the target spread evenly over the classes"
     )
     augmentation: Annotated[str, one_of(AUGMENTATIONS), Setting(is_on_page=True)] = Field(
         "none", description="random distortion of the training images"
     )
-    early_stopping_patience: Annotated[int | None, Setting(is_per_run=True)] = Field(
+    early_stopping_patience: Annotated[int | None, Setting(is_per_run=True, usual_names=("patience",))] = Field(
         None, ge=1, le=MAX_COUNT, description="epochs without a lower validation loss after which the run ends"
     )
     precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
 
-    train_limit: Annotated[int | None, Setting(is_of_data=True, none_word="all")] = Field(
+    train_limit: Annotated[int | None, Setting(is_of_data=True, none_word="all", group="Data")] = Field(
         None,
         ge=1,
         le=MAX_COUNT,
         description="use only N training examples: the first of a named set; for your own data, the first of each "
         "class in proportion",
     )
-    validation_fraction: Annotated[float, Setting(is_of_data=True)] = Field(
+    validation_fraction: Annotated[float, Setting(is_of_data=True, group="Data")] = Field(
         0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
     )
-    validation_seed: Annotated[int, Setting(is_of_data=True)] = Field(
+    validation_seed: Annotated[int, Setting(is_of_data=True, group="Data")] = Field(
         0, ge=0, lt=2**63, description="seed of the validation split"
     )
     image_size: Annotated[
-        str | None, BeforeValidator(_whole_size), Setting(is_of_data=True, is_on_page=True, is_later=True)
+        str | None,
+        BeforeValidator(_whole_size),
+        Setting(is_of_data=True, is_on_page=True, is_later=True, group="Data", metavar="N|WIDTHxHEIGHT"),
     ] = Field(
         None,
         description="size that your own images get: one side, such as 32, or WIDTHxHEIGHT, such as 40x60; by default "
         "their own, if all images have the same size of at most 96x96",
     )
-    color: Annotated[Color | None, Setting(is_of_data=True, is_on_page=True, is_later=True)] = Field(
+    color: Annotated[Color | None, Setting(is_of_data=True, is_on_page=True, is_later=True, group="Data")] = Field(
         None, description="grey or rgb, for your own images; by default grey if all pixels are grey, else rgb"
     )
-    fit: Annotated[Fit, Setting(is_of_data=True, is_on_page=True, is_later=True)] = Field(
+    fit: Annotated[Fit, Setting(is_of_data=True, is_on_page=True, is_later=True, group="Data")] = Field(
         "pad",
         description="what happens to images of other proportions, also in evaluation and prediction: pad, crop or "
         "stretch",
@@ -343,12 +351,13 @@ def _first_error(kind: type[_Config], error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     setting = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        advice = did_you_mean(setting, kind.model_fields) or f"; choose one of {', '.join(kind.model_fields)}"
-        return f"unknown setting {short(setting)}{advice}"
+        return f"unknown setting {short(setting)}{did_you_mean_setting(kind, setting)}"
     if first["type"] == "missing":
         return f"{setting}: a value is needed"
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     rule = rule.replace("a valid tuple", "a list of whole numbers")
+    if first["type"] == "literal_error":
+        rule += did_you_mean(str(first["input"]), choices_of(kind, setting))
     # A URI may hold credentials; the setting's own message shows the rest of it.
     is_hidden = setting and setting_of(kind, setting).may_hold_credentials and ":" in str(first["input"])
     given = "" if is_hidden else f"={short(first['input'])}"

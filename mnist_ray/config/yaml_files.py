@@ -11,8 +11,9 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
-from mnist_ray.config.settings import short
+from mnist_ray.config.settings import TrainConfig, short
 from mnist_ray.errors import ConfigError
+from mnist_ray.setting import type_of
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -81,9 +82,19 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """Returns a setting's value as parse_value does, except that one size is text: YAML reads 0x40 as 64."""
+    """Returns a setting's value as parse_value does, or several values, separated by commas, as a list.
+
+    A text setting's value stays as it is: YAML reads the size 0x40 as 64, and cuts a folder's name at ' #'. Commas
+    belong to the value in a list of sizes, in a place such as folder:a,b, and within quotes.
+    """
     value = parse_value(text)
-    return text if name == "image_size" and isinstance(value, int) else value
+    if name not in TrainConfig.model_fields or text.lstrip()[:1] in ("'", '"'):
+        return value
+    kind = type_of(TrainConfig, name)
+    if kind is str and not isinstance(value, list) and (value is not None or not text.strip()):
+        value = text
+    is_one = not isinstance(value, str) or "," not in value or ":" in value or kind not in (str, int, float, bool)
+    return value if is_one else [parse_setting(name, part.strip()) for part in value.removesuffix(",").split(",")]
 
 
 def parse_value(text: str) -> Any:

@@ -13,14 +13,14 @@ from pathlib import Path
 from mnist_ray.data.colour_sets import COLOUR_SETS, COLOUR_SHAPE, load_colour_set
 from mnist_ray.data.digits import DIGIT_NAMES, load_digits
 from mnist_ray.data.examples import Examples, ExampleStream, Split
-from mnist_ray.data.idx import stream_idx_folder
+from mnist_ray.data.idx import USUAL_NAMES, find_idx, stream_idx_folder
 from mnist_ray.data.image_folder import stream_image_folder
 from mnist_ray.data.image_shape import MNIST_SHAPE, ImageOptions, ImageShape
-from mnist_ray.data.parquet import stream_parquet
+from mnist_ray.data.parquet import is_parquet_name, stream_parquet
 from mnist_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision_set
 from mnist_ray.errors import ConfigError
 from mnist_ray.storage.storage import check_uri
-from mnist_ray.text.suggestions import did_you_mean
+from mnist_ray.text.suggestions import did_you_mean, nearest
 
 AS_THEY_ARE = ImageOptions()
 
@@ -65,7 +65,8 @@ def check_dataset(value: str) -> str:
     kind, colon, place = value.partition(":")
     if not colon or kind not in FORMATS:
         choices = f"{', '.join(DATASETS)}, or idx:FOLDER, folder:URI, parquet:URI"
-        raise ValueError(f"choose one of {choices}{did_you_mean(value, DATASETS)}")
+        own = _with_kind(value)
+        raise ValueError(f"choose one of {choices}{did_you_mean(own or value, [own] if own else DATASETS)}")
     try:
         checked = check_uri(place, kind)
     except ConfigError as error:
@@ -73,6 +74,34 @@ def check_dataset(value: str) -> str:
     if kind == "idx" and checked.startswith("s3://"):
         raise ValueError(f"idx={place!r}: use a local folder; folder: and parquet: read from S3")
     return value
+
+
+def _with_kind(value: str) -> str | None:
+    """Returns a place of the user's own data with the prefix that it lacks or that is mistyped; None for any other."""
+    prefix, colon, place = value.partition(":")
+    kind = nearest(prefix, FORMATS) if colon else None
+    if kind is None:
+        place, kind = value, _kind_of(value)
+    try:
+        return f"{kind}:{place}" if kind and check_uri(place, kind) else None
+    except ConfigError:
+        # Such as a URI with credentials, which no message may hold.
+        return None
+
+
+def _kind_of(place: str) -> str | None:
+    path = Path(place).expanduser()
+    if place.startswith("s3://") or path.exists():
+        if is_parquet_name(path.name):
+            return "parquet"
+        if place.startswith("s3://"):
+            return "folder"
+    if not path.is_dir():
+        return None
+    if any(find_idx(path, name) for names in USUAL_NAMES.values() for name in names):
+        return "idx"
+    files = [each.name for each in path.iterdir() if not each.name.startswith((".", "_"))]
+    return "parquet" if files and all(map(is_parquet_name, files)) else "folder"
 
 
 def load_examples(

@@ -17,6 +17,7 @@ from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, Range, TrainCo
 from mnist_ray.config.variants import variant_config
 from mnist_ray.config.yaml_files import parse_value, read_yaml
 from mnist_ray.errors import ConfigError
+from mnist_ray.setting import did_you_mean_setting
 from mnist_ray.text.suggestions import did_you_mean
 
 _MAX_GRID_NAME = 32
@@ -106,13 +107,10 @@ def read_grid(
         if name in _SEED_SETTINGS:
             continue
         if setting_named(name) not in TrainConfig.model_fields:
-            advice = (
-                did_you_mean(name, TrainConfig.model_fields) or f"; choose one of {', '.join(TrainConfig.model_fields)}"
-            )
-            raise ConfigError(f"{source}: unknown setting {name!r}{advice}")
+            raise ConfigError(f"{source}: unknown setting {name!r}{did_you_mean_setting(TrainConfig, name)}")
         if isinstance(value, Mapping):
             ranges[name] = _range(name, value, source)
-        elif _is_axis(name, value):
+        elif is_axis(name, value):
             axes[name] = tuple(_level(name, level, source) for level in value)
         else:
             fixed[name] = _level(name, value, source)
@@ -121,7 +119,8 @@ def read_grid(
     return make_config(GridConfig, document, source)
 
 
-def _is_axis(name: str, value: Any) -> bool:
+def is_axis(name: str, value: Any) -> bool:
+    """Tells whether a value of a setting is a list of its levels."""
     if not isinstance(value, list | tuple):
         return False
     if get_origin(_type_of(name)) is not tuple:

@@ -81,27 +81,27 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = Field("adam", description="optimizer")
-    learning_rate: Annotated[float, Setting(is_per_run=True, word="lr")] = Field(
+    optimizer: Annotated[str, one_of(OPTIMIZERS), Setting(group="Optimizer")] = Field("adam", description="optimizer")
+    learning_rate: Annotated[float, Setting(is_per_run=True, word="lr", group="Optimizer")] = Field(
         1e-3, gt=0, description="peak learning rate"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    weight_decay: Annotated[float, Setting(is_per_run=True, is_on_page=True, word="wd")] = Field(
+    momentum: Annotated[float, Setting(group="Optimizer")] = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: Annotated[float, Setting(is_per_run=True, is_on_page=True, word="wd", group="Optimizer")] = Field(
         0.0, ge=0, description="lambda: adds lambda*w to the gradient (adamw: shrinks w by learning_rate*lambda*w)"
     )
-    schedule: Annotated[str, one_of(SCHEDULES), Setting(is_per_run=True)] = Field(
+    schedule: Annotated[str, one_of(SCHEDULES), Setting(is_per_run=True, group="Optimizer")] = Field(
         "constant", description="learning rate after the warm-up"
     )
-    warmup_epochs: Annotated[float, Setting(is_per_run=True)] = Field(
+    warmup_epochs: Annotated[float, Setting(is_per_run=True, group="Optimizer")] = Field(
         0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction"
     )
-    step_epochs: Annotated[int, Setting(is_per_run=True)] = Field(
+    step_epochs: Annotated[int, Setting(is_per_run=True, group="Optimizer")] = Field(
         3, ge=1, le=_MAX_COUNT, description="epochs between two drops of the step schedule"
     )
-    step_factor: Annotated[float, Setting(is_per_run=True)] = Field(
+    step_factor: Annotated[float, Setting(is_per_run=True, group="Optimizer")] = Field(
         0.1, gt=0, le=1, description="factor of each drop of the step schedule"
     )
-    gradient_clip_norm: Annotated[float | None, Setting(is_per_run=True)] = Field(
+    gradient_clip_norm: Annotated[float | None, Setting(is_per_run=True, group="Optimizer")] = Field(
         None, gt=0, description="largest global norm of a step's gradient"
     )
     epochs: int = Field(5, ge=1, le=_MAX_COUNT, description="passes over the training examples")

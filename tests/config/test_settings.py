@@ -186,7 +186,10 @@ def test_every_setting_says_what_it_is() -> None:
         ),
         (
             {"model": "rnn"},
-            "model='rnn': must be 'mlp', 'cnn' or 'resnet', or your own: FILE.py:FUNCTION or package.module:FUNCTION",
+            (
+                "model='rnn': must be 'mlp', 'cnn' or 'resnet', or your own: FILE.py:FUNCTION or "
+                "package.module:FUNCTION; did you mean cnn?"
+            ),
         ),
         ({"precision": "fp8"}, "precision='fp8': must be 'bf16', 'tf32', 'float32' or 'float64'"),
         ({"hidden_sizes": []}, "hidden_sizes=[]: needs at least one hidden layer, each of 1 to 2147483647 units"),
