@@ -8,26 +8,23 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-from pydantic.fields import FieldInfo
 
 from mnist_ray.cli.code import code_words
-from mnist_ray.cli.help import Choice, complete, option
+from mnist_ray.cli.help import Choice, option
 from mnist_ray.config.own_code import given_code, shipped
 from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
-from mnist_ray.config.yaml_files import parse_override, parse_setting
 from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
 from mnist_ray.interruption import Stop
 from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
-from mnist_ray.setting import choices_of, setting_of, type_of
 from mnist_ray.storage.storage import check_uri, open_storage
 from mnist_ray.text.escape import say_line
 
@@ -40,10 +37,6 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _STAY_HERE = {"address", "code", "no_wait", "pip", "as_json"}
 # Parameters of train and tune that the shipped job.yaml replaces.
 IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
-
-_METAVARS = {int: "N", float: "NUMBER"}
-
-_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
@@ -80,55 +73,6 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     for add_option in reversed(_cluster_options):
         decorated = add_option(decorated)
     return decorated
-
-
-def config_options(*, without: Collection[str]) -> Callable[[_Command], _Command]:
-    """Adds one option for every setting of TrainConfig; values stay text until the config checks them.
-
-    Args:
-      without: settings for which the command defines its own options.
-    """
-
-    def add(command: _Command) -> _Command:
-        for name, field in reversed(TrainConfig.model_fields.items()):
-            if name in without:
-                continue
-            command = _setting_option(name, field)(command)
-        return command
-
-    return add
-
-
-def _setting_option(name: str, field: FieldInfo) -> Callable[[_Command], _Command]:
-    setting, choices = setting_of(TrainConfig, name), choices_of(TrainConfig, name)
-    text = f"{field.description[:1].upper()}{field.description[1:]}." if field.description else ""
-    # Some descriptions say what no value means.
-    if field.default is not None or "by default" not in text:
-        text += f"  [default: {_text(setting.none_word if field.default is None else field.default)}]"
-    if field.annotation is bool:
-        return option(f"--{_dashed(name)}/--no-{_dashed(name)}", name, group=setting.group, default=None, help=text)
-    metavar = setting.metavar or (f"[{'|'.join(choices)}]" if choices else _METAVARS[type_of(TrainConfig, name)])
-    names = [f"--{_dashed(each)}" for each in (name, *setting.other_names)]
-    return option(*names, name, group=setting.group, metavar=metavar, shell_complete=complete(choices), help=text)
-
-
-def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings from --set and the options of config_options; an option overrides --set."""
-    settings = dict(parse_override(text) for text in overrides)
-    for name, value in options.items():
-        if value is not None:
-            settings[name] = parse_setting(name, value) if isinstance(value, str) else value
-    return settings
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 class FiniteRange(click.FloatRange):

@@ -18,11 +18,9 @@ from mnist_ray.cli.options import (
     absolute_dataset,
     as_json_option,
     cluster_options,
-    config_options,
     data_dir_option,
     data_folder,
     log_option,
-    parse_settings,
     print_trackers,
     say_next,
     storage_option,
@@ -30,6 +28,7 @@ from mnist_ray.cli.options import (
     target_cluster,
 )
 from mnist_ray.cli.plan import print_plan
+from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.worker_range import WorkerRange
 from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import flat

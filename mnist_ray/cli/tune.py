@@ -21,11 +21,9 @@ from mnist_ray.cli.options import (
     absolute_dataset,
     as_json_option,
     cluster_options,
-    config_options,
     data_dir_option,
     data_folder,
     log_option,
-    parse_settings,
     print_trackers,
     say_next,
     storage_option,
@@ -33,6 +31,7 @@ from mnist_ray.cli.options import (
     target_cluster,
 )
 from mnist_ray.cli.plan import print_plan
+from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
@@ -224,10 +223,10 @@ def tune(
     Settings that aren't given are those of the grid, else of the variant; the defaults shown are baseline's.
     """
     grid = read_grid(
-        with_own_networks(with_absolute_datasets(grid_settings(grid_name) if grid_name else {})),
+        with_own_networks(with_absolute_datasets({} if grid_name is None else grid_settings(grid_name))),
         seeds=seeds,
         overrides=with_own_networks(with_absolute_datasets(parse_settings(overrides, settings))),
-        source=f"grid {grid_name!r}" if grid_name else "tune",
+        source="tune" if grid_name is None else f"grid {grid_name!r}",
         default_seeds=growing.default_seeds,
     )
     growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind, workers_per_run=workers_per_run)
@@ -282,10 +281,12 @@ def tune(
 
 def _unnamed(grid: GridConfig) -> str:
     """Returns what a grid is called that the options alone describe: its variant and the settings that vary."""
-    varying = [*grid.axes, *grid.ranges]
+    # The last part of model_settings.width.
+    varying = [name.rpartition(".")[2] for name in (*grid.axes, *grid.ranges)]
     if not varying and len(grid.seeds) == 1:
         raise click.UsageError("give --grid NAME or FILE, or several values of a setting, such as --dropout 0.1,0.2")
-    return "-".join(dict.fromkeys(str(part) for part in (grid.fixed.get("variant"), *varying) if part)) or "seeds"
+    variant = grid.fixed.get("variant", None if varying else "baseline")
+    return "-".join(dict.fromkeys(part for part in (variant, *varying) if part))
 
 
 def _search(

@@ -96,7 +96,7 @@ def _lack(needs: Needs, placement: Placement, *, where: str) -> str:
     there = _there(kind)
     less = f"use --{needs.option} {int(there)} or less" if there >= 1 else f"add nodes with a {kind}"
     if not there and placement.use_gpu:
-        less = "leave out --use-gpu, or add nodes with a GPU"
+        less = "leave out --device gpu, or add nodes with a GPU"
     return (
         f"{needs.option.replace('-', '_')}={needs.num_workers}: needs a {kind} for each, {where} has {there:g}; {less}"
     )

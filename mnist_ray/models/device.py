@@ -15,7 +15,7 @@ def choose_device(use_gpu: bool | None = None) -> torch.device:
       ClusterError: a GPU is required and there is none.
     """
     if use_gpu and not torch.cuda.is_available():
-        raise ClusterError("use_gpu: this machine has no GPU; leave out --use-gpu")
+        raise ClusterError("use_gpu: this machine has no GPU; leave out --device gpu")
     return prepared(torch.device("cuda" if use_gpu is not False and torch.cuda.is_available() else "cpu"))
 
 

@@ -15,6 +15,7 @@ from mnist_ray.results.inventory import folder_sizes, read_inventory
 from mnist_ray.results.kinds import EVALUATION
 from mnist_ray.results.paths import evaluation_path, run_path
 from mnist_ray.results.setting_words import exact_text, setting_text
+from mnist_ray.setting import usual_names
 from mnist_ray.storage.manifest import MANIFEST, REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import MissingError, Storage
 from mnist_ray.text.suggestions import did_you_mean
@@ -132,7 +133,9 @@ def _column(name: str, columns: Collection[str], aliases: Mapping[str, str], opt
     column = aliases.get(name) or (column_of(name) if name in TrainConfig.model_fields else name)
     if column not in columns:
         choices = sorted({*columns, *aliases})
-        hint = did_you_mean(name, choices) or f"; choose one of {', '.join(choices)}"
+        usual = {other: column_of(setting) for other, setting in usual_names(TrainConfig).items()}
+        known = {other: each for other, each in usual.items() if each in columns}
+        hint = did_you_mean(name, choices, known) or f"; choose one of {', '.join(choices)}"
         raise ConfigError(f"{option} {name!r}: not in this list{hint}")
     return column
 

@@ -74,6 +74,6 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_named(shared_head: RayHead, tm
     done = run_job(shared_head, *TRAIN, "--use-gpu", "--resource-timeout", "0", "--storage", str(tmp_path))
     assert done.code == 5
     assert done.log.splitlines()[-1] == (
-        "mnist-ray: error: num_workers=1: needs a GPU for each, the cluster has 0; leave out --use-gpu, or add nodes "
-        "with a GPU"
+        "mnist-ray: error: num_workers=1: needs a GPU for each, the cluster has 0; leave out --device gpu, or add "
+        "nodes with a GPU"
     )
