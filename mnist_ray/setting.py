@@ -28,6 +28,7 @@ class Setting:
       is_later: whether tables of this schema version were written before it existed; their runs have its default.
       group: heading of its option in the help.
       usual_names: what other programs call it.
+      known: values that a shell completes, where others are possible.
       metavar: its value in the help, where neither its type nor its choices say it.
     """
 
@@ -41,6 +42,7 @@ class Setting:
     is_later: bool = False
     group: str = "Training"
     usual_names: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
     metavar: str | None = None
 
     @property

@@ -43,7 +43,8 @@ def _setting_option(name: str, field: FieldInfo) -> Callable[[_Command], _Comman
         return option(*flags, name, group=setting.group, default=None, help=text)
     metavar = setting.metavar or (f"[{'|'.join(choices)}]" if choices else _METAVARS[type_of(TrainConfig, name)])
     names = [f"--{_dashed(each)}" for each in (name, *setting.other_names)]
-    return option(*names, name, group=setting.group, metavar=metavar, shell_complete=complete(choices), help=text)
+    values = complete(choices or setting.known)
+    return option(*names, name, group=setting.group, metavar=metavar, shell_complete=values, help=text)
 
 
 def parse_settings(overrides: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

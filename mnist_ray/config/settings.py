@@ -100,7 +100,7 @@ class _NetworkConfig(_Config):
     model: Annotated[
         str,
         AfterValidator(check_model),
-        Setting(group="Network", metavar=f"[{'|'.join(MODELS)}|FILE.py:FUNCTION]"),
+        Setting(group="Network", known=MODELS, metavar=f"[{'|'.join(MODELS)}|FILE.py:FUNCTION]"),
     ] = Field(
         "mlp",
         description=f"network: {', '.join(MODELS)}, or the function that makes your own, FILE.py:FUNCTION or "

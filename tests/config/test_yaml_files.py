@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_ray.config.settings import TrainConfig, make_config
-from mnist_ray.config.yaml_files import parse_override, parse_value, read_yaml, yaml_text
+from mnist_ray.config.yaml_files import parse_override, parse_setting, parse_value, read_yaml, yaml_text
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import read_grid
 
@@ -135,6 +135,37 @@ def test_any_text_is_a_mapping_or_a_config_error(tmp_path_factory: pytest.TempPa
 )
 def test_an_override_is_a_key_and_a_yaml_value(text: str, expected: tuple[str, object]) -> None:
     assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("dropout", "0.1,0.2", [0.1, 0.2]),
+        ("dropout", "0.1, 1e-3,", [0.1, 1e-3]),
+        ("dropout", "0.1,x", [0.1, "x"]),
+        ("epochs", "1,2", [1, 2]),
+        ("batch_norm", "true,false", [True, False]),
+        ("gradient_clip_norm", "1,null", [1, None]),
+        ("hidden_sizes", "256,128", "256,128"),
+        ("hidden_sizes", "[[256,128],[64]]", [[256, 128], [64]]),
+        ("dropout", "{uniform: [0, 0.5]}", {"uniform": [0, 0.5]}),
+        ("optimizer", "adam,sgd", ["adam", "sgd"]),
+        ("optimizer", "[adam, sgd]", ["adam", "sgd"]),
+        ("color", "grey,null", ["grey", None]),
+        ("image_size", "0x40", "0x40"),
+        ("image_size", "28,16x20", ["28", "16x20"]),
+        ("dataset", "mnist,digits", ["mnist", "digits"]),
+        ("dataset", "folder:/a,b: c #1", "folder:/a,b: c #1"),
+        ("dataset", "'a,b'", "a,b"),
+        ("dataset", "", ""),
+        ("variant", "1", "1"),
+        ("model_settings", "{width: 64}", {"width": 64}),
+        ("model_settings.names", "a,b", "a,b"),
+        ("unknown", "1,2", "1,2"),
+    ],
+)
+def test_commas_separate_the_values_of_a_scalar_setting(name: str, text: str, expected: object) -> None:
+    assert parse_setting(name, text) == expected
 
 
 @pytest.mark.parametrize("text", ["epochs", "", "=3", " =3"])
