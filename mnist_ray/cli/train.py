@@ -81,7 +81,7 @@ from mnist_ray.grids.grid import is_axis
     metavar="N",
     type=click.IntRange(min=0),
     default=None,
-    help="Restarts after a worker dies.  [default: 3]; a number makes Ray watch over a single worker, too.",
+    help="Restarts after a worker dies; a number makes Ray watch over a single worker, too.  [default: 3]",
 )
 @option(
     "--config",
