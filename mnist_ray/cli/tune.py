@@ -58,7 +58,12 @@ from mnist_ray.grids.search import Search
     help="5 for the seeds 0 to 4, or 3,7,11.  [default: the grid's, or 1; with "
     "--until-settled or --budget those of the looks, or 12]",
 )
-@option("--name", group="Grid", metavar="NAME", help="Name of the grid.  [default: the grid's name and the data set's]")
+@option(
+    "--name",
+    group="Grid",
+    metavar="NAME",
+    help="Name of the grid.  [default: the grid's name, or what varies, and the data set's]",
+)
 @storage_option
 @data_dir_option
 @option(
