@@ -15,7 +15,10 @@ from mnist_ray.results.paths import LATEST
 
 @click.group(cls=Group)
 def rm() -> None:
-    """Deletes runs, grids, evaluations, reports or predictions, and asks before."""
+    """Deletes runs, grids, evaluations, reports or predictions, and asks before.
+
+    The question says what depends on them.
+    """
 
 
 _COMPLETIONS = {
