@@ -23,6 +23,7 @@ class Setting:
       is_on_page: whether a report's page shows it next to the accuracies, where runs differ in it.
       may_hold_credentials: whether messages must hide its value.
       word: its short name in the names of settings; the setting's name by default.
+      short: its word in the default names of runs, which have few letters; `word`, or the setting's name, by default.
       none_word: what no value means, in the names of settings.
       column: name of its column in the tables; the setting's name by default.
       is_later: whether tables of this schema version were written before it existed; their runs have its default.
@@ -37,6 +38,7 @@ class Setting:
     is_on_page: bool = False
     may_hold_credentials: bool = False
     word: str | None = None
+    short: str | None = None
     none_word: str = "none"
     column: str | None = None
     is_later: bool = False

@@ -1,7 +1,6 @@
 """The command that trains one run."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mnist_ray.cli.options import (
 from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.worker_range import WorkerRange
+from mnist_ray.config.default_names import default_run_name
 from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import flat
 from mnist_ray.config.placement import Workers
@@ -57,7 +57,13 @@ from mnist_ray.grids.grid import is_axis
     shell_complete=complete_dataset,
     help=f"{DATASET_HELP}  [default: mnist]",
 )
-@option("--name", group="Run", default=None, metavar="NAME", help="Name of the run.  [default: VARIANT-DATASET-sSEED]")
+@option(
+    "--name",
+    group="Run",
+    default=None,
+    metavar="NAME",
+    help="Name of the run.  [default: VARIANT-DATASET-sSEED, with the settings that differ from the variant]",
+)
 @storage_option
 @data_dir_option
 @option(
@@ -176,10 +182,3 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
         settings["dataset"] = absolute_dataset(settings["dataset"])
     settings = with_own_networks(settings)
     return variant_config(settings.pop("variant", "baseline"), settings)
-
-
-def default_run_name(config: TrainConfig) -> str:
-    """Returns the default name of a run, such as dropout-mnist-s0; of one's own network, with its function."""
-    dataset = re.sub("[^A-Za-z0-9._-]", "-", config.dataset)
-    name = config.model.rpartition(":")[2] if config.is_own_network else config.variant
-    return f"{name[:30]}-{dataset[:30]}-s{config.seed}"

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -32,6 +31,7 @@ from mnist_ray.cli.options import (
 )
 from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
+from mnist_ray.config.default_names import default_grid_name
 from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
@@ -315,13 +315,6 @@ def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
         return absolute_dataset(value) if isinstance(value, str) else value
 
     return {name: absolute(value) if name == "dataset" else value for name, value in settings.items()}
-
-
-def default_grid_name(grid_name: str, grid: GridConfig) -> str:
-    """Returns the default name of a grid, such as regularization-digits."""
-    dataset = str(grid.fixed.get("dataset", "mnist"))
-    text = f"{Path(grid_name).stem}-{dataset}"
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)[:32]
 
 
 def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: bool) -> None:

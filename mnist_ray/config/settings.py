@@ -106,9 +106,9 @@ class _NetworkConfig(_Config):
         description=f"network: {', '.join(MODELS)}, or the function that makes your own, FILE.py:FUNCTION or "
         "package.module:FUNCTION",
     )
-    hidden_sizes: Annotated[tuple[int, ...], Setting(is_on_page=True, group="Network", metavar="N,N,...")] = Field(
-        (128, 64), description="units of each hidden layer (mlp), channels of each block (cnn, resnet)"
-    )
+    hidden_sizes: Annotated[
+        tuple[int, ...], Setting(short="hidden", is_on_page=True, group="Network", metavar="N,N,...")
+    ] = Field((128, 64), description="units of each hidden layer (mlp), channels of each block (cnn, resnet)")
     dropout: Annotated[float, Setting(is_per_run=True, is_on_page=True, group="Network")] = Field(
         0.0, ge=0, lt=1, description="probability of zeroing a hidden unit in training"
     )
@@ -141,37 +141,37 @@ class _NetworkConfig(_Config):
 class TrainConfig(OptimizerConfig, _NetworkConfig):
     """All settings that a run's result depends on."""
 
-    global_batch_size: Annotated[int, Setting(usual_names=("batch_size",))] = Field(
+    global_batch_size: Annotated[int, Setting(short="batch", usual_names=("batch_size",))] = Field(
         64, ge=1, le=MAX_COUNT, description="examples in one step, over all workers"
     )
-    label_smoothing: Annotated[float, Setting(is_per_run=True, is_on_page=True)] = Field(
+    label_smoothing: Annotated[float, Setting(short="smoothing", is_per_run=True, is_on_page=True)] = Field(
         0.0, ge=0, lt=1, description="share of the target spread evenly over the classes"
     )
     augmentation: Annotated[str, one_of(AUGMENTATIONS), Setting(is_on_page=True)] = Field(
         "none", description="random distortion of the training images"
     )
-    early_stopping_patience: Annotated[int | None, Setting(is_per_run=True, usual_names=("patience",))] = Field(
-        None, ge=1, le=MAX_COUNT, description="epochs without a lower validation loss after which the run ends"
-    )
+    early_stopping_patience: Annotated[
+        int | None, Setting(short="patience", is_per_run=True, usual_names=("patience",))
+    ] = Field(None, ge=1, le=MAX_COUNT, description="epochs without a lower validation loss after which the run ends")
     precision: Precision = Field("float32", description="arithmetic: bf16 is mixed, tf32 acts on GPUs only")
 
-    train_limit: Annotated[int | None, Setting(is_of_data=True, none_word="all", group="Data")] = Field(
+    train_limit: Annotated[int | None, Setting(short="limit", is_of_data=True, none_word="all", group="Data")] = Field(
         None,
         ge=1,
         le=MAX_COUNT,
         description="use only N training examples: the first of a named set; for your own data, the first of each "
         "class in proportion",
     )
-    validation_fraction: Annotated[float, Setting(is_of_data=True, group="Data")] = Field(
+    validation_fraction: Annotated[float, Setting(short="val", is_of_data=True, group="Data")] = Field(
         0.1, gt=0, lt=1, description="share of the training examples held out for validation, per class"
     )
-    validation_seed: Annotated[int, Setting(is_of_data=True, group="Data")] = Field(
+    validation_seed: Annotated[int, Setting(short="val_seed", is_of_data=True, group="Data")] = Field(
         0, ge=0, lt=2**63, description="seed of the validation split"
     )
     image_size: Annotated[
         str | None,
         BeforeValidator(_whole_size),
-        Setting(is_of_data=True, is_on_page=True, is_later=True, group="Data", metavar="N|WIDTHxHEIGHT"),
+        Setting(short="size", is_of_data=True, is_on_page=True, is_later=True, group="Data", metavar="N|WIDTHxHEIGHT"),
     ] = Field(
         None,
         description="size that your own images get: one side, such as 32, or WIDTHxHEIGHT, such as 40x60; by default "

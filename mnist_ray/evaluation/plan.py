@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mnist_ray.config.names import dataset_name
 from mnist_ray.config.settings import EvaluationConfig
 from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.examples import ExampleStream
@@ -25,6 +25,8 @@ from mnist_ray.results.parquet import make_table
 from mnist_ray.results.schemas import TABLES
 from mnist_ray.storage.uri import check_uri
 
+# Of a default name: a list in 100 columns has room for it and an accuracy.
+_LONGEST_NAME = 80
 # Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
 _MOST_PROBABILITIES = 1 << 26
 # Of the images that one part file is made from.
@@ -129,7 +131,8 @@ def make_plan(
     if name is None:
         which = config.grid or (ordered[0].run if len(ordered) == 1 else f"{len(ordered)}runs")
         asked = request_hash(config, ordered, code)[:8]
-        name = f"{which}-on-{_last_part(str(config.dataset))}-{config.split}-{asked}"
+        ending = f"-on-{dataset_name(str(config.dataset))}-{config.split}-{asked}"
+        name = f"{which[: _LONGEST_NAME - len(ending)]}{ending}"
     return Plan(config, ordered, examples.class_names, name, code)
 
 
@@ -146,12 +149,6 @@ def request_hash(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], co
         "lineage": [checkpoint.document["lineage"] for checkpoint in checkpoints],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _last_part(dataset: str) -> str:
-    """Returns the last part of a data set's place without its suffix, in characters that a name may have."""
-    last = dataset.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0] or dataset
-    return re.sub("[^A-Za-z0-9]+", "-", last).strip("-")[:24] or "data"
 
 
 def check_checkpoints(config: EvaluationConfig, checkpoints: Sequence[Checkpoint], examples: ExampleStream) -> None:

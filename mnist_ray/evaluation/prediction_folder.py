@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from mnist_ray.config.names import place_name
 from mnist_ray.data.decoded_images import all_one_shade
 from mnist_ray.errors import ConflictError, DataError
 from mnist_ray.evaluation.predict import PredictionPlan, ShardPrediction, Summary
@@ -100,18 +100,12 @@ def commit(
         )
     content = {**plan.facts(), "sha256": {file.name: file.sha256 for file in files}}
     content_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    chosen = name or f"{plan.checkpoint.run}-{_stem(plan.images)}-{content_hash[:12]}"
+    chosen = name or f"{plan.checkpoint.run}-{place_name(plan.images)}-{content_hash[:12]}"
     manifest = {"predictions": chosen, "content_hash": content_hash, **plan.facts(), **summary.facts()}
     final = replace(pending, path=prediction_path(chosen))
     committed = final.commit(files, manifest)
     first_error = _error_text(errors[0]) if errors else None
     return Committed(chosen, pending.storage.uri_of(final.path), not committed, summary, first_error)
-
-
-def _stem(uri: str) -> str:
-    """Returns the last part of a URI, reduced to characters allowed in a folder's name."""
-    name = uri.rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9]+", "-", name.partition(".")[0]).strip("-")[:24] or "images"
 
 
 def _error_text(error: tuple[str, int | None, str]) -> str:

@@ -11,7 +11,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, get_origin
 
-from mnist_ray.config.names import check_name
+from mnist_ray.config.names import MAX_GRID_NAME, check_name
 from mnist_ray.config.own_settings import argument_of, flat, setting_named
 from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, Range, TrainConfig, check_setting, make_config
 from mnist_ray.config.variants import variant_config
@@ -20,7 +20,6 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.setting import did_you_mean_setting
 from mnist_ray.text.suggestions import did_you_mean
 
-_MAX_GRID_NAME = 32
 _MAX_SEEDS = 1_000_000
 _RANGE_KINDS = ("uniform", "loguniform", "randint")
 
@@ -62,8 +61,8 @@ def check_grid_name(value: str) -> str:
     Raises:
       ConfigError: the name breaks the rule.
     """
-    if len(check_name(value, "grid name")) > _MAX_GRID_NAME:
-        raise ConfigError(f"grid name={value!r}: use at most {_MAX_GRID_NAME} characters; run names begin with it")
+    if len(check_name(value, "grid name")) > MAX_GRID_NAME:
+        raise ConfigError(f"grid name={value!r}: use at most {MAX_GRID_NAME} characters; run names begin with it")
     return value
 
 

@@ -92,7 +92,7 @@ class OptimizerConfig(BaseModel):
     schedule: Annotated[str, one_of(SCHEDULES), Setting(is_per_run=True, group="Optimizer")] = Field(
         "constant", description="learning rate after the warm-up"
     )
-    warmup_epochs: Annotated[float, Setting(is_per_run=True, group="Optimizer")] = Field(
+    warmup_epochs: Annotated[float, Setting(short="warmup", is_per_run=True, group="Optimizer")] = Field(
         0.0, ge=0, description="epochs of linear warm-up from 0, may be a fraction"
     )
     step_epochs: Annotated[int, Setting(is_per_run=True, group="Optimizer")] = Field(
@@ -101,7 +101,7 @@ class OptimizerConfig(BaseModel):
     step_factor: Annotated[float, Setting(is_per_run=True, group="Optimizer")] = Field(
         0.1, gt=0, le=1, description="factor of each drop of the step schedule"
     )
-    gradient_clip_norm: Annotated[float | None, Setting(is_per_run=True, group="Optimizer")] = Field(
+    gradient_clip_norm: Annotated[float | None, Setting(short="clip", is_per_run=True, group="Optimizer")] = Field(
         None, gt=0, description="largest global norm of a step's gradient"
     )
     epochs: int = Field(5, ge=1, le=_MAX_COUNT, description="passes over the training examples")

@@ -101,6 +101,11 @@ def check_config(storage: Storage, run: str, config: TrainConfig) -> dict[str, A
     existing = _config_in(run, document)
     if existing == config:
         return document
+    if existing.dataset != config.dataset:
+        raise ConflictError(
+            f"run {run!r}: the name is taken by a run on another data set ({existing.dataset} there, {config.dataset} "
+            "here); choose another with --name"
+        )
     if not config.continues(existing):
         raise ConflictError(
             f"run {run!r}: exists with another config ({first_difference(existing, config)}); choose another --name"

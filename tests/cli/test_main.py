@@ -19,9 +19,6 @@ import pytest
 from mnist_ray.cli import process
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.cli.options import data_folder
-from mnist_ray.cli.train import default_run_name
-from mnist_ray.config.names import check_name
-from mnist_ray.config.settings import TrainConfig
 from tests.support.warm_processes import launched, wait
 
 ROOT = Path(__file__).parents[2]
@@ -199,11 +196,6 @@ def test_a_tilde_in_the_folders_of_data_is_the_home_folder(
     assert data_folder("~/x") == tmp_path / "x"
     assert run_command(["train", "--dataset", "folder:~/images", "--storage", str(tmp_path / "s")]) == 3
     assert f"{tmp_path}/images is not a folder" in line_of(capsys)
-
-
-def test_the_default_name_of_a_run_is_one_whatever_the_datas_folder_is_called() -> None:
-    config = TrainConfig(dataset="folder:/Bücher/数字 1")
-    assert check_name(default_run_name(config)) == "baseline-folder--B-cher----1-s0"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "127.0.0.1:9", "auto"])
