@@ -110,7 +110,8 @@ def print_leaderboard(
         ]
         for place, row in enumerate(board[:limit], start=1)
     ]
-    print_table(names, lines, title=title, width=READING_WIDTH)
+    optional = ("runs", "test log loss", "val loss", "best epoch", "seconds a run")
+    print_table(names, lines, title=title, width=READING_WIDTH, optional=optional)
     rest = f"; {len(board) - limit} more settings follow" if len(board) > limit else ""
     print_text(f"Ranked by mean validation accuracy of the best epochs; ± is the standard deviation over seeds{rest}.")
 

@@ -63,7 +63,8 @@ def grids(selection: "Selection", storage: str, as_json: bool) -> None:
         for name in GRIDS:
             print_text(f"  {name}: {grid_words(read_grid(grid_settings(name), seeds=None, overrides={}, source=name))}")
         click.echo(f"grids in {storage}:")
-    print_list(rows, _COLUMNS, selection, as_json=as_json, empty="  none", printed=_printed)
+    optional = ("best setting", "date", "runs", "axes", "seeds", "size")
+    print_list(rows, _COLUMNS, selection, as_json=as_json, empty="  none", optional=optional, printed=_printed)
 
 
 def grid_rows(storage: Storage) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mnist_ray.cli.options import as_json_option, storage_option
+from mnist_ray.config.names import dataset_name
 from mnist_ray.text.sizes import size_text
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def print_list(
     as_json: bool,
     empty: str,
     known: Collection[str] = (),
+    optional: Sequence[str] = (),
     printed: Callable[[Sequence[Row]], tuple[str, Sequence[Row]]] = lambda rows: ("", rows),
 ) -> None:
     """Prints the selected rows: as JSON with everything, else as a table without columns that would be empty.
@@ -80,9 +82,10 @@ def print_list(
       columns: of the table.
       empty: what to print if there are no rows.
       known: names of columns that rows may have, even if these have not.
+      optional: headings of columns that may give way, the most important first; see print_table.
       printed: returns the title of the table, and the rows with the texts that depend on all of them.
     """
-    from mnist_ray.text.tables import READING_WIDTH, cell, console, print_table, print_text
+    from mnist_ray.text.tables import cell, print_table, print_text
 
     shown = selection.of(rows, aliases={heading: column for heading, (column, _) in columns.items()}, known=known)
     if as_json:
@@ -96,9 +99,7 @@ def print_list(
             for heading, (column, text) in columns.items()
         }
         texts = {heading: cells for heading, cells in texts.items() if {*cells} != {"-"}}
-        width = None if console().is_terminal else READING_WIDTH
-        lines_of_text = list(zip(*texts.values(), strict=True))
-        print_table(list(texts), lines_of_text, title=title or None, width=width, keeps_words=True)
+        print_table(list(texts), list(zip(*texts.values(), strict=True)), title=title or None, optional=optional)
         for row in shown:
             if row["status"] == "damaged":
                 print_text(row["reason"])
@@ -112,6 +113,13 @@ def date_text(date: datetime) -> str:
 def as_is(value: object) -> object:
     """Returns the value of a column whose text is that of any value."""
     return value
+
+
+def with_short_datasets(rows: Sequence[Row], column: str) -> list[Row]:
+    """Returns rows with the short names of their data sets, such as photos, in a column; whole where two are alike."""
+    names = {row[column]: dataset_name(row[column]) for row in rows if row.get(column)}
+    is_short = {whole: list(names.values()).count(name) == 1 for whole, name in names.items()}
+    return [{**row, column: names[row[column]]} if is_short.get(row.get(column)) else row for row in rows]
 
 
 _RUN_COLUMNS: Columns = {
@@ -144,6 +152,7 @@ def runs(selection: "Selection", storage: str, as_json: bool) -> None:
         as_json=as_json,
         empty=f"no runs in {storage}",
         known=TABLES["runs"].names,
+        optional=("setting", "date", "status", "seed", "size"),
         printed=_printed_runs,
     )
 
@@ -151,7 +160,7 @@ def runs(selection: "Selection", storage: str, as_json: bool) -> None:
 def _printed_runs(rows: Sequence[Row]) -> tuple[str, Sequence[Row]]:
     from mnist_ray.results.setting_words import varying_words
 
-    whole = [row for row in rows if row["status"] != "damaged"]
+    whole = with_short_datasets([row for row in rows if row["status"] != "damaged"], "train_dataset")
     common, varying = varying_words(whole)
     words = {row["run"]: text for row, text in zip(whole, varying, strict=True)}
     has_seeds = len({row["seed"] for row in whole}) > 1
@@ -197,7 +206,11 @@ def evaluations(selection: "Selection", storage: str, as_json: bool) -> None:
         selection,
         as_json=as_json,
         empty=f"no evaluations in {storage}",
-        printed=lambda rows: ("", [{**row, "accuracy_max": _range(row)} for row in rows]),
+        optional=("date", "status", "runs", "dataset", "split", "size"),
+        printed=lambda rows: (
+            "",
+            with_short_datasets([{**row, "accuracy_max": _range(row)} for row in rows], "dataset"),
+        ),
     )
 
 

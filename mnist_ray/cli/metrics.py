@@ -22,7 +22,7 @@ def print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
         for row in metrics
     ]
     names = ["run", "accuracy", "95 % interval", "log loss", "ECE", "macro F1", "examples"]
-    print_table(names, rows, title=metrics_title(metrics), width=READING_WIDTH)
+    print_table(names, rows, title=metrics_title(metrics), width=READING_WIDTH, optional=names[2:])
 
 
 def metrics_title(metrics: Sequence[dict[str, Any]]) -> str:

@@ -48,7 +48,11 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     for reason in sorted({stack.not_stacked for stack in plan.stacks if stack.not_stacked}):
         click.echo(f"engine modules: runs train one after the other, not as one program: {reason}")
     if alike := Counter(tuple(row.values())[1:] for row in rows):
-        print_table(["stacks", *list(rows[0])[1:]], [[str(n), *map(str, cells)] for cells, n in alike.items()])
+        print_table(
+            ["stacks", *list(rows[0])[1:]],
+            [[str(n), *map(str, cells)] for cells, n in alike.items()],
+            optional=("samples_per_s", "engine", "augmentation", "batch norm"),
+        )
     runs = "1 run" if plan.num_runs == 1 else f"{plan.num_runs} runs"
     stacks = "1 stack" if len(rows) == 1 else f"{len(rows)} stacks"
     click.echo(

@@ -10,7 +10,6 @@ from mnist_ray.cli.completion import complete_evaluation, complete_grid, complet
 from mnist_ray.cli.help import Group
 from mnist_ray.cli.options import FiniteRange, storage_option
 from mnist_ray.errors import ConfigError
-from mnist_ray.results.paths import LATEST
 
 
 @click.group(cls=Group)
@@ -31,8 +30,7 @@ _COMPLETIONS = {
 
 def _complete_name(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     complete = _COMPLETIONS.get(context.info_name or "")
-    # A name that changes its meaning is not accepted.
-    return [name for name in complete(context, parameter, incomplete) if name != LATEST] if complete else []
+    return complete(context, parameter, incomplete) if complete else []
 
 
 def _removal(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,14 +61,14 @@ def rm_grid(names: Sequence[str], storage: str, yes: bool, dry_run: bool, with_r
 @rm.command("evaluation")
 @_removal
 def rm_evaluation(names: Sequence[str], storage: str, yes: bool, dry_run: bool) -> None:
-    """Deletes evaluations with their reports. NAME may be the beginning of a name, if no other begins so."""
+    """Deletes evaluations with their reports. NAME may be the beginning of a name, or latest."""
     _remove("evaluation", names, storage, yes=yes, dry_run=dry_run)
 
 
 @rm.command("report")
 @_removal
 def rm_report(names: Sequence[str], storage: str, yes: bool, dry_run: bool) -> None:
-    """Deletes the reports of evaluations. NAME is the evaluation's, or its beginning; report makes it again."""
+    """Deletes the reports of evaluations. NAME is as for rm evaluation; `mnist-ray report` makes them again."""
     _remove("report", names, storage, yes=yes, dry_run=dry_run)
 
 

@@ -10,6 +10,7 @@ import click
 from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.lists import date_text
 from mnist_ray.cli.options import as_json_option, storage_option
+from mnist_ray.config.names import dataset_name
 from mnist_ray.text.sizes import size_text
 
 # Epochs at the end of a learning curve that are printed; the first and the best are, too.
@@ -103,7 +104,7 @@ def _print_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> None:
 
     if checkpoints:
         lines = [[row["checkpoint"], size_text(row["bytes"])] for row in checkpoints]
-        print_table(["checkpoint", "size"], lines, keeps_words=True)
+        print_table(["checkpoint", "size"], lines)
 
 
 def _print_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> None:
@@ -116,11 +117,11 @@ def _print_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> None:
         [
             row["evaluation"],
             date_text(row["evaluated_at"]) if row["evaluated_at"] else "-",
-            row["dataset"],
+            dataset_name(row["dataset"]),
             row["split"],
             f"{row['accuracy']:.4f} ({row['accuracy_low']:.4f} to {row['accuracy_high']:.4f})",
         ]
         for row in evaluations
     ]
     names = ["evaluation", "date", "dataset", "split", "accuracy (95 % interval)"]
-    print_table(names, lines, width=READING_WIDTH, keeps_words=True)
+    print_table(names, lines, width=READING_WIDTH, optional=("date", "dataset", "split"))

@@ -16,6 +16,8 @@ from mnist_ray.results.setting_words import value_words
 from mnist_ray.text.tables import READING_WIDTH, print_table, print_text
 
 _SHOWN = 10
+# Columns of the effects that give way first where the words are long, the last one first.
+_LESS_OF_EFFECTS = ("95 % interval", "p", "log loss")
 JOINTLY = "The intervals hold jointly, with 95 % confidence, for other seeds and other examples."
 _FOR_EXAMPLES = "One seed: the intervals hold jointly, with 95 % confidence, for other examples only."
 
@@ -85,13 +87,18 @@ def print_effects(effects: Sequence[Effect]) -> None:
     names = ["effect of", "against", "points", "95 % interval", "is", "p", "log loss"]
     if main:
         title = "Main effects on accuracy, averaged over the other settings"
-        print_table(
-            names, [_effect_line(effect, losses.get(effect.term)) for effect in main], title=title, width=READING_WIDTH
-        )
+        lines = [_effect_line(effect, losses.get(effect.term)) for effect in main]
+        print_table(names, lines, title=title, width=READING_WIDTH, optional=_LESS_OF_EFFECTS)
     if interactions:
         title = "Interactions: how much the first effect changes with the second"
         lines = [_effect_line(effect, losses.get(effect.term)) for effect in interactions[:_SHOWN]]
-        print_table([names[0], *names[2:]], [[line[0], *line[2:]] for line in lines], title=title, width=READING_WIDTH)
+        print_table(
+            [names[0], *names[2:]],
+            [[line[0], *line[2:]] for line in lines],
+            title=title,
+            width=READING_WIDTH,
+            optional=_LESS_OF_EFFECTS,
+        )
     if len(interactions) > _SHOWN:
         print(f"{len(interactions) - _SHOWN} smaller interactions are in the table effects.")
 
@@ -134,7 +141,13 @@ def _print_settings(report: ComparisonReport) -> None:
         ]
         for row in report.settings
     ]
-    print_table(names, lines, title=f"Settings on {report.num_examples:,} examples", width=READING_WIDTH)
+    print_table(
+        names,
+        lines,
+        title=f"Settings on {report.num_examples:,} examples",
+        width=READING_WIDTH,
+        optional=("seeds", "± std", "log loss", "val accuracy"),
+    )
 
 
 def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
@@ -143,7 +156,8 @@ def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
     chosen = evidence(pairs)
     names = ["setting", "is", "against", "points", "95 % interval"]
     title = f"Pairs: {counts}"
-    print_table(names, [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])], title=title, width=READING_WIDTH)
+    lines = [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])]
+    print_table(names, lines, title=title, width=READING_WIDTH, optional=("95 % interval",))
     if len(pairs) > _SHOWN:
         print(f"{len(pairs) - _SHOWN} more pairs are in the table comparisons.")
     print_text(family_words(pairs, num_pairs))

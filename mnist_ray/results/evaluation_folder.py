@@ -23,6 +23,7 @@ from mnist_ray.text.escape import say_line
 
 # Those of schema version 2 have no folder: metrics.parquet, predictions-00000.parquet.
 _PART = re.compile(r"(?P<table>[a-z_]+?)(/part-\d+|-\d+)?\.parquet")
+_NAMES_SAID = 10
 _UNKNOWN = datetime.min.replace(tzinfo=UTC)
 
 
@@ -234,31 +235,37 @@ def committed_evaluations(storage: Storage) -> list[EvaluationFolder]:
 def find_evaluation(storage: Storage, wanted: str) -> EvaluationFolder:
     """Opens the evaluation of a name, of a prefix that no other has, or the latest one.
 
+    Raises:
+      ConfigError: see evaluation_name.
+      CheckpointError, DataError, StorageError: see open_evaluation.
+    """
+    name = evaluation_name(storage, wanted, sorted(storage.list_folders(EVALUATIONS)), is_committed=True)
+    return open_evaluation(storage, name or wanted)
+
+
+def evaluation_name(storage: Storage, wanted: str, names: Sequence[str], *, is_committed: bool = False) -> str | None:
+    """Returns the name of the evaluation that a command asks for; None if there is none.
+
     Args:
-      wanted: name, prefix, or "latest" for the one that began last.
+      wanted: name, prefix that no other has, or "latest" for the one that began last.
+      names: of folders, among which it is.
+      is_committed: whether a prefix or "latest" only means committed evaluations.
 
     Raises:
       ConfigError: not a valid name, or a prefix of several.
-      CheckpointError, DataError, StorageError: see open_evaluation.
+      StorageError: the storage can't be read.
     """
     check_evaluation_name(wanted)
-    names = [name for name in sorted(storage.list_folders(EVALUATIONS)) if name.startswith(wanted)]
     if wanted in names:
-        return open_evaluation(storage, wanted)
+        return wanted
     if wanted == LATEST:
-        folders = committed_evaluations(storage)
-        return folders[-1] if folders else open_evaluation(storage, wanted)
-    committed = _with_manifest(storage, names, lambda _manifest: True)
-    return open_evaluation(storage, beginning_with(wanted, committed) or wanted)
-
-
-def beginning_with(wanted: str, names: Sequence[str]) -> str | None:
-    """Returns the name that is or begins with what is wanted; None if there is none.
-
-    Raises:
-      ConfigError: several begin so.
-    """
-    found = [wanted] if wanted in names else [name for name in names if name.startswith(wanted)]
+        return next((folder.name for folder in committed_evaluations(storage)[::-1] if folder.name in names), None)
+    found = [name for name in names if name.startswith(wanted)]
+    if is_committed:
+        found = _with_manifest(storage, found, lambda _manifest: True)
     if len(found) > 1:
-        raise ConfigError(f"evaluation {wanted!r}: {len(found)} begin so: {', '.join(found[:4])}; write more of it")
+        more = f" and {len(found) - _NAMES_SAID} more" if len(found) > _NAMES_SAID else ""
+        raise ConfigError(
+            f"evaluation {wanted!r}: {len(found)} begin so: {', '.join(found[:_NAMES_SAID])}{more}; write more of it"
+        )
     return found[0] if found else None

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mnist_ray.errors import CheckpointError, ConfigError, DataError
-from mnist_ray.results.evaluation_folder import beginning_with
+from mnist_ray.errors import CheckpointError, DataError
+from mnist_ray.results.evaluation_folder import evaluation_name
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.inventory import grid_documents
 from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind
-from mnist_ray.results.paths import LAKE, LATEST
+from mnist_ray.results.paths import LAKE
 from mnist_ray.results.run_progress import read_status
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
@@ -43,19 +43,19 @@ def find_doomed(storage: Storage, kind: Kind, wanted: Sequence[str], *, with_run
     """Returns what a removal of some results removes, in order; says which names are not there.
 
     Args:
-      wanted: names; of an evaluation or its report also a beginning that no other has.
+      wanted: names; of an evaluation or its report also a beginning that no other has, or "latest".
       with_runs: whether the runs of a grid go too.
 
     Raises:
       CheckpointError: none of them is there, or a grid whose runs should go is damaged.
-      ConfigError: several evaluations begin with a name, or it is no name but "latest".
+      ConfigError: several evaluations begin with a name, or it is no valid one.
       StorageError: the storage can't be read.
     """
     folders = storage.list_folders(kind.folder)
     names: dict[str, None] = {}
     missing = []
     for text in wanted:
-        if (name := _name(kind, text, folders)) is None:
+        if (name := _name(storage, kind, text, folders)) is None:
             listed = f"; `mnist-ray {kind.folder}` lists what is" if kind in (RUN, GRID, EVALUATION) else ""
             missing.append(f"{kind.name} {text!r}: not in {storage.uri}{listed}")
         else:
@@ -82,12 +82,10 @@ def remove(storage: Storage, doomed: Doomed) -> None:
     storage.delete_folder(doomed.kind.path(doomed.name), first=first)
 
 
-def _name(kind: Kind, wanted: str, folders: Sequence[str]) -> str | None:
+def _name(storage: Storage, kind: Kind, wanted: str, folders: Sequence[str]) -> str | None:
     if kind not in (EVALUATION, REPORT):
         return wanted if wanted in folders else None
-    if wanted == LATEST and LATEST not in folders:
-        raise ConfigError(f"{kind.name} 'latest': write its name, so that you see what goes")
-    return beginning_with(wanted, folders) if wanted else None
+    return evaluation_name(storage, wanted, folders)
 
 
 def _with_its_own(storage: Storage, kind: Kind, name: str, *, with_runs: bool) -> list[tuple[Kind, str]]:

@@ -2,10 +2,11 @@
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,10 @@ from mnist_ray.text.escape import printable
 
 # Columns of what is read as text: the lines of compare and report, wherever they are printed.
 READING_WIDTH = 100
+# Of a value on a line of its own.
+_INDENT = 2
+# Name and texts.
+_Column = tuple[str, Sequence[str]]
 
 
 def print_text(text: str) -> None:
@@ -26,6 +31,8 @@ def print_text(text: str) -> None:
 
 def _lines(text: str, width: int, *, name: str = "", indent: int = 0) -> list[str]:
     first = f"{name:<{indent}}"
+    if _INDENT + len(text) <= width < indent + len(text):
+        return [name, f"{'':{_INDENT}}{text}"]
     lines = textwrap.wrap(
         text,
         width,
@@ -38,20 +45,20 @@ def _lines(text: str, width: int, *, name: str = "", indent: int = 0) -> list[st
 
 
 def console() -> Console:
-    """Returns a console on stdout, 200 columns wide for a pipe or file instead of 80."""
+    """Returns a console on stdout, READING_WIDTH columns wide for a pipe or file instead of 80."""
     terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
+    return terminal if terminal.is_terminal else Console(width=READING_WIDTH)
 
 
-def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str) -> None:
-    """Prints one line per row, or JSON."""
+def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool, empty: str, optional: Sequence[str] = ()) -> None:
+    """Prints one line per row, or JSON; see print_table."""
     if as_json:
         print(json.dumps(list(rows), indent=1))
     elif not rows:
         print(empty)
     else:
         names = list(dict.fromkeys(name for row in rows for name in row))
-        print_table(names, [[cell(row.get(name)) for name in names] for row in rows])
+        print_table(names, [[cell(row.get(name)) for name in names] for row in rows], optional=optional)
 
 
 def print_table(
@@ -60,60 +67,67 @@ def print_table(
     *,
     title: str | None = None,
     width: int | None = None,
-    keeps_words: bool = False,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Prints a table with columns of numbers aligned to the right; escapes markup and terminal commands.
+    """Prints a table with every value on one line; escapes markup and terminal commands.
 
-    A table that is too wide has its names in several lines and its columns close together, and then its texts folded.
-    A table of which the numbers don't fit, or more than 1.5 times as wide as the terminal, is printed as a list of
-    names and values for each row.
+    Columns of numbers are aligned to the right. A table that is too wide has its names in several lines and its columns
+    close together. If that isn't enough, optional columns are left out, which a line below says. A table of which the
+    other columns don't fit is printed as a list of names and values for each row; only there, a value longer than a
+    line is broken, between words.
 
     Args:
+      names: of the columns.
       width: most columns, if the terminal has more.
-      keeps_words: whether texts may be folded only between words, so that a name can be copied.
+      optional: names of columns that may be left out, the most important first: each is there if those before leave it
+        room.
     """
     out = console()
     if width is not None and width < out.width:
         out.width = width
     names, rows = list(map(printable, names)), [list(map(printable, row)) for row in rows]
-    columns = [[row[position] for row in rows] for position in range(len(names))]
-    is_wide = _width(names, columns) > out.width
-    if is_wide:
-        names = [name.replace(" ", "\n") for name in names]
-    # A number must not be folded.
-    is_whole = [not any(map(str.isalpha, "".join(cells))) for cells in columns]
-    parts = [[part for cell in cells for part in cell.split()] if keeps_words else [] for cells in columns]
-    numbers = [cells if whole else part for cells, part, whole in zip(columns, parts, is_whole, strict=True)]
-    if _width(names, numbers, gap=1) > out.width or _width(names, columns, gap=2) > 1.5 * out.width:
-        _print_records(out, [name.replace("\n", " ") for name in names], rows, title)
+    columns = [(name, [row[place] for row in rows]) for place, name in enumerate(names)]
+    layout = _layout(columns, [*map(printable, optional)], out.width)
+    if title:
+        _print_title(out, title)
+    if layout is None:
+        _print_records(out, names, rows)
         return
-    table = _empty_table(title, gap=0 if is_wide else 1)
-    for name, cells, part, whole in zip(names, columns, parts, is_whole, strict=True):
-        numeric = all(map(_is_number, cells))
-        table.add_column(
-            Text(name),
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=whole or part == cells,
-            min_width=max(map(len, part), default=None),
-        )
-    for row in rows:
+    gap, kept = layout
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap // 2, 0, (gap - 1) // 2))
+    for name, cells in kept:
+        table.add_column(Text(name), justify="right" if all(map(_is_number, cells)) else "left", no_wrap=True)
+    for row in zip(*(cells for _, cells in kept), strict=True):
         # rich would parse a plain str as markup, and fail on brackets that aren't.
         table.add_row(*map(Text, row))
     out.print(table)
+    there = {name.replace("\n", " ") for name, _ in kept}
+    if lost := [name for name in names if name not in there]:
+        print_text(f"without {', '.join(lost)}, for which there is no room")
 
 
-def _empty_table(title: str | None, *, gap: int) -> Table:
-    text = None if title is None else Text(printable(title), style="bold")
-    return Table(
-        box=SIMPLE_HEAD, title=text, title_justify="left", title_style="", pad_edge=False, padding=(0, gap)
-    )  # fmt: skip
+def _layout(columns: Sequence[_Column], optional: Sequence[str], width: int) -> tuple[int, list[_Column]] | None:
+    """Returns the spaces between columns, and the columns for which there is room; None if it is not enough."""
+    if _width(columns, gap=3) <= width:
+        return 3, [*columns]
+    columns = [(name.replace(" ", "\n"), cells) for name, cells in columns]
+    optional = [name.replace(" ", "\n") for name in optional]
+
+    def of(names: Collection[str]) -> list[_Column]:
+        return [column for column in columns if column[0] in names]
+
+    kept = {name for name, _ in columns if name not in optional}
+    if _width(of(kept), gap=1) > width:
+        return None
+    for name in optional:
+        kept |= {name} if _width(of({*kept, name}), gap=1) <= width else set()
+    return 1 if _width(of(kept), gap=2) > width else 2, of(kept)
 
 
-def _width(names: Sequence[str], columns: Sequence[Sequence[str]], *, gap: int = 3) -> int:
-    """Returns the width of columns with these names, of one line or more, and texts."""
-    each = ([*name.split("\n"), *cells] for name, cells in zip(names, columns, strict=True))
-    return sum(max(map(len, texts)) + gap for texts in each)
+def _width(columns: Sequence[_Column], *, gap: int) -> int:
+    """Returns the width of a table, with a space on either side."""
+    each = (max(map(cell_len, [*name.split("\n"), *cells])) for name, cells in columns)
+    return sum(each) + gap * (len(columns) - 1) + 2
 
 
 def print_fields(fields: Mapping[str, str | None]) -> None:
@@ -121,18 +135,20 @@ def print_fields(fields: Mapping[str, str | None]) -> None:
     given = {name: text for name, text in fields.items() if text}
     out = console()
     out.width = min(out.width, READING_WIDTH)
-    _print_records(out, list(given), [[printable(text) for text in given.values()]], None)
+    _print_records(out, list(given), [[printable(text) for text in given.values()]])
 
 
-def _print_records(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
-    if title:
-        title = "\n".join(_lines(printable(title), out.width))
-        out.print(title, style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
+def _print_records(out: Console, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     indent = max(map(len, names)) + 2
     for row in rows:
         pairs = zip(names, row, strict=True)
         lines = [line for name, value in pairs for line in _lines(value, out.width, name=name, indent=indent)]
         out.print("\n".join(lines) + "\n", markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _print_title(out: Console, title: str) -> None:
+    text = "\n".join(_lines(printable(title), out.width))
+    out.print(text, style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def cell(value: object) -> str:
