@@ -236,9 +236,10 @@ def find_evaluation(storage: Storage, wanted: str) -> EvaluationFolder:
     """Opens the evaluation of a name, of a prefix that no other has, or the latest one.
 
     Raises:
-      ConfigError: see evaluation_name.
+      ConfigError: not a valid name, or a prefix of several.
       CheckpointError, DataError, StorageError: see open_evaluation.
     """
+    check_evaluation_name(wanted)
     name = evaluation_name(storage, wanted, sorted(storage.list_folders(EVALUATIONS)), is_committed=True)
     return open_evaluation(storage, name or wanted)
 
@@ -252,15 +253,14 @@ def evaluation_name(storage: Storage, wanted: str, names: Sequence[str], *, is_c
       is_committed: whether a prefix or "latest" only means committed evaluations.
 
     Raises:
-      ConfigError: not a valid name, or a prefix of several.
+      ConfigError: a prefix of several.
       StorageError: the storage can't be read.
     """
-    check_evaluation_name(wanted)
     if wanted in names:
         return wanted
     if wanted == LATEST:
-        return next((folder.name for folder in committed_evaluations(storage)[::-1] if folder.name in names), None)
-    found = [name for name in names if name.startswith(wanted)]
+        return next((folder.name for folder in committed_evaluations(storage)[-1:] if folder.name in names), None)
+    found = [name for name in names if name.startswith(wanted)] if wanted else []
     if is_committed:
         found = _with_manifest(storage, found, lambda _manifest: True)
     if len(found) > 1:

@@ -48,7 +48,7 @@ def find_doomed(storage: Storage, kind: Kind, wanted: Sequence[str], *, with_run
 
     Raises:
       CheckpointError: none of them is there, or a grid whose runs should go is damaged.
-      ConfigError: several evaluations begin with a name, or it is no valid one.
+      ConfigError: several evaluations begin with a name.
       StorageError: the storage can't be read.
     """
     folders = storage.list_folders(kind.folder)

@@ -84,6 +84,20 @@ def test_a_grid_goes_without_its_runs_or_with_them(
     assert paths(storage) == kept
 
 
+def test_the_latest_evaluation_and_its_report_go(
+    folder: Storage, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Not committed, so it is not the latest.
+    folder.write_bytes("evaluations/z/x", b"x")
+    assert rm(folder, "report", "latest", "--yes") == 0
+    assert capsys.readouterr().out.startswith(f"report {results.evaluation}: ")
+    assert folder.list_folders("reports") == []
+    assert rm(folder, "evaluation", "latest", "--yes") == 0
+    assert capsys.readouterr().out.startswith(f"evaluation {results.evaluation}: ")
+    assert folder.list_folders("evaluations") == ["z"]
+    assert rm(folder, "evaluation", "latest", "--yes") == 3
+
+
 def test_an_evaluation_takes_its_report_along_and_a_report_goes_alone(storage: Storage, results: Results) -> None:
     assert rm(storage, "report", results.evaluation[:5], "--yes") == 0
     assert storage.list_folders("reports") == []
@@ -97,7 +111,7 @@ def test_an_evaluation_takes_its_report_along_and_a_report_goes_alone(storage: S
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluation", "latest"], 2, "evaluation 'latest': write its name, so that you see what goes"),
+        (["report", "latest"], 3, "report 'latest': not in "),
         (["evaluation", "g"], 2, "evaluation 'g': 2 begin so: g-2, g-on-digits-test-"),
         (["evaluation", ""], 3, "evaluation '': not in "),
         (["run", "g-s0"], 3, "run 'g-s0': not in "),
@@ -109,6 +123,7 @@ def test_what_cant_be_meant_is_one_line_and_deletes_nothing(
     arguments: list[str], code: int, message: str, folder: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder.write_bytes("evaluations/g-2/x", b"x")
+    folder.delete_folder("reports")
     before = paths(folder)
     assert rm(folder, *arguments, "--yes") == code
     (line,) = capsys.readouterr().err.splitlines()

@@ -57,7 +57,7 @@ def completions(folder: Path, line: str) -> list[str]:
         ("mnist-ray compare ", ["cnn-a-on-x", "mine", "latest"]),
         ("mnist-ray query --evaluation m", ["mine"]),
         ("mnist-ray rm run mlp cnn", ["cnn-a", "cnn-b"]),
-        ("mnist-ray rm evaluation ", ["cnn-a-on-x", "mine"]),
+        ("mnist-ray rm evaluation ", ["cnn-a-on-x", "mine", "latest"]),
         ("mnist-ray rm prediction ", []),
         ("mnist-ray predict --storage nothing --run ", []),
         ("mnist-ray predict --storage s3://bucket/x --run ", []),

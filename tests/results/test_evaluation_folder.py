@@ -98,6 +98,11 @@ def test_an_evaluation_is_found_by_its_name_the_beginning_of_it_or_as_the_latest
         find_evaluation(storage, "c")
     with pytest.raises(CheckpointError, match="evaluation 'd': not in"):
         find_evaluation(storage, "d")
+    # The candidates are said, as many as one can read.
+    for number in range(12):
+        commit(tmp_path, f"many-{number:02d}")
+    with pytest.raises(ConfigError, match=r"'many': 12 begin so: many-00, .*, many-09 and 2 more; write more of it"):
+        find_evaluation(storage, "many")
     # One that is not committed doesn't count.
     (tmp_path / "evaluations" / "cnn-2" / "_manifest.json").unlink()
     assert find_evaluation(storage, "c").name == "cnn"
