@@ -61,7 +61,7 @@ def _print_before_and_after(outcome: "EvaluateOutcome", runs: "dict[str, TrainOu
                 f"{rows[0]['weight_decay']:g}",
                 f"{train_accuracy:.4f}",
                 f"{mean(test):.4f}",
-                f"{min(test):.4f}-{max(test):.4f}",
+                f"{min(test):.4f}-{max(test):.4f}" if len(test) > 1 else "-",
                 f"{100 * (mean(test) - before):+.2f}",
                 f"{mean(row['log_loss'] for row in rows):.4f}",
             ]

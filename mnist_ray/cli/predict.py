@@ -1,6 +1,7 @@
 """The command for the user's own images: predict."""
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mnist_ray.evaluation.predict import Answer, PredictionPlan
     from mnist_ray.evaluation.prediction_folder import Committed
 
-# Limit of classes printed for a single image, most probable first.
+# Limit of printed classes, the most probable or most frequent first.
 _SHOWN_CLASSES = 50
 _OLD_POLARITIES = {"dark-ink": "dark-on-bright", "bright-ink": "bright-on-dark"}
 
@@ -156,22 +157,36 @@ def _remote_images(images: str) -> str:
 
 
 def _print_answer(plan: "PredictionPlan", path: str, answer: "Answer", *, as_json: bool) -> None:
+    if answer.is_small:
+        _note(_small_words(plan, "the ink fills"))
     if as_json:
-        facts = {"run": plan.checkpoint.run, "images": plan.images, "predicted_label_name": answer.label_name}
-        click.echo(json.dumps({**facts, "inverted": answer.inverted, "probabilities": answer.probabilities}))
+        click.echo(json.dumps({"images": plan.images, **answer.row, "class_names": plan.checkpoint.class_names}))
         return
     from mnist_ray.text.tables import cell, print_table
 
-    done = ["inverted"] * answer.inverted + [f"converted to {plan.checkpoint.image_shape.words}"] * answer.is_converted
+    done = ["inverted"] * answer.row["inverted"] + [
+        f"converted to {plan.checkpoint.image_shape.words}"
+    ] * answer.is_converted
     notes = f" ({' and '.join(done)})" if done else ""
-    label, probability = printable(answer.label_name), answer.probabilities[answer.label_name]
-    click.echo(f"{printable(path)}: {label}, probability {probability:.4f}{notes}")
-    probabilities = list(answer.probabilities.items())
+    label, names = printable(answer.row["predicted_label_name"]), plan.checkpoint.class_names
+    click.echo(f"{printable(path)}: {label}, probability {answer.row['confidence']:.4f}{notes}")
+    probabilities = list(zip(names, answer.row["probabilities"], strict=True))
     if len(probabilities) > _SHOWN_CLASSES:
         probabilities = sorted(probabilities, key=lambda pair: -pair[1])[:_SHOWN_CLASSES]
     print_table(["class", "probability"], [[name, cell(value)] for name, value in probabilities])
-    if len(probabilities) < len(answer.probabilities):
-        click.echo(f"the first {len(probabilities)} of {len(answer.probabilities):,} classes; --json prints all")
+    if len(probabilities) < len(names):
+        click.echo(f"the first {len(probabilities)} of {len(names):,} classes; --json prints all")
+
+
+def _small_words(plan: "PredictionPlan", beginning: str) -> str:
+    """Returns a hint on images in which the ink fills little of the frame."""
+    from mnist_ray.data.ink import MIN_EXTENT
+
+    what = "digit" if all(name.isdigit() for name in plan.checkpoint.class_names) else "object"
+    return (
+        f"{beginning} less than {MIN_EXTENT:.0%} of the frame's width and height, in the training images more; crop to "
+        f"the {what}"
+    )
 
 
 def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:
@@ -185,6 +200,8 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
         _note(one_shade_words(summary.first_one_shade, summary.num_one_shade, summary.num_images))
     if summary.num_wide:
         _note(f"{summary.num_wide} of {summary.num_images} images have more than 8 bits, scaled from {_range(plan)}")
+    if summary.num_small:
+        _note(_small_words(plan, f"in {summary.num_small} of {summary.num_images} images the ink fills"))
     if not summary.num_images:
         _note("no image could be read; name an IDX or Parquet file itself, not its folder")
     if summary.num_labelled < summary.num_images and (summary.num_labelled or summary.has_label_column):
@@ -195,8 +212,9 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
     if as_json:
         facts: dict[str, Any] = {"predictions": done.name, "uri": done.uri, "already_done": done.already_done}
         facts |= {"run": plan.checkpoint.run, "images": plan.images, "num_left_out": num_left_out}
-        click.echo(json.dumps({**facts, **summary.facts()}))
+        click.echo(json.dumps({**facts, **summary.facts(), "classes": dict(summary.predicted.most_common())}))
         return
+    _print_counts(summary.predicted)
     click.echo(
         f"{summary.num_images} images predicted, {summary.num_inverted} of them inverted, {summary.num_converted} "
         f"converted to {plan.checkpoint.image_shape.words}; {summary.num_errors} could not be read"
@@ -206,6 +224,17 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
         click.echo(f"accuracy {summary.accuracy:.4f} on {summary.num_labelled} images, whose {source} their classes")
     state = "were there already, with the same content" if done.already_done else "committed"
     click.echo(f"predictions {done.name} {state}: {done.uri}")
+
+
+def _print_counts(predicted: Counter[str]) -> None:
+    """Prints how many images each class was predicted for, the most frequent first."""
+    from mnist_ray.text.tables import print_table
+
+    if predicted:
+        shown = predicted.most_common(_SHOWN_CLASSES)
+        print_table(["predicted class", "images"], [[name, str(count)] for name, count in shown])
+    if len(predicted) > _SHOWN_CLASSES:
+        click.echo(f"the first {_SHOWN_CLASSES} of {len(predicted):,} predicted classes; --json prints all")
 
 
 def _range(plan: "PredictionPlan") -> str:

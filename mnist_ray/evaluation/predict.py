@@ -1,8 +1,9 @@
 """Predicts the user's own images, shard by shard, on any worker; does not import Ray."""
 
 import operator
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 
 from mnist_ray.config.own_code import check_code
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.data.decoded_images import all_one_shade
 from mnist_ray.data.image_spans import ReadImages, Span, shards
+from mnist_ray.data.ink import MIN_EXTENT, ink_extent
 from mnist_ray.data.polarity import Inversion, Polarity, choose_inversion, to_be_inverted
 from mnist_ray.data.sources import MAX_NAMES_SAID
 from mnist_ray.data.unlabelled import Images
@@ -29,6 +32,7 @@ from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
 from mnist_ray.text.escape import printable
 
 _BATCH_SIZE = 1024
+_TABLE = "image_predictions"
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,14 @@ def _inversion(polarity: Polarity, checkpoint: Checkpoint) -> Inversion:
     )
 
 
+def is_small_noticed(checkpoint: Checkpoint) -> bool:
+    """Tells whether ink that fills less than MIN_EXTENT of the frame is unlike a run's training images.
+
+    It is for the grey sets by name. Of one's own images nothing says how much of the frame they fill.
+    """
+    return checkpoint.config.dataset in DATASETS and checkpoint.image_shape.channels == 1
+
+
 @dataclass(frozen=True)
 class Summary:
     """Facts about the images of a shard, or of a whole prediction; those of consecutive shards add up with +.
@@ -106,11 +118,13 @@ class Summary:
       num_errors: unreadable images.
       num_inverted, num_converted: predicted images that were inverted; that had another size or colours.
       num_wide: predicted images of more than 8 bits.
+      num_small: predicted images in which the ink fills little of the frame; see `is_small_noticed`.
       num_one_shade, first_one_shade: number of predicted images that became one shade; location of the first few.
       num_labelled: predicted images whose folder, or column label, names a class.
       num_correct: predicted images whose label was predicted.
       first_unlabelled: location of the first predicted image without such a label; None if all have one.
       has_label_column: whether some images come from a Parquet file with a column label.
+      predicted: predicted class, as its name -> number of images.
     """
 
     num_images: int = 0
@@ -118,12 +132,14 @@ class Summary:
     num_inverted: int = 0
     num_converted: int = 0
     num_wide: int = 0
+    num_small: int = 0
     num_one_shade: int = 0
     num_labelled: int = 0
     num_correct: int = 0
     first_one_shade: tuple[str, ...] = ()
     first_unlabelled: str | None = None
     has_label_column: bool = False
+    predicted: Counter[str] = field(default_factory=Counter)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -147,6 +163,7 @@ class Summary:
             first_one_shade=(self.first_one_shade + other.first_one_shade)[:MAX_NAMES_SAID],
             first_unlabelled=other.first_unlabelled if self.first_unlabelled is None else self.first_unlabelled,
             has_label_column=self.has_label_column or other.has_label_column,
+            predicted=self.predicted + other.predicted,
         )
 
 
@@ -172,16 +189,14 @@ class Answer:
     """The prediction for a single image.
 
     Attributes:
-      label_name: the most probable class.
-      probabilities: class name -> probability.
-      inverted: whether the image was inverted.
+      row: its row of the table image_predictions.
       is_converted: whether it had another size or colours.
+      is_small: whether the ink fills little of the frame; see `is_small_noticed`.
     """
 
-    label_name: str
-    probabilities: dict[str, float]
-    inverted: bool
+    row: Mapping[str, Any]
     is_converted: bool
+    is_small: bool
 
 
 class Predictor:
@@ -227,49 +242,62 @@ class Predictor:
             raise all_one_shade(
                 f"images={self._plan.images}", self._plan.checkpoint.image_form, [printable(image.path)], 1
             )
-        predicted, inverted = self._predict([image])
-        names = self._plan.checkpoint.class_names
-        probabilities = dict(zip(names, map(float, predicted.probabilities[0]), strict=True))
-        return Answer(names[predicted.predicted_label[0]], probabilities, bool(inverted[0]), image.is_converted)
+        table = make_table(_TABLE, self._columns([image]), code_version=self._plan.code_version)
+        (row,) = table.to_pylist()
+        return Answer(row, image.is_converted, self._num_small([image]) > 0)
 
     def _predict_shard(self, number: int, images: Sequence[ReadImages], pending: PendingFolder) -> ShardPrediction:
         readable = [some for some in images if some.error is None]
-        predicted, inverted = self._predict(readable)
-        names = np.asarray(self._plan.checkpoint.class_names, dtype=object)
-        paths = [path for some in readable for path in [some.path] * len(some)]
-        labels = [label for some in readable for label in self._labels_of(some)]
-        rows = [row for some in readable for row in some.rows]
-        unlabelled = (_place(path, row) for path, row, label in zip(paths, rows, labels, strict=True) if label is None)
+        columns = self._columns(readable)
+        labels = columns["label"]
+        places = zip(columns["path"], columns["row"], labels, strict=True)
+        unlabelled = (_place(path, row) for path, row, label in places if label is None)
         one_shade = [name for some in readable for name in _one_shade(some)]
-        columns = {
+        errors = tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None)
+        summary = Summary(
+            num_images=len(labels),
+            num_errors=len(errors),
+            num_inverted=int(columns["inverted"].sum()),
+            num_converted=sum(len(some) for some in readable if some.is_converted),
+            num_wide=sum(len(some) for some in readable if some.is_wide),
+            num_small=self._num_small(readable),
+            num_one_shade=len(one_shade),
+            num_labelled=len(labels) - labels.count(None),
+            num_correct=sum(map(operator.eq, labels, columns["predicted_label"].tolist())),
+            first_one_shade=tuple(one_shade[:MAX_NAMES_SAID]),
+            first_unlabelled=next(unlabelled, None),
+            has_label_column=any(some.labels is not None for some in images),
+            predicted=Counter(columns["predicted_label_name"].tolist()),
+        )
+        content = self._plan.parquet(_TABLE, columns)
+        return ShardPrediction(number, pending.write(part_of_shard(_TABLE, number), content), summary, errors)
+
+    def _columns(self, images: Sequence[ReadImages]) -> dict[str, Any]:
+        """Returns the columns of image_predictions of readable images."""
+        predicted, inverted = self._predict(images)
+        names = np.asarray(self._plan.checkpoint.class_names, dtype=object)
+        return {
             "run": self._plan.checkpoint.run,
-            "path": paths,
-            "row": rows,
-            "label": labels,
+            "path": [path for some in images for path in [some.path] * len(some)],
+            "row": [row for some in images for row in some.rows],
+            "label": [label for some in images for label in self._labels_of(some)],
             "predicted_label": predicted.predicted_label,
             "predicted_label_name": names[predicted.predicted_label],
             "confidence": predicted.confidence,
             "inverted": inverted,
             "probabilities": predicted.probabilities,
         }
-        errors = tuple((_text(some.path), some.row, some.error) for some in images if some.error is not None)
-        summary = Summary(
-            num_images=len(inverted),
-            num_errors=len(errors),
-            num_inverted=int(inverted.sum()),
-            num_converted=sum(len(some) for some in readable if some.is_converted),
-            num_wide=sum(len(some) for some in readable if some.is_wide),
-            num_one_shade=len(one_shade),
-            num_labelled=len(labels) - labels.count(None),
-            num_correct=sum(map(operator.eq, labels, predicted.predicted_label.tolist())),
-            first_one_shade=tuple(one_shade[:MAX_NAMES_SAID]),
-            first_unlabelled=next(unlabelled, None),
-            has_label_column=any(some.labels is not None for some in images),
-        )
-        content = self._plan.parquet("image_predictions", columns)
-        return ShardPrediction(
-            number, pending.write(part_of_shard("image_predictions", number), content), summary, errors
-        )
+
+    def _num_small(self, images: Sequence[ReadImages]) -> int:
+        """Returns the number of readable images in which the ink fills little of the frame."""
+        if not images or not is_small_noticed(self._plan.checkpoint):
+            return 0
+        return int((ink_extent(self._pixels(images)[:, 0]) < MIN_EXTENT).sum())
+
+    def _pixels(self, images: Sequence[ReadImages]) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """Returns a copy of the pixels of readable images, uint8 [n, channels, rows, columns]."""
+        shape = self._plan.checkpoint.image_shape
+        return np.concatenate([np.empty((0, *shape), dtype=np.uint8), *(some.pixels for some in images)])
 
     def _labels_of(self, images: ReadImages) -> Sequence[int | None]:
         if images.labels is not None:
@@ -281,9 +309,7 @@ class Predictor:
 
     def _predict(self, images: Sequence[ReadImages]) -> tuple[Predictions, "np.ndarray[Any, np.dtype[np.bool_]]"]:
         """Returns the predictions for readable images, inverted where needed, and what was inverted, bool [n]."""
-        shape = self._plan.checkpoint.image_shape
-        # A copy, which may be written to.
-        pixels = np.concatenate([np.empty((0, *shape), dtype=np.uint8), *(some.pixels for some in images)])
+        pixels = self._pixels(images)
         inverted = np.zeros(len(pixels), dtype=np.bool_)
         if self._plan.inversion != "none":
             inverted = to_be_inverted(pixels[:, 0], self._plan.inversion)

@@ -269,7 +269,8 @@ def test_a_prediction_prints_the_most_probable_classes(
     Image.fromarray(many_classes("test").images[0, 0].numpy()).save(image)
     command = ["predict", "--run", "run-0", "--images", str(image), "--storage", storage, "--polarity", "as-trained"]
     assert run_command([*command, "--json"]) == 0
-    probabilities = json.loads(capsys.readouterr().out)["probabilities"]
+    said = json.loads(capsys.readouterr().out)
+    probabilities = dict(zip(said["class_names"], said["probabilities"], strict=True))
     assert run_command(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "the first 50 of 305 classes; --json prints all"

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.data.datasets import load_examples
+from mnist_ray.results.schemas import TABLES
 from tests.support.predicting import (
     UNKNOWN,
     encoded,
@@ -227,10 +229,36 @@ def test_a_single_image_is_answered_on_the_terminal(
     assert predict(storage, tmp_path / "one.png", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["predicted_label_name"], said["inverted"]) == (label, True)
-    np.testing.assert_allclose([said["probabilities"][str(name)] for name in range(10)], expected, atol=1e-5)
+    np.testing.assert_allclose(said["probabilities"], expected, atol=1e-5)
     assert predict(storage, tmp_path / "one.png", "--name", "x") == 2
     assert "--name 'x': leave it out" in line_of(capsys)
     assert left_in(storage) == before
+
+
+def test_a_single_image_has_the_columns_and_values_of_the_table(
+    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "images", {"one.png": png(digits[0])})
+    (row,) = predicted(storage, folder, capsys=capsys)[1]
+    assert predict(storage, folder / "one.png", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {name: said.pop(name) for name in row} == row
+    assert list(row) == list(TABLES["image_predictions"].names)
+    assert said == {"images": f"{folder}/one.png", "class_names": [str(name) for name in range(10)]}
+
+
+def test_the_classes_of_a_folder_are_counted(
+    storage: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "images", {f"{place}.png": png(digits[place]) for place in range(30)})
+    said, rows, _ = predicted(storage, folder, "--shard-size", "7", capsys=capsys)
+    counts = Counter(row["predicted_label_name"] for row in rows)
+    assert list(said["classes"].values()) == sorted(counts.values(), reverse=True)
+    assert said["classes"] == counts
+    assert predict(storage, folder) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    first = lines.index(["predicted", "class", "images"]) + 2
+    assert lines[first : first + len(counts)] == [[name, str(count)] for name, count in said["classes"].items()]
 
 
 def test_the_same_images_again_change_nothing_and_others_are_a_conflict(
