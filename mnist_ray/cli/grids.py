@@ -1,14 +1,14 @@
 """The command grids, and what other commands say about a grid."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mnist_ray.cli.lists import Columns, as_is, date_text, list_options, print_list
+from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, list_options, print_list
 from mnist_ray.config.settings import GridConfig
 from mnist_ray.grids.grid import GRIDS, grid_settings, read_grid
+from mnist_ray.results.setting_words import exact_text
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.sizes import size_text
 
@@ -36,7 +36,7 @@ def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid
 
 _COLUMNS: Columns = {
     "grid": ("grid", as_is),
-    "date": ("date", date_text),
+    **DATE_COLUMNS,
     "size": ("bytes", size_text),
     "axes": ("axes", as_is),
     "seeds": ("num_seeds", as_is),
@@ -51,8 +51,8 @@ _COLUMNS: Columns = {
 def grids(selection: "Selection", storage: str, as_json: bool) -> None:
     """Lists the named grids, and the grids of a storage, the newest last.
 
-    Counts the runs that are in the storage now. The date is that of the last run, the size that of all runs; the best
-    setting has the highest validation accuracy, mean over its seeds.
+    Counts the runs that are in the storage now. The date (UTC) is that of the last run, the size that of all runs; the
+    best setting has the highest validation accuracy, mean over its seeds.
     """
     from mnist_ray.storage.storage import open_storage
     from mnist_ray.text.tables import print_text
@@ -63,7 +63,7 @@ def grids(selection: "Selection", storage: str, as_json: bool) -> None:
         for name in GRIDS:
             print_text(f"  {name}: {grid_words(read_grid(grid_settings(name), seeds=None, overrides={}, source=name))}")
         click.echo(f"grids in {storage}:")
-    optional = ("best setting", "date", "runs", "axes", "seeds", "size")
+    optional = ("best setting", "runs", "axes", "seeds", "time", "size")
     print_list(rows, _COLUMNS, selection, as_json=as_json, empty="  none", optional=optional, printed=_printed)
 
 
@@ -134,6 +134,6 @@ def _printed(rows: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, An
 
 
 def grid_words(grid: GridConfig) -> str:
-    """Returns the axes of a grid in words: 'dropout {0, 0.2} x batch_norm {false, true}'."""
-    axes = (f"{name} {{{', '.join(json.dumps(level) for level in levels)}}}" for name, levels in grid.axes.items())
+    """Returns the axes of a grid in words: 'dropout {0,0.2} x batch_norm {no,yes}'."""
+    axes = (f"{name} {{{','.join(map(exact_text, levels))}}}" for name, levels in grid.axes.items())
     return " x ".join(axes) or "one setting"

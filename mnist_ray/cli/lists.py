@@ -73,6 +73,7 @@ def print_list(
     empty: str,
     known: Collection[str] = (),
     optional: Sequence[str] = (),
+    cut: str | None = None,
     printed: Callable[[Sequence[Row]], tuple[str, Sequence[Row]]] = lambda rows: ("", rows),
 ) -> None:
     """Prints the selected rows: as JSON with everything, else as a table without columns that would be empty.
@@ -82,7 +83,7 @@ def print_list(
       columns: of the table.
       empty: what to print if there are no rows.
       known: names of columns that rows may have, even if these have not.
-      optional: headings of columns that may give way, the most important first; see print_table.
+      optional, cut: headings of columns that may give way; see print_table.
       printed: returns the title of the table, and the rows with the texts that depend on all of them.
     """
     from mnist_ray.text.tables import cell, print_table, print_text
@@ -99,7 +100,8 @@ def print_list(
             for heading, (column, text) in columns.items()
         }
         texts = {heading: cells for heading, cells in texts.items() if {*cells} != {"-"}}
-        print_table(list(texts), list(zip(*texts.values(), strict=True)), title=title or None, optional=optional)
+        cells = list(zip(*texts.values(), strict=True))
+        print_table(list(texts), cells, title=title or None, optional=optional, cut=cut)
         for row in shown:
             if row["status"] == "damaged":
                 print_text(row["reason"])
@@ -108,6 +110,18 @@ def print_list(
 def date_text(date: datetime) -> str:
     """Returns a date and time in UTC."""
     return f"{date.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _day(date: datetime) -> str:
+    return date_text(date).partition(" ")[0]
+
+
+def _time(date: datetime) -> str:
+    return date_text(date).partition(" ")[2]
+
+
+# The day stays where the time has no room.
+DATE_COLUMNS: Columns = {"date": ("date", _day), "time": ("date", _time)}
 
 
 def as_is(value: object) -> object:
@@ -125,7 +139,7 @@ def with_short_datasets(rows: Sequence[Row], column: str) -> list[Row]:
 _RUN_COLUMNS: Columns = {
     "run": ("run", as_is),
     "status": ("status", as_is),
-    "date": ("date", date_text),
+    **DATE_COLUMNS,
     "size": ("bytes", size_text),
     "seed": ("seed", as_is),
     "setting": ("setting", as_is),
@@ -138,21 +152,25 @@ _RUN_COLUMNS: Columns = {
 def runs(selection: "Selection", storage: str, as_json: bool) -> None:
     """Lists the runs in a storage, the newest last, with the settings that vary.
 
-    The date is when the training ended or, if it hasn't, when it began; the accuracy is that of the best epoch on the
-    validation split.
+    The date (UTC) is when the training ended or, if it hasn't, when it began; the accuracy is that of the best epoch on
+    the validation split. The runs of a grid show what varies within it. Where names are long, a long setting is cut,
+    and other columns give way; --json has all.
     """
     from mnist_ray.results.listing import run_rows
     from mnist_ray.results.schemas import TABLES
     from mnist_ray.storage.storage import open_storage
 
+    rows = run_rows(open_storage(storage))
+    what = ("setting", "status") if all(row["status"] == "finished" for row in rows) else ("status", "setting")
     print_list(
-        run_rows(open_storage(storage)),
+        rows,
         _RUN_COLUMNS,
         selection,
         as_json=as_json,
         empty=f"no runs in {storage}",
         known=TABLES["runs"].names,
-        optional=("setting", "date", "status", "seed", "size"),
+        optional=(*what, "seed", "time", "size"),
+        cut="setting",
         printed=_printed_runs,
     )
 
@@ -161,8 +179,13 @@ def _printed_runs(rows: Sequence[Row]) -> tuple[str, Sequence[Row]]:
     from mnist_ray.results.setting_words import varying_words
 
     whole = with_short_datasets([row for row in rows if row["status"] != "damaged"], "train_dataset")
-    common, varying = varying_words(whole)
-    words = {row["run"]: text for row, text in zip(whole, varying, strict=True)}
+    common, _ = varying_words(whole)
+    words: dict[str, str] = {}
+    for grid in {row["grid"] for row in whole}:
+        # A grid's name says what its runs share.
+        together = [row for row in whole if grid in (None, row["grid"])]
+        texts = zip(together, varying_words(together)[1], strict=True)
+        words |= {row["run"]: text for row, text in texts if row["grid"] == grid}
     has_seeds = len({row["seed"] for row in whole}) > 1
     lines = [
         {
@@ -181,7 +204,7 @@ def _printed_runs(rows: Sequence[Row]) -> tuple[str, Sequence[Row]]:
 _EVALUATION_COLUMNS: Columns = {
     "evaluation": ("evaluation", as_is),
     "status": ("status", as_is),
-    "date": ("date", date_text),
+    **DATE_COLUMNS,
     "size": ("bytes", size_text),
     "dataset": ("dataset", as_is),
     "split": ("split", as_is),
@@ -195,7 +218,8 @@ _EVALUATION_COLUMNS: Columns = {
 def evaluations(selection: "Selection", storage: str, as_json: bool) -> None:
     """Lists the committed evaluations in a storage, the newest last.
 
-    The date is when the evaluation began; of several runs, the lowest and the highest accuracy are shown.
+    The date (UTC) is when the evaluation began; of several runs, the lowest and the highest accuracy are shown. Where
+    names are long, other columns give way; --json has all.
     """
     from mnist_ray.results.listing import evaluation_rows
     from mnist_ray.storage.storage import open_storage
@@ -206,7 +230,7 @@ def evaluations(selection: "Selection", storage: str, as_json: bool) -> None:
         selection,
         as_json=as_json,
         empty=f"no evaluations in {storage}",
-        optional=("date", "status", "runs", "dataset", "split", "size"),
+        optional=("status", "runs", "time", "dataset", "split", "size"),
         printed=lambda rows: (
             "",
             with_short_datasets([{**row, "accuracy_max": _range(row)} for row in rows], "dataset"),

@@ -25,8 +25,8 @@ from mnist_ray.results.parquet import make_table
 from mnist_ray.results.schemas import TABLES
 from mnist_ray.storage.uri import check_uri
 
-# Of a default name: a list in 100 columns has room for it and an accuracy.
-_LONGEST_NAME = 80
+# Of a default name: a list in 100 columns has room for it, a date and a range of accuracies.
+_LONGEST_NAME = 69
 # Per part file: 256 MB. A process holds a few times as many while it evaluates a shard.
 _MOST_PROBABILITIES = 1 << 26
 # Of the images that one part file is made from.

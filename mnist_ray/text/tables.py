@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +15,7 @@ from mnist_ray.text.escape import printable
 
 # Columns of what is read as text: the lines of compare and report, wherever they are printed.
 READING_WIDTH = 100
+_LEAST_TEXT = 12
 # Of a value on a line of its own.
 _INDENT = 2
 # Name and texts.
@@ -68,6 +69,7 @@ def print_table(
     title: str | None = None,
     width: int | None = None,
     optional: Sequence[str] = (),
+    cut: str | None = None,
 ) -> None:
     """Prints a table with every value on one line; escapes markup and terminal commands.
 
@@ -81,13 +83,14 @@ def print_table(
       width: most columns, if the terminal has more.
       optional: names of columns that may be left out, the most important first: each is there if those before leave it
         room.
+      cut: an optional column whose texts are cut to the room that there is, if that is _LEAST_TEXT columns or more.
     """
     out = console()
     if width is not None and width < out.width:
         out.width = width
     names, rows = list(map(printable, names)), [list(map(printable, row)) for row in rows]
     columns = [(name, [row[place] for row in rows]) for place, name in enumerate(names)]
-    layout = _layout(columns, [*map(printable, optional)], out.width)
+    layout = _layout(columns, [*map(printable, optional)], cut, out.width)
     if title:
         _print_title(out, title)
     if layout is None:
@@ -106,7 +109,9 @@ def print_table(
         print_text(f"without {', '.join(lost)}, for which there is no room")
 
 
-def _layout(columns: Sequence[_Column], optional: Sequence[str], width: int) -> tuple[int, list[_Column]] | None:
+def _layout(
+    columns: Sequence[_Column], optional: Sequence[str], cut: str | None, width: int
+) -> tuple[int, list[_Column]] | None:
     """Returns the spaces between columns, and the columns for which there is room; None if it is not enough."""
     if _width(columns, gap=3) <= width:
         return 3, [*columns]
@@ -120,8 +125,17 @@ def _layout(columns: Sequence[_Column], optional: Sequence[str], width: int) -> 
     if _width(of(kept), gap=1) > width:
         return None
     for name in optional:
+        room = width - _width(of(kept), gap=1) - 1
+        if name == cut and room >= _LEAST_TEXT:
+            columns = [
+                (each, [_cut(text, room) for text in cells] if each == cut else cells) for each, cells in columns
+            ]
         kept |= {name} if _width(of({*kept, name}), gap=1) <= width else set()
     return 1 if _width(of(kept), gap=2) > width else 2, of(kept)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1).rstrip()}…"
 
 
 def _width(columns: Sequence[_Column], *, gap: int) -> int:

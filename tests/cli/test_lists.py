@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from mnist_ray.cli.lists import with_short_datasets
 from mnist_ray.cli.main import run_command
 from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.run_documents import read_run_document, with_checksum
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.grid_runs import train_without_ray
@@ -80,7 +82,7 @@ def test_runs_shows_the_settings_that_vary_and_once_what_all_share(
     assert lines[0].startswith("all: baseline, train dataset digits")
     assert "epochs 2" in lines[0]
     names = lines[2].split()
-    assert names == ["run", "status", "date", "size", "setting", "val", "accuracy"]
+    assert names == ["run", "status", "date", "time", "size", "setting", "val", "accuracy"]
     assert sum("dropout 0.3, no bn" in line or "no bn, dropout 0.3" in line for line in lines) == 1
     assert all("baseline" not in line and "seed" not in line for line in lines[1:])
     # Among both seeds, the seed varies too.
@@ -154,6 +156,88 @@ def test_no_line_is_longer_than_100_columns_and_no_name_is_broken(
         lines = printed(".", command, capsys=capsys)
         assert max(map(len, lines)) <= 100
         assert sum(name in line.split() for line in lines) == 1
+
+
+# The storage's own path is long; so are these names.
+_LONG_RUN = "dropout_batchnorm-photos-of-my-garden-wd1e-4-smoothing0.1-lr3e-4"
+
+
+def copied_run(storage: Path, run: str, name: str, **settings: Any) -> None:
+    """Leaves an unfinished run with some settings of another."""
+    document = read_run_document(open_storage(str(storage)), run)
+    config = {**document["config"], **settings}
+    content = with_checksum({**document, "run": name, "config": config})
+    (storage / "runs" / name).mkdir()
+    (storage / "runs" / name / "config.json").write_bytes(content)
+
+
+def test_a_list_of_long_names_keeps_names_dates_and_accuracies(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(storage)
+    run = listed(".", "runs", "--where", "grid=g", capsys=capsys)[0]["run"]
+    copied_run(storage, run, _LONG_RUN, dropout=0.5, label_smoothing=0.1, dataset="folder:/tmp/x/photos-of-my-garden")
+    lines = printed(".", "runs", capsys=capsys)
+    assert max(map(len, lines)) <= 100
+    assert sum(_LONG_RUN in line.split() for line in lines) == 1
+    for row in listed(".", "runs", capsys=capsys):
+        (line,) = (line.split() for line in lines if row["run"] in line.split())
+        if row["date"]:
+            assert row["date"][:10] in line
+        if row["best_val_accuracy"] is not None:
+            assert f"{row['best_val_accuracy']:.4f}" == line[-1]
+    (said,) = (line for line in lines if line.startswith("without "))
+    assert said == "without time, size, seed, setting, for which there is no room"
+    # The status is more than usual, as not all runs are finished.
+    assert any(line.split()[:4] == [_LONG_RUN, "0/2", "epochs", row["date"][:10]] for line in lines)
+
+
+def test_a_long_setting_is_cut_before_it_gives_way(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(storage)
+    rows = listed(".", "runs", "--where", "grid=g", capsys=capsys)
+    settings = {"label_smoothing": 0.12345, "weight_decay": 0.00012345, "learning_rate": 0.00012345}
+    copied_run(storage, rows[0]["run"], "x" * 50, **settings)
+    lines = printed(".", "runs", "--where", "dataset=digits", "--where", "status=unfinished", capsys=capsys)
+    (line,) = (line for line in lines if "x" * 50 in line)
+    assert "setting" not in line
+    lines = printed(".", "runs", capsys=capsys)
+    assert max(map(len, lines)) <= 100
+    (line,) = (line for line in lines if "x" * 50 in line)
+    assert "…" in line
+
+
+def test_the_runs_of_a_grid_show_what_varies_within_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = printed(trained, "runs", "--where", "grid=g", capsys=capsys)
+    together = printed(trained, "runs", capsys=capsys)
+    for row in listed(trained, "runs", "--where", "grid=g", capsys=capsys):
+        words = [{*next(line for line in lines if row["run"] in line.split()).split()} for lines in (alone, together)]
+        assert {*words[0]} <= {*words[1]}
+
+
+def test_a_data_set_of_ones_own_is_called_by_its_last_part(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name, _) = sorted(path.name for path in (storage / "evaluations").iterdir())
+    path = storage / "evaluations" / name / "_manifest.json"
+    manifest = json.loads(path.read_text())
+
+    def datasets(place: str) -> set[str]:
+        manifest["config"]["dataset"] = f"folder:{place}"
+        path.write_text(json.dumps(manifest))
+        assert manifest["config"]["dataset"] in {
+            row["dataset"] for row in listed(storage, "evaluations", capsys=capsys)
+        }
+        lines = printed(storage, "evaluations", "--where", f"evaluation={name}", capsys=capsys)
+        return {word for line in lines for word in line.split()}
+
+    assert "photos" in datasets("/tmp/h3/photos")
+    assert "/tmp/h3/photos" not in "".join(datasets("/tmp/h3/photos"))
+
+
+def test_two_data_sets_of_one_name_are_told_apart() -> None:
+    rows = [{"dataset": name} for name in ("mnist", "folder:/a/photos", "folder:/b/photos", "folder:/c/other")] + [{}]
+    short = with_short_datasets(rows, "dataset")
+    assert short == [{"dataset": name} for name in ("mnist", "folder:/a/photos", "folder:/b/photos", "other")] + [{}]
 
 
 def test_a_grid_counts_what_is_there_now(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
