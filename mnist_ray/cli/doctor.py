@@ -6,11 +6,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import click
-
 from mnist_ray.errors import ConfigError, MnistRayError
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.text.escape import printable
+from mnist_ray.text.tables import print_text
 
 
 def examine(storage: str, data_dir: Path, address: str | None) -> int:
@@ -37,7 +35,7 @@ def _report(name: str, check: Callable[[], str]) -> int:
     except ImportError as error:
         # A missing package is the user's to install, not a bug.
         text, code = str(error), ConfigError.exit_code
-    click.echo(f"{'FAIL' if code else 'ok  '} {name:8} {printable(text)}")
+    print_text(text, name=f"{'FAIL' if code else 'ok  '} {name:8} ")
     return code
 
 

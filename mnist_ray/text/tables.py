@@ -22,18 +22,19 @@ _INDENT = 2
 _Column = tuple[str, Sequence[str]]
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, *, name: str = "") -> None:
     """Prints text in lines of at most READING_WIDTH columns, broken between words; escapes terminal commands.
 
     A longer word, such as a URI, stays whole.
+
+    Args:
+      name: comes first; the other lines are indented by as much.
     """
-    print("\n".join(_lines(printable(text), READING_WIDTH)))
+    print("\n".join(_lines(printable(text), READING_WIDTH, name=name, indent=len(name))))
 
 
 def _lines(text: str, width: int, *, name: str = "", indent: int = 0) -> list[str]:
     first = f"{name:<{indent}}"
-    if _INDENT + len(text) <= width < indent + len(text):
-        return [name, f"{'':{_INDENT}}{text}"]
     lines = textwrap.wrap(
         text,
         width,
@@ -156,8 +157,14 @@ def _print_records(out: Console, names: Sequence[str], rows: Sequence[Sequence[s
     indent = max(map(len, names)) + 2
     for row in rows:
         pairs = zip(names, row, strict=True)
-        lines = [line for name, value in pairs for line in _lines(value, out.width, name=name, indent=indent)]
+        lines = [line for name, value in pairs for line in _record_lines(name, value, out.width, indent=indent)]
         out.print("\n".join(lines) + "\n", markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _record_lines(name: str, value: str, width: int, *, indent: int) -> list[str]:
+    if _INDENT + len(value) <= width < indent + len(value):
+        return [name, f"{'':{_INDENT}}{value}"]
+    return _lines(value, width, name=name, indent=indent)
 
 
 def _print_title(out: Console, title: str) -> None:

@@ -15,7 +15,11 @@ def doctor(data_dir: Path, storage: str) -> int:
 def test_a_machine_without_mnist_is_healthy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(tmp_path, str(tmp_path / "s")) == 0
     printed = capsys.readouterr().out
-    assert f"ok   data     no MNIST in {tmp_path}: the first run downloads it" in printed
+    assert f"ok data no MNIST in {tmp_path}: the first run downloads it" in " ".join(printed.split())
+    lines = printed.splitlines()
+    assert all(len(line) <= 100 or str(tmp_path) in line for line in lines)
+    # A line that goes on is indented.
+    assert {line[:14] for line in lines if not line.startswith(("ok ", "FAIL"))} <= {" " * 14}
     assert "FAIL" not in printed
 
 
@@ -23,7 +27,8 @@ def test_a_damaged_mnist_is_a_failure_of_the_data(tmp_path: Path, capsys: pytest
     for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
         (tmp_path / name).write_bytes(gzip.compress(b"no digits"))
     assert doctor(tmp_path, str(tmp_path / "s")) == 3
-    assert f"FAIL data     {tmp_path}/train-images-idx3-ubyte.gz: starts with" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"FAIL data {tmp_path}/train-images-idx3-ubyte.gz: starts with" in said
 
 
 def test_a_storage_that_cannot_be_written_is_told_with_its_code(
