@@ -17,7 +17,11 @@ from mnist_ray.storage.storage import check_uri, open_storage
 @click.option("--run", "runs", multiple=True, metavar="NAME", help="Copy this run; may be repeated, like the others.")
 @click.option("--grid", "grids", multiple=True, metavar="NAME", help="Copy this grid with its runs.")
 @click.option(
-    "--evaluation", "evaluations", multiple=True, metavar="NAME", help="Copy this evaluation, with its report."
+    "--evaluation",
+    "evaluations",
+    multiple=True,
+    metavar="NAME",
+    help="Copy this evaluation, with its report: its name, the beginning of its name, or latest.",
 )
 @click.option("--prediction", "predictions", multiple=True, metavar="NAME", help="Copy this prediction.")
 @click.option("--dry-run", is_flag=True, help="Only compare, and say what would be sent.")

@@ -13,6 +13,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
+from mnist_ray.config.names import dataset_name
 from mnist_ray.config.placement import on_cluster
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS
@@ -23,7 +24,7 @@ from mnist_ray.results.setting_words import setting_words
 from mnist_ray.storage.storage import without_secrets
 
 # MLflow accepts no longer ones.
-_DIGEST_LETTERS, _NAME_LETTERS = 36, 500
+_DIGEST_LETTERS = 36
 
 
 def origin_tags() -> dict[str, str]:
@@ -69,7 +70,7 @@ def dataset_input(dataset: str, sha256: str, *, context: str) -> DatasetInput:
     source = {"uri": place} if colon else {"tags": {MLFLOW_SOURCE_NAME: name}}
     source_type = "code" if not colon else "s3" if place.startswith("s3://") else "local"
     facts = Dataset(
-        name[:_NAME_LETTERS],
+        dataset_name(name),
         sha256[:_DIGEST_LETTERS],
         source_type,
         json.dumps(source),

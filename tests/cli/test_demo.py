@@ -1,6 +1,7 @@
 """The demo from end to end, and the commands that it suggests."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,9 @@ def test_the_demo_leaves_a_committed_evaluation_and_its_next_commands_can_be_typ
     shown = capfd.readouterr().out
     assert "Before and after regularization: digits, 355 test images, 1 seeds" in shown
     assert "weighted avg" in shown
+    # Of one seed there is no range.
+    assert not re.search(r"(\d\.\d{4})-\1", shown)
+    assert re.search(r" baseline .* \d\.\d{4} +- +\+0\.00 ", shown)
     (evaluation,) = Path(storage, "evaluations").iterdir()
     assert (evaluation / "_SUCCESS").is_file()
 

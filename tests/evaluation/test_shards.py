@@ -1,6 +1,7 @@
 """Evaluating without Ray: what the plan refuses, and what the tables say."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +92,11 @@ def test_the_name_depends_on_all_that_is_asked(
     code = make_plan(config, [checkpoint], examples).code_version
     short = hash_of(code=code, **own)[:8]
     assert make_plan(config, [checkpoint], examples).name == f"{checkpoint.run}-on-photos-test-{short}"
+    # A list has room for it.
+    config = EvaluationConfig(dataset=f"folder:/{'long-' * 9}", split="train", grid="g" * 32)
+    name = make_plan(config, [checkpoint], examples).name
+    assert re.fullmatch("g{26}-on-long-long-long-long-long-train-[0-9a-f]{8}", name)
+    assert len(name) == 69
 
 
 def test_metrics_of_many_shards_equal_those_of_plain_torch(

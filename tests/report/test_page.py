@@ -12,8 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
+from PIL import Image
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.report.findings import find
@@ -266,6 +268,28 @@ def test_a_browser_shows_all_of_it_without_a_complaint(
     # However many classes and whatever the width: a number in a matrix is as tall as small print.
     heights = "[...document.querySelectorAll('#confusion svg text')].map(e => e.getBoundingClientRect().height)"
     assert min(height for height in window.evaluate(heights) if height) > 6
+    window.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_is_wider_than_a_phone_shows_that_it_scrolls(
+    browser: "Browser", storage: str, evaluation: str, page: str, scheme: Any
+) -> None:
+    window = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    window.goto(Path(storage, "reports", evaluation, "report.html").as_uri())
+    table = window.locator('[aria-label="Table of settings"]')
+    assert table.evaluate("e => e.scrollWidth > e.clientWidth")
+
+    def shade() -> float:
+        """How much the right edge differs from the paper, where no text is: between two rows."""
+        with Image.open(io.BytesIO(table.screenshot())) as picture:
+            pixels = np.asarray(picture.convert("L"), dtype=float)
+        paper = np.median(pixels)
+        return float(np.median(np.abs(pixels[:, -2] - paper)))
+
+    assert shade() > 30
+    table.evaluate("e => { e.scrollLeft = e.scrollWidth }")
+    assert shade() < 2
     window.close()
 
 

@@ -208,7 +208,7 @@ def test_mlflow_resolves_the_source_of_a_data_set(dataset: str, source: dict[str
     made = dataset_input(dataset, 64 * "a", context="training").dataset
     resolved = mlflow.data.get_source(made)
     assert {"type": resolved._get_source_type(), "uri": resolved.to_dict()["uri"]} == source
-    assert (made.name, made.digest, json.loads(made.profile)) == (dataset, 36 * "a", {"sha256": 64 * "a"})
+    assert (made.name, made.digest, json.loads(made.profile)) == ("mine", 36 * "a", {"sha256": 64 * "a"})
 
 
 def test_setting_tags_are_what_differs_from_the_variant() -> None:
