@@ -156,6 +156,8 @@ def evaluate(
 
 
 def _print_outcome(outcome: "EvaluateOutcome", storage: str, grid_name: str | None, *, as_json: bool) -> None:
+    from mnist_ray.text.tables import print_text
+
     if as_json:
         said = ("uri", "already_done", "report", "metrics")
         facts = {"evaluation": outcome.name, **{name: getattr(outcome, name) for name in said}}
@@ -168,6 +170,6 @@ def _print_outcome(outcome: "EvaluateOutcome", storage: str, grid_name: str | No
 
         print_metrics(outcome.metrics)
     done = "was there already, nothing to do" if outcome.already_done else "committed"
-    click.echo(f"evaluation {outcome.name} {done}: {outcome.uri}")
+    print_text(f"evaluation {outcome.name} {done}: {outcome.uri}")
     if outcome.report:
-        click.echo(f"report: {outcome.report}")
+        print_text(f"report: {outcome.report}")

@@ -183,7 +183,7 @@ def _printed_runs(rows: Sequence[Row]) -> tuple[str, Sequence[Row]]:
     words: dict[str, str] = {}
     for grid in {row["grid"] for row in whole}:
         # A grid's name says what its runs share.
-        together = [row for row in whole if grid in (None, row["grid"])]
+        together = [row for row in whole if not grid or row["grid"] == grid]
         texts = zip(together, varying_words(together)[1], strict=True)
         words |= {row["run"]: text for row, text in texts if row["grid"] == grid}
     has_seeds = len({row["seed"] for row in whole}) > 1

@@ -191,6 +191,7 @@ def _small_words(plan: "PredictionPlan", beginning: str) -> str:
 
 def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out: int, as_json: bool) -> None:
     from mnist_ray.data.decoded_images import one_shade_words
+    from mnist_ray.text.tables import print_text
 
     summary = done.summary
     if done.first_error is not None:
@@ -223,7 +224,7 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
         source = "column label names" if summary.has_label_column else "folders name"
         click.echo(f"accuracy {summary.accuracy:.4f} on {summary.num_labelled} images, whose {source} their classes")
     state = "were there already, with the same content" if done.already_done else "committed"
-    click.echo(f"predictions {done.name} {state}: {done.uri}")
+    print_text(f"predictions {done.name} {state}: {done.uri}")
 
 
 def _print_counts(predicted: Counter[str]) -> None:

@@ -47,8 +47,8 @@ def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
     if grid.note:
         print_text(grid.note)
     if grid.uri:
-        click.echo(f"all effects: {grid.uri}")
-    click.echo(f"report: {made.uri}")
+        print_text(f"all effects: {grid.uri}")
+    print_text(f"report: {made.uri}")
 
 
 @click.command()
@@ -96,4 +96,4 @@ def compare(evaluation: str, baseline: str | None, margin: float, storage: str, 
         return
     print_findings(findings)
     if report.uri:
-        click.echo(f"all pairs: {report.uri}")
+        print_text(f"all pairs: {report.uri}")

@@ -335,6 +335,6 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
     for sentence in said:
         print_text(sentence)
     done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"
-    click.echo(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
+    print_text(f"grid {job.name}: {len(outcome.rows)} runs, {done}: {outcome.uri}/runs.parquet")
     say_next("evaluate", "--grid", job.name, "--storage", job.storage_uri, data_dir=data_dir)
     print_trackers(job.log, job.storage_uri)
