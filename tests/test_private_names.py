@@ -11,6 +11,7 @@ import torch
 
 import mnist_ray
 from mnist_ray import torch_private
+from mnist_ray.config.placement import RAY_JOB_VARIABLE
 from mnist_ray.optimizers.optimizers import OPTIMIZERS
 
 PACKAGE = Path(mnist_ray.__file__).parent
@@ -67,7 +68,7 @@ def test_private_names_are_used_in_one_file_each() -> None:
     }
     assert users == {
         "torch_private.py": {"_fused_adam_", "_fused_adamw_", "_foreach_add_"},
-        "cluster/ray_private.py": {"_common", "_private"},
+        "cluster/ray_private.py": {"_common", "_private", "_raylet"},
     }
 
 
@@ -106,3 +107,8 @@ def test_ray_has_the_names() -> None:
     assert "HEAD_NODE_RESOURCE_NAME =" in (folder / "_common/constants.py").read_text()
     assert 'kwargs.pop("_temp_dir"' in (folder / "_private/worker.py").read_text()
     assert "if not ray_constants.ENABLE_RAY_CLUSTER:" in (folder / "_private/services.py").read_text()
+    assert "class JobInfoStorageClient" in (folder / "dashboard/modules/job/common.py").read_text()
+    asks = (folder / "dashboard/utils.py").read_text()
+    assert "from ray._raylet import GcsClient" in asks
+    assert "def get_address_for_submission_client(address" in asks
+    assert f'{RAY_JOB_VARIABLE} = "{RAY_JOB_VARIABLE}"' in (folder / "_private/runtime_env/constants.py").read_text()

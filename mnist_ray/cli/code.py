@@ -8,7 +8,7 @@ from typing import Any
 
 from mnist_ray.cli.help import option
 from mnist_ray.config.own_code import given_code, giving, use_model
-from mnist_ray.config.requirements import JOB_VARIABLE
+from mnist_ray.config.placement import in_job
 from mnist_ray.errors import MnistRayError
 
 _code_option = option(
@@ -58,8 +58,5 @@ def with_own_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
 def code_words() -> list[str]:
     """Returns the options that give this command's code to another command."""
     # On a cluster, the code lies in the job's own folder.
-    names = [
-        code.package or (code.path.name if JOB_VARIABLE in os.environ else os.path.relpath(code.path))
-        for code in given_code()
-    ]
+    names = [code.package or (code.path.name if in_job() else os.path.relpath(code.path)) for code in given_code()]
     return [part for name in names for part in ("--code", name)]

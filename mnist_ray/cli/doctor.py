@@ -77,7 +77,7 @@ def _token(address: str | None) -> str:
 
 
 def _cluster(address: str) -> str:
-    from mnist_ray.submission import job_api
+    from mnist_ray.submission.connect import connect
 
-    job_api.connect(address)
+    connect(address)
     return f"{address}: answers"

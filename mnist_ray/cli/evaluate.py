@@ -20,9 +20,8 @@ from mnist_ray.cli.options import (
     data_folder,
     num_workers_option,
     storage_option,
-    submit_job,
-    target_cluster,
 )
+from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
@@ -134,9 +133,9 @@ def evaluate(
     if dataset is not None:
         chosen["dataset"] = absolute_dataset(dataset)
     config = make_config(EvaluationConfig, {"split": split, **chosen}, "evaluate")
-    target = target_cluster(cluster.address)
+    job_name = name or grid_name or (names[0] if names else "all-runs")
+    target = cluster_to_submit_to(cluster.address, name=job_name, storage=storage)
     if target:
-        job_name = name or grid_name or (names[0] if names else "all-runs")
         submit_job(
             target, context, {"dataset": config.dataset}, name=job_name, num_workers=num_workers, is_unique=False
         )

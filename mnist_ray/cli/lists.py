@@ -38,13 +38,17 @@ _options = (
     ),
     click.option("--reverse", is_flag=True, help="The largest, or newest, first."),
     click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N of the list."),
-    storage_option,
     as_json_option,
 )
 
 
 def list_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of a list; the command gets `selection`, storage and as_json."""
+    """Adds the options of a list of a storage's contents; the command gets `selection`, as_json and storage."""
+    return selection_options(storage_option(command))
+
+
+def selection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of any list; the command gets `selection` and as_json."""
 
     @wraps(command)
     def selecting(

@@ -1,5 +1,6 @@
 """The launcher: options -> config -> one call. Imports neither torch nor ray until a command needs them."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from mnist_ray.cli.grids import grids
 from mnist_ray.cli.help import Group, no_such_option
 from mnist_ray.cli.jobs import jobs
 from mnist_ray.cli.lists import evaluations, runs
-from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option, target_cluster
+from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option
 from mnist_ray.cli.plan import plan
 from mnist_ray.cli.predict import predict
 from mnist_ray.cli.publish import publish
@@ -88,8 +89,9 @@ def doctor(context: click.Context, storage: str, data_dir: str | None, address: 
     That is Python, torch, GPU, Ray, data, storage and cluster. Exits with the code of the first check that fails.
     """
     from mnist_ray.cli.doctor import examine
+    from mnist_ray.submission.address import resolve_address
 
-    context.exit(examine(storage, data_folder(data_dir), target_cluster(address)))
+    context.exit(examine(storage, data_folder(data_dir), resolve_address(address, os.environ)))
 
 
 cli.add_commands("Train and evaluate", (demo, train, tune, plan, evaluate, predict, reproduce))

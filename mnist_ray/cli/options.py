@@ -1,13 +1,10 @@
-"""Options that the launcher's commands share, and the submission of jobs."""
+"""Options that the launcher's commands share."""
 
 import functools
-import hashlib
-import json
 import math
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +14,11 @@ import click
 
 from mnist_ray.cli.code import code_words
 from mnist_ray.cli.help import Choice, option
-from mnist_ray.config.own_code import given_code, shipped
 from mnist_ray.config.placement import Placement
-from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
-from mnist_ray.interruption import Stop
-from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
-from mnist_ray.storage.storage import check_uri, open_storage
+from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
 
 DATASET_HELP = f"{', '.join(DATASETS)}, or your own: idx:FOLDER, folder:URI, parquet:URI."
@@ -33,8 +26,6 @@ DATASET_HELP = f"{', '.join(DATASETS)}, or your own: idx:FOLDER, folder:URI, par
 # One slash is enough: check_uri reports a missing second one.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
-# Options that only the launcher uses; a submitted job doesn't get them.
-_STAY_HERE = {"address", "code", "no_wait", "pip", "as_json"}
 # Parameters of train and tune that the shipped job.yaml replaces.
 IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
 
@@ -44,7 +35,7 @@ class ClusterOptions:
     """Values of the options that cluster_options adds.
 
     Attributes:
-      address: the option as given; see target_cluster.
+      address: the option as given; see cluster_to_submit_to.
       placement: where the workers run.
     """
 
@@ -59,7 +50,7 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_cluster(
         *arguments: Any,
         address: str | None,
-        no_wait: bool,  # noqa: ARG001  (submit_job reads these two from Click's context)
+        no_wait: bool,  # noqa: ARG001  (cli/submission.py reads these two from Click's context)
         pip: bool,  # noqa: ARG001
         device: str | None,
         resource_timeout: float,
@@ -186,119 +177,6 @@ def absolute_dataset(dataset: str) -> str:
     return dataset if not place or _SCHEME.match(place) else f"{kind}:{_expanded(place).absolute()}"
 
 
-def target_cluster(option: str | None) -> str | None:
-    """Returns the job API to submit to, or None to run here; a job on a cluster never submits another."""
-    from mnist_ray.submission.address import resolve_address
-
-    return None if JOB_VARIABLE in os.environ else resolve_address(option, os.environ)
-
-
-def needed_cluster(option: str | None) -> str:
-    """Returns the job API for a command that needs a cluster."""
-    target = target_cluster(option)
-    if target is None:
-        raise click.UsageError("--address: which cluster? Give --address URL or set RAY_API_SERVER_ADDRESS")
-    return target
-
-
-def forwarded(context: click.Context, replace: Mapping[str, Any]) -> list[str]:
-    """Returns the arguments, defaults included, with which a job does what this command was asked to do.
-
-    Args:
-      context: of the command that runs here; options about the submission itself are left out.
-      replace: parameter name -> the job's own value; None leaves the option out.
-    """
-    values = {**context.params, **replace}
-    # Hidden options are other forms of visible ones.
-    options = [each for each in context.command.params if isinstance(each, click.Option) and not each.hidden]
-    return [part for each in options if each.name not in _STAY_HERE for part in _typed(each, values[each.name])]
-
-
-def _typed(option: click.Option, value: Any) -> list[str]:
-    """Returns an option as typed on a command line."""
-    if value is None:
-        return []
-    if option.is_flag:
-        return (option.opts if value else option.secondary_opts)[:1]
-    return [part for each in (value if option.multiple else [value]) for part in (option.opts[0], str(each))]
-
-
-def submit_job(
-    target: str,
-    context: click.Context,
-    replace: Mapping[str, Any],
-    *,
-    name: str,
-    num_workers: int,
-    is_unique: bool = True,
-    config_yaml: str | None = None,
-) -> None:
-    """Submits the command that runs here as a job, prints its id and, unless --no-wait is given, follows it.
-
-    If the same job is already running, follows it and submits nothing.
-
-    Args:
-      target: the job API.
-      context: of the command; jobs/ has a script of its name.
-      replace: see `forwarded`; the storage is replaced here.
-      name: of the job's result; with the storage it makes the job's id.
-      num_workers: workers that must fit into the cluster at once.
-      is_unique: whether only one job of that name may run at a time; if not, the id includes a hash of the request.
-      config_yaml: text to ship as job.yaml.
-    """
-    from mnist_ray.submission import job_api
-    from mnist_ray.submission import submit as submission
-
-    given, uri = context.params, remote_storage(context.params["storage"])
-    line = forwarded(context, {**replace, "storage": uri})
-    codes = given_code()
-    files, code_variable = shipped(codes)
-    asked = digest(*line, config_yaml or "", *(code.sha256 for code in codes))
-    named = name if is_unique else f"{name}-{asked[:8]}"
-    client = job_api.connect(target)
-    with submission.stage_working_dir(config_yaml, pip=given["pip"], files=files) as working_dir:
-        submitted = submission.submit(
-            client,
-            script=str(context.command.name),
-            arguments=line,
-            working_dir=working_dir,
-            name=f"{context.command.name}-{named}-{digest(uri)[:8]}",
-            metadata={"run": named, "asked": asked},
-            resources={"GPU" if given["device"] == "gpu" else "CPU": num_workers},
-            local_storage=uri if open_storage(uri).is_local and not given["shared_storage"] else None,
-            variables={LAUNCHER_VARIABLE: command_line(), **code_variable},
-            pip=given["pip"],
-        )
-    if not submitted.is_new:
-        say(f"note: job {submitted.job_id} runs already; nothing was submitted", 0)
-    if not given["as_json"]:
-        click.echo(submitted.job_id)
-    code, has_ended = (0, False) if given["no_wait"] else follow_job(client, submitted.job_id, target)
-    if given["as_json"]:
-        end = {"exit_code": code} if has_ended else {}
-        click.echo(json.dumps({"job": submitted.job_id, "is_new": submitted.is_new, **end}))
-    sys.exit(code)
-
-
-def digest(*parts: str) -> str:
-    """Returns the hexadecimal SHA-256 of several texts."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def follow_job(client: Any, job_id: str, target: str) -> tuple[int, bool]:
-    """Shows a job's log until it ends; a signal leaves the job running.
-
-    Returns:
-      The exit code, and whether the job has ended with it.
-    """
-    from mnist_ray.submission.follow import follow, how_to_stop
-
-    try:
-        return follow(client, job_id, output=sys.stderr), True
-    except Stop as stop:
-        return say(how_to_stop(job_id, target), stop.code), False
-
-
 def print_trackers(log: Sequence[str], storage: str) -> None:
     """Prints how to view the trackers' logs."""
     if log:
@@ -306,20 +184,6 @@ def print_trackers(log: Sequence[str], storage: str) -> None:
 
         for command in how_to_look(log, open_storage(storage)):
             click.echo(f"look: {command}")
-
-
-def remote_storage(storage: str) -> str:
-    """Returns a storage's normalized URI for a job elsewhere, where a relative path would mean another folder.
-
-    Raises:
-      ConfigError: the URI breaks a rule; checked before submission, because everyone on the cluster can read it.
-    """
-    uri = check_uri(storage)
-    if "://" not in storage and not Path(storage).is_absolute():
-        raise click.UsageError(
-            f"--storage {storage!r}: with --address give s3://..., or an absolute path that every node has"
-        )
-    return uri
 
 
 def data_folder(option: str | None) -> Path:

@@ -14,9 +14,8 @@ from mnist_ray.cli.options import (
     as_json_option,
     cluster_options,
     storage_option,
-    submit_job,
-    target_cluster,
 )
+from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.config.names import check_name
 from mnist_ray.data.polarity import POLARITIES, never_inverted_reason
 from mnist_ray.text.escape import printable, say_line
@@ -115,7 +114,7 @@ def predict(
     check_name(run, "run")
     if name is not None:
         check_name(name)
-    target = target_cluster(cluster.address)
+    target = cluster_to_submit_to(cluster.address, name=name or run, storage=storage)
     if target:
         replace = {"images": _remote_images(images)}
         submit_job(target, context, replace, name=name or run, num_workers=num_workers, is_unique=False)

@@ -23,11 +23,10 @@ from mnist_ray.cli.options import (
     print_trackers,
     say_next,
     storage_option,
-    submit_job,
-    target_cluster,
 )
 from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
+from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.cli.worker_range import WorkerRange
 from mnist_ray.config.default_names import default_run_name
 from mnist_ray.config.names import check_name
@@ -137,7 +136,7 @@ def train(
         print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
         return
     least, most = num_workers
-    target = target_cluster(cluster.address)
+    target = cluster_to_submit_to(cluster.address, name=run, storage=storage)
     if target:
         text = yaml_text(config.model_dump(mode="json"))
         replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}

@@ -26,11 +26,10 @@ from mnist_ray.cli.options import (
     print_trackers,
     say_next,
     storage_option,
-    submit_job,
-    target_cluster,
 )
 from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
+from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.config.default_names import default_grid_name
 from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
 from mnist_ray.config.variants import VARIANTS
@@ -245,8 +244,9 @@ def tune(
         runs = expand(grid, name=grid_folder_name, max_runs=max_runs)
         if growth:
             check_comparable(runs)
-    target = target_cluster(cluster.address)
-    if target and not context.obj.get("plan"):
+    is_plan = context.obj.get("plan")
+    target = None if is_plan else cluster_to_submit_to(cluster.address, name=grid_folder_name, storage=storage)
+    if target:
         replace = {**IN_JOB_YAML, "grid_name": "./job.yaml", "seeds": None, "name": grid_folder_name}
         submit_job(
             target, context, replace, name=grid_folder_name, num_workers=workers_per_run or 1,
@@ -274,7 +274,7 @@ def tune(
         log=log,
         placement=cluster.placement,
     )
-    if context.obj.get("plan"):
+    if is_plan:
         from mnist_ray.jobs.estimate import plan_grid
 
         print_plan(plan_grid(job), grid_folder_name, as_json=as_json)

@@ -1,11 +1,20 @@
-"""Submits jobs with Ray's own client, which uploads the code; submission/ uses plain HTTP for all other requests."""
+"""Submits jobs with Ray's own client, which uploads the code, and names the job that this process is.
 
+submission/ uses plain HTTP for all other requests.
+"""
+
+import json
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
+
+from mnist_ray.cluster.ray_private import add_job_metadata
+from mnist_ray.config.placement import RAY_JOB_VARIABLE
+from mnist_ray.text.escape import say_line
 
 
 def send_job(
@@ -31,3 +40,18 @@ def send_job(
         )
     except AuthenticationError as error:
         raise RuntimeError(str(error)) from error
+
+
+def name_job(name: str) -> None:
+    """Stores the name of its result with the job that this process is, unless it was submitted with one.
+
+    A job that can't be named runs all the same; a line on stderr says so.
+    """
+    metadata = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}")).get("metadata", {})
+    job_id = metadata.get("job_submission_id")
+    if job_id is None or "run" in metadata:
+        return
+    try:
+        add_job_metadata(os.environ["RAY_ADDRESS"], job_id, {"run": name})
+    except (RuntimeError, RayError) as error:
+        say_line(f"warning: the list of jobs shows this job without its name: {' '.join(str(error).split())[:300]}")

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from mnist_ray.config.requirements import JOB_VARIABLE
 
+# Ray's variable for the entry point of a job: JSON with the job's runtime_env and metadata.
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
 
 class Workers(NamedTuple):
     """Fewest and most workers that share a run."""
@@ -44,10 +47,15 @@ def not_shared(uri: str, num_nodes: int) -> str:
     )
 
 
+def in_job() -> bool:
+    """Tells whether this process is a job on a cluster, by either mark: jobs/*.py's own, or Ray's."""
+    return JOB_VARIABLE in os.environ or RAY_JOB_VARIABLE in os.environ
+
+
 def on_cluster() -> bool:
     """Tells whether this process is a job on a cluster, where Ray sets RAY_ADDRESS to the cluster's own address.
 
     A RAY_ADDRESS set by the user, or the address of a job API, doesn't make a local command a job.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    return JOB_VARIABLE in os.environ and bool(address) and not address.startswith(("http://", "https://"))
+    return in_job() and bool(address) and not address.startswith(("http://", "https://"))

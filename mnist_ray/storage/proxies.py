@@ -24,6 +24,26 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def is_this_machine(url: str) -> bool:
+    """Tells whether a URL's host is this machine, by a loopback or by one of its addresses in a network.
+
+    The name of a host counts only if it is the loopback's: it may lead elsewhere at the next request.
+    """
+    if is_loopback(url):
+        return True
+    try:
+        address = ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    # Sends nothing. To an address of its own, and to no other, a machine speaks from that address.
+    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(address), 9))
+        except OSError:
+            return False
+        return ipaddress.ip_address(probe.getsockname()[0]) == address
+
+
 def proxy_of(url: str) -> str | None:
     """Returns the proxy for requests to a URL, None if they go there directly.
 

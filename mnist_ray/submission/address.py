@@ -8,10 +8,11 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from mnist_ray.errors import ClusterError, ConfigError
-from mnist_ray.storage.proxies import is_loopback
+from mnist_ray.storage.proxies import is_this_machine
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+AUTO = "auto"
 _LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 _HOW_TO_WRITE_IT = "write it as http://HOST:PORT, the dashboard of the cluster's head (port 8265 unless changed)"
 
@@ -25,15 +26,15 @@ class Token:
 
 
 def resolve_address(option: str | None, environ: Mapping[str, str]) -> str | None:
-    """Returns the URL of the job API that a command talks to.
+    """Returns the URL of the job API that a command talks to, or of a server that knows it; see connect.
 
     Args:
       option: the value of --address; it overrides the environment.
       environ: the environment, read for RAY_API_SERVER_ADDRESS and then RAY_ADDRESS.
 
     Returns:
-      http://HOST:PORT or https://HOST:PORT, perhaps with a path, without a trailing slash; None to run on this machine
-      without a cluster, if no address is given or it is 'local'.
+      http://HOST:PORT or https://HOST:PORT, perhaps with a path, without a trailing slash; 'auto' for the Ray that runs
+      on this machine; None to run on this machine without a cluster, if no address is given or it is 'local'.
 
     Raises:
       ConfigError: the address is not a job API's, or it carries credentials.
@@ -58,8 +59,8 @@ def variable_of(address: str, environ: Mapping[str, str]) -> str | None:
 def _normalize(text: str, setting: str) -> str | None:
     if text == "local":
         return None
-    if text == "auto":
-        return _LOCAL_DASHBOARD
+    if text == AUTO:
+        return AUTO
     # Check first: urlsplit silently drops line breaks.
     if not re.fullmatch(r"[!-~]+", text):
         raise ConfigError(f"{setting}={text!r}: an address has no spaces or control characters; {_HOW_TO_WRITE_IT}")
@@ -100,8 +101,8 @@ def read_token(environ: Mapping[str, str] = os.environ, *, address: str = _LOCAL
     Args:
       environ: read for RAY_AUTH_TOKEN, then RAY_AUTH_TOKEN_PATH (a file), then HOME/.ray/auth_token.
         RAY_AUTH_MODE=disabled means no token; without a mode, any token found is used.
-      address: URL of the job API. The file in HOME, which every local Ray creates, is sent to other machines only with
-        RAY_AUTH_MODE=token, as Ray's own client does.
+      address: of the job API, as from resolve_address. The file in HOME, which every local Ray creates, is sent to
+        other machines only with RAY_AUTH_MODE=token, as Ray's own client does.
 
     Raises:
       ClusterError: the named file can't be read, its content is not a token, or RAY_AUTH_MODE=token finds none.
@@ -115,11 +116,16 @@ def read_token(environ: Mapping[str, str] = os.environ, *, address: str = _LOCAL
         return _check_token(_read_file(path, "RAY_AUTH_TOKEN_PATH"), f"RAY_AUTH_TOKEN_PATH={path}")
     is_asked_for = environ.get("RAY_AUTH_MODE", "").lower() == "token"
     path = Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
-    if path.exists() and (is_asked_for or is_loopback(address)):
+    if path.exists() and (is_asked_for or is_here(address)):
         return _check_token(_read_file(path, "token file"), str(path))
     if is_asked_for:
         raise ClusterError(f"RAY_AUTH_MODE=token: no token was found; give one in {WHERE_TOKENS_ARE}")
     return None
+
+
+def is_here(address: str) -> bool:
+    """Tells whether an address, as from resolve_address, is this machine's."""
+    return address == AUTO or is_this_machine(address)
 
 
 def _read_file(path: Path, setting: str) -> str:

@@ -30,10 +30,16 @@ SILENCE_S = 60.0
 EXIT_STOPPED = 143
 
 
-def follow(client: JobClient, job_id: str, *, output: TextIO) -> int:
+def follow(client: JobClient, job_id: str, *, output: TextIO, tail: int | None = None) -> int:
     """Writes a job's log as it grows, until the job ends, and returns the job's exit code.
 
     Resumes the log after a lost connection; the job is not affected. Ctrl-C stops the following, not the job.
+
+    Args:
+      client: of the job's cluster.
+      job_id: the job.
+      output: where the log goes.
+      tail: number of lines of the log so far to write; None for all of them.
 
     Returns:
       The exit code of the job's process, 128 + n if signal n ended it; 143 if the job was stopped.
@@ -43,7 +49,8 @@ def follow(client: JobClient, job_id: str, *, output: TextIO) -> int:
       ConfigError: the cluster doesn't know the job.
     """
     job = job_status(client, job_id)
-    writer = _LogWriter(output)
+    log = "" if tail is None else job_logs(client, job_id)
+    writer = _LogWriter(output, num_to_leave_out=len(log) - len(last_lines(log, tail)))
     lost_since: float | None = None
     while not job.has_ended:
         asyncio.run(_tail_log(client, job_id, writer))
@@ -60,12 +67,18 @@ def follow(client: JobClient, job_id: str, *, output: TextIO) -> int:
     return _exit_code(job)
 
 
+def last_lines(log: str, count: int | None) -> str:
+    """Returns the last lines of a log; all of them if count is None."""
+    lines = log.splitlines(keepends=True)
+    return "".join(lines if count is None else lines[max(len(lines) - count, 0) :])
+
+
 class _LogWriter:
     """Writes each character of a log once, although every reconnection sends the log from its beginning."""
 
-    def __init__(self, output: TextIO) -> None:
+    def __init__(self, output: TextIO, *, num_to_leave_out: int = 0) -> None:
         self._output = output
-        self._num_written = 0
+        self._num_written = num_to_leave_out
         self._num_to_skip = 0
 
     def restart(self) -> None:

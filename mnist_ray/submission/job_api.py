@@ -1,21 +1,22 @@
-"""Ray's job API over HTTP: connects to a cluster's dashboard, lists jobs, reads their state and logs, stops them."""
+"""Ray's job API over HTTP: lists a cluster's jobs, reads their state and logs, stops and deletes them."""
 
 import asyncio
 import io
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from mnist_ray.errors import ClusterError, ConfigError
-from mnist_ray.storage.proxies import is_loopback, proxy_of, without_password
-from mnist_ray.submission.address import WHERE_TOKENS_ARE, Token, read_token, variable_of
+from mnist_ray.errors import ClusterError, ConfigError, ConflictError
+from mnist_ray.storage.proxies import proxy_of, without_password
+from mnist_ray.submission.address import WHERE_TOKENS_ARE, Token, is_here
 from mnist_ray.text.escape import say_line
 
 # aiohttp rounds up to the next second, so the timeout is at most 15 s.
@@ -89,9 +90,19 @@ class Job:
         """Whether the status is final."""
         return self.status in _TERMINAL
 
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the job's submission to its end, or until now."""
+        end = self.end_time_s if self.has_ended else time.time()
+        return end - self.start_time_s if end and self.start_time_s else None
+
 
 class Unreachable(ClusterError):
     """No HTTP answer; a retry may help."""
+
+
+class NoHttp(Unreachable):
+    """A server that speaks something else, as a cluster's GCS does."""
 
 
 class NotReady(ClusterError):
@@ -129,53 +140,9 @@ def while_starting(ask: Callable[[], _Answer]) -> _Answer:
         time.sleep(_PAUSE_S)
 
 
-def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClient:
-    """Returns a client of a cluster's job API once the cluster has answered.
-
-    Without a token, no request goes to another machine unless RAY_AUTH_MODE=disabled; a proxy never sees the token.
-
-    Args:
-      address: the result of resolve_address. Ray's own address variables are not read.
-      environ: where to look for the token.
-
-    Raises:
-      ClusterError: no answer within 15 s, a missing or wrong token, or a server that is not a Ray dashboard.
-    """
-    client = JobClient(address, read_token(environ, address=address))
-    if client.token is None and not is_loopback(address):
-        _check_open_on_purpose(address, environ)
-    variable = variable_of(address, environ)
-    named, remedy = (f"{variable}={address}", f"; correct or unset {variable}") if variable else (address, "")
-    via = _via(client.proxy())
-    if client.token and urlsplit(address).scheme == "http" and not is_loopback(address):
-        say_line(f"warning: {address}: the token travels in plain text; use https or a tunnel on an open network")
-    try:
-        status, text = _request(client, "GET", "/api/version", timeout_s=CONNECT_TIMEOUT_S)
-    except Unreachable as error:
-        raise Unreachable(f"{named}{str(error).removeprefix(address)}{remedy}") from None
-    ray_version = _json_object(text).get("ray_version")
-    if status != 200 or not isinstance(ray_version, str):
-        raise ClusterError(
-            f"{named}: answered HTTP {status}{via} and is not a Ray dashboard; "
-            f"give the dashboard of the cluster's head, usually http://HOST:8265{remedy}"
-        )
-    return replace(client, ray_version=ray_version)
-
-
-def _via(proxy: str | None) -> str:
+def via(proxy: str | None) -> str:
+    """Returns the words for the proxy of a request."""
     return f" through the proxy {without_password(proxy)}" if proxy else ""
-
-
-def _check_open_on_purpose(address: str, environ: Mapping[str, str]) -> None:
-    """Refuses another machine's job API without a token unless RAY_AUTH_MODE=disabled."""
-    if environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
-        raise ClusterError(
-            f"{address}: another machine, and no token was found for it; give this cluster's token in RAY_AUTH_TOKEN "
-            "or RAY_AUTH_TOKEN_PATH, or use a tunnel to this machine (RAY_AUTH_MODE=disabled connects without a token)"
-        )
-    say_line(
-        f"warning: {address}: RAY_AUTH_MODE=disabled: anyone who reaches this address can run any code on the cluster"
-    )
 
 
 def jobs_list(client: JobClient) -> list[Job]:
@@ -222,6 +189,23 @@ def job_stop(client: JobClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
         get_json(client, f"{job_path(job_id)}/stop", job_id=job_id, method="POST")
         time.sleep(0.5)
     return job
+
+
+def job_delete(client: JobClient, job_id: str) -> None:
+    """Deletes the cluster's record and log of a job that has ended.
+
+    Raises:
+      ConfigError: the cluster doesn't know the job.
+      ConflictError: the job has not ended.
+      ClusterError: the cluster does not answer.
+    """
+    job = job_status(client, job_id)
+    if not job.has_ended:
+        raise ConflictError(
+            f"job {job_id!r}: is {job.status}, and only a job that has ended can be deleted; "
+            f"stop it with 'mnist-ray jobs stop {shlex.quote(job_id)} --address {client.address}'"
+        )
+    get_json(client, job_path(job_id), job_id=job_id, method="DELETE")
 
 
 def job_path(job_id: str) -> str:
@@ -273,7 +257,7 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
     """
 
     def ask() -> tuple[int, str]:
-        status, text = _request(client, method, path, timeout_s=REQUEST_TIMEOUT_S)
+        status, text = request(client, method, path, timeout_s=REQUEST_TIMEOUT_S)
         if status >= 500 and is_not_ready(text):
             raise NotReady(f"{client.address}{path}: HTTP {status}: {last_line(text)}.")
         return status, text
@@ -285,14 +269,20 @@ def get_json(client: JobClient, path: str, *, job_id: str | None = None, method:
             f"'mnist-ray jobs list --address {client.address}' shows those it knows"
         )
     if status != 200:
-        raise ClusterError(f"{client.address}{path}: HTTP {status}{_via(client.proxy())}: {last_line(text)}")
+        raise ClusterError(f"{client.address}{path}: HTTP {status}{via(client.proxy())}: {last_line(text)}")
     try:
         return json.loads(text)
     except ValueError:
         raise ClusterError(f"{client.address}{path}: the answer is not JSON: {last_line(text)}") from None
 
 
-def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
+def request(client: JobClient, method: str, path: str, *, timeout_s: float) -> tuple[int, str]:
+    """Sends a request and returns the answer's status and text.
+
+    Raises:
+      Unreachable: no HTTP answer.
+      ClusterError: the token is refused, or a proxy would see it.
+    """
     proxy = client.proxy()
 
     async def fetch() -> tuple[int, str]:
@@ -308,12 +298,15 @@ def _request(client: JobClient, method: str, path: str, *, timeout_s: float) -> 
         status, text = asyncio.run(fetch())
     except TimeoutError:
         raise Unreachable(
-            f"{client.address}: no answer within {timeout_s:g} s{_via(proxy)}; check the address"
+            f"{client.address}: no answer within {timeout_s:g} s{via(proxy)}; check the address"
         ) from None
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"{client.address}: no Ray dashboard reached{_via(proxy)}: {_reason(error)}") from None
+        is_http = isinstance(error, aiohttp.ClientHttpProxyError) or not isinstance(error, aiohttp.ClientResponseError)
+        raise (Unreachable if is_http else NoHttp)(
+            f"{client.address}: no Ray dashboard reached{via(proxy)}: {_reason(error)}"
+        ) from None
     if status in (401, 403):
-        raise ClusterError(_token_message(client, status))
+        raise ClusterError(refused_token(client, f"HTTP {status}{via(proxy)}"))
     return status, text
 
 
@@ -328,19 +321,11 @@ def _reason(error: Exception) -> str:
     return last_line(str(error))
 
 
-def _token_message(client: JobClient, status: int) -> str:
+def refused_token(client: JobClient, answer: str) -> str:
+    """Returns the message that a cluster wants a token, or another one."""
     fault = f"wrong token in {client.token.source}" if client.token else "a token is needed and none was found"
-    condition = "" if is_loopback(client.address) else ", which only RAY_AUTH_MODE=token sends to another machine"
-    answered = f"{client.address}: HTTP {status}{_via(client.proxy())}"
-    return f"{answered}: {fault}; give this cluster's token in {WHERE_TOKENS_ARE}{condition}"
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    condition = "" if is_here(client.address) else ", which only RAY_AUTH_MODE=token sends to another machine"
+    return f"{client.address}: {answer}: {fault}; give this cluster's token in {WHERE_TOKENS_ARE}{condition}"
 
 
 def last_line(text: str) -> str:

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from mnist_ray.cli.main import cli
-from mnist_ray.cli.options import forwarded
+from mnist_ray.cli.submission import forwarded
 from mnist_ray.data.datasets import DATASETS
 
 LAUNCHER_ALONE = {"address", "no_wait", "pip", "as_json"}

@@ -26,14 +26,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
+def submit_plainly(head: RayHead, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in head.environment.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address]
+    command += ["--working-dir", ".", "--", *entrypoint]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
 def test_plain_ray_job_submit_trains_from_the_checkout_and_the_launcher_returns_a_jobs_own_exit_code(
     shared_head: RayHead, tmp_path: Path
 ) -> None:
     train = ["--dataset", "digits", "--epochs", "1", "--name", "a", "--storage", str(tmp_path)]
-    environment = {name: value for name, value in shared_head.environment.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", shared_head.address]
-    command += ["--working-dir", ".", "--", "python", "jobs/train.py", "--variant", "baseline", *train]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    done = submit_plainly(shared_head, "python", "jobs/train.py", "--variant", "baseline", *train)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a is finished" in done.stdout
     assert (tmp_path / "runs/a/best/model.safetensors").is_file()
@@ -44,10 +48,29 @@ def test_plain_ray_job_submit_trains_from_the_checkout_and_the_launcher_returns_
     job_id = conflict.output.strip()
     assert job_id.startswith("train-a-")
     listed = launch(shared_head, "jobs", "list", "--json")
-    jobs = {row["job"]: row for row in json.loads(listed.output)}
-    assert (jobs[job_id]["status"], jobs[job_id]["run"]) == ("FAILED", "a")
+    plain, launched = (next(row for row in json.loads(listed.output) if start in row["job"]) for start in ("ray", "a-"))
+    assert (launched["job"], launched["status"], launched["run"]) == (job_id, "FAILED", "a")
+    assert (plain["status"], plain["run"]) == ("SUCCEEDED", "a")
     logs = launch(shared_head, "jobs", "logs", job_id)
     assert "exists with another config" in logs.output
+
+
+def test_the_launcher_itself_is_an_entry_point_that_runs_on_its_cluster(shared_head: RayHead, tmp_path: Path) -> None:
+    train = ["mnist-ray", "train", "--dataset", "digits", "--epochs", "1"]
+    relative = submit_plainly(shared_head, *train)
+    assert "--storage 'results': in a job on a cluster give s3://..., or an absolute path" in relative.stdout
+    # The address of a cluster in a job that runs on another one.
+    done = submit_plainly(shared_head, *train, "--storage", str(tmp_path), "--address", "http://127.0.0.1:9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note: this process is a job on a cluster: the command runs here" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    lineage = json.loads((folder / "best/checkpoint.json").read_text())["lineage"]
+    assert lineage["command_line"].startswith("mnist-ray train --dataset digits")
+    jobs = json.loads(launch(shared_head, "jobs", "list", "--json").output)
+    # In a job, its own cluster is the one that is asked.
+    asked = submit_plainly(shared_head, "mnist-ray", "jobs", "list", "--json")
+    assert f'"run": "{folder.name}"' in asked.stdout, asked.stdout
+    assert {job["status"] for job in jobs if job["run"] == folder.name} == {"SUCCEEDED"}
 
 
 @pytest.mark.parametrize("pip", [[], pytest.param(["--pip"], marks=pytest.mark.series)], ids=["", "pip"])

@@ -16,7 +16,8 @@ import pytest
 from ray.tune.execution import class_cache
 
 from mnist_ray.errors import ClusterError
-from mnist_ray.submission.job_api import connect, jobs_list
+from mnist_ray.submission.connect import connect
+from mnist_ray.submission.job_api import jobs_list
 from tests.support.processes import written_so_far
 from tests.support.ray_head import RayHead, ray_head
 from tests.test_security import CANARIES, FILES, files_below, leaks

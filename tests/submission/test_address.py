@@ -15,7 +15,7 @@ from mnist_ray.submission.address import read_token, resolve_address
         ("https://head.example/ray/", "https://head.example/ray"),
         ("10.0.0.7:8265", "http://10.0.0.7:8265"),
         ("[::1]:8265", "http://[::1]:8265"),
-        ("auto", "http://127.0.0.1:8265"),
+        ("auto", "auto"),
         ("local", None),
     ],
 )

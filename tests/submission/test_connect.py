@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.errors import ClusterError
+from mnist_ray.submission import connect as connecting
 from mnist_ray.submission import job_api
-from mnist_ray.submission.job_api import JobClient, connect, jobs_list
+from mnist_ray.submission.connect import connect
+from mnist_ray.submission.job_api import JobClient, jobs_list
 from mnist_ray.submission.submit import check_resources
 from tests.support.dashboard import VERSION, Dashboard
 
@@ -99,8 +101,8 @@ def silent_listener() -> Iterator[str]:
 def test_a_listener_that_never_answers_is_given_up(
     no_token: dict[str, str], silent_listener: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert job_api.CONNECT_TIMEOUT_S == 14.0
-    monkeypatch.setattr(job_api, "CONNECT_TIMEOUT_S", 0.5)
+    assert connecting.CONNECT_TIMEOUT_S == 14.0
+    monkeypatch.setattr(connecting, "CONNECT_TIMEOUT_S", 0.5)
     with pytest.raises(ClusterError, match=f"{silent_listener}: no answer within 0.5 s; check the address"):
         connect(silent_listener, environ=no_token)
 
@@ -123,7 +125,7 @@ def test_something_that_does_not_speak_http_is_not_a_dashboard(no_token: dict[st
 def test_a_token_in_plain_text_to_another_machine_is_warned_of(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_api, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connecting, "CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(ClusterError):
         connect("http://192.0.2.254:9", environ={"RAY_AUTH_TOKEN": "abc"})
     assert capsys.readouterr().err == (
@@ -135,7 +137,7 @@ def test_a_token_in_plain_text_to_another_machine_is_warned_of(
 def test_another_machine_is_sent_nothing_without_a_token(
     no_token: dict[str, str], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    monkeypatch.setattr(job_api, "_request", lambda *_, **__: pytest.fail("something was sent"))
+    monkeypatch.setattr(connecting, "request", lambda *_, **__: pytest.fail("something was sent"))
     with pytest.raises(ClusterError) as caught:
         connect(address, environ=no_token)
     assert caught.value.exit_code == 5
@@ -154,7 +156,7 @@ def test_another_machine_without_tokens_is_warned_of_where_the_person_says_so(
         sent.append((path, client.headers))
         return VERSION[path]
 
-    monkeypatch.setattr(job_api, "_request", request)
+    monkeypatch.setattr(connecting, "request", request)
     connect("http://192.0.2.254:8265", environ={**no_token, "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "abc"})
     assert sent == [("/api/version", {})]
     assert capsys.readouterr().err == (

@@ -16,7 +16,7 @@ from requests.utils import should_bypass_proxies
 from mnist_ray.errors import ClusterError
 from mnist_ray.storage.proxies import keep_off_proxies, proxy_of, without_password
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.submission.job_api import connect
+from mnist_ray.submission.connect import connect
 from mnist_ray.submission.submit import _api_server
 
 VERSION = '{"ray_version": "2.60.0"}'

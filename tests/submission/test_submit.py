@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mnist_ray.cli.options import remote_storage
+from mnist_ray.cli.submission import remote_storage
 from mnist_ray.errors import ClusterError, StorageError
 from mnist_ray.submission import job_api
 from mnist_ray.submission.job_api import JobClient

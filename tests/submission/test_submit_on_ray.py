@@ -16,8 +16,9 @@ from ray.job_submission import JobSubmissionClient
 
 from mnist_ray.errors import ClusterError, ConfigError, ConflictError
 from mnist_ray.submission import submit as submission
+from mnist_ray.submission.connect import connect
 from mnist_ray.submission.follow import follow
-from mnist_ray.submission.job_api import JobClient, connect, job_logs, job_status, job_stop, jobs_list
+from mnist_ray.submission.job_api import JobClient, job_logs, job_status, job_stop, jobs_list
 from mnist_ray.submission.submit import stage_working_dir
 from tests.support.ray_head import RayHead
 
