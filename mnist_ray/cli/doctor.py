@@ -67,17 +67,14 @@ def _storage(uri: str) -> str:
 
 
 def _token(address: str | None) -> str:
-    from mnist_ray.submission.address import read_token
+    from mnist_ray.submission.address import token_text
 
-    return (
-        "found"
-        if (read_token(address=address) if address else read_token())
-        else "none; a cluster with token authentication needs RAY_AUTH_TOKEN or ~/.ray/auth_token"
-    )
+    return token_text(address)
 
 
 def _cluster(address: str) -> str:
     from mnist_ray.submission.connect import connect
 
-    connect(address)
-    return f"{address}: answers"
+    client = connect(address)
+    named = "" if client.address == address else f"{address}: "
+    return f"{named}{client.address} answers, with Ray {client.ray_version}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mnist_ray.results.listing import Selection
     from mnist_ray.submission.job_api import Job, JobClient
 
+_address_option = address_option("The Ray cluster to ask", otherwise="none; in a job, its own cluster")
 _STATUSES = ("pending", "running", "succeeded", "failed", "stopped")
 _COLUMNS: Columns = {
     "job": ("job", as_is),
@@ -39,7 +40,7 @@ def jobs() -> None:
 @jobs.command("list")
 @click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only those with this status.")
 @selection_options
-@address_option
+@_address_option
 def jobs_list(selection: "Selection", status: str | None, as_json: bool, address: str | None) -> None:
     """Lists the cluster's jobs, the newest last: when each was submitted, how long it has taken, what it makes."""
     from mnist_ray.submission import job_api
@@ -52,7 +53,7 @@ def jobs_list(selection: "Selection", status: str | None, as_json: bool, address
 
 @jobs.command("status")
 @click.argument("job_id")
-@address_option
+@_address_option
 @as_json_option
 def jobs_status(job_id: str, address: str | None, as_json: bool) -> None:
     """Prints one job's status, times, exit code and entry point."""
@@ -72,7 +73,7 @@ def jobs_status(job_id: str, address: str | None, as_json: bool) -> None:
 @click.argument("job_id")
 @click.option("--follow", is_flag=True, help="Follow the log until the job ends, and exit with its code.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines of the log so far.")
-@address_option
+@_address_option
 @click.pass_context
 def jobs_logs(context: click.Context, job_id: str, follow: bool, tail: int | None, address: str | None) -> None:
     """Prints one job's log."""
@@ -88,7 +89,7 @@ def jobs_logs(context: click.Context, job_id: str, follow: bool, tail: int | Non
 
 @jobs.command("stop")
 @click.argument("job_id")
-@address_option
+@_address_option
 def jobs_stop(job_id: str, address: str | None) -> None:
     """Stops one job and waits until it has ended; the same job, submitted again, goes on."""
     from mnist_ray.submission import job_api
@@ -99,7 +100,7 @@ def jobs_stop(job_id: str, address: str | None) -> None:
 
 @jobs.command("delete")
 @click.argument("job_ids", nargs=-1, required=True)
-@address_option
+@_address_option
 def jobs_delete(job_ids: Sequence[str], address: str | None) -> None:
     """Deletes the cluster's records and logs of jobs that have ended; their results stay in the storage."""
     from mnist_ray.submission import job_api

@@ -81,7 +81,7 @@ def demo(storage: str, epochs: int, seeds: int) -> None:
 @click.command()
 @storage_option
 @data_dir_option
-@address_option
+@address_option("Check this Ray cluster too", otherwise="none")
 @click.pass_context
 def doctor(context: click.Context, storage: str, data_dir: str | None, address: str | None) -> None:
     """Checks what works here and says how to fix the rest.

@@ -91,15 +91,29 @@ data_dir_option = option(
     metavar="FOLDER",
     help="Folder of the data sets; downloads go there too.  [default: $MNIST_RAY_DATA, or the user's cache folder]",
 )
-address_option = option(
-    "--address",
-    group="Where it runs",
-    metavar="URL",
-    help="Submit to the Ray cluster with this job API, such as http://127.0.0.1:8265.  "
-    "[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, or else this machine]",
-)
+
+
+def address_option(what: str, *, otherwise: str) -> Callable[[Callable[..., Any]], Any]:
+    """Returns the option --address.
+
+    Args:
+      what: what the command does with the cluster.
+      otherwise: what it does without one.
+    """
+    return option(
+        "--address",
+        group="Where it runs",
+        metavar="ADDRESS",
+        help=f"{what}: http://HOST:8265 (its dashboard), HOST:6379 (its GCS), or auto, the Ray on this machine.  "
+        f"[default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS, or else {otherwise}]",
+    )
+
+
 _cluster_options = (
-    address_option,
+    address_option(
+        "Submit the command as a job to this Ray cluster, show its log and exit with its code",
+        otherwise="local: run here. A job on a cluster runs the command there",
+    ),
     option(
         "--no-wait",
         group="Where it runs",

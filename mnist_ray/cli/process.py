@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
+from mnist_ray.config.placement import in_job
 from mnist_ray.errors import StorageError
 
 _STDOUT, _STDERR = 1, 2
@@ -69,14 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _stream(number: int, given: TextIO | None) -> TextIO:
-    """Returns a standard stream with Python's choice of encoding and buffering."""
+    """Returns a standard stream with Python's choice of buffering and encoding, or Ray's in a cluster's job."""
     if given is None:
         # The parent process has closed it: no file opened later may get its descriptor.
         _to_nowhere(number)
         return open(number, "w", encoding="utf-8", closefd=False)
+    # Ray decodes a job's log as strict UTF-8: one invalid byte would make the whole log unreadable.
+    encoding, errors = ("utf-8", "backslashreplace") if in_job() else (given.encoding, given.errors)
     return io.TextIOWrapper(
         io.BufferedWriter(_Stream(given.fileno(), "wb", closefd=False)),
-        encoding=given.encoding, errors=given.errors, newline="\n",
+        encoding=encoding, errors=errors, newline="\n",
         line_buffering=bool(getattr(given, "line_buffering", False)),
         write_through=bool(getattr(given, "write_through", False)),
     )  # fmt: skip

@@ -153,7 +153,7 @@ def follow_job(client: Any, job_id: str, *, tail: int | None = None) -> tuple[in
     try:
         return follow(client, job_id, output=sys.stderr, tail=tail), True
     except Stop as stop:
-        return say(how_to_stop(job_id, client.address), stop.code), False
+        return say(f"job {job_id} goes on: {how_to_stop(job_id, client.address)}", stop.code), False
 
 
 def remote_storage(storage: str, *, where: str = "with --address") -> str:

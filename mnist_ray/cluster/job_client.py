@@ -3,7 +3,6 @@
 submission/ uses plain HTTP for all other requests.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from mnist_ray.cluster.ray_private import add_job_metadata
-from mnist_ray.config.placement import RAY_JOB_VARIABLE
+from mnist_ray.config.placement import job_config
 from mnist_ray.text.escape import say_line
 
 
@@ -47,7 +46,7 @@ def name_job(name: str) -> None:
 
     A job that can't be named runs all the same; a line on stderr says so.
     """
-    metadata = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}")).get("metadata", {})
+    metadata = job_config().get("metadata", {})
     job_id = metadata.get("job_submission_id")
     if job_id is None or "run" in metadata:
         return

@@ -14,7 +14,8 @@ import ray
 import mnist_ray
 from mnist_ray.cluster.ray_private import on_loopback, session_folder
 from mnist_ray.cluster.resources import Needs, await_workers, check_storage, watched
-from mnist_ray.config.placement import Placement, on_cluster
+from mnist_ray.config.own_code import CODE_VARIABLE
+from mnist_ray.config.placement import Placement, job_config, on_cluster
 from mnist_ray.errors import ClusterError, ConfigError
 from mnist_ray.interruption import deferred
 
@@ -22,6 +23,8 @@ from mnist_ray.interruption import deferred
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 # The preemption watcher costs a process and does nothing on a single machine. By default the object store frees objects
 # once a second; at full speed 100 MiB of images accumulate in that time.
+# Shows runs on the dashboard's page about Train; a local Ray has no dashboard.
+_CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_free_objects_period_milliseconds": "50"}
 
 # The pattern of Ray's session folder; the process id follows.
@@ -72,7 +75,7 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
 
 @contextmanager
 def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]:
-    for name, value in {**_SETTINGS, **({} if on_cluster() else _LOCAL_SETTINGS)}.items():
+    for name, value in {**_SETTINGS, **(_CLUSTER_SETTINGS if on_cluster() else _LOCAL_SETTINGS)}.items():
         os.environ.setdefault(name, value)
     try:
         try:
@@ -102,9 +105,21 @@ def _connect() -> None:
     # libraries that call getcwd would then fail.
     os.chdir("/")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": _lacking_variables()},
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _lacking_variables() -> dict[str, str]:
+    """Returns the variables that a job's workers need and that it was submitted without, as by Ray's own client."""
+    needed = {**_CLUSTER_SETTINGS, "OMP_NUM_THREADS": "1", CODE_VARIABLE: os.environ.get(CODE_VARIABLE, "")}
+    submitted = job_config().get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in needed.items() if value and name not in submitted}
 
 
 def _start_local(scratch: str) -> None:

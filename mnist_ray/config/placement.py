@@ -1,8 +1,9 @@
 """Where a job's workers run and how long it waits for them; this never changes a result."""
 
+import json
 import os
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mnist_ray.config.requirements import JOB_VARIABLE
 
@@ -50,6 +51,12 @@ def not_shared(uri: str, num_nodes: int) -> str:
 def in_job() -> bool:
     """Tells whether this process is a job on a cluster, by either mark: jobs/*.py's own, or Ray's."""
     return JOB_VARIABLE in os.environ or RAY_JOB_VARIABLE in os.environ
+
+
+def job_config() -> dict[str, Any]:
+    """Returns what Ray tells a job of how it was submitted: runtime_env and metadata; {} outside a job."""
+    config: dict[str, Any] = json.loads(os.environ.get(RAY_JOB_VARIABLE, "{}"))
+    return config
 
 
 def on_cluster() -> bool:

@@ -13,6 +13,7 @@ from mnist_ray.storage.proxies import is_this_machine
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 WHERE_TOKENS_ARE = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 AUTO = "auto"
+_ONLY_WITH_MODE = "goes to another machine only with RAY_AUTH_MODE=token"
 _LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 _HOW_TO_WRITE_IT = "write it as http://HOST:PORT, the dashboard of the cluster's head (port 8265 unless changed)"
 
@@ -115,12 +116,38 @@ def read_token(environ: Mapping[str, str] = os.environ, *, address: str = _LOCAL
         path = Path(environ["RAY_AUTH_TOKEN_PATH"])
         return _check_token(_read_file(path, "RAY_AUTH_TOKEN_PATH"), f"RAY_AUTH_TOKEN_PATH={path}")
     is_asked_for = environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    path = Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+    path = _home_token(environ)
     if path.exists() and (is_asked_for or is_here(address)):
         return _check_token(_read_file(path, "token file"), str(path))
     if is_asked_for:
         raise ClusterError(f"RAY_AUTH_MODE=token: no token was found; give one in {WHERE_TOKENS_ARE}")
     return None
+
+
+def token_text(address: str | None, environ: Mapping[str, str] = os.environ) -> str:
+    """Returns which token is sent to a cluster, and why none; without an address, to which clusters.
+
+    Raises:
+      ClusterError: see read_token.
+    """
+    if environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return "none is sent: RAY_AUTH_MODE=disabled"
+    token = read_token(environ) if address is None else read_token(environ, address=address)
+    home = str(_home_token(environ))
+    if token is None:
+        if address is not None and _home_token(environ).exists():
+            return f"none is sent to {address}: {home}, which any local Ray creates, {_ONLY_WITH_MODE}"
+        return f"none was found; a cluster with token authentication needs {WHERE_TOKENS_ARE}"
+    if address is not None:
+        return f"from {token.source}, sent to {address}"
+    is_for_all = token.source != home or environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    return (
+        f"from {token.source}, for {'any cluster' if is_for_all else f'clusters on this machine; it {_ONLY_WITH_MODE}'}"
+    )
+
+
+def _home_token(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
 
 
 def is_here(address: str) -> bool:
