@@ -38,7 +38,9 @@ def connect(address: str, *, environ: Mapping[str, str] = os.environ) -> JobClie
       ClusterError: no answer within 15 s, a missing or wrong token, or a server that is not a Ray cluster's.
     """
     if address == AUTO:
-        return _connect_by_gcs(address, environ, "no Ray runs on this machine, or none that can be asked")
+        return _connect_by_gcs(
+            address, environ, "auto: no Ray was found on this machine; name a cluster by its dashboard"
+        )
     try:
         return _connect(address, environ)
     except NoHttp as error:

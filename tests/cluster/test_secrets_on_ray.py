@@ -53,6 +53,14 @@ def test_a_cluster_with_a_token_refuses_others_and_says_where_to_give_it(head: R
         connect(head.address, environ={"RAY_AUTH_TOKEN": "wrong-token"})
     assert str(wrong.value) == f"{head.address}: HTTP 403: wrong token in RAY_AUTH_TOKEN; {where}"
     (tmp_path / "token").write_text(f"{TOKEN}\n")
+    gcs = f"http://{head.gcs_address}"
+    with pytest.raises(ClusterError) as missing:
+        connect(gcs, environ={"HOME": str(tmp_path)})
+    assert str(missing.value) == f"{gcs}: refused: a token is needed and none was found; {where}"
+    with pytest.raises(ClusterError) as wrong:
+        connect(gcs, environ={"RAY_AUTH_TOKEN": "wrong-token"})
+    assert str(wrong.value) == f"{gcs}: refused: wrong token in RAY_AUTH_TOKEN; {where}"
+    assert connect(gcs, environ={"RAY_AUTH_TOKEN": TOKEN}).address == head.address
     client = connect(head.address, environ={"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
     assert isinstance(jobs_list(client), list)
 
@@ -92,7 +100,10 @@ def run_among_secrets(head: RayHead, folder: Path, *job: str) -> subprocess.Comp
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.strip()
 
-    pages = [told(head, path) for path in (f"/api/jobs/{job_id}", f"/api/jobs/{job_id}/logs", "/api/jobs/")]
+    pages = [
+        told(head, path)
+        for path in (f"/api/jobs/{job_id}", f"/api/jobs/{job_id}/logs", "/api/jobs/", "/api/train/v2/runs/v1")
+    ]
     # What isn't secret is there for everybody.
     assert json.loads(pages[0][1])["runtime_env"]["env_vars"]["AWS_REGION"] == "marker"
     assert leaks(iter([*pages, ("printed", (done.stdout + done.stderr).encode())]), marker="marker") == []

@@ -1,11 +1,14 @@
+import contextlib
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mnist_ray.errors import ClusterError, ConfigError
-from mnist_ray.storage.proxies import is_loopback
-from mnist_ray.submission.address import read_token, resolve_address
+from mnist_ray.storage.proxies import is_loopback, is_this_machine
+from mnist_ray.submission.address import read_token, resolve_address, token_text
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,18 @@ def test_only_this_machine_is_loopback(address: str, expected: bool) -> None:
     assert is_loopback(address) is expected
 
 
+def test_an_address_of_its_own_in_a_network_is_this_machine_and_no_other_is() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # Sends nothing; a machine without a network has the loopback's address.
+        with contextlib.suppress(OSError):
+            probe.connect(("192.0.2.254", 9))
+        own = probe.getsockname()[0]
+    assert is_this_machine(f"http://{own}:6379")
+    assert is_this_machine("http://localhost:6379")
+    for other in ("192.0.2.254", "head.example", "", "[2001:db8::1]", "[::ffff:192.0.2.254]"):
+        assert not is_this_machine(f"http://{other}:6379"), other
+
+
 def test_the_token_comes_from_the_variable_then_the_named_file_then_the_home_folder(tmp_path) -> None:
     named, default = tmp_path / "named", tmp_path / ".ray" / "auth_token"
     default.parent.mkdir()
@@ -113,6 +128,30 @@ def test_the_home_folders_token_goes_to_another_machine_only_if_the_mode_asks_fo
     given = read_token({**home, "RAY_AUTH_TOKEN": "given"}, address="http://10.0.0.7:8265")
     assert given is not None
     assert given.value == "given"
+
+
+@pytest.mark.parametrize(
+    ("environ", "address", "expected"),
+    [
+        ({"RAY_AUTH_TOKEN": "a"}, None, "from RAY_AUTH_TOKEN, for any cluster"),
+        ({"RAY_AUTH_TOKEN": "a"}, "http://10.0.0.7:1", "from RAY_AUTH_TOKEN, sent to http://10.0.0.7:1"),
+        ({}, None, "from FILE, for clusters on this machine; it goes to another machine only with RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "token"}, None, "from FILE, for any cluster"),
+        ({}, "auto", "from FILE, sent to auto"),
+        ({}, "http://10.0.0.7:1", "none is sent to http://10.0.0.7:1: FILE, which any local Ray creates, goes to an"),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "a"}, None, "none is sent: RAY_AUTH_MODE=disabled"),
+        ({"HOME": "/nowhere"}, "http://10.0.0.7:1", "none was found; a cluster with token authentication needs RAY_"),
+    ],
+)
+def test_it_is_said_which_token_goes_where(
+    tmp_path: Path, environ: dict[str, str], address: str | None, expected: str
+) -> None:
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    file.write_text("secret")
+    text = token_text(address, {"HOME": str(tmp_path), **environ})
+    assert text.replace(str(file), "FILE").startswith(expected)
+    assert "secret" not in text
 
 
 def test_no_token_is_used_where_there_is_none_or_authentication_is_off(tmp_path) -> None:

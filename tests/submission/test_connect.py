@@ -107,19 +107,59 @@ def test_a_listener_that_never_answers_is_given_up(
         connect(silent_listener, environ=no_token)
 
 
-def test_something_that_does_not_speak_http_is_not_a_dashboard(no_token: dict[str, str]) -> None:
-    def answer(listener: socket.socket) -> None:
+@pytest.fixture
+def no_http() -> Iterator[str]:
+    """The address of a server that answers one request as a GCS does."""
+
+    def answer() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(4096)
             connection.sendall(b"\x00\x00\x18\x04 not http\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=answer, args=(listener,))
+        thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(ClusterError, match="no Ray dashboard reached: the server there does not speak HTTP"):
-            connect(f"http://127.0.0.1:{listener.getsockname()[1]}", environ=no_token)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
         thread.join()
+
+
+def test_something_that_does_not_speak_http_is_not_a_dashboard(
+    no_token: dict[str, str], no_http: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is then asked as a GCS; this one never answers.
+    monkeypatch.setattr(connecting, "CONNECT_TIMEOUT_S", 0.5)
+    with pytest.raises(ClusterError, match="no Ray dashboard reached: the server there does not speak HTTP"):
+        connect(f"http://{no_http}", environ=no_token)
+
+
+def test_a_gcs_leads_to_its_dashboard_with_the_same_token(no_http: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(gcs_address: str, token: str | None, *, timeout_s: float) -> str:
+        asked.append((gcs_address, token, timeout_s))
+        return server.address
+
+    monkeypatch.setattr(connecting, "ask_for_dashboard", ask)
+    with Dashboard(VERSION) as server:
+        client = connect(f"http://{no_http}", environ={"RAY_AUTH_TOKEN": "abc"})
+    assert client.address == server.address
+    assert asked == [(no_http, "abc", 14.0)]
+    assert server.requests == [("/api/version", "Bearer abc")]
+
+
+def test_the_loopback_of_another_machine_is_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_http(*_: object, **__: object) -> tuple[int, str]:
+        raise job_api.NoHttp("no HTTP")
+
+    monkeypatch.setattr(connecting, "request", no_http)
+    monkeypatch.setattr(connecting, "ask_for_dashboard", lambda *_, **__: "http://127.0.0.1:8265")
+    with pytest.raises(ClusterError) as caught:
+        connect("http://192.0.2.254:6379", environ={"RAY_AUTH_TOKEN": "abc"})
+    assert str(caught.value) == (
+        "192.0.2.254:6379: this cluster's dashboard listens on the loopback of 192.0.2.254 only; open a tunnel, "
+        "ssh -L 8265:127.0.0.1:8265 192.0.2.254, and use http://127.0.0.1:8265"
+    )
 
 
 def test_a_token_in_plain_text_to_another_machine_is_warned_of(

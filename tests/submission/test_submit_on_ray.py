@@ -100,6 +100,17 @@ def test_arguments_arrive_as_they_are_and_nothing_but_the_code_and_the_config_tr
     assert job in jobs_list(client)
 
 
+def test_a_cluster_is_found_by_its_gcs_and_as_the_ray_of_this_machine(
+    shared_head: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray's own settings for another cluster are not used.
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.254:1")
+    for address in (f"http://{shared_head.gcs_address}", "auto"):
+        # Where Ray notes the address of the last cluster that was started here.
+        monkeypatch.setenv("RAY_TMPDIR", str(shared_head.folder))
+        assert connect(address, environ=shared_head.environment).address == shared_head.address
+
+
 def test_a_proxy_of_the_environment_sees_nothing_of_a_job_on_this_machine(
     client: JobClient, shared_head: RayHead, working_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,14 @@ class Dashboard:
 
     def __init__(self, answers: Mapping[str, tuple[int, str] | list[tuple[int, str]]]) -> None:
         self.requests: list[tuple[str, str | None]] = []
+        self.deleted: list[str] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_DELETE(self) -> None:
+                server.deleted.append(self.path)
+                self.do_GET()
+
             def do_GET(self) -> None:
                 server.requests.append((self.path, self.headers["Authorization"]))
                 answer = answers.get(self.path.partition("?")[0], (404, "nothing here"))
