@@ -76,5 +76,5 @@ def _cluster(address: str) -> str:
     from mnist_ray.submission.connect import connect
 
     client = connect(address)
-    named = "" if client.address == address else f"{address}: "
+    named = "" if client.address == address else f"{address}: its dashboard "
     return f"{named}{client.address} answers, with Ray {client.ray_version}"

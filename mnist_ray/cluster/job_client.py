@@ -12,7 +12,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from mnist_ray.cluster.ray_private import add_job_metadata
-from mnist_ray.config.placement import job_config
+from mnist_ray.config.placement import job_config, on_cluster
 from mnist_ray.text.escape import say_line
 
 
@@ -48,7 +48,7 @@ def name_job(name: str) -> None:
     """
     metadata = job_config().get("metadata", {})
     job_id = metadata.get("job_submission_id")
-    if job_id is None or "run" in metadata:
+    if not on_cluster() or job_id is None or "run" in metadata:
         return
     try:
         add_job_metadata(os.environ["RAY_ADDRESS"], job_id, {"run": name})

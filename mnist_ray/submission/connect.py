@@ -57,6 +57,7 @@ def _connect_by_gcs(address: str, environ: Mapping[str, str], otherwise: str) ->
     """
     token = read_token(environ, address=address)
     gcs_address = urlsplit(address).netloc or address
+    say_line(f"asking {'the Ray on this machine' if address == AUTO else gcs_address} for its dashboard")
     try:
         dashboard = ask_for_dashboard(gcs_address, token.value if token else None, timeout_s=CONNECT_TIMEOUT_S)
     except NoDashboardError as error:

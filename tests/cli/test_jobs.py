@@ -1,6 +1,10 @@
 """The commands for a cluster's jobs, on a dashboard that answers as Ray's does."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +125,25 @@ def test_the_last_lines_of_a_log_are_printed(
     # The dashboard has no such websocket: the rest comes from the log at the job's end.
     assert run_command(["jobs", "logs", JOBS[0]["submission_id"], "--tail", count, "--follow"]) == 0
     assert capsys.readouterr().err == expected
+
+
+def test_ctrl_c_leaves_a_followed_job_alone_and_says_so(
+    dashboard: Dashboard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        while not any(path.endswith("/logs/tail") for path, _ in dashboard.requests):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    job_id = JOBS[2]["submission_id"]
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    assert run_command(["jobs", "logs", job_id, "--follow"]) == 130
+    interrupting.join()
+    assert capsys.readouterr().err == (
+        f"mnist-ray: job {job_id} goes on: see its log with 'mnist-ray jobs logs {job_id} --address "
+        f"{dashboard.address}', stop it with 'mnist-ray jobs stop {job_id} --address {dashboard.address}'\n"
+    )
 
 
 def test_a_job_that_has_ended_is_deleted_and_a_running_one_is_not(

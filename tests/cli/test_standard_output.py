@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_ray.cli import process
+from mnist_ray.config.placement import RAY_JOB_VARIABLE
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from tests.support.warm_processes import start, wait
@@ -49,6 +50,17 @@ def test_a_full_disk_under_standard_error_is_exit_code_4(stdout: str, tmp_path: 
     with open(stdout, "wb") as out, open("/dev/full", "wb") as full:
         command = [sys.executable, "-m", "mnist_ray", "runs", "--storage", "s3://key:secret@bucket/x"]
         assert subprocess.run(command, cwd=tmp_path, stdout=out, stderr=full, timeout=60, check=False).returncode == 4
+
+
+@pytest.mark.parametrize(("variables", "expected"), [({}, b"\xff"), ({RAY_JOB_VARIABLE: "{}"}, b"\\udcff")])
+def test_the_log_of_a_job_is_utf_8_whatever_is_printed(variables: dict[str, str], expected: bytes) -> None:
+    # A locale in which Python passes the byte of a file's name on; Ray can't read a log that has it.
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **variables}
+    code = (
+        r"import sys; from mnist_ray.cli.process import _stream; print('\udcff', end='', file=_stream(1, sys.stdout))"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == expected
 
 
 def train_without_standard_streams(storage: str) -> None:

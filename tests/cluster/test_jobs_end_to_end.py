@@ -3,16 +3,27 @@
 import json
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from shutil import copytree
 
 import pytest
 from PIL import Image
 
+from mnist_ray.submission.job_api import JobClient, job_status
 from tests.support.ray_head import RayHead
 from tests.support.ray_jobs import launch, run_here
 
 ROOT = Path(__file__).parents[2]
+
+NET = """
+import math
+from torch import nn
+
+def make_net(image_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), num_classes))
+"""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -26,11 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-def submit_plainly(head: RayHead, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+def submit_plainly(head: RayHead, *entrypoint: str, working_dir: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in head.environment.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address]
     command += ["--working-dir", ".", "--", *entrypoint]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(
+        command, cwd=working_dir, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
 
 
 def test_plain_ray_job_submit_trains_from_the_checkout_and_the_launcher_returns_a_jobs_own_exit_code(
@@ -56,21 +69,42 @@ def test_plain_ray_job_submit_trains_from_the_checkout_and_the_launcher_returns_
 
 
 def test_the_launcher_itself_is_an_entry_point_that_runs_on_its_cluster(shared_head: RayHead, tmp_path: Path) -> None:
-    train = ["mnist-ray", "train", "--dataset", "digits", "--epochs", "1"]
-    relative = submit_plainly(shared_head, *train)
+    train = ["mnist-ray", "train", "--dataset", "digits", "--epochs", "1", "--model", "net.py:make_net"]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/net.py").write_text(NET)
+
+    def submit(*entrypoint: str) -> subprocess.CompletedProcess[str]:
+        return submit_plainly(shared_head, *entrypoint, working_dir=tmp_path / "own")
+
+    relative = submit(*train)
     assert "--storage 'results': in a job on a cluster give s3://..., or an absolute path" in relative.stdout
-    # The address of a cluster in a job that runs on another one.
-    done = submit_plainly(shared_head, *train, "--storage", str(tmp_path), "--address", "http://127.0.0.1:9")
+    # The workers get the network's code, and the address of another cluster is not used.
+    done = submit(*train, "--storage", str(tmp_path), "--address", "http://127.0.0.1:9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "note: this process is a job on a cluster: the command runs here" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     lineage = json.loads((folder / "best/checkpoint.json").read_text())["lineage"]
     assert lineage["command_line"].startswith("mnist-ray train --dataset digits")
-    jobs = json.loads(launch(shared_head, "jobs", "list", "--json").output)
     # In a job, its own cluster is the one that is asked.
-    asked = submit_plainly(shared_head, "mnist-ray", "jobs", "list", "--json")
+    asked = submit("mnist-ray", "jobs", "list", "--status", "succeeded", "--json")
     assert f'"run": "{folder.name}"' in asked.stdout, asked.stdout
-    assert {job["status"] for job in jobs if job["run"] == folder.name} == {"SUCCEEDED"}
+    with urllib.request.urlopen(f"{shared_head.address}/api/train/v2/runs/v1", timeout=60) as answer:
+        pages = json.load(answer)["train_runs"]
+    assert {run["status"] for run in pages if run["name"] == folder.name} == {"FINISHED"}
+
+
+def test_a_stopped_job_goes_on_when_it_is_submitted_again(shared_head: RayHead, tmp_path: Path) -> None:
+    train = ["train", "--dataset", "digits", "--epochs", "40", "--name", "a", "--storage", str(tmp_path)]
+    job_id = launch(shared_head, *train, "--no-wait").output.strip()
+    history = tmp_path / "runs/a/history.parquet"
+    while not history.is_file():
+        assert job_status(JobClient(shared_head.address), job_id).status in ("PENDING", "RUNNING")
+        time.sleep(0.05)
+    assert launch(shared_head, "jobs", "stop", job_id).output == f"{job_id}: STOPPED\n"
+    again = launch(shared_head, *train)
+    assert (again.code, again.output) == (0, f"{job_id}.2\n"), again.log
+    assert "a: epoch 1/40" not in again.log
+    assert "a: epoch 40/40" in again.log
 
 
 @pytest.mark.parametrize("pip", [[], pytest.param(["--pip"], marks=pytest.mark.series)], ids=["", "pip"])
