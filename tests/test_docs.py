@@ -57,7 +57,10 @@ def check(group: click.Command, words: list[str]) -> None:
 
 
 def check_job(words: list[str]) -> None:
-    """Checks the command line that a cluster runs: one of jobs/, or the script that asks for GPUs."""
+    """Checks the command line that a cluster runs: the launcher, one of jobs/, or the script that asks for GPUs."""
+    if words[0] == "mnist-ray":
+        check(cli, words[1:])
+        return
     assert words[0] == "python"
     script = Path(words[1])
     if script.name == "request_gpus.py":

@@ -23,7 +23,7 @@ from mnist_ray.interruption import deferred
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 # The preemption watcher costs a process and does nothing on a single machine. By default the object store frees objects
 # once a second; at full speed 100 MiB of images accumulate in that time.
-# Shows runs on the dashboard's page about Train; a local Ray has no dashboard.
+# The dashboard lists the runs of Ray Train; a local Ray has no dashboard.
 _CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_free_objects_period_milliseconds": "50"}
 
