@@ -9,7 +9,7 @@ from PIL import Image
 
 from mnist_ray.cli.help import HEADINGS, Command, Group
 from mnist_ray.cli.main import cli, run_command
-from mnist_ray.cli.options import forwarded
+from mnist_ray.cli.submission import forwarded
 from mnist_ray.config.own_settings import MODELS
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.augmentation import AUGMENTATIONS
