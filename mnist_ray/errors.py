@@ -1,7 +1,7 @@
 """Every error that a user can cause, each with the exit code that a script sees.
 
 0 done; 1 a bug (the traceback is kept); 2 usage or config; 3 data or checkpoint; 4 storage;
-5 cluster or token; 6 conflict; 7 the run failed; 130/143 signals.
+5 cluster or token; 6 conflict; 7 the run failed; 129/130/143 signals.
 """
 
 

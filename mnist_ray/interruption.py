@@ -1,4 +1,4 @@
-"""Stops a command from outside: on Ctrl-C, on SIGTERM, or when its job is given up.
+"""Stops a command from outside: on Ctrl-C, SIGTERM or SIGHUP (a closed terminal), or when its job is given up.
 
 Each raises a Stop in the main thread. Ray may replace it with a plain KeyboardInterrupt, so the last Stop is kept.
 """
@@ -27,7 +27,13 @@ class Stop(KeyboardInterrupt):
         self.code, self.reason = code, reason
 
 
-_SIGNALS = {signal.SIGINT: (130, "stopped"), signal.SIGTERM: (143, "terminated")}
+_SIGNALS = {
+    signal.SIGINT: (130, "stopped"),
+    signal.SIGTERM: (143, "terminated"),
+    signal.SIGHUP: (129, "hung up"),
+}
+# Exit codes of commands that a signal has ended: 128 + its number.
+SIGNAL_CODES = frozenset(code for code, _ in _SIGNALS.values())
 
 
 class _Stops:
@@ -74,11 +80,9 @@ def last_stop() -> Stop | None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Lets signals stop the block; a process started with SIGINT ignored keeps ignoring it."""
+    """Lets signals stop the block; a process started with SIGINT or SIGHUP ignored, as by nohup, keeps ignoring it."""
     _stops.begin()
-    numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        numbers.append(signal.SIGINT)
+    numbers = [number for number in _SIGNALS if number == signal.SIGTERM or not _is_ignored(number)]
     before = [(number, signal.signal(number, _stops.handle)) for number in numbers]
     try:
         yield
@@ -97,7 +101,9 @@ def deferred() -> Iterator[None]:
         yield
         return
     arrived: dict[int, None] = {}
-    before = [(number, signal.signal(number, lambda which, _: arrived.setdefault(which))) for number in _SIGNALS]
+    # Processes that the block starts inherit that a signal is ignored, but not a handler.
+    numbers = [number for number in _SIGNALS if not _is_ignored(number)]
+    before = [(number, signal.signal(number, lambda which, _: arrived.setdefault(which))) for number in numbers]
     try:
         yield
     finally:
@@ -105,3 +111,13 @@ def deferred() -> Iterator[None]:
             signal.signal(number, handler)
     for which in arrived:
         signal.raise_signal(which)
+
+
+def ignore_signals() -> None:
+    """Ignores all signals that stop a command, from now on."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

@@ -13,6 +13,7 @@ from ray.scripts.scripts import cli as ray_cli
 
 from mnist_ray import errors
 from mnist_ray.cli.main import cli, run_command
+from mnist_ray.interruption import SIGNAL_CODES
 from tests.support.messages import is_said
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +120,7 @@ def test_the_layout_in_the_readme_lists_the_rooms_as_the_contract_does() -> None
 
 
 def test_operations_has_every_exit_code() -> None:
-    codes = {0, 1, 2, 130, 143} | {error.exit_code for error in vars(errors).values() if isinstance(error, type)}
+    codes = {0, 1, 2, *SIGNAL_CODES} | {error.exit_code for error in vars(errors).values() if isinstance(error, type)}
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", OPERATIONS, re.MULTILINE)}
     assert table == codes
     headings = {

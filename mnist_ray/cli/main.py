@@ -62,7 +62,7 @@ def cli(context: click.Context) -> None:
     """Trains regularized variants of an image classifier on Ray, evaluates them, and writes Parquet tables.
 
     Start with `mnist-ray demo`. Exit codes: 0 done, 1 a bug, 2 usage or config, 3 data or checkpoint, 4 storage,
-    5 cluster or token, 6 conflict, 7 the run failed, 130/143 stopped by a signal.
+    5 cluster or token, 6 conflict, 7 the run failed, 129/130/143 stopped by a signal.
     """
     context.ensure_object(dict)
 

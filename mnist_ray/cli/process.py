@@ -1,8 +1,8 @@
 """The launcher's process: standard streams, shutdown and exit code."""
 
+import errno
 import io
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,7 +17,15 @@ _FLUSH_S = 0.5
 
 
 class _Stream(io.FileIO):
-    """A standard stream that reports a full disk as a StorageError: one line and an exit code."""
+    """A standard stream that reports a full disk as a StorageError: one line and an exit code.
+
+    What is written to a terminal that has been closed is dropped: SIGHUP ends the command, unless it is ignored.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "wb", closefd=False)
+        # A closed terminal no longer says that it was one.
+        self._is_terminal = self.isatty()
 
     def write(self, data: Any) -> int:
         try:
@@ -26,6 +34,9 @@ class _Stream(io.FileIO):
             # The reader has closed the pipe, as head does.
             raise
         except OSError as error:
+            if self._is_terminal and error.errno == errno.EIO:
+                _to_nowhere(self.fileno())
+                return len(data)
             if self.fileno() == _STDERR:
                 # The error's own line would fail in the same way.
                 _to_nowhere(_STDERR)
@@ -41,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(2)
     try:
         from mnist_ray.cli.main import run_command
+        from mnist_ray.interruption import SIGNAL_CODES, ignore_signals
     except KeyboardInterrupt:
         # Ctrl-C during the imports, before the command begins.
         print("mnist-ray: stopped", file=sys.stderr)
@@ -56,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except StorageError as error:
         # Printing another error failed.
         code = error.exit_code
-    if code in (130, 143):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    if code in SIGNAL_CODES:
+        ignore_signals()
         # Flushing blocks if the reader of a pipe has stopped reading.
         flush = threading.Thread(target=_flush, args=(code,), daemon=True)
         flush.start()
@@ -78,7 +89,7 @@ def _stream(number: int, given: TextIO | None) -> TextIO:
     # Ray decodes a job's log as strict UTF-8: one invalid byte would make the whole log unreadable.
     encoding, errors = ("utf-8", "backslashreplace") if in_job() else (given.encoding, given.errors)
     return io.TextIOWrapper(
-        io.BufferedWriter(_Stream(given.fileno(), "wb", closefd=False)),
+        io.BufferedWriter(_Stream(given.fileno())),
         encoding=encoding, errors=errors, newline="\n",
         line_buffering=bool(getattr(given, "line_buffering", False)),
         write_through=bool(getattr(given, "write_through", False)),
