@@ -1,6 +1,5 @@
 """The command that copies results from storage to storage: cp."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -9,6 +8,9 @@ import click
 
 from mnist_ray.errors import ConfigError
 from mnist_ray.storage.storage import check_uri, open_storage
+from mnist_ray.text.doing import at_work, counted, on_terminal
+from mnist_ray.text.escape import say_line
+from mnist_ray.text.sizes import count_text, size_text
 
 
 @click.command()
@@ -31,18 +33,18 @@ def cp(source: str, target: str, dry_run: bool, **wanted: Sequence[str]) -> None
     Each is a folder or s3://bucket/prefix. Every file is verified by its SHA-256, in DST too. The same command again
     sends only what is missing. What exists in DST with other content is a conflict, and stays.
     """
-    from mnist_ray.results.copying import Selection, copy_results, select
-    from mnist_ray.text.sizes import count_text, size_text
-
     here, there = open_storage(check_uri(source, "SRC")), open_storage(check_uri(target, "DST"))
     if here == there:
         raise ConfigError(f"DST={target!r}: the same storage as SRC; choose another")
-    results = select(here, Selection(**wanted))
-    if not dry_run:
-        there.check()
-        there.remove_leftovers()
     how = "to send" if dry_run else "sent"
-    copied = list(_with_progress(copy_results(here, there, results, dry_run=dry_run), len(results), how))
+    with at_work(f"comparing {here.uri} with {there.uri}"):
+        from mnist_ray.results.copying import Selection, copy_results, select
+
+        results = select(here, Selection(**wanted))
+        if not dry_run:
+            there.check()
+            there.remove_leftovers()
+        copied = list(_with_progress(copy_results(here, there, results, dry_run=dry_run), len(results), how))
     counts = Counter(each.kind.name for each in copied)
     names = ", ".join(count_text(count, kind) for kind, count in counts.items())
     sent = count_text(sum(each.num_files for each in copied), "file")
@@ -51,16 +53,8 @@ def cp(source: str, target: str, dry_run: bool, **wanted: Sequence[str]) -> None
 
 def _with_progress(copied: Iterable[Any], total: int, how: str) -> Iterator[Any]:
     """Yields results.copying.Copied and shows a bar on a terminal, else a line for each."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from mnist_ray.text.escape import say_line
-    from mnist_ray.text.sizes import count_text, size_text
-
-    console = Console(file=sys.stderr)
-    if console.is_terminal:
-        with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-            yield from progress.track(copied, total=total, description="results")
+    if on_terminal():
+        yield from counted(copied, f"results {how}", total=total)
         return
     for each in copied:
         sent = f"{count_text(each.num_files, 'file')} {how}, {size_text(each.num_bytes)}"

@@ -24,8 +24,12 @@ VARIANTS = ("baseline", "dropout", "dropout_batchnorm")
 DATASET = "digits"
 
 
-def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
-    """Trains the three variants with several seeds, evaluates them and prints the results."""
+def run_demo(storage: str, *, epochs: int, seeds: int) -> "tuple[EvaluateOutcome, dict[str, TrainOutcome]]":
+    """Trains the three variants with several seeds and evaluates them.
+
+    Returns:
+      The evaluation, and the training of each run.
+    """
     from mnist_ray.jobs.evaluate import EvaluateJob, evaluate
     from mnist_ray.jobs.train import TrainOutcome, train
 
@@ -36,7 +40,11 @@ def run_demo(storage: str, *, epochs: int, seeds: int) -> None:
             config = variant_config(variant, {"dataset": DATASET, "epochs": epochs, "seed": seed})
             outcomes[run] = train(TrainJob(config, run, storage, default_data_dir()))
     job = EvaluateJob(EvaluationConfig(dataset=DATASET), tuple(outcomes), storage, default_data_dir())
-    outcome = evaluate(job)
+    return evaluate(job), outcomes
+
+
+def print_demo(outcome: "EvaluateOutcome", outcomes: "dict[str, TrainOutcome]", storage: str) -> None:
+    """Prints what came of the demo, and what to try next."""
     _print_before_and_after(outcome, outcomes)
     best = min(outcome.metrics, key=lambda row: outcomes[row["run"]].best.val_loss)["run"]
     print(f"Classification report of {best} (lowest validation loss) on the test split:\n")

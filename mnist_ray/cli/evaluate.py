@@ -25,7 +25,9 @@ from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
+from mnist_ray.data.sources import list_words
 from mnist_ray.setting import choices_of
+from mnist_ray.text.doing import at_work
 
 if TYPE_CHECKING:
     from mnist_ray.jobs.evaluate import EvaluateOutcome
@@ -140,18 +142,26 @@ def evaluate(
             target, context, {"dataset": config.dataset}, name=job_name, num_workers=num_workers, is_unique=False
         )
         return
-    from mnist_ray.jobs.evaluate import EvaluateJob
-    from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
-    from mnist_ray.tracking.evaluations import log_evaluation
+    with at_work(f"reading {_what(names, grid_name)}"):
+        # torch takes seconds to import.
+        from mnist_ray.jobs.evaluate import EvaluateJob
+        from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
+        from mnist_ray.tracking.evaluations import log_evaluation
 
-    job = EvaluateJob(
-        config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report, name=name,
-        placement=cluster.placement,
-    )  # fmt: skip
-    outcome = evaluate_runs(job)
+        job = EvaluateJob(
+            config, tuple(names), storage, data_folder(data_dir), num_workers, report=not no_report, name=name,
+            placement=cluster.placement,
+        )  # fmt: skip
+        outcome = evaluate_runs(job)
     _print_outcome(outcome, storage, grid_name, as_json=as_json)
     # A server may let one wait.
     log_evaluation(storage, outcome.name)
+
+
+def _what(runs: Sequence[str], grid: str | None) -> str:
+    if grid:
+        return f"grid {grid}"
+    return f"{'run' if len(runs) == 1 else 'runs'} {list_words(runs)}" if runs else "all runs"
 
 
 def _print_outcome(outcome: "EvaluateOutcome", storage: str, grid_name: str | None, *, as_json: bool) -> None:

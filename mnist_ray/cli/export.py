@@ -9,6 +9,7 @@ from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.help import Choice
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.config.names import check_name
+from mnist_ray.text.doing import at_work
 
 _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 
@@ -30,9 +31,11 @@ _FORMATS = ("state-dict", "safetensors", "onnx", "torch-export")
 @as_json_option
 def export(run: str, format_name: str, output: str | None, force: bool, storage: str, as_json: bool) -> None:
     """Writes a run's best network for other programs, with a model card next to it."""
-    from mnist_ray.export.formats import export_run
+    with at_work(f"reading run {check_name(run, 'run')}"):
+        # torch takes seconds to import.
+        from mnist_ray.export.formats import export_run
 
-    exported = export_run(storage, check_name(run, "run"), format_name=format_name, output=output, force=force)
+        exported = export_run(storage, run, format_name=format_name, output=output, force=force)
     if as_json:
         files = {"file": str(exported.path), "card": str(exported.card), "sha256": exported.sha256}
         click.echo(json.dumps({"run": run, "format": format_name, **files}))

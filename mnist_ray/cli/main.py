@@ -30,6 +30,7 @@ from mnist_ray.cli.train import train
 from mnist_ray.cli.tune import tune
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
+from mnist_ray.text.doing import at_work
 from mnist_ray.text.escape import printable_log
 
 # What the same command does when it is run again after a stop.
@@ -73,9 +74,12 @@ def cli(context: click.Context) -> None:
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of each variant.")
 def demo(storage: str, epochs: int, seeds: int) -> None:
     """Trains and evaluates three variants on scikit-learn's digits, offline, in minutes."""
-    from mnist_ray.cli.demo import run_demo
+    with at_work("training three variants on digits, then evaluating them"):
+        # torch takes seconds to import.
+        from mnist_ray.cli.demo import print_demo, run_demo
 
-    run_demo(storage, epochs=epochs, seeds=seeds)
+        ran = run_demo(storage, epochs=epochs, seeds=seeds)
+    print_demo(*ran, storage)
 
 
 @click.command()

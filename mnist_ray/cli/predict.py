@@ -18,6 +18,7 @@ from mnist_ray.cli.options import (
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.config.names import check_name
 from mnist_ray.data.polarity import POLARITIES, never_inverted_reason
+from mnist_ray.text.doing import at_work
 from mnist_ray.text.escape import printable, say_line
 
 if TYPE_CHECKING:
@@ -119,28 +120,32 @@ def predict(
         replace = {"images": _remote_images(images)}
         submit_job(target, context, replace, name=name or run, num_workers=num_workers, is_unique=False)
         return
-    from mnist_ray.data.unlabelled import find_images
-    from mnist_ray.evaluation.predict import answer_image, make_plan
-    from mnist_ray.storage.storage import open_storage
+    with at_work(f"reading run {run}"):
+        # torch takes seconds to import.
+        from mnist_ray.data.unlabelled import find_images
+        from mnist_ray.evaluation.predict import answer_image, make_plan
+        from mnist_ray.jobs.predict import PredictJob
+        from mnist_ray.jobs.predict import predict as predict_images
+        from mnist_ray.storage.storage import open_storage
 
-    opened, source = open_storage(storage), find_images(images)
-    plan = make_plan(opened, run, source, polarity=polarity, shard_size=shard_size)
-    share, is_grey = plan.checkpoint.document.get("bright_ground_share"), plan.checkpoint.image_shape.channels == 1
-    if is_grey and (reason := never_inverted_reason(polarity, share, run)) is not None:
-        _note(f"{reason}; --polarity as-trained says that they are like the training images")
-    if source.kind == "image":
-        if name is not None:
+        opened, source = open_storage(storage), find_images(images)
+        plan = make_plan(opened, run, source, polarity=polarity, shard_size=shard_size)
+        share, is_grey = plan.checkpoint.document.get("bright_ground_share"), plan.checkpoint.image_shape.channels == 1
+        if is_grey and (reason := never_inverted_reason(polarity, share, run)) is not None:
+            _note(f"{reason}; --polarity as-trained says that they are like the training images")
+        if source.kind == "image" and name is not None:
             raise click.UsageError(f"--name {name!r}: leave it out; a single image's class is printed, not stored")
-        _print_answer(plan, source.paths[0], answer_image(plan, source), as_json=as_json)
-        return
-    from mnist_ray.jobs.predict import PredictJob
-    from mnist_ray.jobs.predict import predict as predict_images
-
-    job = PredictJob(plan, source, opened, name, num_workers, strict, cluster.placement)
-    left_out = source.left_out()
-    if left_out.counts:
-        _note(f"skipping {', '.join(left_out.clauses())}")
-    _print_committed(plan, predict_images(job), num_left_out=left_out.counts.total(), as_json=as_json)
+        if source.kind == "image":
+            answer = answer_image(plan, source)
+        else:
+            left_out = source.left_out()
+            if left_out.counts:
+                _note(f"skipping {', '.join(left_out.clauses())}")
+            committed = predict_images(PredictJob(plan, source, opened, name, num_workers, strict, cluster.placement))
+    if source.kind == "image":
+        _print_answer(plan, source.paths[0], answer, as_json=as_json)
+    else:
+        _print_committed(plan, committed, num_left_out=left_out.counts.total(), as_json=as_json)
 
 
 def _remote_images(images: str) -> str:

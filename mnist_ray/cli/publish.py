@@ -6,7 +6,8 @@ import click
 
 from mnist_ray.cli.help import Choice
 from mnist_ray.cli.options import storage_option
-from mnist_ray.text.escape import printable
+from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.escape import printable, say_line
 
 
 @click.command()
@@ -26,14 +27,15 @@ def publish(kind: str, catalog: str | None, namespace: str | None, storage: str)
     Run it again after each evaluation: it adds what is missing, and removes the evaluations that are no longer in the
     storage. docs/lakehouse.md says how to read the tables. Needs pip install 'mnist-ray[lake]'.
     """
-    from mnist_ray.lake.delta import DeltaLake
-    from mnist_ray.lake.iceberg import NAMESPACE, IcebergLake
-    from mnist_ray.lake.publish import publish as publish_to
-    from mnist_ray.storage.storage import open_storage
-
     if kind == "delta" and (catalog or namespace):
         raise click.UsageError("--catalog and --namespace are for --to iceberg")
     place = open_storage(storage)
+    # The changes are printed one by one, so no row may move below them.
+    say_line(f"reading the evaluations in {place.uri}")
+    from mnist_ray.lake.delta import DeltaLake
+    from mnist_ray.lake.iceberg import NAMESPACE, IcebergLake
+    from mnist_ray.lake.publish import publish as publish_to
+
     lake = (
         DeltaLake(place) if kind == "delta" else IcebergLake(place, catalog=catalog, namespace=namespace or NAMESPACE)
     )

@@ -10,6 +10,7 @@ from mnist_ray.cli.completion import complete_evaluation, complete_grid, complet
 from mnist_ray.cli.help import Group
 from mnist_ray.cli.options import FiniteRange, storage_option
 from mnist_ray.errors import ConfigError
+from mnist_ray.text.doing import at_work, counted
 
 
 @click.group(cls=Group)
@@ -131,12 +132,14 @@ def prune(older_than: float, dry_run: bool, storage: str) -> None:
     from mnist_ray.storage.storage import open_storage
     from mnist_ray.text.sizes import size_text
 
-    found = find_waste(open_storage(storage), older_than_s=older_than * 3600)
+    opened = open_storage(storage)
+    with at_work(f"looking for what {opened.uri} can do without"):
+        found = find_waste(opened, older_than_s=older_than * 3600)
     for what in WASTE:
         sizes = [waste.size for waste in found if waste.what == what]
         age = "" if what == CHECKPOINTS else f" (older than {older_than:g} h)"
         click.echo(f"{what}{age}: {len(sizes):,}, {size_text(sum(sizes))}")
     if not dry_run:
-        for waste in found:
+        for waste in counted(found, "deleted", total=len(found)):
             waste.remove()
     click.echo(f"{'would free' if dry_run else 'freed'} {size_text(sum(waste.size for waste in found))}")

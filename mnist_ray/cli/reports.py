@@ -1,6 +1,7 @@
 """The commands that interpret an evaluation: report and compare."""
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -9,6 +10,7 @@ from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.metrics import print_metrics
 from mnist_ray.cli.options import as_json_option, margin_option, storage_option
 from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.doing import at_work
 from mnist_ray.text.tables import print_text
 
 
@@ -23,15 +25,17 @@ def report(evaluation: str, margin: float, storage: str, as_json: bool) -> None:
     The page is report.html. For a grid it also shows the effect of each setting, stored as the table effects.
     EVALUATION is a name that `mnist-ray evaluations` lists, the beginning of one, or latest.
     """
-    from mnist_ray.report.comparison_text import print_effects
-    from mnist_ray.report.grid_report import effect_rows
-    from mnist_ray.report.page import report_evaluation
-    from mnist_ray.results.evaluation_folder import find_evaluation
-    from mnist_ray.tracking.evaluations import log_evaluation
+    with at_work(f"reading evaluation {evaluation}"):
+        # scipy and matplotlib take seconds to import.
+        from mnist_ray.report.comparison_text import print_effects
+        from mnist_ray.report.grid_report import effect_rows
+        from mnist_ray.report.page import report_evaluation
+        from mnist_ray.results.evaluation_folder import find_evaluation
+        from mnist_ray.tracking.evaluations import log_evaluation
 
-    folder = find_evaluation(open_storage(storage), evaluation)
-    made = report_evaluation(folder, margin=margin / 100)
-    log_evaluation(storage, folder.name)
+        folder = find_evaluation(open_storage(storage), evaluation)
+        made = report_evaluation(folder, margin=margin / 100)
+        log_evaluation(storage, folder.name)
     findings, grid = made.findings, made.findings.grid
     if as_json:
         facts = {"evaluation": folder.name, "grid": grid.grid, "uri": grid.uri, "report": made.uri, "note": grid.note}
@@ -69,16 +73,16 @@ def compare(evaluation: str, baseline: str | None, margin: float, storage: str, 
     equivalent or unresolved. Stores the table comparisons, and effects for a grid. EVALUATION is a name that
     `mnist-ray evaluations` lists, the beginning of one, or latest.
     """
-    from dataclasses import asdict
+    with at_work(f"reading evaluation {evaluation}"):
+        # scipy takes a second to import.
+        from mnist_ray.report.comparison_report import comparison_rows
+        from mnist_ray.report.comparison_text import print_findings
+        from mnist_ray.report.findings import find
+        from mnist_ray.report.grid_report import effect_rows
+        from mnist_ray.results.evaluation_folder import find_evaluation
 
-    from mnist_ray.report.comparison_report import comparison_rows
-    from mnist_ray.report.comparison_text import print_findings
-    from mnist_ray.report.findings import find
-    from mnist_ray.report.grid_report import effect_rows
-    from mnist_ray.results.evaluation_folder import find_evaluation
-
-    folder = find_evaluation(open_storage(storage), evaluation)
-    findings = find(folder, baseline=baseline, margin=margin / 100)
+        folder = find_evaluation(open_storage(storage), evaluation)
+        findings = find(folder, baseline=baseline, margin=margin / 100)
     report, pairs = findings.comparison, findings.comparison.pairs
     if as_json:
         facts = {

@@ -10,6 +10,7 @@ from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.options import as_json_option, data_dir_option, data_folder, storage_option
 from mnist_ray.config.names import check_name
 from mnist_ray.errors import RunFailedError
+from mnist_ray.text.doing import at_work
 
 
 @click.command()
@@ -32,9 +33,11 @@ def reproduce(run: str, storage: str, data_dir: str | None, num_workers: int | N
     differ, differences within the noise of the validation accuracy also exit with 0 and are printed. Any other outcome
     exits with 7.
     """
-    from mnist_ray.jobs.reproduce import reproduce as train_again
+    with at_work(f"reading run {check_name(run, 'run')}"):
+        # torch takes seconds to import.
+        from mnist_ray.jobs.reproduce import reproduce as train_again
 
-    done = train_again(check_name(run, "run"), storage, data_folder(data_dir), num_workers=num_workers)
+        done = train_again(run, storage, data_folder(data_dir), num_workers=num_workers)
     if as_json:
         click.echo(json.dumps(done.as_dict()))
     else:

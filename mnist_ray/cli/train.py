@@ -35,8 +35,10 @@ from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import TrainConfig, check_setting
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.config.yaml_files import read_yaml, yaml_text
+from mnist_ray.data.datasets import loading_words
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import is_axis
+from mnist_ray.text.doing import at_work
 
 
 @click.command(cls=Command)
@@ -131,9 +133,11 @@ def train(
     config = _train_config(config_file, overrides, chosen)
     run = check_name(default_run_name(config) if name is None else name)
     if context.obj.get("plan"):
-        from mnist_ray.jobs.estimate import plan_run
+        with at_work(loading_words(config.dataset)):
+            from mnist_ray.jobs.estimate import plan_run
 
-        print_plan(plan_run(config, run, storage, data_folder(data_dir)), run, as_json=as_json)
+            planned = plan_run(config, run, storage, data_folder(data_dir))
+        print_plan(planned, run, as_json=as_json)
         return
     least, most = num_workers
     target = cluster_to_submit_to(cluster.address, name=run, storage=storage)
@@ -142,14 +146,16 @@ def train(
         replace = {**IN_JOB_YAML, "config_file": "job.yaml", "name": run}
         submit_job(target, context, replace, name=run, num_workers=least, config_yaml=text)
         return
-    from mnist_ray.cluster.train_job import TrainJob
-    from mnist_ray.jobs.train import train as train_run
+    with at_work(loading_words(config.dataset)):
+        # torch takes seconds to import.
+        from mnist_ray.cluster.train_job import TrainJob
+        from mnist_ray.jobs.train import train as train_run
 
-    job = TrainJob(
-        config, run, storage, data_folder(data_dir), most, resume, max_failures, log=log,
-        placement=cluster.placement, least_workers=least if least < most else None,
-    )  # fmt: skip
-    outcome = train_run(job)
+        job = TrainJob(
+            config, run, storage, data_folder(data_dir), most, resume, max_failures, log=log,
+            placement=cluster.placement, least_workers=least if least < most else None,
+        )  # fmt: skip
+        outcome = train_run(job)
     best = outcome.best
     if as_json:
         click.echo(json.dumps({"run": run, "epochs": len(outcome.history), "best_epoch": best.epoch,

@@ -34,10 +34,12 @@ from mnist_ray.config.default_names import default_grid_name
 from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
+from mnist_ray.data.datasets import loading_words
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
 from mnist_ray.grids.growth import check_comparable
 from mnist_ray.grids.search import Search
+from mnist_ray.text.doing import at_work
 
 
 @click.command(cls=Command)
@@ -253,35 +255,48 @@ def tune(
             config_yaml=yaml_text(written_grid(grid)),
         )  # fmt: skip
         return
-    from mnist_ray.cluster.tune_job import TuneJob
-    from mnist_ray.grids.asha import Rungs
-    from mnist_ray.jobs.tune import tune as tune_grid
+    datasets = grid.axes.get("dataset") or [grid.fixed.get("dataset", "mnist")]
+    with at_work(loading_words(*map(str, datasets))):
+        # torch takes seconds to import.
+        from mnist_ray.cluster.tune_job import TuneJob
+        from mnist_ray.grids.asha import Rungs
 
-    job = TuneJob(
-        grid,
-        grid_folder_name,
-        storage,
-        data_folder(data_dir),
-        num_workers=num_workers,
-        stack_size=stack_size,
-        gpus_per_stack=gpus_per_stack,
-        workers_per_run=workers_per_run or 0,
-        asha=Rungs(asha_epochs, asha_factor) if scheduler == "asha" else None,
-        max_failures=max_failures,
-        max_runs=max_runs,
-        search=search,
-        growth=growth,
-        log=log,
-        placement=cluster.placement,
-    )
+        job = TuneJob(
+            grid,
+            grid_folder_name,
+            storage,
+            data_folder(data_dir),
+            num_workers=num_workers,
+            stack_size=stack_size,
+            gpus_per_stack=gpus_per_stack,
+            workers_per_run=workers_per_run or 0,
+            asha=Rungs(asha_epochs, asha_factor) if scheduler == "asha" else None,
+            max_failures=max_failures,
+            max_runs=max_runs,
+            search=search,
+            growth=growth,
+            log=log,
+            placement=cluster.placement,
+        )
+        result = _planned(job) if is_plan else _tuned(job)
     if is_plan:
-        from mnist_ray.jobs.estimate import plan_grid
-
-        print_plan(plan_grid(job), grid_folder_name, as_json=as_json)
+        print_plan(result, grid_folder_name, as_json=as_json)
         if growth and growth.has_budget and not as_json:
             click.echo("--budget ends the training earlier, with as many seeds of all settings as fit")
         return
-    _print_outcome(job, tune_grid(job), data_dir=data_dir, as_json=as_json)
+    _print_outcome(job, result, data_dir=data_dir, as_json=as_json)
+
+
+def _planned(job: Any) -> Any:
+    from mnist_ray.jobs.estimate import plan_grid
+
+    return plan_grid(job)
+
+
+def _tuned(job: Any) -> Any:
+    from mnist_ray.jobs.tune import tune as tune_grid
+
+    return tune_grid(job)
 
 
 def _unnamed(grid: GridConfig) -> str:

@@ -65,7 +65,24 @@ def await_workers(needs: Needs, placement: Placement, *, may_grow: bool) -> bool
                 kind = _fitting_kind(needs, placement)
     if kind is None:
         raise ClusterError(_lack(needs, placement, where="the cluster" if may_grow else "this machine"))
+    if may_grow:
+        _say_queue(needs, kind)
     return kind == "GPU"
+
+
+def _say_queue(needs: Needs, kind: str) -> None:
+    """Says for what the workers wait if other jobs use the CPUs or GPUs; they start as soon as these are free."""
+    for _ in range(2):
+        free = float(ray.available_resources().get(kind, 0))
+        if free >= needs.num_workers:
+            return
+        # Those of a job that has just ended are counted as used for a moment.
+        time.sleep(_POLL_S)
+    there = _there(kind)
+    say_line(
+        f"waiting for {needs.num_workers} {kind}: other jobs use {there - free:g} of the cluster's {there:g}; "
+        "this one starts when enough are free"
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from mnist_ray.config.own_code import CODE_VARIABLE
 from mnist_ray.config.placement import Placement, job_config, on_cluster
 from mnist_ray.errors import ClusterError, ConfigError
 from mnist_ray.interruption import deferred
+from mnist_ray.text.escape import say_line
 
 # Ray Train fetches reports with its health checks: at the default of 2 s every epoch would take at least as long.
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -77,6 +78,7 @@ def _private_folder() -> "tempfile.TemporaryDirectory[str]":
 def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]:
     for name, value in {**_SETTINGS, **(_CLUSTER_SETTINGS if on_cluster() else _LOCAL_SETTINGS)}.items():
         os.environ.setdefault(name, value)
+    say_line(f"connecting to Ray at {os.environ['RAY_ADDRESS']}" if on_cluster() else "starting Ray (about 10 s)")
     try:
         try:
             # Interrupting Ray during its start would leave processes behind.

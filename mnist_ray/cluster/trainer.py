@@ -27,11 +27,14 @@ from mnist_ray.models.ranks import LostRankError, Ranks
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.text.escape import say_line
 from mnist_ray.training.data import load_data
 from mnist_ray.training.distributed import from_rank_0, shared_errors
 from mnist_ray.training.train_run import train_run
+from mnist_ray.training.watching import EpochProgress, Watch
 
 _History = tuple[EpochResult, ...]
+_ShowWithin = Callable[[EpochProgress], None]
 # Time limit for the last progress lines to arrive when a run fails or is stopped.
 _LAST_LINES_S = 2.0
 # How often a run with a range of workers looks for more; taking them in costs the epoch that has begun.
@@ -39,7 +42,12 @@ _RESIZE_INTERVAL_S = 30.0
 
 
 def train_on_workers(
-    job: TrainJob, storage: Storage, *, begin: Callable[[], None], show: Callable[[_History], None]
+    job: TrainJob,
+    storage: Storage,
+    *,
+    begin: Callable[[], None],
+    show: Callable[[_History], None],
+    show_within: _ShowWithin | None,
 ) -> None:
     """Trains a run on the workers of the job's cluster, or of a local Ray.
 
@@ -48,6 +56,7 @@ def train_on_workers(
       storage: the storage for its folder.
       begin: called once the workers fit; claims the run.
       show: called in a thread with the run's history after each epoch.
+      show_within: called in the same thread with the progress within an epoch; None if nobody looks.
 
     Raises:
       MnistRayError: see mnist_ray.errors.
@@ -60,13 +69,16 @@ def train_on_workers(
     needs = Needs(f"run {job.run!r}", storage, least, least=least)
     with ray_session(needs, job.placement) as use_gpu:
         begin()
-        with _histories(show) as histories:
-            fit_run(job, use_gpu=use_gpu, histories=histories)
+        counts = f"{job.least_workers} to {job.num_workers}" if job.least_workers else f"{job.num_workers}"
+        plural = "" if counts == "1" else "s"
+        say_line(f"training {job.run} on {counts} worker{plural}, which start first (about 10 s)")
+        with _reports(show, show_within) as reports:
+            fit_run(job, use_gpu=use_gpu, reports=reports, watched=show_within is not None)
 
 
 @contextmanager
-def _histories(show: Callable[[_History], None]) -> Iterator[Queue]:
-    """Yields a queue for the histories that rank 0 sends; a thread passes them to show."""
+def _reports(show: Callable[[_History], None], show_within: _ShowWithin | None) -> Iterator[Queue]:
+    """Yields a queue for what rank 0 sends, histories and progress; a thread passes it on."""
     # Keep the queue on this node: a worker's node may be lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -74,8 +86,11 @@ def _histories(show: Callable[[_History], None]) -> Iterator[Queue]:
     def listen() -> None:
         # If Ray fails, the workers' error ends the run; here there is just nothing more to show.
         with suppress(RayError):
-            while (history := queue.get()) is not None:
-                show(history)
+            while (report := queue.get()) is not None:
+                if not isinstance(report, EpochProgress):
+                    show(report)
+                elif show_within:
+                    show_within(report)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -90,13 +105,21 @@ def _histories(show: Callable[[_History], None]) -> Iterator[Queue]:
         thread.join(patience)
 
 
-def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scratch: Path | None = None) -> None:
+def fit_run(
+    job: TrainJob,
+    *,
+    use_gpu: bool,
+    reports: Queue | None = None,
+    watched: bool = False,
+    scratch: Path | None = None,
+) -> None:
     """Trains a claimed run on Ray Train's workers.
 
     Args:
       job: the run; its storage_uri is absolute.
       use_gpu: whether each worker gets a GPU.
-      histories: gets the run's history after each epoch.
+      reports: gets the run's history after each epoch.
+      watched: whether reports gets the progress within an epoch too.
       scratch: an existing folder for Ray's bookkeeping; by default the system's folder for temporary files.
 
     Raises:
@@ -107,7 +130,7 @@ def fit_run(job: TrainJob, *, use_gpu: bool, histories: Queue | None = None, scr
     with tempfile.TemporaryDirectory(prefix="mnist-ray-train-", dir=scratch) as bookkeeping:
         trainer = _Trainer(
             train_worker,
-            train_loop_config={"job": job, "histories": histories},
+            train_loop_config={"job": job, "reports": reports, "watched": watched},
             scaling_config=ScalingConfig(
                 num_workers=(job.least_workers, job.num_workers) if job.least_workers else job.num_workers,
                 use_gpu=use_gpu,
@@ -160,7 +183,7 @@ def train_worker(given: dict[str, Any]) -> MnistRayError | None:
     """Trains as one rank of a run, from the newest checkpoint if there is one.
 
     Args:
-      given: job, the run, and histories, the queue for its history.
+      given: job, the run, and reports and watched, see fit_run.
 
     Returns:
       None, or a permanent error; Ray would retry a raised one.
@@ -175,7 +198,7 @@ def train_worker(given: dict[str, Any]) -> MnistRayError | None:
     return None
 
 
-def _train_rank(job: TrainJob, histories: Queue | None) -> None:
+def _train_rank(job: TrainJob, reports: Queue | None, watched: bool) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     device = prepared(torch.device("cpu") if job.placement.use_gpu is False else ray.train.torch.get_device())
@@ -185,11 +208,15 @@ def _train_rank(job: TrainJob, histories: Queue | None) -> None:
         # Every node has the data that the run was claimed for.
         folder.claim(job.config, data)
         state = folder.latest_state() if ranks.rank == 0 else None
+    watch = None
+    if reports is not None and watched and ranks.rank == 0:
+        # Doesn't wait, as put would: all ranks would wait with it.
+        watch = Watch(reports.actor.put_nowait.remote, world_size=ranks.world_size)
     for reached in train_run(
         folder, job.config, data, device=device, ranks=ranks, state=from_rank_0(state, ranks),
-        command_line=job.command_line, last_epoch=job.last_epoch,
+        command_line=job.command_line, last_epoch=job.last_epoch, watch=watch,
     ):  # fmt: skip
-        if histories is not None and ranks.rank == 0:
-            histories.put(reached.history)
+        if reports is not None and ranks.rank == 0:
+            reports.put(reached.history)
         row = reached.history[-1]
         ray.train.report({"epoch": row.epoch, "val_loss": row.val_loss})

@@ -20,6 +20,7 @@ from mnist_ray.models.device import prepared
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.grid_progress import GridProgress
 from mnist_ray.tracking.trackers import Tracking
 from mnist_ray.training.data import cached_data
@@ -46,7 +47,7 @@ class Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]
         """Handles a report; called by Tune."""
         del iteration, trials, trial
         for note in result.get("notes", ()):
-            self.view.say(note)
+            say_line(note)
         rows = [RunProgress(**row) for row in result.get("progress", ())]
         self.view.update(rows)
         self.tracking.update(row.run for row in rows)
@@ -57,13 +58,13 @@ class Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]
         """Reports that a trial is restarted; called by Tune."""
         del iteration, trials
         if not self._is_bug(trial):
-            self.view.say("a worker was lost; its runs go on from their last epochs")
+            say_line("a worker was lost; its runs go on from their last epochs")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Reports that a trial is given up; called by Tune."""
         del iteration, trials
         if not self._is_bug(trial):
-            self.view.say("a worker was lost and is not started again; the others go on")
+            say_line("a worker was lost and is not started again; the others go on")
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Tells whether to end one trial; Tune asks after each report."""

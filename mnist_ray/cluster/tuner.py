@@ -26,6 +26,7 @@ from mnist_ray.errors import ClusterError
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.storage.storage import Storage
+from mnist_ray.text.escape import say_line
 
 # Tune's own files are not needed: a grid resumes from its runs' folders.
 _TUNE_SETTINGS = {
@@ -108,7 +109,7 @@ class TuningSession:
                 raise ClusterError(f"grid {job.name!r}: Ray failed: {str(error).strip().splitlines()[-1]}") from error
             finally:
                 if rungs:
-                    _keep_decisions(rungs, GridFolder(self._storage, job.name), watcher)
+                    _keep_decisions(rungs, GridFolder(self._storage, job.name))
         if watcher.failure:
             raise watcher.failure
 
@@ -132,11 +133,14 @@ def tuning_session(job: TuneJob, storage: Storage, watcher: Watcher) -> Iterator
     workers = max(job.workers_per_run, 1)
     needs = Needs(f"grid {job.name!r}", storage, workers, least=workers, option="workers-per-run")
     with (
-        watcher.view,
         ray_session(needs, job.placement) as use_gpu,
         tempfile.TemporaryDirectory(prefix="mnist-ray-tune-") as bookkeeping,
     ):
-        yield TuningSession(job, storage, watcher, use_gpu=use_gpu, bookkeeping=Path(bookkeeping))
+        session = TuningSession(job, storage, watcher, use_gpu=use_gpu, bookkeeping=Path(bookkeeping))
+        what = "run" if job.workers_per_run else "stack of runs" if session.at_once == 1 else "stacks of runs"
+        say_line(f"training grid {job.name}, {session.at_once} {what} at a time")
+        with watcher.view:
+            yield session
 
 
 def _tuner(trials: Trials, settings: WorkerSettings, watcher: Watcher, *, at_once: int, bookkeeping: str) -> tune.Tuner:
@@ -177,12 +181,12 @@ def _keys_kept_from_ray() -> Iterator[None]:
         copied |= keys
 
 
-def _keep_decisions(rungs: Any, folder: GridFolder, watcher: Watcher) -> None:
+def _keep_decisions(rungs: Any, folder: GridFolder) -> None:
     try:
         decisions = ray.get(rungs.decisions.remote())
     except RayError as error:
         # The error that ended Ray is raised elsewhere; a restart only needs the runs' histories.
-        watcher.view.say(f"asha.json: lacks the decisions of this command ({type(error).__name__})")
+        say_line(f"asha.json: lacks the decisions of this command ({type(error).__name__})")
     else:
         folder.write_decisions(decisions)
 

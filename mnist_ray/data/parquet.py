@@ -35,6 +35,7 @@ from mnist_ray.data.sources import Listing, file_at, list_files, list_words
 from mnist_ray.data.splits import Part, check_column, may_tell_splits, parts_of_files, splits_note
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.text.doing import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,6 +224,9 @@ class _Rows:
 
     def batches(self) -> "Iterator[tuple[str, Any, npt.NDArray[np.int64]]]":
         """Yields, per batch, the file's path, the chosen values as an Arrow array, and their rows in the file."""
+        yield from counted(self._batches(), "rows read", size=lambda batch: len(batch[1]))
+
+    def _batches(self) -> "Iterator[tuple[str, Any, npt.NDArray[np.int64]]]":
         import numpy as np
         import pyarrow
 

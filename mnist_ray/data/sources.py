@@ -11,6 +11,7 @@ from mnist_ray.errors import DataError, StorageError
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.storage.uri import is_path
+from mnist_ray.text.doing import counted
 from mnist_ray.text.escape import printable
 
 if TYPE_CHECKING:
@@ -150,6 +151,10 @@ def _is_junk(path: str) -> bool:
 
 def read_files(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yields path and content of each file in order; reads several at once, with at most FILES_AHEAD in memory."""
+    yield from counted(_read_ahead(storage, paths), "files read", total=len(paths))
+
+
+def _read_ahead(storage: "Storage", paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for start in range(0, len(paths), FILES_AHEAD):
             ahead = paths[start : start + FILES_AHEAD]

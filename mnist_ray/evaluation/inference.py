@@ -1,6 +1,6 @@
 """Loads networks and computes class probabilities; one pass over the images serves any number of networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -40,6 +40,7 @@ def log_probabilities(
     normalizations: Sequence[tuple[PerChannel, PerChannel]],
     batch_size: int,
     device: torch.device,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Computes the class log-probabilities of every image under every network.
 
@@ -51,6 +52,7 @@ def log_probabilities(
       normalizations: (mean, std) of each network, as fractions of 255.
       batch_size: images in one pass; fewer if they are large, so that memory stays bounded.
       device: where the networks are.
+      done: called with the number of images that a network has just scored.
 
     Returns:
       [networks, n, classes] on the CPU, float64 if any network computes in float64, else float32.
@@ -68,5 +70,6 @@ def log_probabilities(
                 if key not in inputs:
                     inputs[key] = normalize(on_device, mean=mean, std=std, dtype=dtype)
                 outputs.append(torch.log_softmax(network(inputs[key]), dim=-1).cpu())
+                done(len(batch))
             batches.append(torch.stack(outputs))
     return torch.cat(batches, dim=1)

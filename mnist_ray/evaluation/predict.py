@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -29,10 +29,13 @@ from mnist_ray.results.parquet import make_table, to_parquet_bytes
 from mnist_ray.results.paths import part_of_shard
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, StoredFile
+from mnist_ray.text.doing import count_on
 from mnist_ray.text.escape import printable
 
 _BATCH_SIZE = 1024
 _TABLE = "image_predictions"
+# What is counted meanwhile.
+PREDICTED = "images predicted"
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,8 @@ class Predictor:
           StorageError: the images can't be read, or a part can't be written.
         """
         checkpoint = self._plan.checkpoint
-        for number, images in enumerate(
-            shards(span.read(checkpoint.image_form, checkpoint.wide_bits), self._plan.shard_size),
-            start=span.first_shard,
-        ):
+        images_read = _counted_on(span.read(checkpoint.image_form, checkpoint.wide_bits))
+        for number, images in enumerate(shards(images_read, self._plan.shard_size), start=span.first_shard):
             yield self._predict_shard(number, images, pending)
 
     def answer(self, image: ReadImages) -> Answer:
@@ -323,6 +324,12 @@ class Predictor:
         )
         # There are no labels; results that depend on these zeros are ignored.
         return predictions(scores, torch.zeros(len(pixels), dtype=torch.int64)), inverted
+
+
+def _counted_on(images: Iterable[ReadImages]) -> Iterator[ReadImages]:
+    for some in images:
+        yield some
+        count_on(PREDICTED, len(some))
 
 
 def answer_image(plan: PredictionPlan, images: Images) -> Answer:

@@ -17,6 +17,7 @@ from mnist_ray.evaluation.plan import Plan, fingerprint_of_forms, form_of
 from mnist_ray.results.parquet import to_parquet_bytes
 from mnist_ray.results.paths import part_of_shard
 from mnist_ray.storage.storage import PendingFolder, StoredFile
+from mnist_ray.text.doing import count_on
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,16 @@ def _shard_of_arrays(
     return Shard(number, first, copies, torch.from_numpy(labels.copy()))
 
 
+# What is counted while a split is evaluated.
+EVALUATED = "images evaluated"
+
+
 @dataclass(frozen=True)
 class ShardResult:
     """Result of evaluating a shard: its part file, one tally per run, and the images that the gallery may show."""
 
     number: int
+    num_images: int
     file: StoredFile
     tallies: tuple[Tally, ...]
     images: tuple[ShownImage, ...]
@@ -176,7 +182,7 @@ class ShardEvaluator:
         file = pending.write(part_of_shard("predictions", shard.number), data)
         tallies = tuple(tally(of_run, num_bins=plan.config.num_bins) for of_run in by_run)
         shown = max(shard.images, key=lambda of_form: of_form[0].numel())
-        return ShardResult(shard.number, file, tallies, candidates(shown, by_run, first=shard.first))
+        return ShardResult(shard.number, len(shard.labels), file, tallies, candidates(shown, by_run, first=shard.first))
 
     def _scores(self, shard: Shard) -> list[Tensor]:
         """Returns each run's log-probabilities, [n, classes], from one pass over the images of each form."""
@@ -190,6 +196,7 @@ class ShardEvaluator:
                 normalizations=[self._plan.checkpoints[run].normalization for run in runs],
                 batch_size=self._plan.config.batch_size,
                 device=self._device,
+                done=lambda share: count_on(EVALUATED, share / len(forms)),
             )
             of_runs.update(zip(runs, scores, strict=True))
         return [of_runs[run] for run in range(len(forms))]

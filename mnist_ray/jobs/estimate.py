@@ -23,6 +23,7 @@ from mnist_ray.results.run_claim import check_config
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import RunProgress, read_progress
 from mnist_ray.storage.storage import Storage, open_storage
+from mnist_ray.text.escape import say_line
 from mnist_ray.training.data import cached_data
 from mnist_ray.training.loop import Training
 
@@ -146,6 +147,8 @@ def _estimate(
         data = cached_data(runs[0].config, data_dir, device)
         key = _cost_key(runs)
         if key not in probes:
+            if not probes:
+                say_line(f"timing a few steps of training on {device}")
             check_networks([run.config for run in runs], data)
             network = make_network(runs[0].config, data.image_shape, len(data.class_names))
             probes[key] = probe(runs, data, device), why_not_stacked(network)

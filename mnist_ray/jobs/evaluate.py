@@ -1,8 +1,6 @@
 """The evaluation job: reads checkpoints and a split, writes predictions and metrics, commits them atomically."""
 
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.config.settings import EvaluationConfig
@@ -21,7 +17,7 @@ from mnist_ray.data.image_shape import ImageForm
 from mnist_ray.data.source_files import change_of, source_files
 from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.evaluation.plan import Plan, check_checkpoints, form_of, make_plan, manifest, trained_wide_bits
-from mnist_ray.evaluation.shards import Shard, ShardEvaluator, ShardResult, ShardStream, gather, scan
+from mnist_ray.evaluation.shards import EVALUATED, Shard, ShardEvaluator, ShardResult, ShardStream, gather, scan
 from mnist_ray.evaluation.tables import write_tables
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
@@ -35,7 +31,9 @@ from mnist_ray.results.paths import PAGE, evaluation_path, report_path
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import PendingFolder, Storage, open_storage
+from mnist_ray.text.doing import counted
 from mnist_ray.text.escape import say_line
+from mnist_ray.text.sizes import count_text
 from mnist_ray.training.data_lines import evaluation_line
 
 
@@ -181,12 +179,12 @@ def _say_conversion(plan: Plan, conversion: str | None) -> None:
 
 def _page(folder: EvaluationFolder) -> str:
     """Returns the page's URI; writes the page if it doesn't exist."""
-    # The plotting libraries take a second to import.
-    from mnist_ray.report.page import report_evaluation
-
     page = report_path(folder.name, PAGE)
     if folder.storage.exists(page):
         return folder.storage.uri_of(page)
+    # The plotting libraries take a second to import.
+    from mnist_ray.report.page import report_evaluation
+
     return report_evaluation(folder).uri
 
 
@@ -235,6 +233,7 @@ def _evaluate_and_commit(
             pending.abort()
             return False
         plan = replace(plan, evaluated_at=begun_at)
+        say_line(f"evaluating {count_text(len(plan.checkpoints), 'run')} on {plan.config.split} images")
         shards = ShardStream(examples, plan)
         with results_of_spans(
             partial(_load, plan, pending),
@@ -244,7 +243,7 @@ def _evaluate_and_commit(
             num_workers=job.num_workers,
             placement=job.placement,
         ) as done:
-            results = gather(_with_progress(done, math.ceil(len(examples[0]) / plan.shard_size)))
+            results = gather(counted(done, EVALUATED, total=len(examples[0]), size=lambda result: result.num_images))
         _say_conversion(plan, shards.conversion)
         plan = replace(plan, fingerprints=shards.fingerprints)
         files = write_tables(plan, results, pending)
@@ -261,16 +260,6 @@ def _evaluate_and_commit(
     except BaseException:
         pending.abort()
         raise
-
-
-def _with_progress(results: Iterator[ShardResult], total: int) -> Iterator[ShardResult]:
-    """Yields the results and shows a progress bar on a terminal; a single shard is too quick for a bar."""
-    console = Console(file=sys.stderr)
-    if not console.is_terminal or total < 2:
-        yield from results
-        return
-    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-        yield from progress.track(results, total=total, description="shards")
 
 
 def _load(plan: Plan, pending: PendingFolder, use_gpu: bool | None) -> Callable[[Shard], tuple[ShardResult]]:

@@ -1,23 +1,21 @@
 """The prediction job: classifies the user's own images span by span and commits the tables atomically."""
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from mnist_ray.config.placement import ANYWHERE, Placement
 from mnist_ray.data.image_spans import Span
 from mnist_ray.data.unlabelled import Images
-from mnist_ray.evaluation.predict import PredictionPlan, Predictor, ShardPrediction
+from mnist_ray.evaluation.predict import PREDICTED, PredictionPlan, Predictor, ShardPrediction
 from mnist_ray.evaluation.prediction_folder import Committed, check_name_is_free, commit, gather
 from mnist_ray.jobs.spans import results_of_spans
 from mnist_ray.models.device import choose_device
 from mnist_ray.results.paths import prediction_path
 from mnist_ray.storage.storage import PendingFolder, Storage
+from mnist_ray.text.doing import counted
+from mnist_ray.text.escape import say_line
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ def predict(job: PredictJob) -> Committed:
     if job.name is not None:
         check_name_is_free(job.storage, job.name, job.plan)
     job.storage.check()
+    say_line(f"predicting images={job.plan.images}")
     spans = job.images.spans(job.plan.shard_size)
     first = list(itertools.islice(spans, 2))
     pending = job.storage.pending_folder(prediction_path(job.name or "unnamed"))
@@ -64,21 +63,15 @@ def predict(job: PredictJob) -> Committed:
             placement=job.placement,
             is_divisible=len(first) > 1,
         ) as done:
-            shards = gather(_with_progress(done), images=job.plan.images, strict=job.strict)
+            shards = gather(counted(done, PREDICTED, size=_num_images), images=job.plan.images, strict=job.strict)
         return commit(job.plan, shards, pending, name=job.name)
     except BaseException:
         pending.abort()
         raise
 
 
-def _with_progress(shards: Iterator[ShardPrediction]) -> Iterator[ShardPrediction]:
-    """Yields the shards and counts their images on a terminal; the total is unknown."""
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} images"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("images", total=None)
-        for shard in shards:
-            bar.advance(task, shard.summary.num_images + shard.summary.num_errors)
-            yield shard
+def _num_images(shard: ShardPrediction) -> int:
+    return shard.summary.num_images + shard.summary.num_errors
 
 
 def _load(

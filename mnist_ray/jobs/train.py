@@ -15,6 +15,7 @@ from mnist_ray.results.run_claim import check_claim
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.doing import on_terminal
 from mnist_ray.text.escape import say_line
 from mnist_ray.tracking import pictures
 from mnist_ray.tracking.epoch_lines import EpochLines
@@ -22,6 +23,7 @@ from mnist_ray.tracking.trackers import Tracking, check_trackers, track
 from mnist_ray.training.data import data_settings, load_data
 from mnist_ray.training.data_lines import training_lines
 from mnist_ray.training.train_run import train_run
+from mnist_ray.training.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, trackin
         say_line(note)
     state: TrainState | None = None
     if folder.storage.exists(folder.path("config.json")):
+        say_line(f"checking what run {job.run} has")
         # Report a conflict or the end of a run without starting Ray.
         check_claim(folder.storage, job.run, job.config, data, resume=job.resume)
         folder.mend(say_line)
@@ -92,22 +95,38 @@ def _train_tracked(job: TrainJob, data: TrainingData, folder: RunFolder, trackin
             say_line(line)
 
     try:
-        if job.needs_ray():
-            from mnist_ray.cluster.trainer import train_on_workers
+        with lines:
+            if job.needs_ray():
+                from mnist_ray.cluster.trainer import train_on_workers
 
-            # begin is called once the workers fit, so a request for too many leaves the name free.
-            train_on_workers(job, folder.storage, begin=begin, show=lines.show)
-        else:
-            device = choose_device(job.placement.use_gpu)
-            begin()
-            for reached in train_run(
-                folder, job.config, data.to(device), device=device, state=state, command_line=job.command_line,
-                last_epoch=job.last_epoch,
-            ):  # fmt: skip
-                lines.show(reached.history)
+                # begin is called once the workers fit, so a request for too many leaves the name free.
+                show_within = lines.show_within if on_terminal() else None
+                train_on_workers(job, folder.storage, begin=begin, show=lines.show, show_within=show_within)
+            else:
+                device = choose_device(job.placement.use_gpu)
+                begin()
+                _train_here(job, data.to(device), folder, state, lines, device)
     except RunFailedError:
         tracking.update([job.run])
         raise
     # Its end comes after its last epoch.
     tracking.update([job.run])
     return TrainOutcome(folder.history(), already_done=False)
+
+
+def _train_here(
+    job: TrainJob,
+    data: TrainingData,
+    folder: RunFolder,
+    state: TrainState | None,
+    lines: EpochLines,
+    device: torch.device,
+) -> None:
+    """Trains a claimed run in this process."""
+    say_line(f"training {job.run} on {device}")
+    watch = Watch(lines.show_within) if on_terminal() else None
+    for reached in train_run(
+        folder, job.config, data, device=device, state=state, command_line=job.command_line,
+        last_epoch=job.last_epoch, watch=watch,
+    ):  # fmt: skip
+        lines.show(reached.history)

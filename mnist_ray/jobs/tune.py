@@ -77,8 +77,10 @@ def tune(job: TuneJob) -> TuneOutcome:
     shorter = _begin_from_shorter(folder, runs)
     folder.claim(job.grid, runs, search=job.search, samples=samples, shorter=shorter)
     view = GridProgress(runs, read_all_progress(storage, runs))
+    if num_done := view.counts()["finished"]:
+        say_line(f"grid {job.name}: {num_done} of {len(runs)} runs are finished already")
     _mend(storage, view)
-    with tracked(say=view.say) as tracking:
+    with tracked(say=say_line) as tracking:
         num_trained = _train_missing(job, storage, runs, view, tracking)
         if job.search and job.suggests and samples is not None and len(samples) < job.search.num_samples:
             from mnist_ray.cluster.optuna import train_suggestions
@@ -119,7 +121,7 @@ def _grow(
     say_line(growth_line(growth, num_settings=len(runs) // len(job.grid.seeds)))
     view = GridProgress(grid.listed, {run.run: grid.progress[run.run] for run in grid.listed})
     _mend(storage, view)
-    with tracked(say=view.say) as tracking:
+    with tracked(say=say_line) as tracking:
 
         def open_session(is_late: Callable[[], bool]) -> AbstractContextManager[Session]:
             from mnist_ray.cluster.trials import Watcher
@@ -184,7 +186,7 @@ def _mend(storage: Storage, view: GridProgress) -> None:
     """Repairs finished runs whose tables a killed writer left incomplete."""
     done = [row.run for row in view.progress.values() if row.status in ("finished", "stopped")]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        list(pool.map(lambda name: RunFolder(storage, name).mend(view.say), done))
+        list(pool.map(lambda name: RunFolder(storage, name).mend(say_line), done))
 
 
 def _train_missing(

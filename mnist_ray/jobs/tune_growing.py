@@ -20,6 +20,7 @@ from mnist_ray.results.columns import config_columns, with_own_settings
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import Storage
+from mnist_ray.text.escape import say_line
 from mnist_ray.tracking.grid_progress import GridProgress
 from mnist_ray.tracking.trackers import Tracking
 
@@ -105,7 +106,7 @@ class GrowingGrid:
         """
         num_missing = _num_unfinished(self.progress)
         if self._starts_again:
-            view.say("looks.json has another margin, other seeds or other settings: the looks start again")
+            say_line("looks.json has another margin, other seeds or other settings: the looks start again")
         with ExitStack() as stack:
 
             def announce(some: Sequence[GridRun]) -> None:
@@ -124,14 +125,14 @@ class GrowingGrid:
                 now=now,
             )
             try:
-                pairs = self._rounds(runs, view)
+                pairs = self._rounds(runs)
                 self._keep(runs)
             finally:
                 tracking.update(self._listed)
                 self._folder.write_runs(self.listed, runs.progress)
         return self._grown(runs, pairs), num_missing - _num_unfinished(runs.progress)
 
-    def _rounds(self, runs: GrowingRuns, view: GridProgress) -> Accuracies | None:
+    def _rounds(self, runs: GrowingRuns) -> Accuracies | None:
         """Returns the pairs of the last look."""
         for look in self._looks:
             runs.keep(look.compared, look.num_seeds)
@@ -140,7 +141,7 @@ class GrowingGrid:
             pairs = pairs_of_look
             self._looks.append(look)
             self._folder.write_looks(document_of(self._looks, self._basis))
-            view.say(self._line(look, runs))
+            say_line(self._line(look, runs))
         if self._looks == taken:
             pairs = self._pairs_again(runs)
         return pairs

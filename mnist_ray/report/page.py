@@ -52,6 +52,7 @@ def report_evaluation(folder: EvaluationFolder, *, margin: float = MARGIN) -> Re
       StorageError: the storage can't be read or written.
     """
     findings = find(folder, margin=margin)
+    say_line("drawing the report")
     view = View(folder, findings)
     page = view.render().encode()
     if (line := glyphs.note(folder.class_names)) is not None:

@@ -20,6 +20,7 @@ from mnist_ray.results.history import EpochResult, is_finished
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.data import normalize
 from mnist_ray.training.steps import Steps, TabledSteps, can_be_recorded
+from mnist_ray.training.watching import Watch
 
 # A multiple of 16 rows: see Stack._parts.
 VALIDATION_BATCH = 1024
@@ -36,6 +37,7 @@ def fit(
     device: torch.device,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     state: TrainState | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[TrainState]:
     """Trains one run, from the start or from a state, and yields the state after each epoch.
 
@@ -43,6 +45,7 @@ def fit(
       data: the run's examples, the same on every rank.
       ranks: the processes that share every batch.
       state: the state to resume from; the result is bit for bit the same as without the interruption.
+      watch: called after each step.
 
     Raises:
       RunFailedError: a loss is not finite; the message names the epoch and the step.
@@ -50,7 +53,7 @@ def fit(
     """
     training = Training([config], data, device=device, ranks=ranks, states=[state])
     while training.active:
-        reached = training.train_epoch()[0]
+        reached = training.train_epoch(watch)[0]
         if isinstance(reached, Divergence):
             raise RunFailedError(str(reached))
         yield training.state(0)
@@ -113,8 +116,11 @@ class Training:
         self.active = tuple(run for run in self.active if run not in runs)
 
     @torch.no_grad()
-    def train_epoch(self) -> dict[int, EpochResult | Divergence]:
+    def train_epoch(self, watch: Watch | None = None) -> dict[int, EpochResult | Divergence]:
         """Trains the active runs for an epoch; runs that finish or diverge leave the stack.
+
+        Args:
+          watch: called after each step.
 
         Returns:
           The outcome of each run that was active.
@@ -124,7 +130,7 @@ class Training:
             self._compact()
         self._epoch += 1
         with errors_of_code(self._configs[0], NetworkFailedError):
-            losses, correct = self._program.train_epoch(self._epoch)
+            losses, correct = self._program.train_epoch(self._epoch, watch)
             validation, hits = self._validate()
         # Copying to the CPU waits for the GPU, so the epoch has ended afterwards.
         losses, correct, validation, self._hits = (each.cpu() for each in (losses, correct, validation, hits))

@@ -19,6 +19,7 @@ from mnist_ray.noise.step_streams import SeededStreams, StepStreams, StreamTable
 from mnist_ray.optimizers.optimizers import learning_rate, set_learning_rates
 from mnist_ray.training.cuda_graph import RecordedStep
 from mnist_ray.training.data import normalize
+from mnist_ray.training.watching import Watch
 
 # Optimizers whose step accepts a learning rate on the device.
 _RECORDED_OPTIMIZERS = ("adam", "adamw")
@@ -69,8 +70,11 @@ class Steps:
         keys = [stream_key(seed, "shuffle", epoch) for seed in dict.fromkeys(self.seeds)]
         return torch.stack([permutation(key, len(self.data.labels)) for key in keys])
 
-    def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def train_epoch(self, epoch: int, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
         """Trains for an epoch, numbered from 1.
+
+        Args:
+          watch: called after each step.
 
         Returns:
           Each step's loss, float64 [runs, steps], and the correct predictions, int64 [runs], over all ranks.
@@ -81,6 +85,8 @@ class Steps:
             set_learning_rates(self.optimizer, first_step + index, self.steps_per_epoch)
             losses[:, index], right = self.step(SeededStreams(self.seeds, first_step + index), batch)
             correct += right
+            if watch:
+                watch(epoch, index + 1, losses)
         return self.ranks.sum_(losses), self.ranks.sum_(correct)
 
     def sums(self) -> tuple[Tensor, Tensor]:
@@ -162,7 +168,7 @@ class TabledSteps:
         self._losses, self._correct = steps.sums()
         self._whole = RecordedStep(device=device)
 
-    def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
+    def train_epoch(self, epoch: int, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
         """See Steps.train_epoch."""
         steps = self._steps
         first_step = (epoch - 1) * steps.steps_per_epoch
@@ -172,11 +178,13 @@ class TabledSteps:
         self._losses.zero_()
         self._correct.zero_()
         first = steps.batch_sizes[0]
-        for size in steps.batch_sizes:
+        for index, size in enumerate(steps.batch_sizes):
             if size == first:
                 self._whole.run(lambda: self._step(first))
             else:
                 self._step(size)
+            if watch:
+                watch(epoch, index + 1, self._losses)
         return self._losses.clone(), self._correct.clone()
 
     def _step(self, num_rows: int) -> None:

@@ -12,6 +12,7 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.training.distributed import shared_errors
 from mnist_ray.training.loop import fit
+from mnist_ray.training.watching import Watch
 
 
 def train_run(
@@ -24,6 +25,7 @@ def train_run(
     state: TrainState | None = None,
     command_line: str | None = None,
     last_epoch: int | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[TrainState]:
     """Trains a claimed run to its end; rank 0 saves it after every epoch and writes its best checkpoint.
 
@@ -32,6 +34,7 @@ def train_run(
       ranks: the processes that share every batch.
       command_line: see RunFolder.save.
       last_epoch: the epoch after which the run ends as a stopped one.
+      watch: called after each step.
 
     Yields:
       The state after each epoch, once saved.
@@ -42,7 +45,7 @@ def train_run(
     """
     saves = ranks.rank == 0
     try:
-        for reached in fit(config, data, device=device, ranks=ranks, state=state):
+        for reached in fit(config, data, device=device, ranks=ranks, state=state, watch=watch):
             with shared_errors(ranks):
                 if saves:
                     folder.save(config, data, reached, command_line=command_line, num_workers=ranks.world_size)

@@ -5,13 +5,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from mnist_ray.analysis.blocks import Scores
 from mnist_ray.analysis.looks import before_looks, look_at
@@ -83,8 +82,8 @@ class GridAt:
             yield session
 
         grid = GrowingGrid(self.job, Growth(looks, margin, settles, num_epochs), self.storage, self.runs)
-        view = GridProgress(grid.listed, {}, console=Console(file=self.said))
-        with no_tracking(self.storage) as tracking:
+        view = GridProgress(grid.listed, {})
+        with redirect_stderr(self.said), no_tracking(self.storage) as tracking:
             return grid.grow(view, tracking, open_session, now=lambda: session.clock)
 
     def looks(self) -> list[dict[str, Any]]:

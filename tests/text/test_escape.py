@@ -13,7 +13,6 @@ from mnist_ray.cli.options import say
 from mnist_ray.submission.follow import _LogWriter
 from mnist_ray.text.escape import printable, printable_log
 from mnist_ray.text.tables import print_rows, print_table
-from mnist_ray.tracking.grid_progress import GridProgress
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[/bold] :smile: <b>\r\n\u202egnp.\x9b31m\udcff"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J[/bold] :smile: <b>\r\n\u202egnp.\x9b31m\udcff"
@@ -64,11 +63,6 @@ def test_the_jobs_of_others_are_listed_as_they_are(capsys: pytest.CaptureFixture
 def test_an_error_is_one_line_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     assert say(f"error: {HOSTILE}", 3) == 3
     assert capsys.readouterr().err == f"mnist-ray: error: {SHOWN}\n"
-
-
-def test_the_progress_of_a_grid_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    GridProgress([], {}).say(HOSTILE)
-    assert capsys.readouterr().err == f"{SHOWN}\n"
 
 
 @pytest.fixture
