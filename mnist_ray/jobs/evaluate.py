@@ -233,7 +233,8 @@ def _evaluate_and_commit(
             pending.abort()
             return False
         plan = replace(plan, evaluated_at=begun_at)
-        say_line(f"evaluating {count_text(len(plan.checkpoints), 'run')} on {plan.config.split} images")
+        num_images = count_text(len(examples[0]), f"{plan.config.split} image")
+        say_line(f"evaluating {count_text(len(plan.checkpoints), 'run')} on {num_images}")
         shards = ShardStream(examples, plan)
         with results_of_spans(
             partial(_load, plan, pending),

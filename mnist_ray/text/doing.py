@@ -57,6 +57,11 @@ class _Display:
                 live, self._live = self._live, None
                 live.stop()
 
+    def refresh(self) -> None:
+        """Shows the rows now, if they are shown at all, and not only when it is time again."""
+        if self._live:
+            self._live.refresh()
+
     def _start(self) -> None:
         # rich takes a tenth of a second to import.
         from rich.console import Console
@@ -122,6 +127,7 @@ class Row:
         self._shown = _DISPLAY.shown()
         self._shown.__enter__()
         _DISPLAY.rows = (*_DISPLAY.rows, self)
+        _DISPLAY.refresh()
         return self
 
     def __exit__(

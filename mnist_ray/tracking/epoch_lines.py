@@ -1,6 +1,5 @@
 """Terminal output while a single run trains: a line for each epoch, and a row within it."""
 
-import time
 from types import TracebackType
 from typing import Self
 
@@ -66,8 +65,7 @@ class _EpochRow(Row):
 
     def __init__(self, num_epochs: int, first: EpochProgress) -> None:
         super().__init__(first.num_steps)
-        self._num_epochs, self._first, self._progress = num_epochs, first, first
-        self._began = time.monotonic()
+        self._num_epochs, self._progress = num_epochs, first
 
     def show(self, progress: EpochProgress) -> None:
         """Shows the latest progress."""
@@ -77,11 +75,7 @@ class _EpochRow(Row):
         """See Row."""
         now = self._progress
         text = f"epoch {now.epoch}/{self._num_epochs}: loss {now.loss:.4f}"
-        left = self._seconds_left()
-        return text if left is None else f"{text}, {duration(left)} left for all epochs"
-
-    def _seconds_left(self) -> float | None:
-        now, first = self._progress, self._first
-        taken = (now.epoch - first.epoch) * now.num_steps + now.step - first.step
-        left = (self._num_epochs - now.epoch + 1) * now.num_steps - now.step
-        return (time.monotonic() - self._began) * left / taken if taken > 0 else None
+        if now.step_seconds is None:
+            return text
+        num_left = (self._num_epochs - now.epoch + 1) * now.num_steps - now.step
+        return f"{text}, {duration(now.step_seconds * num_left)} left for all epochs"

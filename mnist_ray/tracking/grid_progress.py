@@ -107,7 +107,8 @@ class GridProgress(Row):
         parts += [f"{counts[name]} {name}" for name in ("running", "stopped", "diverged") if counts[name]]
         if best := self.best():
             parts.append(" ".join([f"best {best.best_val_accuracy:.4f}", *self._setting(best.run)]))
-        parts.append(f"{self.runs_per_minute():.1f} runs/min")
+        if pace := self.runs_per_minute():
+            parts.append(f"{pace:.1f} runs/min")
         left = self.seconds_left()
         if left and counts["running"] + counts["waiting"]:
             parts.append(f"{duration(left)} left")

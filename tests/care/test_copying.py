@@ -14,6 +14,7 @@ from mnist_ray.results.listing import evaluation_rows
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import PendingFolder, Storage, open_storage
 from tests.care.conftest import Results
+from tests.support.doing_lines import without_doing
 from tests.support.stored_results import killed_everywhere, listed_runs, train_run
 
 
@@ -143,7 +144,7 @@ def test_other_content_under_a_name_is_a_conflict_that_stays_and_the_rest_is_cop
     )
     before = contents(target)
     assert cp(folder, target) == 6
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = without_doing(capsys.readouterr().err).splitlines()[-1]
     assert line == (
         f"mnist-ray: error: run {run!r}: exists in {target.uri} with other content (config.json); remove one with "
         "`mnist-ray rm run`, or choose another storage; and 3 more"
@@ -184,7 +185,7 @@ def test_damage_is_found_out_before_a_reader_could_meet_it(
     damaged = Path(folder.uri, path)
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     assert cp(folder, target) == 3
-    assert str(damaged) in capsys.readouterr().err.splitlines()[-1]
+    assert str(damaged) in without_doing(capsys.readouterr().err).splitlines()[-1]
     name = path.split("/")[1]
     assert name not in [
         row.get("run", row.get("evaluation")) for row in [*listed_runs(target), *evaluation_rows(target)]
@@ -271,7 +272,7 @@ def test_what_cant_be_copied_is_one_line_and_leaves_nothing(
         return text.replace("THERE", str(there)).replace("HERE", folder.uri)
 
     assert run_command(["cp", *map(with_paths, arguments)]) == code
-    assert capsys.readouterr().err == f"mnist-ray: error: {with_paths(message)}\n"
+    assert without_doing(capsys.readouterr().err) == f"mnist-ray: error: {with_paths(message)}\n"
     assert not there.exists()
 
 

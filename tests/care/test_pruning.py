@@ -13,6 +13,7 @@ from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.care.conftest import Results
 from tests.support.commits import DAY_S
+from tests.support.doing_lines import without_doing
 from tests.support.stored_results import killed_everywhere, listed_runs, put, train_run
 
 NOTHING = [
@@ -107,7 +108,7 @@ def test_a_network_without_its_config_and_a_persons_folders_stay(
     captured = capsys.readouterr()
     assert captured.out.endswith("freed 0 B\n")
     stays = "; it stays, until you remove it with `mnist-ray rm"
-    assert sorted(captured.err.splitlines()) == [
+    assert sorted(without_doing(captured.err).splitlines()) == [
         f"evaluation 'archive': has no _manifest.json, but {results.evaluation}/_SUCCESS{stays} evaluation archive`",
         f"grid 'archive': has no grid.json, but g/grid.json{stays} grid archive`",
         f"run 'archive': has no config.json, but {other}/best/checkpoint.json{stays} run archive`",

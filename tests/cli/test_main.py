@@ -19,6 +19,7 @@ import pytest
 from mnist_ray.cli import process
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.cli.options import data_folder
+from tests.support.doing_lines import without_doing
 from tests.support.warm_processes import launched, wait
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def line_of(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""
     # What was understood of the data is said before a run is trained or evaluated.
-    lines = [line for line in captured.err.splitlines() if not line.startswith("dataset ")]
+    lines = [line for line in without_doing(captured.err).splitlines() if not line.startswith("dataset ")]
     assert len(lines) == 1, captured.err
     return lines[0]
 
@@ -353,7 +354,7 @@ def test_ctrl_c_before_a_command_has_begun_is_one_line(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as ended:
         process.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "mnist-ray: stopped\n"
+    assert without_doing(capsys.readouterr().err) == "mnist-ray: stopped\n"
 
 
 def importing(before: Callable[..., None]) -> Callable[..., Any]:

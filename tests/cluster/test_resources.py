@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from mnist_ray.cluster.worker_pool import results_of_workers
 from mnist_ray.config.placement import Placement
 from mnist_ray.config.requirements import JOB_VARIABLE
 from mnist_ray.storage.storage import open_storage
+from tests.support.doing_lines import without_doing
 from tests.support.ray_head import RayHead, more_node
 from tests.support.ray_jobs import run_job
 
@@ -30,7 +33,7 @@ def test_a_job_waits_for_a_node_and_a_cluster_of_several_is_refused_a_local_fold
     log = io.StringIO()
 
     def add_node_once_the_job_waits() -> None:
-        while "\n" not in log.getvalue():
+        while "waiting" not in log.getvalue():
             time.sleep(0.01)
         nodes.enter_context(more_node(shared_head))
 
@@ -45,7 +48,7 @@ def test_a_job_waits_for_a_node_and_a_cluster_of_several_is_refused_a_local_fold
             ) as each:
                 assert list(each) == [7]
         added.result()
-        assert log.getvalue() == "waiting up to 600 s for 3 CPU: the cluster has 2\n"
+        assert without_doing(log.getvalue()) == "waiting up to 600 s for 3 CPU: the cluster has 2\n"
 
         for command in (TUNE, [*TRAIN, "--num-workers", "2"]):
             refused = run_job(shared_head, *command, "--storage", str(tmp_path))
@@ -63,11 +66,43 @@ def test_a_job_whose_cpus_do_not_come_ends_with_5_and_leaves_the_name_free(
         shared_head, *TRAIN, "--num-workers", "900", "--resource-timeout", "1", "--storage", str(tmp_path)
     )
     assert refused.code == 5
-    assert refused.log.splitlines()[-2:] == [
+    assert without_doing(refused.log).splitlines()[-2:] == [
         "waiting up to 1 s for 900 CPU: the cluster has 2",
         "mnist-ray: error: num_workers=900: needs a CPU for each, the cluster has 2; use --num-workers 2 or less",
     ]
     assert not (tmp_path / "runs").exists()
+
+
+# Another job, which uses both CPUs until its standard input is closed.
+BUSY = """
+import sys
+import ray
+from ray.util.placement_group import placement_group
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+ray.get(placement_group([{"CPU": 1}] * 2).ready())
+print("busy", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_job_says_that_it_waits_for_cpus_that_other_jobs_use(shared_head: RayHead, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUSY, shared_head.gcs_address]
+    with subprocess.Popen(
+        command, env=shared_head.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "busy\n"
+        line = "waiting for 1 CPU: other jobs use 2 of the cluster's 2; this one starts when enough are free\n"
+        done = run_job(
+            shared_head, *TRAIN, "--storage", str(tmp_path),
+            steps=[(lambda log: line in log, lambda _: other.stdin.close())],
+        )  # fmt: skip
+        assert done.code == 0, done.log
+    # Nothing is said when there is nothing to wait for.
+    again = run_job(shared_head, *TRAIN[:-1], "c", "--storage", str(tmp_path))
+    assert again.code == 0
+    assert "waiting" not in again.log
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_named(shared_head: RayHead, tmp_path: Path) -> None:

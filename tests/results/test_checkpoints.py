@@ -23,6 +23,7 @@ from mnist_ray.storage.storage import open_storage
 from mnist_ray.training.data import load_data, prepare_data
 from mnist_ray.training.loop import fit
 from mnist_ray.training.train_stack import train_stack
+from tests.support.doing_lines import without_doing
 from tests.support.small_disk import small_disk
 from tests.support.tiny_digits import tiny_digits
 
@@ -114,7 +115,7 @@ def test_a_damaged_newest_checkpoint_costs_its_epoch_and_changes_no_bit(
     damage(tmp_path / "runs/a/checkpoints/epoch-0004" / name, how)
     capsys.readouterr()
     assert run_command([*train, "--storage", str(tmp_path)]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("dataset ")]
+    said = [line for line in without_doing(capsys.readouterr().err).splitlines() if not line.startswith("dataset ")]
     # Without its document, which is written last, it is no checkpoint yet.
     if (name, how) != ("checkpoint.json", "missing"):
         damaged = said.pop(0)
@@ -136,7 +137,7 @@ def test_a_run_without_a_whole_checkpoint_ends_with_3_and_what_to_do(
         damage(path, "changed")
     capsys.readouterr()
     assert run_command(train) == 3
-    assert capsys.readouterr().err == (
+    assert without_doing(capsys.readouterr().err) == (
         "mnist-ray: error: run 'a': checkpoints/epoch-0002/model.safetensors: SHA-256 differs from checkpoint.json: "
         "the file was changed or damaged; no older one is whole: delete runs/a to train it anew\n"
     )
@@ -185,14 +186,14 @@ def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoin
     with small_disk(tmp_path, "1500k") as small:
         assert run_command([*train, "--storage", str(small)]) == 4
         shutil.copytree(small, saved)
-    _, _, *epochs, error = capsys.readouterr().err.splitlines()
+    _, _, *epochs, error = without_doing(capsys.readouterr().err).splitlines()
     assert [line.split("  ")[0] for line in epochs] == ["a: epoch 1/4", "a: epoch 2/4"]
     assert error.startswith("mnist-ray: error: storage='")
     assert error.endswith("can't be written: the disk is full; free some space or choose another storage")
     assert run_command([*train, "--storage", str(whole)]) == 0
     capsys.readouterr()
     assert run_command([*train, "--storage", str(saved)]) == 0
-    assert capsys.readouterr().err.splitlines()[2] == "a: went on after epoch 2"
+    assert without_doing(capsys.readouterr().err).splitlines()[2] == "a: went on after epoch 2"
     best = "runs/a/best/model.safetensors"
     assert (saved / best).read_bytes() == (whole / best).read_bytes()
 

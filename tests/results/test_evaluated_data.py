@@ -8,6 +8,7 @@ from PIL import Image
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.results.evaluated_data import trained_elsewhere
+from tests.support.doing_lines import without_doing
 from tests.support.tiny_digits import tiny_digits
 
 SHIFTED, PETS = "shifted", "pets"
@@ -37,7 +38,8 @@ def evaluated(root: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
     capsys.readouterr()
     assert evaluate(root, *arguments, "--no-report", "--json") == 0
     shown = capsys.readouterr()
-    return {row["run"]: row["dataset"] for row in json.loads(shown.out)["metrics"]}, shown.err.splitlines()
+    datasets = {row["run"]: row["dataset"] for row in json.loads(shown.out)["metrics"]}
+    return datasets, without_doing(shown.err).splitlines()
 
 
 def test_the_default_is_the_data_set_of_the_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +54,7 @@ def test_the_default_is_the_data_set_of_the_runs(root: Path, capsys: pytest.Capt
 def test_runs_of_several_data_sets_need_one_to_be_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for which in (["--all-runs"], ["--run", "d", "--run", "p", "--run", "s"]):
         assert evaluate(root, *which) == 2
-        assert capsys.readouterr().err == (
+        assert without_doing(capsys.readouterr().err) == (
             f"mnist-ray: error: dataset: the runs were trained on several (digits: d; folder:{root / PETS}: p; "
             f"folder:{root / SHIFTED}: s); choose one with --dataset NAME\n"
         )
@@ -63,7 +65,7 @@ def test_other_data_are_said_in_the_line_the_title_and_the_headline(
 ) -> None:
     assert evaluate(root, "--run", "d", "--dataset", f"folder:{root / SHIFTED}") == 0
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[0].endswith("; the run was trained on digits")
+    assert without_doing(shown.err).splitlines()[0].endswith("; the run was trained on digits")
     title = f"test examples of folder:{root / SHIFTED}; the run was trained on digits"
     assert title in " ".join(shown.out.split())
     page = Path(shown.out.splitlines()[-1].removeprefix("report: ")).read_text()
@@ -110,7 +112,7 @@ def test_all_runs_end_with_3_where_none_has_the_classes(root: Path, capsys: pyte
         for number in range(5):
             Image.fromarray(tiny_digits(1).images[0, 0].numpy()).save(root / "colours" / name / f"{number}.png")
     assert evaluate(root, "--all-runs", "--dataset", f"folder:{root / 'colours'}") == 3
-    last = capsys.readouterr().err.splitlines()[-1]
+    last = without_doing(capsys.readouterr().err).splitlines()[-1]
     assert (
         "no finished run was trained on it or has its 3 classes; the runs were trained on other data (digits: d" in last
     )

@@ -16,6 +16,7 @@ from mnist_ray.results.evaluation_folder import (
     open_evaluation,
 )
 from mnist_ray.storage.storage import open_storage
+from tests.support.doing_lines import without_doing
 
 COMMANDS = (["report", "e"], ["compare", "e"], ["query", "SELECT 1", "--evaluation", "e"])
 
@@ -48,7 +49,7 @@ def test_a_table_is_read_from_its_parts_in_order(tmp_path: Path) -> None:
 def test_an_unknown_evaluation_is_one_line(command: list[str], tmp_path: Path, capsys: Any) -> None:
     commit(tmp_path, "other")
     assert run_command([*command, "--storage", str(tmp_path)]) == 3
-    assert capsys.readouterr().err == (
+    assert without_doing(capsys.readouterr().err) == (
         f"mnist-ray: error: evaluation 'e': not in {tmp_path}; `mnist-ray evaluations` lists what is\n"
     )
 
@@ -68,7 +69,7 @@ def test_another_schema_version_is_one_line(
 ) -> None:
     commit(tmp_path, "e", schema_version=version)
     assert run_command([*command, "--storage", str(tmp_path)]) == 3
-    assert capsys.readouterr().err == (
+    assert without_doing(capsys.readouterr().err) == (
         f"mnist-ray: error: evaluation 'e': its tables have schema version {version}, this version of mnist-ray "
         "reads 2 and 3: read it with the version that wrote it, or evaluate again\n"
     )
@@ -114,7 +115,7 @@ def test_an_evaluation_that_can_not_be_read_is_said_and_left_out(tmp_path: Path,
     (tmp_path / "evaluations" / "half").mkdir()
     (tmp_path / "evaluations" / "half" / "_manifest.json").write_text("{")
     assert [folder.name for folder in committed_evaluations(open_storage(str(tmp_path)))] == ["a"]
-    said = capsys.readouterr().err.splitlines()
+    said = without_doing(capsys.readouterr().err).splitlines()
     assert [line.partition(": ")[0] for line in said] == [
         f"without {tmp_path}/evaluations/half/_manifest.json",
         "without evaluation 'old'",

@@ -17,6 +17,7 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.evaluation.inference import load_network
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
+from tests.support.doing_lines import without_doing
 
 UNKNOWN = "unknown image format"
 
@@ -43,8 +44,9 @@ def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
 def line_of(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err.strip()
+    lines = without_doing(captured.err).splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
 
 
 def left_in(storage: Path) -> list[str]:

@@ -15,8 +15,11 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+import pyte
+
 # Generous: the machine may be busy.
 _PATIENCE_S = 280.0
+_LINES = 60
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -28,7 +31,14 @@ class Terminal:
       raw: what it has written so far, with all control sequences.
     """
 
-    def __init__(self, *command: str, environment: Mapping[str, str], columns: int = 100, leader: str = "") -> None:
+    def __init__(
+        self,
+        *command: str,
+        environment: Mapping[str, str],
+        columns: int = 100,
+        leader: str = "",
+        stdout: int | None = None,
+    ) -> None:
         """Starts the command.
 
         Args:
@@ -36,13 +46,15 @@ class Terminal:
           environment: all of its variables.
           columns: width of the terminal.
           leader: a script in which "$@" is the command, such as 'nohup "$@"'; the session's leader is then a shell.
+          stdout: where standard output goes instead of the terminal.
         """
+        self._columns = columns
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
         words = ["sh", "-c", leader, "sh", *command] if leader else command
         self.process = subprocess.Popen(
             [sys.executable, "-c", _ON_TERMINAL, *words],
-            env=dict(environment), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env=dict(environment), stdin=slave, stdout=stdout or slave, stderr=slave, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
         self.raw = ""
@@ -63,6 +75,17 @@ class Terminal:
     def text(self) -> str:
         """What it has written so far, without control sequences."""
         return _CONTROL.sub("", self.raw).replace("\r\n", "\n")
+
+    @property
+    def screen(self) -> list[str]:
+        """The lines that stand on the terminal now, without those that are empty."""
+        screen = pyte.Screen(self._columns, _LINES)
+        pyte.Stream(screen).feed(self.raw)
+        return [line.rstrip() for line in screen.display if line.strip()]
+
+    def type(self, text: str) -> None:
+        """Types a text, such as "\\x03" for Ctrl-C."""
+        os.write(self._master, text.encode())
 
     def read_until(self, is_there: Callable[[str], object]) -> str:
         """Reads until the text fulfils a condition, and returns it."""
