@@ -75,7 +75,7 @@ def test_sighup_says_what_the_same_command_does(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGHUP)
         rest = errors.read()
         assert wait(process) == 129, rest
-    assert rest.splitlines()[-1] == "mnist-ray: hung up; the same command with --resume goes on"
+    assert rest.splitlines()[-1] == "mnist-ray: hung up; the same command goes on"
     assert "Traceback" not in rest
 
 

@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_a_line_and_the_cursor(tmp_path: Path) -> None:
         terminal.type("\x03")
         terminal.read_all()
         assert terminal.wait() == 130
-        assert terminal.screen[-1] == "mnist-ray: stopped; the same command with --resume goes on"
+        assert terminal.screen[-1] == "mnist-ray: stopped; the same command goes on"
         assert "epoch 3/500: loss" not in "\n".join(terminal.screen)
     assert terminal.raw.rfind("\x1b[?25h") > terminal.raw.rfind("\x1b[?25l")
 
