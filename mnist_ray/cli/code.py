@@ -3,11 +3,11 @@
 import functools
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from mnist_ray.cli.help import option
-from mnist_ray.config.own_code import given_code, giving, use_model
+from mnist_ray.config.own_code import given_code, giving
 from mnist_ray.config.placement import in_job
 from mnist_ray.errors import MnistRayError
 
@@ -42,17 +42,6 @@ def code_options(command: Callable[..., None]) -> Callable[..., None]:
             raise
 
     return _code_option(_debug_option(with_code))
-
-
-def with_own_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings of a run or a grid with names of own networks as configs hold them; gives their code."""
-
-    def named(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [named(level) for level in value]
-        return use_model(value) if isinstance(value, str) else value
-
-    return {name: named(value) if name == "model" else value for name, value in settings.items()}
 
 
 def code_words() -> list[str]:

@@ -13,18 +13,18 @@ from mnist_ray.cli.grids import print_test_leaderboard
 from mnist_ray.cli.help import Command, complete, option
 from mnist_ray.cli.options import (
     ClusterOptions,
-    absolute_dataset,
     as_json_option,
     cluster_options,
     data_dir_option,
-    data_folder,
     num_workers_option,
     storage_option,
 )
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
+from mnist_ray.config.given_settings import absolute_dataset
 from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.config.yaml_files import parse_value
+from mnist_ray.data.datasets import data_folder
 from mnist_ray.data.sources import list_words
 from mnist_ray.setting import choices_of
 from mnist_ray.text.doing import at_work

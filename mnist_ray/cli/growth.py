@@ -1,81 +1,14 @@
 """The options of tune for a grid that grows by seeds."""
 
 import functools
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from mnist_ray.cli.help import option
 from mnist_ray.cli.options import DEFAULT_MARGIN, MARGIN_TYPE
-from mnist_ray.errors import ConfigError
-from mnist_ray.grids.growth import LOOKS, Growth, looks_for, read_budget, read_looks
-
-# For the end of Ray and the last look.
-_END_S = 6.0
-
-
-@dataclass(frozen=True)
-class GrowthOptions:
-    """Values of the options that growth_options adds.
-
-    Attributes:
-      looks: None if not given.
-      deadline: see Growth.
-    """
-
-    until_settled: bool
-    looks: tuple[int, ...] | None
-    margin: float
-    deadline: float
-
-    @property
-    def _grows(self) -> bool:
-        return self.until_settled or math.isfinite(self.deadline)
-
-    @property
-    def default_seeds(self) -> tuple[int, ...]:
-        """The seeds of a grid for which none are given."""
-        if not self._grows:
-            return (0,)
-        return tuple(range((self.looks or LOOKS)[-1]))
-
-    def growth(
-        self, seeds: Sequence[int], *, scheduler: str, search: str | None, workers_per_run: int | None
-    ) -> Growth | None:
-        """Returns how a grid with these seeds grows; None if all seeds are trained at once.
-
-        Raises:
-          ConfigError: too few seeds, or the grid can't grow seed by seed.
-        """
-        if not self._grows:
-            return None
-        option = "--until-settled" if self.until_settled else "--budget"
-        if scheduler == "asha":
-            raise ConfigError(
-                f"{option}: compares runs that were trained to their ends, and --scheduler asha stops runs early; "
-                "leave one of the two out"
-            )
-        if search == "optuna":
-            raise ConfigError(
-                f"{option}: needs all settings from the start, and --search optuna chooses them one after the other by "
-                "results; leave one of the two out, or use --search random"
-            )
-        if workers_per_run and math.isfinite(self.deadline):
-            raise ConfigError(
-                "--budget: ends between the epochs of a stack, and --workers-per-run trains runs to their ends; leave "
-                "one of the two out"
-            )
-        looks = looks_for(self.looks, seeds) if self.until_settled else looks_for(None, seeds)[-1:]
-        return Growth(looks, self.margin / 100, self.until_settled, self.deadline)
-
-
-def _deadline(budget_s: float) -> float:
-    """Returns when training has to end; the time of the imports counts, and that of Ray's end and the verdict."""
-    return time.monotonic() + budget_s - min(_END_S, budget_s / 5)
+from mnist_ray.grids.growth import LOOKS, GrowthOptions, deadline_of, read_looks
 
 
 def growth_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -98,7 +31,7 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
             until_settled,
             None if looks is None else read_looks(looks),
             DEFAULT_MARGIN if margin is None else margin,
-            math.inf if budget is None else _deadline(read_budget(budget)),
+            deadline_of(budget),
         )
         command(*arguments, growing=options, **named)
 

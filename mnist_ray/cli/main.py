@@ -15,7 +15,7 @@ from mnist_ray.cli.grids import grids
 from mnist_ray.cli.help import Group, no_such_option
 from mnist_ray.cli.jobs import jobs
 from mnist_ray.cli.lists import evaluations, runs
-from mnist_ray.cli.options import address_option, data_dir_option, data_folder, say, storage_option
+from mnist_ray.cli.options import address_option, data_dir_option, say, storage_option
 from mnist_ray.cli.plan import plan
 from mnist_ray.cli.predict import predict
 from mnist_ray.cli.publish import publish
@@ -28,6 +28,7 @@ from mnist_ray.cli.storage import storage
 from mnist_ray.cli.tables import tables
 from mnist_ray.cli.train import train
 from mnist_ray.cli.tune import tune
+from mnist_ray.data.datasets import data_folder
 from mnist_ray.errors import MnistRayError, RunFailedError
 from mnist_ray.interruption import Stop, last_stop, stoppable
 from mnist_ray.text.doing import at_work

@@ -2,12 +2,9 @@
 
 import functools
 import math
-import os
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,14 +14,10 @@ from mnist_ray.cli.help import Choice, option
 from mnist_ray.config.placement import Placement
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.datasets import DATASETS
-from mnist_ray.errors import ConfigError
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
 
 DATASET_HELP = f"{', '.join(DATASETS)}, or your own: idx:FOLDER, folder:URI, parquet:URI."
-
-# One slash is enough: check_uri reports a missing second one.
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 # Parameters of train and tune that the shipped job.yaml replaces.
 IN_JOB_YAML: Mapping[str, None] = dict.fromkeys([*TrainConfig.model_fields, "overrides"])
@@ -185,10 +178,6 @@ num_workers_option = option(
 )
 
 
-def absolute_dataset(dataset: str) -> str:
-    """Makes the path of the user's own data set absolute: Ray's workers run in other folders."""
-    kind, _, place = dataset.partition(":")
-    return dataset if not place or _SCHEME.match(place) else f"{kind}:{_expanded(place).absolute()}"
 
 
 def print_trackers(log: Sequence[str], storage: str) -> None:
@@ -200,26 +189,12 @@ def print_trackers(log: Sequence[str], storage: str) -> None:
             click.echo(f"look: {command}")
 
 
-def data_folder(option: str | None) -> Path:
-    """Returns the folder of the data sets."""
-    from mnist_ray.data.datasets import default_data_dir
-
-    if option is None:
-        return default_data_dir()
-    if not option.strip():
-        raise ConfigError(f"--data-dir {option!r}: give a folder")
-    return _expanded(option).absolute()
 
 
 def say_next(*parts: str, data_dir: str | None) -> None:
     """Prints the launcher command to type next."""
     data_option = ["--data-dir", data_dir] if data_dir else []
     click.echo(f"next: {shlex.join(['mnist-ray', *parts, *data_option, *code_words()])}")
-
-
-def _expanded(path: str) -> Path:
-    # A shell doesn't expand the '~' in --data-dir=~/x or folder:~/x; Path.expanduser raises for an unknown user.
-    return Path(os.path.expanduser(path))
 
 
 def say(message: str, code: int) -> int:

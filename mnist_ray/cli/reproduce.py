@@ -7,8 +7,9 @@ import click
 
 from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_run
-from mnist_ray.cli.options import as_json_option, data_dir_option, data_folder, storage_option
+from mnist_ray.cli.options import as_json_option, data_dir_option, storage_option
 from mnist_ray.config.names import check_name
+from mnist_ray.data.datasets import data_folder
 from mnist_ray.errors import RunFailedError
 from mnist_ray.text.doing import at_work
 

@@ -7,18 +7,16 @@ from typing import Any
 
 import click
 
-from mnist_ray.cli.code import code_options, with_own_networks
+from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_dataset, complete_variant
 from mnist_ray.cli.help import Command, option
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
     ClusterOptions,
-    absolute_dataset,
     as_json_option,
     cluster_options,
     data_dir_option,
-    data_folder,
     log_option,
     print_trackers,
     say_next,
@@ -29,13 +27,14 @@ from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.cli.worker_range import WorkerRange
 from mnist_ray.config.default_names import default_run_name
+from mnist_ray.config.given_settings import given_config
 from mnist_ray.config.names import check_name
 from mnist_ray.config.own_settings import flat
 from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import TrainConfig, check_setting
-from mnist_ray.config.variants import VARIANTS, variant_config
+from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import read_yaml, yaml_text
-from mnist_ray.data.datasets import loading_words
+from mnist_ray.data.datasets import data_folder, loading_words
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import is_axis
 from mnist_ray.text.doing import at_work
@@ -182,8 +181,4 @@ def _train_config(config_file: str | None, overrides: Sequence[str], options: di
         if name != "variant":
             # Checked here to name the file; rules across settings are checked together with the options.
             check_setting(name, value, f"--config {config_file!r}")
-    settings = flat({**flat(settings), **given})
-    if isinstance(settings.get("dataset"), str):
-        settings["dataset"] = absolute_dataset(settings["dataset"])
-    settings = with_own_networks(settings)
-    return variant_config(settings.pop("variant", "baseline"), settings)
+    return given_config({**flat(settings), **given})

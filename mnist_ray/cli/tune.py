@@ -2,26 +2,24 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import click
 
-from mnist_ray.cli.code import code_options, with_own_networks
+from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_dataset, complete_named_grid, complete_variant
 from mnist_ray.cli.grids import shown_settings
-from mnist_ray.cli.growth import GrowthOptions, growth_options
+from mnist_ray.cli.growth import growth_options
 from mnist_ray.cli.help import Choice, Command, option
 from mnist_ray.cli.options import (
     DATASET_HELP,
     IN_JOB_YAML,
     ClusterOptions,
     FiniteRange,
-    absolute_dataset,
     as_json_option,
     cluster_options,
     data_dir_option,
-    data_folder,
     log_option,
     print_trackers,
     say_next,
@@ -30,15 +28,15 @@ from mnist_ray.cli.options import (
 from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
-from mnist_ray.config.default_names import default_grid_name
-from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
+from mnist_ray.config.default_names import default_grid_name, unnamed_grid
+from mnist_ray.config.given_settings import given_settings
+from mnist_ray.config.settings import DATA_SETTINGS
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
-from mnist_ray.data.datasets import loading_words
-from mnist_ray.errors import ConfigError
+from mnist_ray.data.datasets import data_folder, loading_words
 from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
-from mnist_ray.grids.growth import check_comparable
-from mnist_ray.grids.search import Search
+from mnist_ray.grids.growth import GrowthOptions, check_comparable
+from mnist_ray.grids.search import search_for
 from mnist_ray.text.doing import at_work
 
 
@@ -229,19 +227,23 @@ def tune(
     Settings that aren't given are those of the grid, else of the variant; the defaults shown are baseline's.
     """
     grid = read_grid(
-        with_own_networks(with_absolute_datasets({} if grid_name is None else grid_settings(grid_name))),
+        given_settings({} if grid_name is None else grid_settings(grid_name)),
         seeds=seeds,
-        overrides=with_own_networks(with_absolute_datasets(parse_settings(overrides, settings))),
+        overrides=given_settings(parse_settings(overrides, settings)),
         source="tune" if grid_name is None else f"grid {grid_name!r}",
         default_seeds=growing.default_seeds,
     )
     growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind, workers_per_run=workers_per_run)
     if grid_name is None:
-        grid_name = _unnamed(grid)
+        if not (grid.axes or grid.ranges) and len(grid.seeds) == 1:
+            raise click.UsageError(
+                "give --grid NAME or FILE, or several values of a setting, such as --dropout 0.1,0.2"
+            )
+        grid_name = unnamed_grid(grid)
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
     if math.isnan(gpus_per_stack):
         raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
-    search = _search(search_kind, num_samples, search_seed, grid, grid_name)
+    search = search_for(grid, search_kind, num_samples, search_seed, source=f"grid {grid_name!r}")
     if search is None:
         runs = expand(grid, name=grid_folder_name, max_runs=max_runs)
         if growth:
@@ -297,39 +299,6 @@ def _tuned(job: Any) -> Any:
     from mnist_ray.jobs.tune import tune as tune_grid
 
     return tune_grid(job)
-
-
-def _unnamed(grid: GridConfig) -> str:
-    """Returns what a grid is called that the options alone describe: its variant and the settings that vary."""
-    # The last part of model_settings.width.
-    varying = [name.rpartition(".")[2] for name in (*grid.axes, *grid.ranges)]
-    if not varying and len(grid.seeds) == 1:
-        raise click.UsageError("give --grid NAME or FILE, or several values of a setting, such as --dropout 0.1,0.2")
-    variant = grid.fixed.get("variant", None if varying else "baseline")
-    return "-".join(dict.fromkeys(part for part in (variant, *varying) if part))
-
-
-def _search(
-    kind: Literal["random", "optuna"] | None, num_samples: int | None, seed: int, grid: GridConfig, grid_name: str
-) -> Search | None:
-    if (kind is None) != (num_samples is None):
-        raise click.UsageError("--search and --num-samples go together")
-    if kind is None or num_samples is None:
-        return None
-    if not (grid.axes or grid.ranges):
-        raise ConfigError(f"search={kind!r}: grid {grid_name!r} has no axis and no range to choose from")
-    return Search(kind, num_samples, seed)
-
-
-def with_absolute_datasets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a grid's settings with absolute paths for the user's own data sets; see absolute_dataset."""
-
-    def absolute(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [absolute(level) for level in value]
-        return absolute_dataset(value) if isinstance(value, str) else value
-
-    return {name: absolute(value) if name == "dataset" else value for name, value in settings.items()}
 
 
 def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: bool) -> None:

@@ -85,3 +85,11 @@ def _text(value: Any) -> str:
 
 def _hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+
+def unnamed_grid(grid: GridConfig) -> str:
+    """Returns what a grid is called that is neither a named one nor a file: its variant and the settings that vary."""
+    # The last part of model_settings.width.
+    varying = [name.rpartition(".")[2] for name in (*grid.axes, *grid.ranges)]
+    variant = grid.fixed.get("variant", None if varying else "baseline")
+    return "-".join(dict.fromkeys(part for part in (variant, *varying) if part))

@@ -154,6 +154,20 @@ def stream_examples(
     return load_examples(dataset, split, data_dir=data_dir).stream(f"dataset={dataset}")
 
 
+def data_folder(given: str | os.PathLike[str] | None) -> Path:
+    """Returns the folder of the data sets; the default one if none is given.
+
+    Raises:
+      ConfigError: its name is empty.
+    """
+    if given is None:
+        return default_data_dir()
+    if not str(given).strip():
+        raise ConfigError(f"--data-dir {given!r}: give a folder")
+    # A shell doesn't expand the '~' in --data-dir=~/x; Path.expanduser raises for an unknown user.
+    return Path(os.path.expanduser(given)).absolute()
+
+
 def default_data_dir() -> Path:
     """Returns MNIST_RAY_DATA if it is set, else mnist-ray in the user's cache folder."""
     if chosen := os.environ.get("MNIST_RAY_DATA"):

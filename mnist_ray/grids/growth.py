@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,8 @@ from mnist_ray.grids.grid import GridRun
 LOOKS = (3, 5, 8, 12)
 # One seed says nothing about others.
 LEAST_SEEDS = 2
+# For the end of Ray and the last look.
+_END_S = 6.0
 _BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
@@ -73,6 +76,18 @@ def read_budget(text: str) -> float:
     return seconds
 
 
+def deadline_of(budget: str | None) -> float:
+    """Returns when training has to end; the time of the imports counts, and that of Ray's end and the verdict.
+
+    Args:
+      budget: from now, such as 20m, see read_budget; None for no limit.
+    """
+    if budget is None:
+        return math.inf
+    budget_s = read_budget(budget)
+    return time.monotonic() + budget_s - min(_END_S, budget_s / 5)
+
+
 def looks_for(looks: Sequence[int] | None, seeds: Sequence[int]) -> tuple[int, ...]:
     """Returns the looks at a grid with these seeds: those given, or the usual ones with one at all seeds.
 
@@ -98,3 +113,60 @@ def check_comparable(runs: Sequence[GridRun]) -> None:
                 f"{name}: varies in the grid, so its runs have different validation examples, by which --until-settled "
                 "and --budget compare them; give it one value, or leave the two options out"
             )
+
+
+@dataclass(frozen=True)
+class GrowthOptions:
+    """How a grid is asked to grow, before its seeds are known.
+
+    Attributes:
+      until_settled: whether settings get no more seeds once they are settled.
+      looks: None if not given.
+      margin: of accuracy, in points.
+      deadline: see Growth.
+    """
+
+    until_settled: bool
+    looks: tuple[int, ...] | None
+    margin: float
+    deadline: float
+
+    @property
+    def _grows(self) -> bool:
+        return self.until_settled or math.isfinite(self.deadline)
+
+    @property
+    def default_seeds(self) -> tuple[int, ...]:
+        """The seeds of a grid for which none are given."""
+        if not self._grows:
+            return (0,)
+        return tuple(range((self.looks or LOOKS)[-1]))
+
+    def growth(
+        self, seeds: Sequence[int], *, scheduler: str, search: str | None, workers_per_run: int | None
+    ) -> Growth | None:
+        """Returns how a grid with these seeds grows; None if all seeds are trained at once.
+
+        Raises:
+          ConfigError: too few seeds, or the grid can't grow seed by seed.
+        """
+        if not self._grows:
+            return None
+        option = "--until-settled" if self.until_settled else "--budget"
+        if scheduler == "asha":
+            raise ConfigError(
+                f"{option}: compares runs that were trained to their ends, and --scheduler asha stops runs early; "
+                "leave one of the two out"
+            )
+        if search == "optuna":
+            raise ConfigError(
+                f"{option}: needs all settings from the start, and --search optuna chooses them one after the other by "
+                "results; leave one of the two out, or use --search random"
+            )
+        if workers_per_run and math.isfinite(self.deadline):
+            raise ConfigError(
+                "--budget: ends between the epochs of a stack, and --workers-per-run trains runs to their ends; leave "
+                "one of the two out"
+            )
+        looks = looks_for(self.looks, seeds) if self.until_settled else looks_for(None, seeds)[-1:]
+        return Growth(looks, self.margin / 100, self.until_settled, self.deadline)

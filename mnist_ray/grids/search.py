@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mnist_ray.config.settings import GridConfig, Range
+from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import GridRun, distinct_runs
 
 
@@ -21,6 +22,28 @@ class Search:
     kind: Literal["random", "optuna"]
     num_samples: int
     seed: int = 0
+
+
+def search_for(
+    grid: GridConfig, kind: Literal["random", "optuna"] | None, num_samples: int | None, seed: int, *, source: str
+) -> Search | None:
+    """Returns the search that is asked for, or None for every combination of a grid.
+
+    Args:
+      grid: axes and ranges to choose from.
+      kind, num_samples, seed: see Search.
+      source: the grid, for messages.
+
+    Raises:
+      ConfigError: only one of kind and number is given, or there is nothing to choose from.
+    """
+    if kind is None and num_samples is None:
+        return None
+    if kind is None or num_samples is None:
+        raise ConfigError("--search and --num-samples go together")
+    if not (grid.axes or grid.ranges):
+        raise ConfigError(f"search={kind!r}: {source} has no axis and no range to choose from")
+    return Search(kind, num_samples, seed)
 
 
 def random_samples(grid: GridConfig, search: Search) -> list[dict[str, Any]]:

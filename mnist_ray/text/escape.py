@@ -1,7 +1,8 @@
 """Escapes text from files, tables and other people's jobs, so that a terminal shows it and doesn't obey it."""
 
 import re
-import sys
+
+from mnist_ray.text.meanwhile import meanwhile
 
 # Control characters, some of which are terminal commands; direction marks, which make text read as something else; and
 # surrogates and non-characters, which UTF-8 or XML can't encode.
@@ -26,9 +27,10 @@ def printable_log(text: str) -> str:
 
 
 def say_line(line: str) -> None:
-    """Writes one escaped line to stderr in a single call: print's separate newlines interleave between threads."""
-    sys.stderr.write(f"{printable(line)}\n")
-    sys.stderr.flush()
+    """Says one escaped line in a single call, see `meanwhile`: print's separate newlines interleave between threads."""
+    stream = meanwhile()
+    stream.write(f"{printable(line)}\n")
+    stream.flush()
 
 
 def _escaped(character: str) -> str:

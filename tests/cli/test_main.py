@@ -18,7 +18,7 @@ import pytest
 
 from mnist_ray.cli import process
 from mnist_ray.cli.main import cli, run_command
-from mnist_ray.cli.options import data_folder
+from mnist_ray.data.datasets import data_folder
 from tests.support.doing_lines import without_doing
 from tests.support.warm_processes import launched, wait
 

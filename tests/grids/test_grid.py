@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_ray.cli.tune import with_absolute_datasets
+from mnist_ray.config.given_settings import given_settings
 from mnist_ray.config.settings import STACK_SETTINGS, GridConfig, TrainConfig, make_config
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import (
@@ -107,8 +107,8 @@ def test_a_grids_own_data_sets_have_absolute_paths(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     settings = {"dataset": ["folder:a", "parquet:s3://b/c", "digits"], "epochs": 1}
     made = {"dataset": [f"folder:{tmp_path}/a", "parquet:s3://b/c", "digits"], "epochs": 1}
-    assert with_absolute_datasets(settings) == made
-    assert with_absolute_datasets({"dataset": "idx:a"}) == {"dataset": f"idx:{tmp_path}/a"}
+    assert given_settings(settings) == made
+    assert given_settings({"dataset": "idx:a"}) == {"dataset": f"idx:{tmp_path}/a"}
 
 
 def test_levels_that_are_written_in_several_ways_are_those_of_the_runs() -> None:
