@@ -82,6 +82,10 @@ def last_stop() -> Stop | None:
 def stoppable() -> Iterator[None]:
     """Lets signals stop the block; a process started with SIGINT or SIGHUP ignored, as by nohup, keeps ignoring it."""
     _stops.begin()
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread, whose handlers stay.
+        yield
+        return
     numbers = [number for number in _SIGNALS if number == signal.SIGTERM or not _is_ignored(number)]
     before = [(number, signal.signal(number, _stops.handle)) for number in numbers]
     try:

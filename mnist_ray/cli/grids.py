@@ -7,18 +7,13 @@ import click
 
 from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, list_options, print_list
 from mnist_ray.config.settings import GridConfig
-from mnist_ray.grids.grid import GRIDS, grid_settings, read_grid
+from mnist_ray.grids.grid import GRIDS, grid_settings, read_grid, shown_settings
 from mnist_ray.results.setting_words import exact_text
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.sizes import size_text
 
 if TYPE_CHECKING:
     from mnist_ray.results.listing import Selection
-
-
-def shown_settings(grid: GridConfig) -> tuple[str, ...]:
-    """Returns the settings that distinguish the runs of a grid."""
-    return (*grid.axes, *grid.ranges) or ("variant",)
 
 
 def print_test_leaderboard(metrics: Sequence[dict[str, Any]], storage: str, grid_name: str) -> None:

@@ -9,7 +9,6 @@ import click
 
 from mnist_ray.cli.code import code_options
 from mnist_ray.cli.completion import complete_dataset, complete_named_grid, complete_variant
-from mnist_ray.cli.grids import shown_settings
 from mnist_ray.cli.growth import growth_options
 from mnist_ray.cli.help import Choice, Command, option
 from mnist_ray.cli.options import (
@@ -34,7 +33,7 @@ from mnist_ray.config.settings import DATA_SETTINGS
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
 from mnist_ray.data.datasets import data_folder, loading_words
-from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, written_grid
+from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, shown_settings, written_grid
 from mnist_ray.grids.growth import GrowthOptions, check_comparable
 from mnist_ray.grids.search import search_for
 from mnist_ray.text.doing import at_work

@@ -195,6 +195,11 @@ def _given_seeds(overrides: Mapping[str, Any], settings: Mapping[str, Any], sour
     return None
 
 
+def shown_settings(grid: GridConfig) -> tuple[str, ...]:
+    """Returns the settings that distinguish the runs of a grid."""
+    return (*grid.axes, *grid.ranges) or ("variant",)
+
+
 def written_grid(grid: GridConfig) -> dict[str, Any]:
     """Returns a grid in the form that read_grid reads, for a YAML file."""
     document = grid.model_dump(mode="json")

@@ -1,5 +1,8 @@
 """The device and the number of threads that a process computes with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from mnist_ray.errors import ClusterError
@@ -27,3 +30,15 @@ def prepared(device: torch.device) -> torch.device:
     if device.type == "cpu":
         torch.set_num_threads(1)
     return device
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Restores the process-wide settings of torch that training and evaluating change, for the rest of a program."""
+    num_threads, matmul, cudnn = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (cudnn.deterministic, matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        cudnn.deterministic, matmul.allow_tf32, cudnn.allow_tf32 = before

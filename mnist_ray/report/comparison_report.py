@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mnist_ray.analysis.blocks import Scores
@@ -21,6 +22,7 @@ from mnist_ray.results.code_version import code_version
 from mnist_ray.results.evaluated_data import trained_elsewhere
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.paths import part_path, report_path
+from mnist_ray.results.schemas import TABLES
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,14 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _metric_columns(metric: str, estimates: Estimates, first_mean: NDArray[np.float64]) -> dict[str, Any]:
     means = {"first_mean": first_mean, "second_mean": first_mean - estimates.difference}
     return {"metric": np.full(len(estimates), metric, dtype=object), **means, **estimates.columns()}
+
+
+def comparisons_table(folder: EvaluationFolder, pairs: Comparisons | None) -> pa.Table:
+    """Returns pairs as the table comparisons; no rows without pairs."""
+    if not pairs:
+        return TABLES["comparisons"].schema(code_version=code_version()).empty_table()
+    columns = {**comparison_columns(pairs, folder.num_examples), **folder.facts}
+    return parquet.make_table("comparisons", columns, code_version=code_version())
 
 
 def comparison_rows(pairs: Comparisons, num_examples: int) -> list[dict[str, Any]]:

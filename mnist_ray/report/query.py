@@ -22,10 +22,9 @@ from mnist_ray.results import parquet
 from mnist_ray.results.columns import SCHEMA_VERSION
 from mnist_ray.results.evaluation_folder import EvaluationFolder
 from mnist_ray.results.inventory import grids_table, runs_table
-from mnist_ray.results.paths import part_path, report_path
 from mnist_ray.results.schemas import EVALUATION_TABLES, REPORT_TABLES, TABLES
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
-from mnist_ray.storage.storage import MissingError, Storage
+from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
 
 _ROWS_AT_ONCE = 10_000
@@ -35,15 +34,17 @@ _INTERRUPTS_S = 0.5
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a statement.
+    """The result of a statement; can be read once, as rows or as a table, inside the `with` of query_evaluations.
 
     Attributes:
       columns: names, in order; may repeat.
-      rows: values in the order of columns; can be read once, inside the `with` of query.
+      rows: values in the order of columns.
+      table: returns all rows as one table.
     """
 
     columns: tuple[str, ...]
     rows: Iterator[tuple[Any, ...]]
+    table: Callable[[], pa.Table]
 
 
 @contextlib.contextmanager
@@ -80,7 +81,13 @@ def query_evaluations(storage: Storage, folders: Sequence[EvaluationFolder], sql
                     fetched = connection.call(lambda: result.fetchmany(_ROWS_AT_ONCE))
                 yield from fetched
 
-        yield Answer(tuple(column[0] for column in result.description), rows())
+        def table() -> pa.Table:
+            # Called fetch_arrow_table before DuckDB 2.
+            read = getattr(result, "to_arrow_table", None) or result.fetch_arrow_table
+            with _errors(folders):
+                return connection.call(read)
+
+        yield Answer(tuple(column[0] for column in result.description), rows(), table)
 
 
 @dataclass(frozen=True)
@@ -166,16 +173,11 @@ def _reported(folders: Sequence[EvaluationFolder], table: str) -> list[_Part]:
     """Returns a table of the reports; nothing if no evaluation has it."""
 
     def read(folder: EvaluationFolder) -> pa.Table | None:
-        # Reports by an older version are files without a folder.
-        for path in (report_path(folder.name, part_path(table)), report_path(folder.name, f"{table}.parquet")):
-            try:
-                return parquet.read_parquet(folder.storage.read_bytes(path), source=path, facts=folder.facts)
-            except MissingError:
-                continue
-            except OtherVersionError as error:
-                say_line(f"query: without {table}: {error}, by mnist-ray report {folder.name}")
-                break
-        return None
+        try:
+            return folder.reported(table)
+        except OtherVersionError as error:
+            say_line(f"query: without {table}: {error}, by mnist-ray report {folder.name}")
+            return None
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         read_tables = [rows for rows in pool.map(read, folders) if rows is not None]

@@ -6,6 +6,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import compress
@@ -16,9 +17,9 @@ import pyarrow as pa
 from mnist_ray.config.names import check_evaluation_name
 from mnist_ray.errors import CheckpointError, ConfigError, DataError
 from mnist_ray.results import parquet
-from mnist_ray.results.paths import EVALUATIONS, LATEST, evaluation_path
+from mnist_ray.results.paths import EVALUATIONS, LATEST, evaluation_path, part_path, report_path
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
-from mnist_ray.storage.storage import Storage
+from mnist_ray.storage.storage import MissingError, Storage
 from mnist_ray.text.escape import say_line
 
 # Those of schema version 2 have no folder: metrics.parquet, predictions-00000.parquet.
@@ -115,11 +116,7 @@ class EvaluationFolder:
 
     def files(self) -> dict[str, list[str]]:
         """Returns table -> names of its files, with parts in order."""
-        by_table: dict[str, list[str]] = {}
-        for file in self.manifest["files"]:
-            if part := _PART.fullmatch(file["name"]):
-                by_table.setdefault(part["table"], []).append(file["name"])
-        return {table: sorted(names) for table, names in by_table.items()}
+        return table_files(self.manifest)
 
     def stored_paths(self, table: str) -> list[str]:
         """Returns the paths of a table's parts, relative to the storage, in order."""
@@ -147,9 +144,31 @@ class EvaluationFolder:
         """Returns a whole table; see `parts`."""
         return pa.concat_tables(self.parts(table, columns=columns))
 
+    def reported(self, table: str) -> pa.Table | None:
+        """Returns a table of the evaluation's report; None if it has none.
+
+        Raises:
+          DataError: damaged, or by an older version (OtherVersionError).
+          StorageError: it can't be read.
+        """
+        # Reports by an older version are files without a folder.
+        for path in (report_path(self.name, part_path(table)), report_path(self.name, f"{table}.parquet")):
+            with suppress(MissingError):
+                return parquet.read_parquet(self.storage.read_bytes(path), source=path, facts=self.facts)
+        return None
+
     def rows(self, table: str) -> list[dict[str, Any]]:
         """Returns the rows of a table as column name -> value; see `parts`."""
         return list(self.table(table).to_pylist())
+
+
+def table_files(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns table -> names of its files, with parts in order, of a committed folder's manifest."""
+    by_table: dict[str, list[str]] = {}
+    for file in manifest["files"]:
+        if part := _PART.fullmatch(file["name"]):
+            by_table.setdefault(part["table"], []).append(file["name"])
+    return {table: sorted(names) for table, names in by_table.items()}
 
 
 def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:

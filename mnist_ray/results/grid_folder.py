@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
+
 from mnist_ray.config.settings import GridConfig, Range, make_config
 from mnist_ray.errors import CheckpointError, ConflictError
 from mnist_ray.grids.asha import Decision
@@ -25,6 +27,7 @@ from mnist_ray.results.kinds import GRID, remains
 from mnist_ray.results.paths import grid_path, run_path
 from mnist_ray.results.run_documents import code_change, config_in, read_run_document
 from mnist_ray.results.run_progress import RunProgress
+from mnist_ray.results.schemas import TABLES
 from mnist_ray.results.setting_words import exact_text, setting_words
 from mnist_ray.storage.storage import MissingError, Storage
 
@@ -215,7 +218,12 @@ class GridFolder:
         return columns
 
     def read_runs(self) -> list[dict[str, Any]]:
-        """Returns the rows of runs.parquet; empty before it is written.
+        """Returns the rows of runs.parquet; see `runs_table`."""
+        rows: list[dict[str, Any]] = self.runs_table().to_pylist()
+        return rows
+
+    def runs_table(self) -> pa.Table:
+        """Returns runs.parquet; no rows before it is written.
 
         Raises:
           CheckpointError: no such grid, or damaged.
@@ -224,9 +232,8 @@ class GridFolder:
         try:
             content = self.storage.read_bytes(self.path("runs.parquet"))
         except MissingError:
-            return []
-        rows: list[dict[str, Any]] = parquet.read_parquet(content, source=self.path("runs.parquet")).to_pylist()
-        return rows
+            return TABLES["runs"].schema(code_version=code_version()).empty_table()
+        return parquet.read_parquet(content, source=self.path("runs.parquet"))
 
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
         """Appends to asha.json."""

@@ -41,7 +41,6 @@ from mnist_ray.results.checkpoint_folder import (
     epoch_name,
     latest_state,
 )
-from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch, is_finished
 from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_claim import claim, complete_history
@@ -52,7 +51,14 @@ from mnist_ray.results.run_documents import (
     read_run_document,
     with_checksum,
 )
-from mnist_ray.results.run_progress import RunStatus, read_history, read_history_table, read_note, read_status
+from mnist_ray.results.run_progress import (
+    RunStatus,
+    history_table,
+    read_history,
+    read_history_table,
+    read_note,
+    read_status,
+)
 from mnist_ray.results.train_state import TrainState
 from mnist_ray.results.validation import Validation
 from mnist_ray.storage.storage import Storage
@@ -309,7 +315,5 @@ class RunFolder:
             )
 
     def _write_history(self, history: tuple[EpochResult, ...]) -> None:
-        columns = {name: [getattr(row, name) for row in history] for name in EpochResult.__dataclass_fields__}
-        columns["run"] = [self.run] * len(history)
-        table = parquet.make_table("history", columns, code_version=code_version())
-        self.storage.write_bytes(self.path("history.parquet"), parquet.to_parquet_bytes(table))
+        content = parquet.to_parquet_bytes(history_table(self.run, history))
+        self.storage.write_bytes(self.path("history.parquet"), content)

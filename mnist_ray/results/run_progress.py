@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+
 from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import CheckpointDocument
+from mnist_ray.results.code_version import code_version
 from mnist_ray.results.history import EpochResult, best_epoch
 from mnist_ray.results.paths import run_path
 from mnist_ray.results.run_documents import DamagedCheckpoint, checked_document
@@ -157,6 +160,14 @@ def read_history_table(storage: Storage, run: str) -> tuple[EpochResult, ...]:
     except MissingError:
         return ()
     return tuple(EpochResult(**row) for row in table.drop_columns(["run"]).to_pylist())
+
+
+def history_table(run: str, history: Sequence[EpochResult]) -> pa.Table:
+    """Returns a run's epochs as the table history."""
+    columns: dict[str, Any] = {
+        name: [getattr(row, name) for row in history] for name in EpochResult.__dataclass_fields__
+    }
+    return parquet.make_table("history", {**columns, "run": [run] * len(history)}, code_version=code_version())
 
 
 def _newest_history(storage: Storage, run: str, *, more_than: int) -> tuple[EpochResult, ...]:
