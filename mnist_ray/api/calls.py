@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from mnist_ray.data.polarity import Polarity
 
 StrPath = str | os.PathLike[str]
-# Standard error, the signals' handlers, given code and torch's threads are the process's.
+# What a call changes, see _call, is the process's.
 _one_at_a_time = threading.RLock()
 
 
 @contextmanager
 def _call(*, quiet: bool, code: Sequence[StrPath] = ()) -> Iterator[None]:
-    """Surrounds a call: at its end, everything in the process is as it was."""
+    """Surrounds a call; standard error, the signals' handlers, given code and torch's settings are then as before."""
     from mnist_ray.models.device import torch_settings_kept
 
     try:
@@ -296,7 +296,7 @@ def compare(
         from mnist_ray.report.comparison_report import comparisons_table
         from mnist_ray.report.findings import find
 
-        folder = evaluation.folder
+        folder = evaluation._folder
         findings = find(folder, baseline=baseline, margin=share)
         effects = evaluation.table("effects")
         return Comparison(
@@ -368,13 +368,12 @@ def query(
       MnistRayError: see mnist_ray.errors.
     """
     with _call(quiet=quiet):
-        from mnist_ray.report.query import query_evaluations
+        from mnist_ray.report.query import query_table
         from mnist_ray.results.evaluation_folder import committed_evaluations
 
-        place = open_storage(os.fspath(storage)) if evaluation is None else evaluation.folder.storage
-        folders = committed_evaluations(place) if evaluation is None else [evaluation.folder]
-        with query_evaluations(place, folders, sql) as answer:
-            return answer.table()
+        place = open_storage(os.fspath(storage)) if evaluation is None else evaluation._folder.storage
+        folders = committed_evaluations(place) if evaluation is None else [evaluation._folder]
+        return query_table(place, folders, sql)
 
 
 def _codes() -> tuple[str, ...]:

@@ -181,20 +181,26 @@ class Evaluation:
     already_done: bool = True
 
     @cached_property
-    def folder(self) -> EvaluationFolder:
-        """Its folder, and everything that the manifest says: data set, split, classes, runs."""
+    def _folder(self) -> EvaluationFolder:
         return find_evaluation(open_storage(self.storage), self.name)
 
     @property
     def uri(self) -> str:
         """URI of its folder, which holds a folder of Parquet files for each table."""
-        return self.folder.uri
+        return self._folder.uri
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its data set, split, grid, runs and classes, and the number of images."""
+        folder = self._folder
+        facts = {**folder.facts, "grid": folder.grid, "runs": folder.runs, "class_names": folder.class_names}
+        return {**facts, "num_examples": folder.num_examples, "evaluated_at": folder.evaluated_at}
 
     @property
     def report(self) -> str | None:
         """URI of its page; None if there is none, see write_report."""
-        page = report_path(self.folder.name, PAGE)
-        return self.folder.storage.uri_of(page) if self.folder.storage.exists(page) else None
+        page = report_path(self._folder.name, PAGE)
+        return self._folder.storage.uri_of(page) if self._folder.storage.exists(page) else None
 
     def table(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns a table of the evaluation or of its report, checked against its SHA-256 or its checksums.
@@ -206,10 +212,10 @@ class Evaluation:
         """
         check_choice("table", name, (*EVALUATION_TABLES, *REPORT_TABLES))
         if name in REPORT_TABLES:
-            stored = self.folder.reported(name)
+            stored = self._folder.reported(name)
             table = TABLES[name].schema(code_version="").empty_table() if stored is None else stored
             return table if columns is None else table.select(list(columns))
-        return self.folder.table(name, columns=columns)
+        return self._folder.table(name, columns=columns)
 
     def write_report(self, *, margin: float = 0.5) -> str:
         """Writes the page report.html, its charts and the tables comparisons and effects, and returns the page's URI.
@@ -220,7 +226,7 @@ class Evaluation:
         from mnist_ray.report.page import report_evaluation
 
         with quiet():
-            return report_evaluation(self.folder, margin=share_of_points("margin", margin)).uri
+            return report_evaluation(self._folder, margin=share_of_points("margin", margin)).uri
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Provides a Ray session: the cluster that runs this job, or a single-node Ray on this machine."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from mnist_ray.config.placement import Placement, job_config, on_cluster
 from mnist_ray.errors import ClusterError, ConfigError
 from mnist_ray.interruption import deferred
 from mnist_ray.text.escape import say_line
+from mnist_ray.text.meanwhile import meanwhile
 
 # Ray Train fetches reports with its health checks: at the default of 2 s every epoch would take at least as long.
 _SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -41,10 +43,14 @@ def ray_session(needs: Needs, placement: Placement) -> Iterator[bool]:
 
     Raises:
       ConfigError: RAY_TMPDIR can't be written, or its path is too long.
-      ClusterError: the cluster can't be reached, or lacks CPUs or GPUs after the timeout.
+      ClusterError: the cluster can't be reached, or lacks CPUs or GPUs after the timeout; or a program that calls
+        mnist-ray has a Ray already.
       RunFailedError: the cluster lost too many of them for longer than the timeout.
       StorageError: the storage is a local folder, and the cluster has several nodes.
     """
+    if ray.is_initialized():
+        # Its workers would outlive an interrupted call, and lack the code of the user's own network.
+        raise ClusterError("Ray: this program has one already, and mnist-ray brings its own; call ray.shutdown() first")
     private = _private_folder()
     try:
         with _session(needs, placement, private.name) as use_gpu:
@@ -89,7 +95,7 @@ def _session(needs: Needs, placement: Placement, scratch: str) -> Iterator[bool]
             signal.raise_signal(signal.SIGTERM)
             raise
         # Ray prints messages about lost workers on stdout, which is reserved for a command's results.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(meanwhile()):
             use_gpu = await_workers(needs, placement, may_grow=on_cluster())
             check_storage(needs, placement)
             with watched(needs, placement, "GPU" if use_gpu else "CPU"):
@@ -131,6 +137,8 @@ def _start_local(scratch: str) -> None:
     if sys.platform == "linux":
         # Otherwise gloo listens on the address of the host name, which may be a network's.
         environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    # Ray asks for ipywidgets in each notebook without them.
+    logging.getLogger("ray.widgets").setLevel(logging.ERROR)
     group = os.getpgrp()
     token = Path.home() / ".ray" / "auth_token"
     _make_private_folder(token.parent)

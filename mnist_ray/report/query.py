@@ -28,23 +28,22 @@ from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
 
 _ROWS_AT_ONCE = 10_000
+_NO_STATEMENT = "SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'"
 # How long to keep interrupting a statement.
 _INTERRUPTS_S = 0.5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a statement; can be read once, as rows or as a table, inside the `with` of query_evaluations.
+    """The result of a statement.
 
     Attributes:
       columns: names, in order; may repeat.
-      rows: values in the order of columns.
-      table: returns all rows as one table.
+      rows: values in the order of columns; can be read once, inside the `with` of query_evaluations.
     """
 
     columns: tuple[str, ...]
     rows: Iterator[tuple[Any, ...]]
-    table: Callable[[], pa.Table]
 
 
 @contextlib.contextmanager
@@ -58,6 +57,35 @@ def query_evaluations(storage: Storage, folders: Sequence[EvaluationFolder], sql
       DataError: a file differs from what was committed.
       StorageError: the storage can't be read.
     """
+    with _connected(storage, folders, sql) as connection:
+        with _errors(folders):
+            result = connection.call(lambda: connection.duckdb.execute(sql))
+        # For a text without a statement, older versions return the connection, newer versions None.
+        if result is None or result.description is None:
+            raise ConfigError(_NO_STATEMENT)
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            fetched = None
+            while fetched != []:
+                with _errors(folders):
+                    fetched = connection.call(lambda: result.fetchmany(_ROWS_AT_ONCE))
+                yield from fetched
+
+        yield Answer(tuple(column[0] for column in result.description), rows())
+
+
+def query_table(storage: Storage, folders: Sequence[EvaluationFolder], sql: str) -> pa.Table:
+    """Returns all rows of a statement as one table; see query_evaluations."""
+    with _connected(storage, folders, sql) as connection, _errors(folders):
+        result = connection.call(lambda: connection.duckdb.sql(sql))
+        if result is None:
+            raise ConfigError(_NO_STATEMENT)
+        return connection.call(result.to_arrow_table)
+
+
+@contextlib.contextmanager
+def _connected(storage: Storage, folders: Sequence[EvaluationFolder], sql: str) -> Iterator["_Connection"]:
+    """Yields a connection with the views that a statement needs, and with access to nothing else."""
     duckdb = _duckdb()
     views = {name: view for name, view in _views(storage, folders).items() if re.search(rf"\b{name}\b", sql, re.I)}
     # Statements such as SHOW TABLES name none.
@@ -69,25 +97,7 @@ def query_evaluations(storage: Storage, folders: Sequence[EvaluationFolder], sql
                 _create_view(connection.duckdb, name, view())
             connection.duckdb.execute("SET enable_external_access = false")
             connection.duckdb.execute("SET lock_configuration = true")
-            result = connection.call(lambda: connection.duckdb.execute(sql))
-        # For a text without a statement, older versions return the connection, newer versions None.
-        if result is None or result.description is None:
-            raise ConfigError("SQL: there is no statement; try 'SELECT run, accuracy FROM metrics'")
-
-        def rows() -> Iterator[tuple[Any, ...]]:
-            fetched = None
-            while fetched != []:
-                with _errors(folders):
-                    fetched = connection.call(lambda: result.fetchmany(_ROWS_AT_ONCE))
-                yield from fetched
-
-        def table() -> pa.Table:
-            # Called fetch_arrow_table before DuckDB 2.
-            read = getattr(result, "to_arrow_table", None) or result.fetch_arrow_table
-            with _errors(folders):
-                return connection.call(read)
-
-        yield Answer(tuple(column[0] for column in result.description), rows(), table)
+        yield connection
 
 
 @dataclass(frozen=True)

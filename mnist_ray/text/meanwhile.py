@@ -4,7 +4,10 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class _Nowhere(io.StringIO):
@@ -19,6 +22,13 @@ _is_quiet = False
 def meanwhile() -> TextIO:
     """Returns the stream for what is said while a command runs; ask anew for each line or bar."""
     return _nowhere if _is_quiet else sys.stderr
+
+
+def console() -> "Console":
+    """Returns a console on `meanwhile`; in a notebook, rich would display cells of its own beside it."""
+    from rich.console import Console
+
+    return Console(file=meanwhile(), force_jupyter=False)
 
 
 @contextmanager
