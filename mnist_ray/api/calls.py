@@ -6,6 +6,7 @@ All of them stop at Ctrl-C as a KeyboardInterrupt, after what was begun is ended
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -52,7 +53,10 @@ def _call(*, quiet: bool, code: Sequence[StrPath] = ()) -> Iterator[None]:
             stoppable(),
             giving([os.fspath(each) for each in code]),
             torch_settings_kept(),
+            warnings.catch_warnings(),
         ):
+            # Ray imports tqdm, which asks for ipywidgets in a notebook without them.
+            warnings.filterwarnings("ignore", "IProgress not found")
             yield
     except MnistRayError:
         raise
@@ -78,7 +82,7 @@ def train(
     max_failures: int = 3,
     log: Sequence[Literal["tensorboard", "mlflow"]] = (),
     code: Sequence[StrPath] = (),
-    use_gpu: bool | None = None,
+    device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
     **settings: Unpack[RunSettings],
 ) -> Run:
@@ -92,7 +96,7 @@ def train(
       max_failures: restarts after one of several workers dies.
       log: trackers to log to.
       code: files, folders or packages of the user's own network, if `model` doesn't name its file.
-      use_gpu: whether to use a GPU; by default if there is one.
+      device: cpu or gpu; by default a GPU if there is one.
       quiet: whether to say nothing; otherwise standard error gets what the launcher says there.
       settings: of the run, see RunSettings; those of its variant by default.
 
@@ -113,7 +117,7 @@ def train(
         uri = open_storage(os.fspath(storage)).uri
         job = TrainJob(
             config, run, uri, data_folder(data_dir), most, resume=True, max_failures=max_failures if most > 1 else 0,
-            log=tuple(log), placement=Placement(use_gpu), least_workers=least if least < most else None,
+            log=tuple(log), placement=_placement(device), least_workers=least if least < most else None,
         )  # fmt: skip
         outcome = train_run(job)
         return Run(run, uri, _codes(), outcome.already_done)
@@ -144,7 +148,7 @@ def tune(
     max_runs: int = 1000,
     log: Sequence[Literal["tensorboard", "mlflow"]] = (),
     code: Sequence[StrPath] = (),
-    use_gpu: bool | None = None,
+    device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
     **settings: Unpack[GridSettings],
 ) -> Grid:
@@ -164,7 +168,7 @@ def tune(
         a margin in points, or until a time such as 20m has passed.
       max_failures: restarts of a stack whose worker dies.
       max_runs: refuses a grid with more runs.
-      storage, data_dir, log, code, use_gpu, quiet: see train.
+      storage, data_dir, log, code, device, quiet: see train.
       settings: of every run, see GridSettings; they replace the grid's.
 
     Raises:
@@ -210,7 +214,7 @@ def tune(
             search=search_for(config, search, num_samples, search_seed, source=source),
             growth=growing.growth(config.seeds, scheduler=scheduler, search=search, workers_per_run=workers_per_run),
             log=tuple(log),
-            placement=Placement(use_gpu),
+            placement=_placement(device),
         )
         outcome = tune_grid(job)
         said = answer(outcome.grown, job.growth) if job.growth and outcome.grown else ()
@@ -229,7 +233,7 @@ def evaluate(
     data_dir: StrPath | None = None,
     num_workers: int = 1,
     code: Sequence[StrPath] = (),
-    use_gpu: bool | None = None,
+    device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
 ) -> Evaluation:
     """Evaluates runs in one pass over a data set's images and commits the tables atomically; a repetition is only read.
@@ -243,7 +247,7 @@ def evaluate(
       name: of the evaluation; by default made of the runs, the data and a hash of all.
       report: whether to write the page too, see Evaluation.write_report.
       num_workers: processes that share the images.
-      data_dir, code, use_gpu, quiet: see train; the code that the runs were trained with is known.
+      data_dir, code, device, quiet: see train; the code that the runs were trained with is known.
 
     Raises:
       MnistRayError: see mnist_ray.errors.
@@ -271,7 +275,7 @@ def evaluate(
         uri = open_storage(storages.pop()).uri
         job = EvaluateJob(
             config, runs, uri, data_folder(data_dir), num_workers, report=report, name=name,
-            placement=Placement(use_gpu),
+            placement=_placement(device),
         )  # fmt: skip
         outcome = evaluate_runs(job)
         log_evaluation(uri, outcome.name)
@@ -319,7 +323,7 @@ def predict(
     shard_size: int = 4096,
     num_workers: int = 1,
     code: Sequence[StrPath] = (),
-    use_gpu: bool | None = None,
+    device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
 ) -> Prediction:
     """Classifies one's own images with a run's best network and commits the tables; a repetition is only read.
@@ -332,7 +336,7 @@ def predict(
       name: of the predictions; by default made of the run, the images and a hash of the content.
       shard_size: images in one part file.
       num_workers: processes that share the images.
-      code, use_gpu, quiet: see train; the code that the run was trained with is known.
+      code, device, quiet: see train; the code that the run was trained with is known.
 
     Raises:
       MnistRayError: see mnist_ray.errors.
@@ -349,7 +353,7 @@ def predict(
 
         storage, source = open_storage(run.storage), find_images(os.fspath(images))
         plan = make_plan(storage, check_name(run.name, "run"), source, polarity=polarity, shard_size=shard_size)
-        done = predict_images(PredictJob(plan, source, storage, name, num_workers, strict, Placement(use_gpu)))
+        done = predict_images(PredictJob(plan, source, storage, name, num_workers, strict, _placement(device)))
         return Prediction(done.name, storage.uri, done.already_done)
 
 
@@ -379,6 +383,12 @@ def query(
 def _codes() -> tuple[str, ...]:
     """Returns the code that was given to this call, as it can be given to another."""
     return tuple(code.package or str(code.path) for code in given_code())
+
+
+def _placement(device: str | None) -> Placement:
+    if device is not None:
+        check_choice("device", device, ("cpu", "gpu"))
+    return Placement(None if device is None else device == "gpu")
 
 
 def _check_trackers(log: Sequence[str]) -> None:

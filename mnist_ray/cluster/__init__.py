@@ -2,3 +2,8 @@
 
 May import report, export, tracking, and every room below them.
 """
+
+import logging
+
+# In a notebook without ipywidgets, Ray asks for them several times, first when it is imported.
+logging.getLogger("ray.widgets").setLevel(logging.ERROR)

@@ -1,7 +1,6 @@
 """Provides a Ray session: the cluster that runs this job, or a single-node Ray on this machine."""
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -137,8 +136,6 @@ def _start_local(scratch: str) -> None:
     if sys.platform == "linux":
         # Otherwise gloo listens on the address of the host name, which may be a network's.
         environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    # Ray asks for ipywidgets in each notebook without them.
-    logging.getLogger("ray.widgets").setLevel(logging.ERROR)
     group = os.getpgrp()
     token = Path.home() / ".ray" / "auth_token"
     _make_private_folder(token.parent)

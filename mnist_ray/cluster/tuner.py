@@ -159,6 +159,8 @@ def _tuner(trials: Trials, settings: WorkerSettings, watcher: Watcher, *, at_onc
             name=job.name,
             storage_path=bookkeeping,
             verbose=0,
+            # In a notebook, Tune's default displays an empty cell.
+            progress_reporter=tune.CLIReporter(),
             callbacks=[watcher],
             stop=watcher,
             failure_config=tune.FailureConfig(max_failures=job.max_failures),
