@@ -16,6 +16,7 @@ import pyarrow as pa
 from mnist_ray.api.checks import check_choice, check_counts, check_share, share_of_points
 from mnist_ray.api.results import STORAGE, Comparison, Evaluation, Grid, Prediction, Run, table_of
 from mnist_ray.api.settings import GridSettings, RunSettings
+from mnist_ray.cluster.train_job import MAX_FAILURES, TrainJob
 from mnist_ray.config.default_names import default_grid_name, default_run_name
 from mnist_ray.config.given_settings import absolute_dataset, given_config, given_settings
 from mnist_ray.config.names import check_evaluation_name, check_name
@@ -79,21 +80,21 @@ def train(
     storage: StrPath = STORAGE,
     data_dir: StrPath | None = None,
     num_workers: int | tuple[int, int] = 1,
-    max_failures: int = 3,
+    max_failures: int | None = None,
     log: Sequence[Literal["tensorboard", "mlflow"]] = (),
     code: Sequence[StrPath] = (),
     device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
     **settings: Unpack[RunSettings],
 ) -> Run:
-    """Trains one run, or goes on with it; a finished run is only read.
+    """Trains one run, or goes on with it, to more epochs too; a finished run is only read.
 
     Args:
       name: name of the run; by default made of the settings.
       storage: folder or s3://bucket/prefix of all results.
       data_dir: folder of the data sets, also for downloads.
       num_workers: processes that share every batch; (least, most) for as many as there are.
-      max_failures: restarts after one of several workers dies.
+      max_failures: restarts after a worker dies, 3 by default; a number makes Ray watch over a single worker, too.
       log: trackers to log to.
       code: files, folders or packages of the user's own network, if `model` doesn't name its file.
       device: cpu or gpu; by default a GPU if there is one.
@@ -109,14 +110,13 @@ def train(
     check_counts(0, max_failures=max_failures)
     _check_trackers(log)
     with _call(quiet=quiet, code=code):
-        from mnist_ray.cluster.train_job import TrainJob
         from mnist_ray.jobs.train import train as train_run
 
         config = given_config(settings)
         run = check_name(default_run_name(config) if name is None else name)
         uri = open_storage(os.fspath(storage)).uri
         job = TrainJob(
-            config, run, uri, data_folder(data_dir), most, resume=True, max_failures=max_failures if most > 1 else 0,
+            config, run, uri, data_folder(data_dir), most, max_failures=max_failures,
             log=tuple(log), placement=_placement(device), least_workers=least if least < most else None,
         )  # fmt: skip
         outcome = train_run(job)
@@ -144,7 +144,7 @@ def tune(
     looks: Sequence[int] | None = None,
     margin: float = 0.5,
     budget: str | None = None,
-    max_failures: int = 3,
+    max_failures: int = MAX_FAILURES,
     max_runs: int = 1000,
     log: Sequence[Literal["tensorboard", "mlflow"]] = (),
     code: Sequence[StrPath] = (),

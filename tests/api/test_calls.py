@@ -68,7 +68,7 @@ def test_a_run_is_that_of_the_command_with_the_same_settings(
     assert not here.already_done
     assert mnist_ray.train(**SMALL, storage=tmp_path) == mnist_ray.Run(here.name, str(tmp_path))
     # Its default name and its bits are those of the command.
-    done = said_as_json(capsys, "train", *OPTIONS, "--resume", "--storage", str(tmp_path))
+    done = said_as_json(capsys, "train", *OPTIONS, "--storage", str(tmp_path))
     assert done == {
         "run": here.name, "epochs": 2, "best_epoch": here.best_epoch, "val_loss": here.val_loss,
         "val_accuracy": here.val_accuracy, "already_done": True,
@@ -81,7 +81,9 @@ def test_a_run_is_that_of_the_command_with_the_same_settings(
     assert (here.settings["hidden_sizes"], here.settings["dropout"]) == ([16, 8], 0.0)
     assert Path(here.uri, "config.json").is_file()
     with pytest.raises(ConflictError, match="exists with another config"):
-        mnist_ray.train(**{**SMALL, "epochs": 3}, name=here.name, storage=tmp_path)
+        mnist_ray.train(**SMALL, dropout=0.1, name=here.name, storage=tmp_path)
+    more = mnist_ray.train(**{**SMALL, "epochs": 3}, name=here.name, storage=tmp_path)
+    assert (more.already_done, len(more.history)) == (False, 3)
 
 
 def test_a_network_takes_pixels_as_an_exported_one_does(storage: str) -> None:
