@@ -17,7 +17,7 @@ from mnist_ray.api.checks import check_choice, check_counts, check_share, share_
 from mnist_ray.api.results import STORAGE, Comparison, Evaluation, Grid, Prediction, Run, table_of
 from mnist_ray.api.settings import GridSettings, RunSettings
 from mnist_ray.cluster.train_job import MAX_FAILURES, TrainJob
-from mnist_ray.config.default_names import default_grid_name, default_run_name
+from mnist_ray.config.default_names import default_grid_name, default_run_name, unnamed_grid
 from mnist_ray.config.given_settings import absolute_dataset, given_config, given_settings
 from mnist_ray.config.names import check_evaluation_name, check_name
 from mnist_ray.config.own_code import given_code, giving
@@ -157,7 +157,7 @@ def tune(
     Args:
       grid: a named grid, a YAML file, or settings: a list of values is an axis, {"uniform": [0, 0.5]} a range.
       seeds: their number, or the seeds themselves; the grid's by default, or 1.
-      name: name of the grid; by default the grid's and the data set's.
+      name: name of the grid; by default the grid's, or its variant's and axes', and the data set's.
       num_workers: stacks that train at once; by default one per CPU or GPU.
       stack_size: most runs in a stack.
       gpus_per_stack: share of a GPU that a stack takes, where there are GPUs.
@@ -183,8 +183,8 @@ def tune(
     check_choice("search", search or "random", ("random", "optuna"))
     share_of_points("margin", margin)
     _check_trackers(log)
-    given = "grid" if isinstance(grid, Mapping) else os.fspath(grid)
-    source = f"grid {given!r}"
+    given = None if isinstance(grid, Mapping) else os.fspath(grid)
+    source = "tune" if given is None else f"grid {given!r}"
     growing = GrowthOptions(
         until_settled, None if looks is None else read_looks(",".join(map(str, looks))), margin, deadline_of(budget)
     )
@@ -195,13 +195,13 @@ def tune(
         from mnist_ray.report.growth_text import answer
 
         chosen = {**given_settings(settings), **({} if seeds is None else {"seeds": seeds})}
-        read = grid if isinstance(grid, Mapping) else grid_settings(given)
+        read = grid if isinstance(grid, Mapping) else grid_settings(os.fspath(grid))
         config = read_grid(
             given_settings(read), seeds=None, overrides=chosen, source=source, default_seeds=growing.default_seeds
         )
         job = TuneJob(
             config,
-            check_grid_name(default_grid_name(given, config) if name is None else name),
+            check_grid_name(default_grid_name(given or unnamed_grid(config), config) if name is None else name),
             open_storage(os.fspath(storage)).uri,
             data_folder(data_dir),
             num_workers=num_workers,

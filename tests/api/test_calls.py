@@ -249,7 +249,7 @@ def test_a_network_of_ones_own_is_known_to_what_comes_after(tmp_path: Path, monk
         ),
         (lambda: mnist_ray.train(name="a b"), "name='a b': use 1 to 64 letters"),
         (lambda: mnist_ray.tune("smok"), "grid='smok': choose one of variants, regularization, smoke"),
-        (lambda: mnist_ray.tune({"dropout": [0, 2]}), "grid 'grid': dropout=2: must be less than 1"),
+        (lambda: mnist_ray.tune({"dropout": [0, 2]}), "tune: dropout=2: must be less than 1"),
         (lambda: mnist_ray.tune("smoke", num_samples=3), "--search and --num-samples go together"),
         (lambda: mnist_ray.tune("smoke", search="grid"), "search='grid': choose one of random, optuna"),
         (lambda: mnist_ray.tune("smoke", gpus_per_stack=float("nan")), "gpus_per_stack=nan: must be a number above 0"),
