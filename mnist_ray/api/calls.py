@@ -4,15 +4,12 @@ All of them stop at Ctrl-C as a KeyboardInterrupt, after what was begun is ended
 """
 
 import os
-import signal
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import pyarrow as pa
 
+from mnist_ray.api.calling import StrPath, call
 from mnist_ray.api.checks import check_choice, check_counts, check_share, share_of_points
 from mnist_ray.api.results import STORAGE, Comparison, Evaluation, Grid, Prediction, Run, table_of
 from mnist_ray.api.settings import GridSettings, RunSettings
@@ -20,58 +17,20 @@ from mnist_ray.cluster.train_job import MAX_FAILURES, TrainJob
 from mnist_ray.config.default_names import default_grid_name, default_run_name, unnamed_grid
 from mnist_ray.config.given_settings import absolute_dataset, given_config, given_settings
 from mnist_ray.config.names import check_evaluation_name, check_name
-from mnist_ray.config.own_code import given_code, giving
+from mnist_ray.config.own_code import given_code
 from mnist_ray.config.placement import Placement
 from mnist_ray.config.settings import EvaluationConfig, make_config
 from mnist_ray.data.datasets import data_folder
 from mnist_ray.data.polarity import POLARITIES
-from mnist_ray.errors import ConfigError, MnistRayError, RunFailedError
+from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import check_grid_name, grid_settings, read_grid
 from mnist_ray.grids.growth import GrowthOptions, deadline_of, read_looks
 from mnist_ray.grids.search import search_for
-from mnist_ray.interruption import last_stop, stoppable
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.text.meanwhile import quiet as silenced
 
 if TYPE_CHECKING:
     from mnist_ray.data.examples import Split
     from mnist_ray.data.polarity import Polarity
-
-StrPath = str | os.PathLike[str]
-# What a call changes, see _call, is the process's.
-_one_at_a_time = threading.RLock()
-
-
-@contextmanager
-def _call(*, quiet: bool, code: Sequence[StrPath] = ()) -> Iterator[None]:
-    """Surrounds a call; standard error, the signals' handlers, given code and torch's settings are then as before."""
-    from mnist_ray.models.device import torch_settings_kept
-
-    try:
-        with (
-            _one_at_a_time,
-            silenced(quiet),
-            stoppable(),
-            giving([os.fspath(each) for each in code]),
-            torch_settings_kept(),
-            warnings.catch_warnings(),
-        ):
-            # Ray imports tqdm, which asks for ipywidgets in a notebook without them.
-            warnings.filterwarnings("ignore", "IProgress not found")
-            yield
-    except MnistRayError:
-        raise
-    except (KeyboardInterrupt, Exception) as error:
-        # Ray may replace a stop by an interrupt of its own, and an interrupted import can cause any error later.
-        stop = last_stop()
-        if stop is None:
-            raise
-        if stop.code == RunFailedError.exit_code:
-            raise RunFailedError(stop.reason) from None
-        if stop.code != 128 + signal.SIGINT:
-            # What the signal does to this program is not for a call to decide.
-            signal.raise_signal(stop.code - 128)
-        raise KeyboardInterrupt(stop.reason) from error
 
 
 def train(
@@ -109,7 +68,7 @@ def train(
     check_counts(least, num_workers=most)
     check_counts(0, max_failures=max_failures)
     _check_trackers(log)
-    with _call(quiet=quiet, code=code):
+    with call(quiet=quiet, code=code):
         from mnist_ray.jobs.train import train as train_run
 
         config = given_config(settings)
@@ -188,7 +147,7 @@ def tune(
     growing = GrowthOptions(
         until_settled, None if looks is None else read_looks(",".join(map(str, looks))), margin, deadline_of(budget)
     )
-    with _call(quiet=quiet, code=code):
+    with call(quiet=quiet, code=code):
         from mnist_ray.cluster.tune_job import TuneJob
         from mnist_ray.grids.asha import Rungs
         from mnist_ray.jobs.tune import tune as tune_grid
@@ -266,7 +225,7 @@ def evaluate(
         chosen["dataset"] = absolute_dataset(dataset)
     config = make_config(EvaluationConfig, chosen, "evaluate")
     codes = [*code, *(given for one in each for given in one.code)]
-    with _call(quiet=quiet, code=codes):
+    with call(quiet=quiet, code=codes):
         from mnist_ray.jobs.evaluate import EvaluateJob
         from mnist_ray.jobs.evaluate import evaluate as evaluate_runs
         from mnist_ray.tracking.evaluations import log_evaluation
@@ -296,7 +255,7 @@ def compare(
       MnistRayError: see mnist_ray.errors.
     """
     share = share_of_points("margin", margin)
-    with _call(quiet=quiet):
+    with call(quiet=quiet):
         from mnist_ray.report.comparison_report import comparisons_table
         from mnist_ray.report.findings import find
 
@@ -345,7 +304,7 @@ def predict(
     check_choice("polarity", polarity, POLARITIES)
     if name is not None:
         check_name(name)
-    with _call(quiet=quiet, code=[*code, *run.code]):
+    with call(quiet=quiet, code=[*code, *run.code]):
         from mnist_ray.data.unlabelled import find_images
         from mnist_ray.evaluation.predict import make_plan
         from mnist_ray.jobs.predict import PredictJob
@@ -371,7 +330,7 @@ def query(
     Raises:
       MnistRayError: see mnist_ray.errors.
     """
-    with _call(quiet=quiet):
+    with call(quiet=quiet):
         from mnist_ray.report.query import query_table
         from mnist_ray.results.evaluation_folder import committed_evaluations
 

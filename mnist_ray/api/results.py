@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from mnist_ray.analysis.leaderboard import leaderboard
+from mnist_ray.api.calling import call
 from mnist_ray.api.checks import check_choice, share_of_points
-from mnist_ray.config.own_code import giving
 from mnist_ray.errors import CheckpointError
 from mnist_ray.grids.grid import shown_settings
 from mnist_ray.results import parquet
@@ -26,7 +26,6 @@ from mnist_ray.results.run_documents import config_in, read_run_document
 from mnist_ray.results.run_progress import history_table, read_history
 from mnist_ray.results.schemas import EVALUATION_TABLES, REPORT_TABLES, TABLES
 from mnist_ray.storage.storage import open_storage
-from mnist_ray.text.meanwhile import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,7 +111,7 @@ class Run:
         from mnist_ray.export.formats import PixelNetwork
         from mnist_ray.results.run_folder import RunFolder
 
-        with giving(self.code):
+        with call(quiet=True, code=self.code):
             checkpoint = RunFolder(open_storage(self.storage), self.name).best()
             mean, std = checkpoint.normalization
             return PixelNetwork(load_network(checkpoint), mean=mean, std=std).eval()
@@ -217,15 +216,16 @@ class Evaluation:
             return table if columns is None else table.select(list(columns))
         return self._folder.table(name, columns=columns)
 
-    def write_report(self, *, margin: float = 0.5) -> str:
+    def write_report(self, *, margin: float = 0.5, quiet: bool = True) -> str:
         """Writes the page report.html, its charts and the tables comparisons and effects, and returns the page's URI.
 
         Args:
           margin: differences of accuracy up to this many points don't matter.
+          quiet: see train.
         """
         from mnist_ray.report.page import report_evaluation
 
-        with quiet():
+        with call(quiet=quiet):
             return report_evaluation(self._folder, margin=share_of_points("margin", margin)).uri
 
 

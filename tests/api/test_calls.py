@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import mnist_ray
-from mnist_ray.api.calls import _call
+from mnist_ray.api.calling import call as calling
 from mnist_ray.api.results import table_of
 from mnist_ray.cli.main import run_command
 from mnist_ray.config.own_code import given_code
@@ -299,7 +299,7 @@ def test_a_call_that_is_given_up_says_why() -> None:
         threading.Thread(target=give_up, args=(7, "too few nodes")).start()
         threading.Event().wait(60)
 
-    with pytest.raises(RunFailedError, match="too few nodes"), _call(quiet=True):
+    with pytest.raises(RunFailedError, match="too few nodes"), calling(quiet=True):
         wait_for_another_thread_that_gives_up()
 
 
