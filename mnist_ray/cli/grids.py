@@ -8,7 +8,6 @@ import click
 from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, list_options, print_list
 from mnist_ray.config.settings import GridConfig
 from mnist_ray.grids.grid import GRIDS, grid_settings, read_grid, shown_settings
-from mnist_ray.results.setting_words import exact_text
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.sizes import size_text
 
@@ -130,5 +129,7 @@ def _printed(rows: Sequence[dict[str, Any]]) -> tuple[str, Sequence[dict[str, An
 
 def grid_words(grid: GridConfig) -> str:
     """Returns the axes of a grid in words: 'dropout {0,0.2} x batch_norm {no,yes}'."""
+    from mnist_ray.results.setting_words import exact_text
+
     axes = (f"{name} {{{','.join(map(exact_text, levels))}}}" for name, levels in grid.axes.items())
     return " x ".join(axes) or "one setting"
