@@ -178,8 +178,6 @@ num_workers_option = option(
 )
 
 
-
-
 def print_trackers(log: Sequence[str], storage: str) -> None:
     """Prints how to view the trackers' logs."""
     if log:
@@ -187,8 +185,6 @@ def print_trackers(log: Sequence[str], storage: str) -> None:
 
         for command in how_to_look(log, open_storage(storage)):
             click.echo(f"look: {command}")
-
-
 
 
 def say_next(*parts: str, data_dir: str | None) -> None:

@@ -4,7 +4,6 @@ Lines come from say_line. Rows go with the end of what they are about, so a term
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mnist_ray.text.durations import duration
 from mnist_ray.text.escape import printable, say_line
+from mnist_ray.text.meanwhile import meanwhile
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -29,8 +29,8 @@ _WIDTH_BEFORE_WORDS = _BAR_WIDTH + 8
 
 
 def on_terminal() -> bool:
-    """Tells whether stderr is a terminal on which rows can move."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    """Tells whether what is said goes to a terminal on which rows can move."""
+    return meanwhile().isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 class _Display:
@@ -69,7 +69,8 @@ class _Display:
         from rich.spinner import Spinner
 
         self._began, self._spinner = time.monotonic(), Spinner("dots")
-        console = Console(file=sys.stderr, markup=False, emoji=False, highlight=False)
+        # In a notebook, rich would display cells of its own.
+        console = Console(file=meanwhile(), markup=False, emoji=False, highlight=False, force_jupyter=False)
         # Lines written to stderr meanwhile appear above the rows, broken between words; stdout is for results.
         self._live = Live(
             console=console, get_renderable=lambda: self._table(console.width), transient=True,

@@ -4,10 +4,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import TextIO
 
 
 class _Nowhere(io.StringIO):
@@ -22,13 +19,6 @@ _is_quiet = False
 def meanwhile() -> TextIO:
     """Returns the stream for what is said while a command runs; ask anew for each line or bar."""
     return _nowhere if _is_quiet else sys.stderr
-
-
-def console() -> "Console":
-    """Returns a console on `meanwhile`; in a notebook, rich would display cells of its own beside it."""
-    from rich.console import Console
-
-    return Console(file=meanwhile(), force_jupyter=False)
 
 
 @contextmanager
