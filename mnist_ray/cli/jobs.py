@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mnist_ray.cli.help import Group
-from mnist_ray.cli.lists import Columns, as_is, date_text, print_list, selection_options
+from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, date_text, print_list, selection_options
 from mnist_ray.cli.options import address_option, as_json_option
 from mnist_ray.cli.submission import follow_job, needed_cluster
 from mnist_ray.text.durations import duration
@@ -26,7 +26,7 @@ _COLUMNS: Columns = {
     "job": ("job", as_is),
     "status": ("status", as_is),
     "exit code": ("exit_code", as_is),
-    "date": ("date", date_text),
+    **DATE_COLUMNS,
     "duration": ("duration_s", duration),
     "run": ("run", as_is),
 }
@@ -48,7 +48,10 @@ def jobs_list(selection: "Selection", status: str | None, as_json: bool, address
     if status is not None:
         selection = replace(selection, where=(*selection.where, ("status", status.upper())))
     rows = [_row(job) for job in job_api.jobs_list(_connected(address))]
-    print_list(rows, _COLUMNS, selection, as_json=as_json, empty="no jobs", known=_FIELDS, printed=_printed)
+    print_list(
+        rows, _COLUMNS, selection, as_json=as_json, empty="no jobs", known=_FIELDS, printed=_printed,
+        optional=("run", "duration", "exit code", "time"),
+    )  # fmt: skip
 
 
 @jobs.command("status")

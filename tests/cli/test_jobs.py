@@ -65,10 +65,10 @@ def test_jobs_are_listed_with_their_dates_and_durations_in_100_columns(
     lines = capsys.readouterr().out.rstrip().splitlines()
     assert max(map(len, lines)) <= 100
     said = [" ".join(line.split()) for line in lines if "2026" in line]
-    assert said[0] == f"{JOBS[0]['submission_id']} SUCCEEDED 0 2026-11-01 12:00 0:44 baseline-digits-s0"
+    assert said[0] == f"{JOBS[0]['submission_id']} SUCCEEDED 0 2026-11-01 0:44 baseline-digits-s0"
     # The id of a job that the launcher has submitted says what it makes.
-    assert said[1] == f"{JOBS[1]['submission_id']} FAILED 6 2026-11-02 13:00 1:05:09 -"
-    assert said[2].startswith(f"{JOBS[2]['submission_id']} RUNNING - 2026-11-03 14:00 ")
+    assert said[1] == f"{JOBS[1]['submission_id']} FAILED 6 2026-11-02 1:05:09 -"
+    assert said[2].startswith(f"{JOBS[2]['submission_id']} RUNNING - 2026-11-03 ")
 
 
 @pytest.mark.parametrize(
