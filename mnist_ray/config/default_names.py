@@ -51,6 +51,14 @@ def default_grid_name(grid_name: str, grid: GridConfig) -> str:
     return "-".join(parts)[:MAX_GRID_NAME].rstrip("-._")
 
 
+def unnamed_grid(grid: GridConfig) -> str:
+    """Returns what a grid is called that is neither a named one nor a file: its variant and the settings that vary."""
+    # The last part of model_settings.width.
+    varying = [name.rpartition(".")[2] for name in (*grid.axes, *grid.ranges)]
+    variant = grid.fixed.get("variant", None if varying else "baseline")
+    return "-".join(dict.fromkeys(part for part in (variant, *varying) if part))
+
+
 def _plain(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
@@ -85,11 +93,3 @@ def _text(value: Any) -> str:
 
 def _hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_DIGITS]
-
-
-def unnamed_grid(grid: GridConfig) -> str:
-    """Returns what a grid is called that is neither a named one nor a file: its variant and the settings that vary."""
-    # The last part of model_settings.width.
-    varying = [name.rpartition(".")[2] for name in (*grid.axes, *grid.ranges)]
-    variant = grid.fixed.get("variant", None if varying else "baseline")
-    return "-".join(dict.fromkeys(part for part in (variant, *varying) if part))

@@ -5,13 +5,13 @@ import http.client
 import io
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from mnist_ray.errors import DataError
+from mnist_ray.text.meanwhile import meanwhile
 
 # urllib waits forever by default, so a mirror that accepts a connection but never answers would hang the command.
 DOWNLOAD_TIMEOUT_S = 60.0
@@ -27,7 +27,7 @@ def download_folder(dataset: str, data_dir: Path, advice: str) -> Iterator[Path]
       DataError: the download failed; the message ends with the advice.
     """
     # torchvision's progress bar is for a terminal.
-    show = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    show = contextlib.nullcontext() if meanwhile().isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with (

@@ -28,6 +28,7 @@ from mnist_ray.errors import ConfigError, MnistRayError, RunFailedError
 from mnist_ray.models.ranks import LostRankError
 from mnist_ray.noise.global_generators import seeded_generators
 from mnist_ray.noise.random_streams import stream_key
+from mnist_ray.text.meanwhile import meanwhile
 from mnist_ray.text.suggestions import did_you_mean
 
 _MAX_TEXT = 300
@@ -213,7 +214,7 @@ def errors_of_code(config: TrainConfig, kind: type[MnistRayError], what: str | N
     """
     try:
         # Standard output is for a command's results.
-        with redirect_stdout(sys.stderr) if config.is_own_network else nullcontext():
+        with redirect_stdout(meanwhile()) if config.is_own_network else nullcontext():
             yield
     except (MnistRayError, LostRankError):
         raise
