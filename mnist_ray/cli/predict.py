@@ -220,13 +220,13 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
         click.echo(json.dumps({**facts, **summary.facts(), "classes": dict(summary.predicted.most_common())}))
         return
     _print_counts(summary.predicted)
-    click.echo(
+    print_text(
         f"{summary.num_images} images predicted, {summary.num_inverted} of them inverted, {summary.num_converted} "
         f"converted to {plan.checkpoint.image_shape.words}; {summary.num_errors} could not be read"
     )
     if summary.accuracy is not None:
         source = "column label names" if summary.has_label_column else "folders name"
-        click.echo(f"accuracy {summary.accuracy:.4f} on {summary.num_labelled} images, whose {source} their classes")
+        print_text(f"accuracy {summary.accuracy:.4f} on {summary.num_labelled} images, whose {source} their classes")
     state = "were there already, with the same content" if done.already_done else "committed"
     print_text(f"predictions {done.name} {state}: {done.uri}")
 

@@ -16,6 +16,7 @@ from mnist_ray.config.placement import in_job
 from mnist_ray.interruption import Stop
 from mnist_ray.results.lineage import LAUNCHER_VARIABLE, command_line
 from mnist_ray.storage.storage import check_uri, open_storage
+from mnist_ray.text.doing import at_work
 
 # Options that only the launcher uses; a submitted job doesn't get them.
 _STAY_HERE = {"address", "code", "no_wait", "pip", "as_json"}
@@ -112,8 +113,11 @@ def submit_job(
     files, code_variable = shipped(codes)
     asked = digest(*line, config_yaml or "", *(code.sha256 for code in codes))
     named = name if is_unique else f"{name}-{asked[:8]}"
-    client = connect(target)
-    with submission.stage_working_dir(config_yaml, pip=given["pip"], files=files) as working_dir:
+    with (
+        at_work(f"submitting to {target}"),
+        submission.stage_working_dir(config_yaml, pip=given["pip"], files=files) as working_dir,
+    ):
+        client = connect(target)
         submitted = submission.submit(
             client,
             script=str(context.command.name),

@@ -28,13 +28,13 @@ from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.cli.worker_range import WorkerRange
 from mnist_ray.config.default_names import default_run_name
 from mnist_ray.config.given_settings import given_config
-from mnist_ray.config.names import check_name
+from mnist_ray.config.names import check_name, loading_words
 from mnist_ray.config.own_settings import flat
 from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import TrainConfig, check_setting
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import read_yaml, yaml_text
-from mnist_ray.data.datasets import data_folder, loading_words
+from mnist_ray.data.datasets import data_folder
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import is_axis
 from mnist_ray.text.doing import at_work
@@ -161,8 +161,10 @@ def train(
                                "val_loss": best.val_loss, "val_accuracy": best.val_accuracy,
                                "already_done": outcome.already_done}))  # fmt: skip
         return
+    from mnist_ray.text.tables import print_text
+
     done = "was finished already" if outcome.already_done else "is finished"
-    click.echo(
+    print_text(
         f"{run} {done}: best of {len(outcome.history)} epochs is {best.epoch}, validation accuracy "
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )

@@ -29,10 +29,11 @@ from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.config.default_names import default_grid_name, unnamed_grid
 from mnist_ray.config.given_settings import given_settings
+from mnist_ray.config.names import loading_words
 from mnist_ray.config.settings import DATA_SETTINGS
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
-from mnist_ray.data.datasets import data_folder, loading_words
+from mnist_ray.data.datasets import data_folder
 from mnist_ray.grids.grid import GRIDS, check_grid_name, expand, grid_settings, read_grid, shown_settings, written_grid
 from mnist_ray.grids.growth import GrowthOptions, check_comparable
 from mnist_ray.grids.search import search_for
@@ -314,7 +315,7 @@ def _print_outcome(job: Any, outcome: Any, *, data_dir: str | None, as_json: boo
         return
     print_leaderboard(board, columns)
     if varying := [axis for axis in (*job.grid.axes, *job.grid.ranges) if axis in DATA_SETTINGS]:
-        click.echo(f"note: the validation examples differ with {', '.join(varying)}; this ranking doesn't compare them")
+        print_text(f"note: the validation examples differ with {', '.join(varying)}; this ranking doesn't compare them")
     for sentence in said:
         print_text(sentence)
     done = f"{outcome.num_trained} trained now" if outcome.num_trained else "all were done already"

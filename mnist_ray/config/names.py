@@ -2,6 +2,7 @@
 
 import re
 
+from mnist_ray.data.datasets import DATASETS
 from mnist_ray.errors import ConfigError
 
 MAX_NAME = 64
@@ -34,6 +35,14 @@ def dataset_name(dataset: str) -> str:
     """
     _, colon, place = dataset.partition(":")
     return place_name(place) if colon else name_of(dataset)
+
+
+def loading_words(*datasets: str) -> str:
+    """Returns what a command does that loads data sets, such as 'loading mnist' or 'reading the images of photos'."""
+    named = [dataset for dataset in datasets if dataset in DATASETS]
+    own = [dataset_name(dataset) for dataset in datasets if dataset not in DATASETS]
+    parts = [f"loading {', '.join(named)}"] * bool(named) + [f"reading the images of {', '.join(own)}"] * bool(own)
+    return " and ".join(parts)
 
 
 def check_name(value: str, setting: str = "name") -> str:

@@ -104,14 +104,6 @@ def _kind_of(place: str) -> str | None:
     return "parquet" if files and all(map(is_parquet_name, files)) else "folder"
 
 
-def loading_words(*datasets: str) -> str:
-    """Returns what a command does that loads data sets, such as 'loading mnist' or 'reading the images of photos'."""
-    named = [dataset for dataset in datasets if dataset in DATASETS]
-    own = [dataset.rstrip("/").rpartition("/")[2] for dataset in datasets if dataset not in DATASETS]
-    parts = [f"loading {', '.join(named)}"] * bool(named) + [f"reading the images of {', '.join(own)}"] * bool(own)
-    return " and ".join(parts)
-
-
 def load_examples(
     dataset: str, split: Split, *, data_dir: Path, download: bool = True, options: ImageOptions = AS_THEY_ARE
 ) -> Examples:
