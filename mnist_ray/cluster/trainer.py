@@ -71,7 +71,7 @@ def train_on_workers(
         begin()
         counts = f"{job.least_workers} to {job.num_workers}" if job.least_workers else f"{job.num_workers}"
         plural = "" if counts == "1" else "s"
-        say_line(f"training {job.run} on {counts} worker{plural}, which start first (about 10 s)")
+        say_line(f"training {job.run} on {counts} worker{plural}, to be started first (about 10 s)")
         with _reports(show, show_within) as reports:
             fit_run(job, use_gpu=use_gpu, reports=reports, watched=show_within is not None)
 

@@ -20,7 +20,7 @@ from mnist_ray.submission.job_api import (
     job_status,
     last_line,
 )
-from mnist_ray.text.escape import printable_log, say_line
+from mnist_ray.text.escape import fitting, printable_log, say_line
 
 # How long a cluster may be unreachable before following its job is abandoned.
 RECONNECT_S = 60.0
@@ -88,7 +88,7 @@ class _LogWriter:
         new = text[self._num_to_skip :]
         self._num_to_skip -= len(text) - len(new)
         self._num_written += len(new)
-        self._output.write(printable_log(new) if self._output.isatty() else new)
+        self._output.write(fitting(printable_log(new), self._output) if self._output.isatty() else new)
         self._output.flush()
 
 

@@ -1,8 +1,12 @@
 """Escapes text from files, tables and other people's jobs, so that a terminal shows it and doesn't obey it."""
 
+import os
 import re
+import sys
+from typing import TextIO
 
 from mnist_ray.text.meanwhile import meanwhile
+from mnist_ray.text.wrapping import wrapped
 
 # Control characters, some of which are terminal commands; direction marks, which make text read as something else; and
 # surrogates and non-characters, which UTF-8 or XML can't encode.
@@ -27,10 +31,28 @@ def printable_log(text: str) -> str:
 
 
 def say_line(line: str) -> None:
-    """Says one escaped line in a single call, see `meanwhile`: print's separate newlines interleave between threads."""
-    stream = meanwhile()
-    stream.write(f"{printable(line)}\n")
+    """Says one escaped line in a single call, see `meanwhile`: print's separate newlines interleave between threads.
+
+    A terminal gets it broken between words.
+    """
+    stream, text = meanwhile(), printable(line)
+    stream.write(f"{fitting(text, stream) if stream.isatty() else text}\n")
     stream.flush()
+
+
+def fitting(text: str, terminal: TextIO) -> str:
+    """Returns a text whose lines are broken between words where a terminal would break them anywhere."""
+    width = _columns(terminal)
+    lines = (wrapped(line, width) if len(line) > width else [line] for line in text.split("\n"))
+    return "\n".join(part for parts in lines for part in parts)
+
+
+def _columns(terminal: TextIO) -> int:
+    """Returns the width of a terminal; of one that doesn't know its own, no limit."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns or sys.maxsize
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def _escaped(character: str) -> str:

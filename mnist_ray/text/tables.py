@@ -1,7 +1,6 @@
 """Tables on the terminal."""
 
 import json
-import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_ray.text.escape import printable
+from mnist_ray.text.wrapping import wrapped
 
 # Columns of what is read as text: the lines of compare and report, wherever they are printed.
 READING_WIDTH = 100
@@ -30,20 +30,7 @@ def print_text(text: str, *, name: str = "") -> None:
     Args:
       name: comes first; the other lines are indented by as much.
     """
-    print("\n".join(_lines(printable(text), READING_WIDTH, name=name, indent=len(name))))
-
-
-def _lines(text: str, width: int, *, name: str = "", indent: int = 0) -> list[str]:
-    first = f"{name:<{indent}}"
-    lines = textwrap.wrap(
-        text,
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return lines or [first]
+    print("\n".join(wrapped(printable(text), READING_WIDTH, name=name, indent=len(name))))
 
 
 def console() -> Console:
@@ -164,11 +151,11 @@ def _print_records(out: Console, names: Sequence[str], rows: Sequence[Sequence[s
 def _record_lines(name: str, value: str, width: int, *, indent: int) -> list[str]:
     if _INDENT + len(value) <= width < indent + len(value):
         return [name, f"{'':{_INDENT}}{value}"]
-    return _lines(value, width, name=name, indent=indent)
+    return wrapped(value, width, name=name, indent=indent)
 
 
 def _print_title(out: Console, title: str) -> None:
-    text = "\n".join(_lines(printable(title), out.width))
+    text = "\n".join(wrapped(printable(title), out.width))
     out.print(text, style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 

@@ -202,7 +202,7 @@ def test_workers_show_how_far_an_epoch_is_too(tmp_path: Path) -> None:
         assert terminal.wait() == 0
         screen = terminal.screen
     assert "starting Ray (about 10 s)" in screen
-    assert "training a on 2 workers, which start first (about 10 s)" in screen
+    assert "training a on 2 workers, to be started first (about 10 s)" in screen
     rows = re.findall(r" (\d+)% epoch \d/3: loss (\d\.\d{4})", text)
     assert any(0 < int(share) < 100 for share, _ in rows)
     # Rank 0 has half of each batch, which is what it tells the loss of.
