@@ -1,6 +1,7 @@
 """Tables on the terminal."""
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -103,8 +104,8 @@ def _layout(
     """Returns the spaces between columns, and the columns for which there is room; None if it is not enough."""
     if _width(columns, gap=3) <= width:
         return 3, [*columns]
-    columns = [(name.replace(" ", "\n"), cells) for name, cells in columns]
-    optional = [name.replace(" ", "\n") for name in optional]
+    columns = [(_broken(name), cells) for name, cells in columns]
+    optional = list(map(_broken, optional))
 
     def of(names: Collection[str]) -> list[_Column]:
         return [column for column in columns if column[0] in names]
@@ -120,6 +121,11 @@ def _layout(
             ]
         kept |= {name} if _width(of({*kept, name}), gap=1) <= width else set()
     return 1 if _width(of(kept), gap=2) > width else 2, of(kept)
+
+
+def _broken(name: str) -> str:
+    """Returns the name of a column in a line for each word, but not one that begins with 95 without its %."""
+    return re.sub(" (?!%)", "\n", name)
 
 
 def _cut(text: str, width: int) -> str:
