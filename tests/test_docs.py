@@ -4,7 +4,6 @@ import importlib.util
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,34 +14,25 @@ from mnist_ray import errors
 from mnist_ray.cli.main import cli, run_command
 from mnist_ray.interruption import SIGNAL_CODES
 from tests.support.messages import is_said
+from tests.support.pages import PAGES, blocks, command_lines, languages, steps
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CLUSTER = (ROOT / "docs/cluster.md").read_text()
-OPERATIONS = (ROOT / "docs/operations.md").read_text()
-SECURITY = (ROOT / "docs/security.md").read_text()
-EXTENDING = (ROOT / "docs/extending.md").read_text()
+CLUSTER, OPERATIONS, SECURITY, EXTENDING = (
+    PAGES[name] for name in ("cluster.md", "operations.md", "security.md", "extending.md")
+)
 
-
-def blocks(text: str, languages: str = "sh|console|") -> list[str]:
-    # Every block is matched, in any language: the end of one left out would look like the begin of another.
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [body for language, body in found if re.fullmatch(languages, language)]
-
-
-def command_lines(text: str) -> Iterator[str]:
-    for block in blocks(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            line = line.removeprefix("$ ").strip()
-            if re.match(r"(mnist-ray|ray) ", line):
-                yield line
-
-
-LINES = [(path.name, line) for path in DOCUMENTS for line in command_lines(path.read_text())]
+LINES = [
+    (name, line)
+    for name, text in PAGES.items()
+    for line in command_lines(text)
+    if line.startswith(("mnist-ray ", "ray "))
+]
 
 
 def check(group: click.Command, words: list[str]) -> None:
     """Parses a command line as click would, options and types; runs nothing."""
+    if not words:
+        return
     name, *rest = words
     assert isinstance(group, click.Group)
     assert name in group.commands, name
@@ -79,6 +69,9 @@ def check_job(words: list[str]) -> None:
 @pytest.mark.parametrize(("name", "line"), LINES, ids=[f"{name}: {line[:60]}" for name, line in LINES])
 def test_a_command_line_of_the_documents_is_one(name: str, line: str) -> None:
     program, *words = shlex.split(line, comments=True)
+    # click ends there; tests/test_pages.py runs it.
+    if words[-1] == "--help":
+        words.pop()
     check(cli if program == "mnist-ray" else ray_cli, words)
 
 
@@ -97,9 +90,59 @@ def test_every_file_that_the_documents_name_is_there() -> None:
     assert len(set(named)) >= 7
     for path in named:
         assert "NAME" in path or (ROOT / path).is_file(), path
-    for text in (CLUSTER, OPERATIONS):
-        for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
-            assert (ROOT / "docs" / link).is_file(), link
+
+
+def anchors(text: str) -> set[str]:
+    """Returns the names that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-").lower() for title in titles}
+
+
+LINKS = [
+    (name, target)
+    for name, text in PAGES.items()
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE))
+    if not re.match("https?:", target)
+]
+
+
+@pytest.mark.parametrize(("name", "target"), LINKS, ids=[f"{name}: {target}" for name, target in LINKS])
+def test_a_link_leads_to_a_file_and_to_a_heading_in_it(name: str, target: str) -> None:
+    file, _, anchor = target.partition("#")
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    path = (folder / file).resolve() if file else folder / name
+    assert path.is_file()
+    assert not anchor or anchor in anchors(path.read_text())
+
+
+def test_the_front_page_is_short_and_leads_to_every_other_page() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
+    linked = {Path(target).name for name, target in LINKS if name == "README.md"}
+    assert linked >= PAGES.keys() - {"README.md"}
+
+
+def test_the_front_page_has_five_figures_which_the_benchmarks_have_too() -> None:
+    section = PAGES["README.md"].partition("\n## Measured\n")[2].partition("\n## ")[0]
+    results = [row.split("|")[2] for row in re.findall(r"^\|.*`.*\|$", section, re.MULTILINE)]
+    assert len(results) == 5
+    numbers = [number for result in results for number in re.findall(r"\d[\d.]*", result)]
+    assert len(numbers) >= 5
+    for number in numbers:
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", PAGES["benchmarks.md"]), number
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_begins_with_what_its_reader_wants_and_a_command(name: str) -> None:
+    title, empty, sentence, *rest = PAGES[name].splitlines()[:30]
+    assert re.match("# .", title)
+    assert empty == ""
+    assert re.match(r"\*?[A-Z]\w+ ", sentence)
+    assert any(re.match(r"```(sh|console)$", line) for line in rest), rest
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_of_a_page_says_what_it_is(name: str) -> None:
+    assert languages(PAGES[name]) <= {"sh", "console", "text", "python", "yaml", "sql", "hiveql", "pyspark"}
 
 
 def test_every_name_in_code_that_extending_names_is_there() -> None:
@@ -110,12 +153,11 @@ def test_every_name_in_code_that_extending_names_is_there() -> None:
         assert re.search(rf"^ *(?:def |class )?{name}\b", code, re.MULTILINE), name
 
 
-def test_the_layout_in_the_readme_lists_the_rooms_as_the_contract_does() -> None:
+def test_the_layout_lists_the_rooms_as_the_contract_does() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
     rooms = [name for layer in layers for name in layer.split(" | ") if (ROOT / "mnist_ray" / name).is_dir()]
-    layout = (ROOT / "README.md").read_text().partition("\n## Layout\n")[2]
-    lines = re.findall(r"^mnist_ray/(.*?)  ", layout, re.MULTILINE)
+    lines = re.findall(r"^mnist_ray/(.*?)  ", PAGES["layout.md"], re.MULTILINE)
     assert [name for line in lines for name in re.findall(r"(\w+)/", line)] == rooms
 
 
@@ -131,13 +173,12 @@ def test_operations_has_every_exit_code() -> None:
 
 def examples() -> list[tuple[int, str, str]]:
     """Returns each example of operations.md: the code that its section is about, the command and what it prints."""
-    found = []
-    for section in re.split("^## ", OPERATIONS, flags=re.MULTILINE)[1:]:
-        for block in blocks(section, "console"):
-            for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-                command, _, output = part.partition("\n")
-                found.append((int(section.split(":")[0]), command, output.strip()))
-    return found
+    return [
+        (int(section.split(":")[0]), step.text, step.output.strip())
+        for section in re.split("^## ", OPERATIONS, flags=re.MULTILINE)[1:]
+        for step in steps(section)
+        if step.output
+    ]
 
 
 def test_the_examples_of_operations_print_what_is_written_there(

@@ -1,15 +1,14 @@
 """docs/own-network.md followed as it stands, here and on a cluster."""
 
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.support.pages import blocks, command_lines
 from tests.support.ray_head import RayHead
 from tests.support.ray_jobs import launch, run_apart
-from tests.test_docs import blocks, command_lines
 
 PAGE = (Path(__file__).parents[1] / "docs/own-network.md").read_text()
 
@@ -30,16 +29,13 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_files", "blank_charts")
 def test_the_page_can_be_followed_here() -> None:
-    evaluation = ""
     done = []
     for line in command_lines(PAGE):
         if "--address" in line:
             continue
-        words = shlex.split(line.replace("IMAGES", "images").replace("EVALUATION", evaluation))
+        words = shlex.split(line.replace("IMAGES", "images"))
         ended = run_apart(*words[1:])
         assert ended.code == 0, f"{line}\n{ended.log}"
-        if found := re.search(r"^evaluation (\S+) committed", ended.output, re.MULTILINE):
-            evaluation = found[1]
         done.append(words[1])
     assert done == ["train", "evaluate", "predict", "export", "plan", "tune", "evaluate", "report", "compare"]
     assert "width 64" in ended.output

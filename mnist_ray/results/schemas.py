@@ -383,6 +383,12 @@ def tables_markdown() -> str:
 
 _MARKDOWN_HEAD = f"""# The tables
 
+Look up what a column of a table means, here or on the terminal.
+
+```sh
+mnist-ray tables
+```
+
 Made by `python -m mnist_ray.results.schemas > docs/tables.md`; do not edit.
 
 Parquet, zstd, schema version {SCHEMA_VERSION}. Rates are fractions, not percent. No column has nulls unless it says so.

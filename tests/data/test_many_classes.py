@@ -191,15 +191,15 @@ def test_a_part_file_of_many_classes_and_runs_has_fewer_images(
     pd.testing.assert_frame_equal(found, whole, check_categorical=False)
 
 
-def test_the_readme_says_the_most_that_a_page_shows() -> None:
-    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+def test_the_documents_say_the_most_that_a_page_shows() -> None:
+    document = " ".join((Path(__file__).parents[2] / "docs/evidence.md").read_text().split())
     assert limits.SETTINGS == limits.EFFECTS
     assert (
         f"A page shows at most {limits.SETTINGS} settings or effects in a chart, {limits.CURVES} loss curves, "
         f"{limits.LINES} lines over training images, {limits.PAIRS} pairs, {limits.MISTAKES} kinds of mistake, "
         f"{limits.CLASSES_IN_MATRIX} classes in a confusion matrix (of the most frequent mistakes) and "
         f"{limits.CLASSES_IN_TABLE} classes in a table"
-    ) in readme
+    ) in document
 
 
 def test_a_chart_of_many_effects_says_how_many_are_left_out() -> None:

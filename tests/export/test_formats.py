@@ -217,7 +217,7 @@ def test_onnx_and_safetensors_say_the_same_facts_by_documented_keys(run: str, st
     assert found == {key: document[key] for key in found}
     assert found["class_names"] == list(examples(run, "test").class_names)
     assert found["normalization"].keys() == {"mean", "std"}
-    for text in ((ROOT / "README.md").read_text(), Path(f"{path}.md").read_text()):
+    for text in ((ROOT / "docs/evidence.md").read_text(), Path(f"{path}.md").read_text()):
         (said,) = re.findall(r"metadata\b[^`]*\bhas (.*),? each as JSON", text)
         assert set(found) <= set(re.findall(r"`(\w+)`", said))
 
