@@ -20,7 +20,7 @@ from tests.support.warm_processes import call
 
 # What the pages' tests elsewhere run or check, in test_docs, test_own_network_document and deploy/; what is left of
 # queries.md and operations.md is run here.
-ELSEWHERE = {"own-network.md", "cluster.md", "python.md"}
+ELSEWHERE = {"own-network.md", "cluster.md"}
 # Excerpts of files; and what report/test_documented_queries.py runs.
 NOT_THEIR_PYTHON = {"extending.md", "queries.md"}
 RAY = {"README.md", "train.md", "grids.md", "trackers.md"}
