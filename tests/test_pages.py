@@ -18,10 +18,9 @@ from tests.support.ray_jobs import run_apart
 from tests.support.tiny_digits import tiny_digits
 from tests.support.warm_processes import call
 
-# What the pages' tests elsewhere run or check, in test_docs, test_own_network_document and deploy/; what is left of
-# queries.md and operations.md is run here.
+# Pages that have tests of their own: test_docs, test_own_network_document and deploy/.
 ELSEWHERE = {"own-network.md", "cluster.md"}
-# Excerpts of files; and what report/test_documented_queries.py runs.
+# Excerpts of files, and the blocks that report/test_documented_queries.py runs.
 NOT_THEIR_PYTHON = {"extending.md", "queries.md"}
 RAY = {"README.md", "train.md", "grids.md", "trackers.md"}
 LONG = {"grids.md", "trackers.md", "evidence.md"}
