@@ -135,7 +135,7 @@ def test_a_page_begins_with_what_its_reader_wants_and_a_command(name: str) -> No
     assert re.match("# .", title)
     assert empty == ""
     assert re.match(r"\*?[A-Z]\w+ ", sentence)
-    assert any(re.match(r"```(sh|console)$", line) for line in rest), rest
+    assert any(re.match(r"```(sh|console|python)$", line) for line in rest), rest
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -191,8 +191,9 @@ def test_the_examples_of_operations_print_what_is_written_there(
         expected_code = code if expected.startswith("mnist-ray: error") else 0
         assert run_command(shlex.split(command)[1:]) == expected_code, command
         captured = capsys.readouterr()
-        # What was understood of the data, said before a run that fails, is left out there.
-        lines = [line for line in captured.err.splitlines() if not line.startswith("dataset ")]
+        # An error is the last line; what the command did before is left out there.
+        lines = captured.err.splitlines()[-1:]
+        assert "mnist-ray: error" not in captured.err.removesuffix(f"{lines[0]}\n"), command
         printed = (captured.out if expected_code == 0 else "\n".join(lines)).strip().replace(f"{tmp_path}/", "")
         assert re.fullmatch(re.escape(expected).replace("…", ".+"), printed), f"{command}\n{printed}"
 

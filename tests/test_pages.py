@@ -18,8 +18,8 @@ from tests.support.ray_jobs import run_apart
 from tests.support.tiny_digits import tiny_digits
 from tests.support.warm_processes import call
 
-# Pages that have tests of their own: test_docs, test_own_network_document and deploy/.
-ELSEWHERE = {"own-network.md", "cluster.md"}
+# Pages that have tests of their own: test_own_network_document, test_python_document, test_docs and deploy/.
+ELSEWHERE = {"own-network.md", "python.md", "cluster.md"}
 # Excerpts of files, and the blocks that report/test_documented_queries.py runs.
 NOT_THEIR_PYTHON = {"extending.md", "queries.md"}
 RAY = {"README.md", "train.md", "grids.md", "trackers.md"}
