@@ -134,7 +134,7 @@ def test_a_page_begins_with_what_its_reader_wants_and_a_command(name: str) -> No
     title, empty, sentence, *rest = PAGES[name].splitlines()[:30]
     assert re.match("# .", title)
     assert empty == ""
-    assert re.match(r"\*?[A-Z]\w+ ", sentence)
+    assert re.match(r"\*?[A-Z]\w+[ ,]", sentence)
     assert any(re.match(r"```(sh|console|python)$", line) for line in rest), rest
 
 
