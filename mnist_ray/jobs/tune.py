@@ -1,6 +1,6 @@
 """Trains a grid or a search: Ray Tune schedules the missing runs; if none is missing, Ray isn't started."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -71,10 +71,11 @@ def tune(job: TuneJob) -> TuneOutcome:
     runs = job.runs(samples)
     # Optuna's first suggestion isn't known yet; any settings have the same data.
     first = runs or (job.runs(random_samples(job.grid, job.search)[:1]) if job.search else ())
-    tracked = partial(track, job.log, storage, grid=job.name, samples=_check_data(job, first))
+    shorter = {} if job.growth else folder.shorter_runs(runs)
+    tracked = partial(track, job.log, storage, grid=job.name, samples=_check_data(job, first, shorter))
     if job.growth:
         return _grow(job, job.growth, storage, runs, tracked)
-    shorter = _begin_from_shorter(folder, runs)
+    _begin_from(shorter, runs, folder)
     folder.claim(job.grid, runs, search=job.search, samples=samples, shorter=shorter)
     view = GridProgress(runs, read_all_progress(storage, runs))
     if num_done := view.counts()["finished"]:
@@ -89,9 +90,8 @@ def tune(job: TuneJob) -> TuneOutcome:
     return TuneOutcome(storage.uri_of(folder.path()), num_trained, folder.read_runs())
 
 
-def _begin_from_shorter(folder: GridFolder, runs: Sequence[GridRun]) -> dict[str, str]:
+def _begin_from(shorter: Mapping[str, str], runs: Sequence[GridRun], folder: GridFolder) -> None:
     """Begins the runs of a grid that was given more epochs with those that its runs have; see shorter_runs."""
-    shorter = folder.shorter_runs(runs)
 
     def begin(run: GridRun) -> bool:
         old = RunFolder(folder.storage, shorter[run.run])
@@ -106,7 +106,6 @@ def _begin_from_shorter(folder: GridFolder, runs: Sequence[GridRun]) -> dict[str
             f"grid {folder.name!r}: {sum(begun)} of {len(runs)} runs go on from those with fewer epochs, which stay as "
             "single runs"
         )
-    return shorter
 
 
 def _grow(
@@ -143,8 +142,11 @@ def _check_optuna(job: TuneJob) -> None:
     check_count(job.search.num_samples * len(job.grid.seeds), job.name, job.max_runs)
 
 
-def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, bytes]:
+def _check_data(job: TuneJob, runs: Sequence[GridRun], shorter: Mapping[str, str]) -> dict[TrainConfig, bytes]:
     """Loads the runs' data, prints a summary and checks networks on it, so that errors show before anything starts.
+
+    Args:
+      shorter: see GridFolder.shorter_runs.
 
     Returns:
       Data settings -> pictures of the data, PNG, if there are trackers for them.
@@ -164,7 +166,8 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, byte
         for line in training_lines(config, data, {run.config.global_batch_size for run in alike}):
             say_line(line)
         if config.dataset not in DATASETS:
-            _check_begun(storage, alike, data)
+            names = [name for run in alike for name in (run.run, shorter.get(run.run)) if name]
+            _check_begun(storage, names, config, data)
         for note in check_networks([run.config for run in alike], data, num_workers=job.workers_per_run or 1):
             say_line(note)
         if job.log:
@@ -172,14 +175,14 @@ def _check_data(job: TuneJob, runs: Sequence[GridRun]) -> dict[TrainConfig, byte
     return sheets
 
 
-def _check_begun(storage: Storage, runs: Sequence[GridRun], data: TrainingData) -> None:
+def _check_begun(storage: Storage, runs: Sequence[str], config: TrainConfig, data: TrainingData) -> None:
     """Checks that the runs that exist were trained on this data, so that a grid never mixes two."""
-    folders = [RunFolder(storage, run.run) for run in runs]
+    folders = [RunFolder(storage, run) for run in runs]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         exist = list(pool.map(lambda folder: folder.storage.exists(folder.path("config.json")), folders))
         taken = [folder.run for folder in compress(folders, exist)]
         for run, document in zip(taken, pool.map(lambda run: read_run_document(storage, run), taken), strict=True):
-            check_data(run, document, runs[0].config, data)
+            check_data(run, document, config, data)
 
 
 def _mend(storage: Storage, view: GridProgress) -> None:

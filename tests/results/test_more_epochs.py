@@ -18,8 +18,10 @@ from mnist_ray.results.history import timeless
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.results.run_progress import read_history_table, read_status
 from mnist_ray.storage.storage import Storage, open_storage
-from mnist_ray.training.data import prepare_data
+from mnist_ray.training.data import load_data, prepare_data
 from mnist_ray.training.loop import fit
+from mnist_ray.training.train_stack import train_stack
+from tests.support.colour_images import write_colour_folder
 from tests.support.tiny_digits import tiny_digits
 
 CPU = torch.device("cpu")
@@ -261,3 +263,20 @@ def test_a_plan_counts_the_epochs_that_are_there(tmp_path: Path) -> None:
         assert (begun.num_runs, begun.num_done) == (1, 0)
         epochs = [plan.stacks[0].seconds * plan.stacks[0].samples_per_s for plan in (begun, new)]
         assert epochs[0] == pytest.approx(epochs[1] * 4 / 7)
+
+
+def test_a_grid_on_other_data_gets_no_more_epochs_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, storage = write_colour_folder(tmp_path / "photos", 20), open_storage(str(tmp_path / "results"))
+    settings = {"dataset": f"folder:{photos}", "hidden_sizes": (8,), "epochs": 1, "seeds": 1}
+    grid = read_grid(settings, seeds=None, overrides={}, source="test")
+    (run,) = expand(grid, name="g", max_runs=1)
+    GridFolder(storage, "g").claim(grid, [run])
+    list(train_stack([run], load_data(run.config, tmp_path, CPU), storage=storage, device=CPU))
+    next(photos.rglob("*.png")).unlink()
+    before = storage.list_files("")
+    tune = ["tune", "--dataset", f"folder:{photos}", "--hidden-sizes", "8", "--seeds", "2", "--name", "g"]
+    assert run_command([*tune, "--epochs", "2", "--storage", storage.uri]) == 6
+    assert f"run {run.run!r}: exists with other data" in capsys.readouterr().err.splitlines()[-1]
+    assert storage.list_files("") == before
