@@ -20,6 +20,7 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.evaluation.predict import make_plan
 from mnist_ray.results.run_documents import with_checksum
 from mnist_ray.storage.storage import open_storage
+from tests.support.doing_lines import without_doing
 from tests.support.own_networks import write_nets
 from tests.support.ray_jobs import run_apart
 
@@ -36,7 +37,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         code = run_command(arguments)
         captured = capsys.readouterr()
         assert CODE_VARIABLE not in os.environ
-        errors = [line for line in captured.err.splitlines() if not line.startswith(("dataset ", "images: "))]
+        errors = [
+            line for line in without_doing(captured.err).splitlines() if not line.startswith(("dataset ", "images: "))
+        ]
         return code, captured.out, "\n".join(errors)
 
     return command

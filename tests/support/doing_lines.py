@@ -10,6 +10,7 @@ _DOING = (
     "drawing the report",
     "starting Ray ",
     "connecting to Ray ",
+    "submitting to ",
     "comparing ",
     "looking for what ",
     "timing a few steps ",

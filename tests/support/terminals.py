@@ -43,7 +43,7 @@ class Terminal:
 
         Args:
           command: the program and its arguments.
-          environment: all of its variables.
+          environment: all of its variables, except those of the size.
           columns: width of the terminal.
           leader: a script in which "$@" is the command, such as 'nohup "$@"'; the session's leader is then a shell.
           stdout: where standard output goes instead of the terminal.
@@ -51,10 +51,12 @@ class Terminal:
         self._columns = columns
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
+        # Exported, they would stand for the size of another terminal.
+        own = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
         words = ["sh", "-c", leader, "sh", *command] if leader else command
         self.process = subprocess.Popen(
             [sys.executable, "-c", _ON_TERMINAL, *words],
-            env=dict(environment), stdin=slave, stdout=stdout or slave, stderr=slave, start_new_session=True,
+            env=own, stdin=slave, stdout=stdout or slave, stderr=slave, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
         self.raw = ""

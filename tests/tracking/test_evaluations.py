@@ -26,6 +26,7 @@ from mnist_ray.storage.storage import open_storage
 from mnist_ray.tracking.logged import read_records, recorded_uri
 from mnist_ray.tracking.seen_run import RATES
 from mnist_ray.tracking.trackers import track
+from tests.support.doing_lines import without_doing
 from tests.support.grid_runs import train_without_ray
 from tests.support.tracked import client_of, hparams_page, runs_in
 
@@ -41,7 +42,9 @@ def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with run a, of eight epochs whose best is not the last, logged to both trackers."""
     root = tmp_path_factory.mktemp("trained")
-    settings = ["--dataset", "digits", "--epochs", "8", "--hidden-sizes", "8", "--learning-rate", "0.05"]
+    # So few steps at so small a rate that every processor rounds its way to the same epoch.
+    settings = ["--dataset", "digits", "--epochs", "8", "--hidden-sizes", "64", "--train-limit", "200"]
+    settings += ["--optimizer", "adam", "--learning-rate", "0.01"]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         assert run_command(["train", *settings, "--storage", str(root), "--name", "a", *BOTH]) == 0
@@ -69,6 +72,11 @@ def evaluate(root: Path, *more: str, run: str = "a") -> EvaluationFolder:
     found = (set(root.glob("evaluations/*")) - before) or before
     (name,) = (path.name for path in found)
     return open_evaluation(open_storage(str(root)), name)
+
+
+def lines_told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = without_doing(capsys.readouterr().err).splitlines()
+    return [line for line in lines if not line.startswith("dataset ")]
 
 
 def run_a(root: Path) -> tuple[MlflowClient, Run]:
@@ -129,13 +137,13 @@ def test_an_analyst_finds_a_run_by_what_it_is_and_where_it_comes_from(storage: P
     for query in (
         "metrics.test_accuracy > 0.2 AND params.variant = 'baseline'",
         f"tags.evaluation = '{folder.name}'",
-        "tags.`setting.learning_rate` = '0.05'",
+        "tags.`setting.learning_rate` = '0.01'",
         "tags.mlflow.source.type = 'LOCAL'",
         "dataset.name = 'digits' AND dataset.context = 'training'",
     ):
         assert [found.info.run_id for found in runs_in(client, "mnist-ray", query)] == [run.info.run_id], query
     assert sorted(name for name in run.data.tags if name.startswith("setting.")) == [
-        f"setting.{name}" for name in ("dataset", "epochs", "hidden_sizes", "learning_rate")
+        f"setting.{name}" for name in ("dataset", "epochs", "hidden_sizes", "learning_rate", "optimizer", "train_limit")
     ]
     origin = {name: run.data.tags.get(f"mlflow.{name}") for name in ("user", "source.name", "source.git.commit")}
     assert origin == {"user": getpass.getuser(), "source.name": command_line(), "source.git.commit": git_commit()}
@@ -160,8 +168,8 @@ def test_pictures_are_of_a_sensible_size_and_hold_the_counts(storage: Path) -> N
     for row in folder.rows("confusion"):
         counts[row["label"], row["predicted_label"]] = row["count"]
     assert ((cells[:, 4, :, 4] != 255).any(axis=2) == (counts > 0)).all()
-    # The darkest pixel of a cell with a number is the ink.
-    assert ((cells.max(axis=4).min(axis=(1, 3)) < 50) == (counts > 0)).all()
+    # The ink of a number, even of a thin one with smoothed edges, is far darker than any cell.
+    assert ((cells.max(axis=4).min(axis=(1, 3)) < 128) == (counts > 0)).all()
 
 
 def test_a_page_that_is_written_later_is_added_without_doubling(storage: Path) -> None:
@@ -220,7 +228,7 @@ def test_a_tracker_that_is_gone_costs_one_line_and_the_same_command_logs_it(
         if gone == "the password":
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{place}")
             assert evaluate(storage).name == folder.name
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("dataset ")]
+    told = lines_told(capsys)
     begin = (
         f"mnist-ray: mlflow: evaluation {folder.name} is committed without it, the same command logs what is missing: "
     )
@@ -247,7 +255,7 @@ def test_a_damaged_record_costs_one_line(storage: Path, capsys: pytest.CaptureFi
     record = storage / "runs/a/logged/mlflow.json"
     record.write_text(record.read_text()[:20])
     evaluate(storage)
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("dataset ")]
+    (told,) = lines_told(capsys)
     assert told.startswith("mnist-ray: trackers: evaluation a-on-digits-test-")
     assert told.endswith(f"logs what is missing: {record} is damaged; delete it")
 
