@@ -23,6 +23,7 @@ from mnist_ray.evaluation.plan import trained_wide_bits
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
 from tests.support.colour_images import colour_png
+from tests.support.doing_lines import without_doing
 
 GREY = ImageForm(MNIST_SHAPE)
 
@@ -60,13 +61,13 @@ def predict(storage: Path, run: str, images: Path, *more: str) -> int:
 
 
 def predicted(storage: Path, run: str, images: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Any, Any, str]:
-    """Returns what --json says, the probabilities and what is said on stderr."""
+    """Returns what --json says, the probabilities and what is said of the images on stderr."""
     capsys.readouterr()
     assert predict(storage, run, images, "--json", "--polarity", "as-trained") == 0
     shown = capsys.readouterr()
     said = json.loads(shown.out)
     parts = [pq.read_table(path) for path in sorted(Path(said["uri"]).glob("image_predictions/part-*.parquet"))]
-    return said, np.array(pa.concat_tables(parts)["probabilities"].to_pylist()), shown.err
+    return said, np.array(pa.concat_tables(parts)["probabilities"].to_pylist()), without_doing(shown.err)
 
 
 def folder(root: Path, contents: list[bytes]) -> Path:
