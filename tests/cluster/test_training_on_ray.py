@@ -57,7 +57,6 @@ def weights(storage: Path, name: str) -> dict[str, torch.Tensor]:
 def test_two_ray_workers_give_the_result_of_one_process_and_killing_them_changes_no_bit(
     shared_head: RayHead,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     killed: dict[int, Callable[[list[int]], int]],
     again: bool,
 ) -> None:
@@ -71,9 +70,7 @@ def test_two_ray_workers_give_the_result_of_one_process_and_killing_them_changes
     def kill(which: Callable[[list[int]], int], workers: list[int]) -> None:
         os.kill(which(workers), signal.SIGKILL)
 
-    # A relative storage means the same place for the workers, which run elsewhere.
-    monkeypatch.chdir(tmp_path)
-    train = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "2", "--storage", "."]
+    train = ["train", *SETTINGS, *float64, "--num-workers", "2", "--max-failures", "2", "--storage", str(tmp_path)]
     steps: list[Step] = [(partial(workers_after, epoch), partial(kill, which)) for epoch, which in killed.items()]
     done = run_job(shared_head, *train, "--name", "two", steps=steps)
     assert done.code == 0, done.log
