@@ -211,9 +211,8 @@ def test_an_error_that_rank_0_alone_meets_ends_all_workers(shared_head: RayHead,
 
 @pytest.mark.series
 def test_a_checkpoint_that_rank_0_alone_cannot_write_ends_all_workers(shared_head: RayHead, tmp_path: Path) -> None:
-    blocked = tmp_path / "runs/b/checkpoints/epoch-0002"
-    blocked.parent.mkdir(parents=True)
-    blocked.write_bytes(b"")
+    train_here(tmp_path, "b", "--epochs", "1")
+    (tmp_path / "runs/b/checkpoints/epoch-0002").write_bytes(b"")
     train = ["train", *SETTINGS, "--num-workers", "2", "--storage", str(tmp_path)]
     unwritable = run_job(shared_head, *train, "--name", "b", "--epochs", "3")
     assert unwritable.code == 4, unwritable.log
