@@ -205,7 +205,7 @@ def test_two_publications_at_once_double_nothing(kind: str, storage: str) -> Non
     command = [sys.executable, "-m", "mnist_ray", "publish", "--to", kind, "--storage", storage]
     racers = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     messages = [racer.communicate(timeout=120)[1] for racer in racers]
-    assert all(message.count("\n") <= 1 for message in messages), messages
+    assert all(without_doing(message).count("\n") <= 1 for message in messages), messages
     assert {racer.returncode for racer in racers} <= {0, 4, 6}, messages
     assert publish(kind, storage) == 0
     assert counts(kind, storage) == expected(storage)
@@ -276,7 +276,7 @@ def test_a_moved_storage(storage: str, capsys: pytest.CaptureFixture[str]) -> No
     assert publish("delta", moved) == 0
     assert counts("delta", moved) == expected(moved)
     assert publish("iceberg", moved) == 4
-    message = capsys.readouterr().err
+    message = without_doing(capsys.readouterr().err)
     assert message.count("\n") == 1
     assert "if the storage was moved, delete the lake's folder" in message
     shutil.rmtree(f"{moved}/lake/iceberg")
@@ -306,7 +306,7 @@ def test_what_can_not_be_published_to_is_one_line(
     arguments: list[str], message: str, storage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["publish", "--storage", storage, *arguments]) == 2
-    error = capsys.readouterr().err
+    error = without_doing(capsys.readouterr().err)
     assert message in error
     assert error.count("\n") == 1
 
