@@ -17,6 +17,7 @@ from mnist_ray.jobs.evaluate import EvaluateJob, evaluate
 from mnist_ray.results.listing import evaluation_rows
 from mnist_ray.storage import retries
 from mnist_ray.storage.storage import Storage, open_storage
+from tests.support.doing_lines import without_doing
 from tests.support.faulty_proxy import FAILURES, FLIPS, Choice, FaultyProxy, after, by_bucket, drawn, faulty_proxy
 from tests.support.grid_runs import train_without_ray
 from tests.support.s3_fixtures import S3Server
@@ -199,7 +200,7 @@ def test_a_server_that_refuses_connections_ends_in_one_line(
         S3Server(proxy.endpoint).use(monkeypatch)
         assert run_command(["train", "--dataset", "digits", "--storage", "s3://down/x"]) == 4
     assert proxy.done["down"] == 1
-    error = capsys.readouterr().err
+    error = without_doing(capsys.readouterr().err)
     assert error.count("\n") == 1
     assert error.startswith("mnist-ray: error: storage='s3://down/x/")
     assert error.endswith(f"can't be written: {UNREACHABLE}\n")
