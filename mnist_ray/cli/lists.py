@@ -19,7 +19,21 @@ Row = dict[str, Any]
 # Heading in the printed table -> column of the rows, and how to write its values.
 Columns = Mapping[str, tuple[str, Callable[[Any], object]]]
 
-_DATES = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S")
+
+class _Date(click.DateTime):
+    """A day or a time, whose error says how to write one."""
+
+    def __init__(self) -> None:
+        super().__init__(("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S"))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click.ParamType."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is no date; write it as 2026-11-30 or '2026-11-30 14:05'", param, ctx)
+
+
 _options = (
     click.option(
         "--where",
@@ -28,7 +42,7 @@ _options = (
         help="Only those with this value of a setting, such as dropout=0.3, or of another column of --json, such as "
         "status=finished; may be repeated, and then all must hold.",
     ),
-    click.option("--since", type=click.DateTime(_DATES), metavar="DATE", help="Only those of this day (UTC) or later."),
+    click.option("--since", type=_Date(), metavar="DATE", help="Only those of this day (UTC) or later."),
     click.option(
         "--sort",
         default="date",
@@ -96,7 +110,7 @@ def print_list(
     if as_json:
         print(json.dumps(shown, indent=1, default=datetime.isoformat))
     elif not shown:
-        print("none of them is as wanted" if rows else empty)
+        print("nothing in this list matches" if rows else empty)
     else:
         title, lines = printed(shown)
         texts = {

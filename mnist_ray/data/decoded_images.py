@@ -175,6 +175,10 @@ def _as_images(piece: "Sequence[Pixels]") -> "Tensor":
     return torch.from_numpy(np.stack(piece))
 
 
+def _images(n: int) -> str:
+    return f"{n} image" if n == 1 else f"{n} images"
+
+
 def describe_conversion(kinds: Counter[Kind], form: ImageForm) -> str | None:
     """Returns a line like '120 images of 640x480 RGB -> 32x32 RGB, padded'; None if all images had the form."""
     converted = Counter({kind: n for kind, n in kinds.items() if is_converted(kind, form)})
@@ -183,11 +187,12 @@ def describe_conversion(kinds: Counter[Kind], form: ImageForm) -> str | None:
     # Sort by count, then by kind, so that the line doesn't depend on the order of the images.
     ordered = sorted(converted.items(), key=lambda item: (-item[1], item[0]))
     originals = ", ".join(
-        f"{n} images of {columns}x{rows} {MODE_WORDS.get(mode, mode)}"
+        f"{_images(n)} of {columns}x{rows} {MODE_WORDS.get(mode, mode)}"
         for (columns, rows, mode), n in ordered[:MAX_KINDS_SAID]
     )
     others = sum(n for _, n in ordered[MAX_KINDS_SAID:])
     if others:
-        originals += f", {others} images of {len(ordered) - MAX_KINDS_SAID} other kinds"
+        num_kinds = len(ordered) - MAX_KINDS_SAID
+        originals += f", {_images(others)} of {num_kinds} other {'kind' if num_kinds == 1 else 'kinds'}"
     changes = {change for columns, rows, _ in converted if (change := form.change(columns, rows))}
     return f"{originals} -> {', '.join([form.shape.words, *changes])}"

@@ -285,6 +285,7 @@ def evaluation_name(storage: Storage, wanted: str, names: Sequence[str], *, is_c
     if len(found) > 1:
         more = f" and {len(found) - _NAMES_SAID} more" if len(found) > _NAMES_SAID else ""
         raise ConfigError(
-            f"evaluation {wanted!r}: {len(found)} begin so: {', '.join(found[:_NAMES_SAID])}{more}; write more of it"
+            f"evaluation {wanted!r}: {len(found)} names begin with it: {', '.join(found[:_NAMES_SAID])}{more}; "
+            "give more of the name"
         )
     return found[0] if found else None

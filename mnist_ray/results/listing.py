@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from mnist_ray.config.names import dataset_name
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.errors import CheckpointError, ConfigError, DataError, MnistRayError
 from mnist_ray.results.columns import column_of, with_own_settings
@@ -120,7 +121,7 @@ class Selection:
         columns = {*known, *(name for row in rows for name in row)}
         wanted = [(_column(name, columns, aliases, "--where"), text) for name, text in self.where]
         sort = _column(self.sort, columns, aliases, "--sort") if rows else self.sort
-        kept = [row for row in rows if all(_has(row.get(name), text) for name, text in wanted)]
+        kept = [row for row in rows if all(_has(name, row.get(name), text) for name, text in wanted)]
         if self.since is not None:
             kept = [row for row in kept if row["date"] and row["date"] >= self.since]
         kept.sort(key=lambda row: _order(row.get(sort)), reverse=self.reverse)
@@ -140,13 +141,15 @@ def _column(name: str, columns: Collection[str], aliases: Mapping[str, str], opt
     return column
 
 
-def _has(value: Any, text: str) -> bool:
-    """Tells whether a text is one of the ways to write a value."""
+def _has(column: str, value: Any, text: str) -> bool:
+    """Tells whether a text is one of the ways to write a value; a data set may be written as the lists show it."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(text) == value
         except ValueError:
             return False
+    if isinstance(value, str) and column in ("train_dataset", "dataset") and text == dataset_name(value):
+        return True
     return text in (str(value), json.dumps(value, default=str), setting_text(value), exact_text(value))
 
 

@@ -287,7 +287,10 @@ class RunFolder:
     def _check_finished(self) -> None:
         read_run_document(self.storage, self.run)
         if not self.is_finished():
-            raise CheckpointError(f"run {self.run!r}: not finished, so it has no best checkpoint; train it again")
+            raise CheckpointError(
+                f"run {self.run!r}: not finished, so it has no best checkpoint; "
+                "the command that trains it goes on with it"
+            )
 
     def _best(self) -> tuple[dict[str, Any], bytes]:
         """Returns best/checkpoint.json and the weights that it names."""

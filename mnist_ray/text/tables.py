@@ -24,14 +24,14 @@ _Column = tuple[str, Sequence[str]]
 
 
 def print_text(text: str, *, name: str = "") -> None:
-    """Prints text in lines of at most READING_WIDTH columns, broken between words; escapes terminal commands.
+    """Prints text in lines of READING_WIDTH columns, or a narrower terminal's; escapes terminal commands.
 
-    A longer word, such as a URI, stays whole.
+    Lines are broken between words. A longer word, such as a URI, stays whole.
 
     Args:
       name: comes first; the other lines are indented by as much.
     """
-    print("\n".join(wrapped(printable(text), READING_WIDTH, name=name, indent=len(name))))
+    print("\n".join(wrapped(printable(text), min(READING_WIDTH, console().width), name=name, indent=len(name))))
 
 
 def console() -> Console:

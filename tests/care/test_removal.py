@@ -113,7 +113,7 @@ def test_an_evaluation_takes_its_report_along_and_a_report_goes_alone(storage: S
     ("arguments", "code", "message"),
     [
         (["report", "latest"], 3, "report 'latest': not in "),
-        (["evaluation", "g"], 2, "evaluation 'g': 2 begin so: g-2, g-on-digits-test-"),
+        (["evaluation", "g"], 2, "evaluation 'g': 2 names begin with it: g-2, g-on-digits-test-"),
         (["evaluation", ""], 3, "evaluation '': not in "),
         (["run", "g-s0"], 3, "run 'g-s0': not in "),
         (["grid", "../grids/g"], 3, "grid '../grids/g': not in "),

@@ -12,6 +12,7 @@ import pytest
 from mnist_ray.cli.lists import with_short_datasets
 from mnist_ray.cli.main import run_command
 from mnist_ray.results.evaluation_folder import open_evaluation
+from mnist_ray.results.listing import Selection
 from mnist_ray.results.run_documents import read_run_document, with_checksum
 from mnist_ray.storage.storage import Storage, open_storage
 from tests.support.faulty_proxy import faulty_proxy
@@ -102,7 +103,7 @@ def test_dates_of_an_older_version_are_unknown_and_come_first(
     assert len(listed(trained, "runs", "--since", "2026-01-01", capsys=capsys)) == 8
     assert listed(trained, "runs", "--since", "2999-01-01", capsys=capsys) == []
     (line,) = printed(trained, "runs", "--since", "2999-01-01", capsys=capsys)
-    assert line == "none of them is as wanted"
+    assert line == "nothing in this list matches"
 
 
 def test_a_list_is_sorted_by_a_column_or_its_heading_and_cut(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +121,8 @@ def test_a_list_is_sorted_by_a_column_or_its_heading_and_cut(trained: Path, caps
         (["--where", "nope=1"], "--where 'nope': not in this list"),
         (["--where", "dropout"], "--where 'dropout': write it as NAME=VALUE"),
         (["--sort", "nope"], "--sort 'nope': not in this list"),
-        (["--since", "yesterday"], "'yesterday' does not match the formats"),
+        (["--since", "yesterday"], "'yesterday' is no date; write it as 2026-11-30 or '2026-11-30 14:05'"),
+        (["--since", "2026-13-01"], "'2026-13-01' is no date"),
         (["--last", "0"], "x>=1"),
     ],
 )
@@ -332,3 +334,11 @@ def test_a_list_on_s3_asks_for_no_object_to_know_its_size(
             here = listed(trained, command, capsys=capsys)
             sizes = {row[command.removesuffix("s")]: row["bytes"] for row in here}
             assert {row[command.removesuffix("s")]: row["bytes"] for row in there} == sizes
+
+
+@pytest.mark.parametrize("uri", ["folder:/data/photos", "folder:s3://bucket/data/photos/", "parquet:/data/photos"])
+@pytest.mark.parametrize("column", ["train_dataset", "dataset"])
+def test_a_data_set_is_found_as_the_list_shows_it_and_by_its_uri(column: str, uri: str) -> None:
+    rows = [{"date": None, column: name} for name in (uri, "digits", "folder:/data/other", None)]
+    for text in ("photos", uri):
+        assert Selection(where=((column, text),)).of(rows, aliases={}) == rows[:1]

@@ -90,7 +90,7 @@ def test_what_was_converted_is_said_by_kind_and_count(tmp_path):
     save(tmp_path / "a" / "second.jpg", Image.new("RGB", (32, 20), "blue"))
     save(tmp_path / "b" / "bits.png", Image.new("1", (28, 28), 1))
     assert load(tmp_path, options=GREY).conversion == (
-        "2 images of 32x20 RGB, 1 images of 28x28 black-and-white -> 28x28 grey, padded"
+        "2 images of 32x20 RGB, 1 image of 28x28 black-and-white -> 28x28 grey, padded"
     )
 
 
@@ -99,7 +99,7 @@ def test_many_kinds_of_images_still_give_one_line(tmp_path):
     for side in range(40, 46):
         save(tmp_path / "a" / f"{side}.png", Image.new("L", (side, side)))
     assert load(tmp_path, options=GREY).conversion == (
-        "1 images of 32x32 RGB, 1 images of 40x40 grey, 1 images of 41x41 grey, 3 images of 3 other kinds -> 28x28 grey"
+        "1 image of 32x32 RGB, 1 image of 40x40 grey, 1 image of 41x41 grey, 3 images of 3 other kinds -> 28x28 grey"
     )
 
 
@@ -151,7 +151,7 @@ def test_greys_of_more_than_8_bits_are_scaled_by_the_range_that_they_use(tmp_pat
     assert image[5, 0] == largest >> (bits - 8)
     assert image[6, 0] == half
     assert image.sum() == 28 * (int(image[5, 0]) + half)
-    assert train.conversion == f"1 images of 28x28 grey of {bits} bits -> 28x28 grey"
+    assert train.conversion == f"1 image of 28x28 grey of {bits} bits -> 28x28 grey"
 
 
 def test_one_range_holds_for_all_images_of_both_splits(tmp_path):
@@ -162,7 +162,7 @@ def test_one_range_holds_for_all_images_of_both_splits(tmp_path):
     assert train.images[0, 0, 5, 0] == 1023 >> 4
     assert np.array_equal(train.images[1, 0].numpy(), PIXELS[0])
     assert test.images[0, 0, 5, 0] == 255
-    assert train.conversion == test.conversion == "1 images of 28x28 grey of 12 bits -> 28x28 grey"
+    assert train.conversion == test.conversion == "1 image of 28x28 grey of 12 bits -> 28x28 grey"
 
 
 def test_a_transparent_value_of_more_than_8_bits_becomes_white_and_has_no_part_in_the_range(tmp_path):

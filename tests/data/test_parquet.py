@@ -127,7 +127,7 @@ def test_encoded_images_of_another_kind_are_converted_and_it_is_said(tmp_path):
     write(tmp_path / "a.parquet", [PNGS[0], png(np.zeros((32, 40, 3), np.uint8))], [0, 1])
     options = ImageForm(MNIST_SHAPE, "crop").options
     examples = load_examples(f"parquet:{tmp_path}", "train", data_dir=tmp_path, options=options)
-    assert examples.conversion == "1 images of 40x32 RGB -> 28x28 grey, cropped"
+    assert examples.conversion == "1 image of 40x32 RGB -> 28x28 grey, cropped"
 
 
 @pytest.mark.parametrize(

@@ -95,14 +95,16 @@ def test_an_evaluation_is_found_by_its_name_the_beginning_of_it_or_as_the_latest
     assert [folder.name for folder in committed_evaluations(storage)] == ["a", "cnn-2", "cnn"]
     wanted = {"cnn": "cnn", "cnn-": "cnn-2", "a": "a", "latest": "cnn"}
     assert {name: find_evaluation(storage, name).name for name in wanted} == wanted
-    with pytest.raises(ConfigError, match="evaluation 'c': 2 begin so: cnn, cnn-2; write more of it"):
+    with pytest.raises(ConfigError, match="evaluation 'c': 2 names begin with it: cnn, cnn-2; give more of the name"):
         find_evaluation(storage, "c")
     with pytest.raises(CheckpointError, match="evaluation 'd': not in"):
         find_evaluation(storage, "d")
     # The candidates are said, as many as one can read.
     for number in range(12):
         commit(tmp_path, f"many-{number:02d}")
-    with pytest.raises(ConfigError, match=r"'many': 12 begin so: many-00, .*, many-09 and 2 more; write more of it"):
+    with pytest.raises(
+        ConfigError, match=r"'many': 12 names begin with it: many-00, .*, many-09 and 2 more; give more of the name"
+    ):
         find_evaluation(storage, "many")
     # One that is not committed doesn't count.
     (tmp_path / "evaluations" / "cnn-2" / "_manifest.json").unlink()

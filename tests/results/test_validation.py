@@ -96,7 +96,9 @@ def test_an_unfinished_or_missing_run_has_no_bits_to_read(tmp_path: Path) -> Non
     storage = open_storage(str(tmp_path))
     (folder,) = train(storage, {"a": BASELINE})
     shutil.rmtree(tmp_path / "runs/a/best")
-    with pytest.raises(CheckpointError, match="run 'a': not finished, so it has no best checkpoint"):
+    with pytest.raises(
+        CheckpointError, match="run 'a': not finished, so it has no best checkpoint; the command that trains it goes"
+    ):
         folder.best_validation()
     with pytest.raises(CheckpointError, match="run 'b': not in "):
         RunFolder(storage, "b").best_validation()

@@ -1,6 +1,7 @@
 """What is printed fits its width, and loses nothing."""
 
 import pytest
+from rich.console import Console
 
 from mnist_ray.text.tables import print_table, print_text
 
@@ -97,3 +98,11 @@ def test_a_table_of_which_the_numbers_do_not_fit_is_a_list(capsys: pytest.Captur
     assert lines[1].startswith("         ")
     assert " ".join(f"{lines[0]} {lines[1]}".split()) == f"setting {NAME}"
     assert lines[2:11] == [f"value {place}  0.9790 ± 0.0059" for place in range(9)]
+
+
+def test_text_fits_a_narrower_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("mnist_ray.text.tables.console", lambda: Console(width=60))
+    print_text(f"{SENTENCE} {SENTENCE}")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines) == f"{SENTENCE} {SENTENCE}"
