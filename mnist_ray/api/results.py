@@ -250,6 +250,8 @@ class Comparison:
     note: str | None
 
     def __str__(self) -> str:
+        if self.settings.num_rows == 1:
+            return "One setting: nothing to compare."
         return "\n".join(self.sentences)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mnist_ray.errors import ConfigError, MnistRayError
 from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.doing import at_work
 from mnist_ray.text.tables import print_text
 
 
@@ -23,20 +24,22 @@ def examine(storage: str, data_dir: Path, address: str | None) -> int:
     ]
     if address:
         checks.append(("cluster", lambda: _cluster(address)))
-    codes = [_report(name, check) for name, check in checks]
-    return next(filter(None, codes), 0)
+    with at_work("checking what works here"):
+        found = [(name, *_outcome(check)) for name, check in checks]
+    for name, text, code in found:
+        print_text(text, name=f"{'FAIL' if code else 'ok  '} {name:8} ")
+    return next((code for _, _, code in found if code), 0)
 
 
-def _report(name: str, check: Callable[[], str]) -> int:
+def _outcome(check: Callable[[], str]) -> tuple[str, int]:
+    """Returns what a check says, and its exit code."""
     try:
-        text, code = check(), 0
+        return check(), 0
     except MnistRayError as error:
-        text, code = str(error), error.exit_code
+        return str(error), error.exit_code
     except ImportError as error:
         # A missing package is the user's to install, not a bug.
-        text, code = str(error), ConfigError.exit_code
-    print_text(text, name=f"{'FAIL' if code else 'ok  '} {name:8} ")
-    return code
+        return str(error), ConfigError.exit_code
 
 
 def _torch() -> str:

@@ -164,8 +164,10 @@ def train(
     from mnist_ray.text.tables import print_text
 
     done = "was finished already" if outcome.already_done else "is finished"
+    num_epochs = len(outcome.history)
+    epochs = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
     print_text(
-        f"{run} {done}: best of {len(outcome.history)} epochs is {best.epoch}, validation accuracy "
+        f"{run} {done}: best of {epochs} is {best.epoch}, validation accuracy "
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
     say_next("evaluate", "--run", run, "--storage", storage, data_dir=data_dir)

@@ -143,6 +143,7 @@ def test_an_evaluation_of_one_setting_compares_nothing(storage: str) -> None:
     assert (found.name, found.facts["split"], found.report) == ("one", "train", None)
     answer = mnist_ray.compare(found)
     assert (answer.sentences, answer.comparisons.num_rows, answer.effects.num_rows) == ((), 0, 0)
+    assert str(answer) == "One setting: nothing to compare."
     assert answer.comparisons.schema.names == [*TABLES["comparisons"].names]
     page = found.write_report(margin=1)
     assert page == found.report

@@ -252,7 +252,7 @@ def test_evaluating_a_missing_or_tampered_run_ends_with_3(tmp_path: Path, capsys
     assert run_command(["evaluate", "--run", "nobody", "--dataset", "digits", *storage]) == 3
     assert "'nobody'" in line_of(capsys)
     assert run_command(["train", "--dataset", "digits", "--epochs", "1", "--name", "a", *storage]) == 0
-    capsys.readouterr()
+    assert "a is finished: best of 1 epoch is 1," in capsys.readouterr().out
     weights = tmp_path / "results/runs/a/best/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
