@@ -22,6 +22,7 @@ from mnist_ray.results.run_documents import (
 )
 from mnist_ray.results.run_progress import read_history
 from mnist_ray.storage.storage import MissingError, Storage
+from mnist_ray.text.sizes import count_text
 
 
 def claim(storage: Storage, run: str, config: TrainConfig, data: TrainingData, *, resume: bool) -> None:
@@ -110,7 +111,7 @@ def check_config(storage: Storage, run: str, config: TrainConfig) -> dict[str, A
         raise ConflictError(
             f"run {run!r}: exists with another config ({first_difference(existing, config)}); choose another --name"
         )
-    more = f"run {run!r}: has {existing.epochs} epochs and can't go on to {config.epochs}"
+    more = f"run {run!r}: has {count_text(existing.epochs, 'epoch')} and can't go on to {config.epochs}"
     if run.endswith(f"-s{existing.seed}-{existing.config_hash()[:10]}"):
         raise ConflictError(f"{more}: it is a run of a grid, named after its config; choose another --name")
     is_finished = storage.exists(run_path(run, "best", "checkpoint.json"))

@@ -112,7 +112,12 @@ def code_change(existing: TrainConfig, wanted: TrainConfig) -> str:
 def first_difference(existing: TrainConfig, wanted: TrainConfig) -> str:
     """Returns in words the first setting in which two configs that differ do so."""
     there, here = existing.model_dump(mode="json"), wanted.model_dump(mode="json")
-    if wanted.differs_in_length(existing) and wanted.epochs > existing.epochs and wanted.has_schedule_of_length:
+    if wanted.differs_in_length(existing) and wanted.epochs < existing.epochs:
+        return (
+            f"epochs={existing.epochs} there, {wanted.epochs} here: a run never loses epochs; "
+            f"--epochs {existing.epochs} goes on with it"
+        )
+    if wanted.differs_in_length(existing) and wanted.has_schedule_of_length:
         return (
             f"epochs={existing.epochs} there, {wanted.epochs} here: with schedule={wanted.schedule}, which ends with "
             "the last epoch, more epochs are another run from the start"

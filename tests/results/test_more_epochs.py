@@ -145,7 +145,7 @@ def test_the_end_of_a_writer_with_fewer_epochs_is_not_the_end_of_the_run(tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", "1"], "epochs=2 there, 1 here"),
+        (["--epochs", "1"], "epochs=2 there, 1 here: a run never loses epochs; --epochs 2 goes on with it"),
         (["--epochs", "3", "--dropout", "0.1"], "dropout=0.0 there, 0.1 here"),
         (["--epochs", "3", "--no-resume"], "exists; leave out --no-resume to go on with it, or choose another --name"),
         (["--epochs", "2", "--no-resume"], "exists; leave out --no-resume"),
@@ -170,7 +170,7 @@ def test_a_cosine_and_a_pruned_run_get_no_more_epochs(tmp_path: Path, capsys: py
     assert run_command(["prune", "--storage", str(tmp_path)]) == 0
     for name, more, reason in (
         ("cosine", ["--schedule", "cosine"], "with schedule=cosine, which ends with the last epoch, more epochs are"),
-        ("pruned", [], "has 1 epochs and can't go on to 2: its last checkpoint was pruned, or is damaged"),
+        ("pruned", [], "has 1 epoch and can't go on to 2: its last checkpoint was pruned, or is damaged"),
     ):
         for plan in ([], ["plan"]):
             capsys.readouterr()
