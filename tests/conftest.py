@@ -51,6 +51,9 @@ def _one_thread() -> None:
 def _interruptible() -> None:
     """A shell's background job starts with SIGINT ignored, and so would all that the tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # So does a job of nohup with SIGHUP. What the tests start doesn't inherit a handler; they themselves go on.
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(autouse=True, scope="session")
