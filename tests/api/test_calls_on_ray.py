@@ -41,7 +41,7 @@ def test_a_script_with_a_ray_of_its_own_is_refused_and_without_it_needs_no_guard
 def test_the_interrupt_button_ends_a_call_with_its_workers_and_the_same_cell_goes_on(
     num_workers: int, tmp_path: Path
 ) -> None:
-    cell = f"mnist_ray.train(dataset='digits', epochs=50, num_workers={num_workers}, name='a')"
+    cell = f"mnist_ray.train(dataset='digits', epochs=400, num_workers={num_workers}, name='a')"
     with kernel(tmp_path) as book:
         assert book.run("import mnist_ray").error is None
 
@@ -54,7 +54,7 @@ def test_the_interrupt_button_ends_a_call_with_its_workers_and_the_same_cell_goe
         ended = book.run(cell)
         assert (ended.streams, ended.error) == ("", None)
         assert ended.value == f"Run(name='a', storage='{tmp_path}/results', code=(), already_done=False)"
-        assert book.run("len(mnist_ray.Run('a').history)").value == "50"
+        assert book.run("len(mnist_ray.Run('a').history)").value == "400"
 
 
 @pytest.mark.series

@@ -84,7 +84,7 @@ def test_sighup_says_what_the_same_command_does(tmp_path: Path) -> None:
 def test_nohup_keeps_a_command_running_when_its_terminal_is_closed(
     tmp_path: Path, temporary: Path, num_workers: str
 ) -> None:
-    train = ["train", "--dataset", "digits", "--epochs", "6", "--name", "a", "--num-workers", num_workers]
+    train = ["train", "--dataset", "digits", "--epochs", "60", "--name", "a", "--num-workers", num_workers]
     command = [*MNIST_RAY, *train, "--storage", str(tmp_path / "results")]
     # nohup leaves standard error on the terminal if it is sent there on purpose: what is written to it is dropped.
     script = f'cd {tmp_path}; nohup "$@" > nohup.out & wait'
@@ -93,7 +93,7 @@ def test_nohup_keeps_a_command_running_when_its_terminal_is_closed(
         terminal.close()
         assert terminal.wait() == -signal.SIGHUP
         wait_until_gone(lambda: with_variable(f"TMPDIR={temporary}"), seconds=120)
-    assert "a is finished: best of 6 epochs" in (tmp_path / "nohup.out").read_text()
+    assert "a is finished: best of 60 epochs" in (tmp_path / "nohup.out").read_text()
     assert left_in(temporary) == []
 
 
