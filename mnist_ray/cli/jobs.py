@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mnist_ray.cli.help import Group
+from mnist_ray.cli.help import Choice, Group
 from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, date_text, print_list, selection_options
 from mnist_ray.cli.options import address_option, as_json_option
 from mnist_ray.cli.submission import follow_job, needed_cluster
@@ -38,7 +38,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--status", type=click.Choice(_STATUSES, case_sensitive=False), help="Only those with this status.")
+@click.option("--status", type=Choice(_STATUSES, case_sensitive=False), help="Only those with this status.")
 @selection_options
 @_address_option
 def jobs_list(selection: "Selection", status: str | None, as_json: bool, address: str | None) -> None:

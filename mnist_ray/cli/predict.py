@@ -13,6 +13,7 @@ from mnist_ray.cli.options import (
     ClusterOptions,
     as_json_option,
     cluster_options,
+    num_workers_option,
     storage_option,
 )
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
@@ -76,15 +77,7 @@ class _PolarityChoice(Choice):
     show_default=True,
     help="Images in one part file.",
 )
-@option(
-    "--num-workers",
-    group="Where it runs",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that share the images.",
-)
+@num_workers_option
 @storage_option
 @code_options
 @cluster_options

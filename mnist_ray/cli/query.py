@@ -36,7 +36,7 @@ _SHOWN_ELEMENTS = 50
 def query(statements: Sequence[str], evaluation: str | None, storage: str, as_json: bool, as_csv: bool) -> None:
     """Runs SQL on the tables of all evaluations.
 
-    Such as 'SELECT run, accuracy FROM metrics'.
+    An example is 'SELECT run, accuracy FROM metrics'.
 
     The tables of the committed evaluations are predictions, metrics, per_class, confusion, calibration,
     learning_curves, images and lineage, and after `mnist-ray report` or `mnist-ray compare` effects and comparisons;

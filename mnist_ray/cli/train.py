@@ -26,6 +26,7 @@ from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
 from mnist_ray.cli.worker_range import WorkerRange
+from mnist_ray.cluster.train_job import MAX_FAILURES
 from mnist_ray.config.default_names import default_run_name
 from mnist_ray.config.given_settings import given_config
 from mnist_ray.config.names import check_name, loading_words
@@ -38,6 +39,7 @@ from mnist_ray.data.datasets import data_folder
 from mnist_ray.errors import ConfigError
 from mnist_ray.grids.grid import is_axis
 from mnist_ray.text.doing import at_work
+from mnist_ray.text.sizes import count_text
 
 
 @click.command(cls=Command)
@@ -87,7 +89,8 @@ from mnist_ray.text.doing import at_work
     metavar="N",
     type=click.IntRange(min=0),
     default=None,
-    help="Restarts after a worker dies; a number makes Ray watch over a single worker, too.  [default: 3]",
+    help="Restarts after a worker dies; a number makes Ray watch over a single worker, too.  "
+    f"[default: {MAX_FAILURES}]",
 )
 @option(
     "--config",
@@ -164,10 +167,8 @@ def train(
     from mnist_ray.text.tables import print_text
 
     done = "was finished already" if outcome.already_done else "is finished"
-    num_epochs = len(outcome.history)
-    epochs = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
     print_text(
-        f"{run} {done}: best of {epochs} is {best.epoch}, validation accuracy "
+        f"{run} {done}: best of {count_text(len(outcome.history), 'epoch')} is {best.epoch}, validation accuracy "
         f"{best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
     )
     say_next("evaluate", "--run", run, "--storage", storage, data_dir=data_dir)

@@ -27,6 +27,7 @@ from mnist_ray.cli.options import (
 from mnist_ray.cli.plan import print_plan
 from mnist_ray.cli.setting_options import config_options, parse_settings
 from mnist_ray.cli.submission import cluster_to_submit_to, submit_job
+from mnist_ray.cluster.train_job import MAX_FAILURES
 from mnist_ray.config.default_names import default_grid_name, unnamed_grid
 from mnist_ray.config.given_settings import given_settings
 from mnist_ray.config.names import loading_words
@@ -151,7 +152,7 @@ from mnist_ray.text.doing import at_work
     group="Where it runs",
     metavar="N",
     type=click.IntRange(min=0),
-    default=3,
+    default=MAX_FAILURES,
     show_default=True,
     help="Restarts of a stack whose workers die.",
 )

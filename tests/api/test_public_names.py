@@ -71,7 +71,7 @@ def test_the_keyword_arguments_are_the_settings_of_a_config() -> None:
     assert RunSettings.__annotations__ == fields
     assert GridSettings.__annotations__ == {name: kind for name, kind in fields.items() if name != "seed"}
     with pytest.raises(ConfigError, match=r"unknown setting 'dropuot'; did you mean dropout\?"):
-        mnist_ray.train(dropuot=0.3)  # type: ignore[call-arg]
+        mnist_ray.train(dropuot=0.3)  # type: ignore[call-arg]  # a misspelled name, on purpose
 
 
 @pytest.mark.parametrize(
