@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
 
 from mnist_ray.grids.grid import GridRun
 from mnist_ray.results.columns import settings_row
@@ -41,17 +40,13 @@ class GridProgress(Row):
         self._last_line = self._started
         self._count_epochs()
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
         # After an error before any training, print nothing but the error.
         if kind is None or self._touched:
-            self.say(self.words())
+            say_line(self.words())
 
     def add(self, runs: Iterable[GridRun], before: Mapping[str, RunProgress] | None = None) -> None:
         """Adds runs that weren't known at the start, with their progress before this command."""
@@ -69,11 +64,7 @@ class GridProgress(Row):
         self._count_epochs()
         if not on_terminal() and self._now() - self._last_line >= LINE_INTERVAL_S:
             self._last_line = self._now()
-            self.say(self.words())
-
-    def say(self, line: str) -> None:
-        """Shows a line."""
-        say_line(line)
+            say_line(self.words())
 
     def counts(self) -> dict[str, int]:
         """Returns how many runs are finished, stopped, diverged, running and waiting."""
