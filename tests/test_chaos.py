@@ -12,6 +12,6 @@ def test_no_reader_ever_sees_a_part_of_an_evaluation_though_its_writers_are_kill
     counts = evaluations_under_fire(str(tmp_path), kills)
     assert counts.kills >= 1
     assert counts.evaluations >= 1
-    # While the second writer starts, the first evaluation is there.
+    # While the writers start, the first evaluation is there.
     assert counts.reads > 0
     assert counts.partial_reads == 0

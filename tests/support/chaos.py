@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,15 +88,18 @@ def read_until(uri: str, stop: Path) -> None:
     print(json.dumps(asdict(counts)))
 
 
-def kill_while_writing(arguments: Sequence[str], storage: Storage, generator: random.Random) -> bool:
-    """Starts a command and kills it some time after it has begun to write; tells whether it was still running."""
+def num_staged_bytes(storage: Storage, before: Set[str]) -> int:
+    return sum(size for name, (_, size) in storage._backend.staged().items() if name not in before)
+
+
+def kill_while_writing(arguments: Sequence[str], storage: Storage, num_bytes: int) -> bool:
+    """Starts a command and kills it when it has written so many bytes; tells whether it was still running."""
     before = set(storage._backend.staged())
     deadline = time.monotonic() + WAIT_S
     with launched(*arguments) as (process, _):
-        while process.is_alive() and not set(storage._backend.staged()) - before:
+        while process.is_alive() and num_staged_bytes(storage, before) < num_bytes:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        time.sleep(generator.uniform(0, 1.5))
         was_running = process.is_alive()
         process.kill()
     return was_running
@@ -114,13 +117,18 @@ def evaluations_under_fire(uri: str, kills: int, seed: int = 0) -> Counts:
         command = [sys.executable, __file__, "--read", uri, "--stop", str(stop)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
             try:
+                evaluate = ["evaluate", "--all-runs", "--dataset", "digits", "--no-report", "--storage", uri]
+                evaluate += ["--shard-size", "5"]
+                in_this_process(*evaluate)
+                num_bytes = sum(file.size for file in storage.list_files("evaluations"))
                 for number in range(kills):
-                    evaluate = ["evaluate", "--all-runs", "--dataset", "digits", "--no-report", "--storage", uri]
                     # Another batch size, another evaluation.
-                    evaluate += ["--shard-size", "5", "--batch-size", str(1000 + number)]
-                    counts.kills += kill_while_writing(evaluate, storage, generator)
+                    another = [*evaluate, "--batch-size", str(number + 1)]
+                    # One in six is killed with all its bytes written, about when it commits.
+                    written = min(int(generator.uniform(0, 1.2) * num_bytes), num_bytes)
+                    counts.kills += kill_while_writing(another, storage, written)
                     if number % 5 == 0:
-                        in_this_process(*evaluate)
+                        in_this_process(*another)
             finally:
                 stop.touch()
             assert reader.stdout is not None
