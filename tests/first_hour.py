@@ -161,7 +161,7 @@ def test_a_laptop_that_closes_and_a_run_that_goes_on(person: Person) -> None:
     assert person.read.splitlines()[-1] == "mnist-ray: stopped; the same command goes on"
     person.types("mnist-ray runs")
     assert names_in(person.read, "run") == ["long"]
-    assert "long: went on after epoch" in person.types(train)
+    assert "long: goes on after epoch" in person.types(train)
     assert "was finished already" in person.types(train)
     person.types("mnist-ray train --dataset digits --epochs 61 --name long")
     assert "best of 61 epochs" in person.read

@@ -27,6 +27,7 @@ from mnist_ray.grids.grid import check_grid_name, grid_settings, read_grid
 from mnist_ray.grids.growth import GrowthOptions, deadline_of, read_looks
 from mnist_ray.grids.search import search_for
 from mnist_ray.storage.storage import open_storage
+from mnist_ray.tracking.logged import TRACKERS, TrackerName
 
 if TYPE_CHECKING:
     from mnist_ray.data.examples import Split
@@ -40,7 +41,7 @@ def train(
     data_dir: StrPath | None = None,
     num_workers: int | tuple[int, int] = 1,
     max_failures: int | None = None,
-    log: Sequence[Literal["tensorboard", "mlflow"]] = (),
+    log: Sequence[TrackerName] = (),
     code: Sequence[StrPath] = (),
     device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
@@ -105,7 +106,7 @@ def tune(
     budget: str | None = None,
     max_failures: int = MAX_FAILURES,
     max_runs: int = 1000,
-    log: Sequence[Literal["tensorboard", "mlflow"]] = (),
+    log: Sequence[TrackerName] = (),
     code: Sequence[StrPath] = (),
     device: Literal["cpu", "gpu"] | None = None,
     quiet: bool = True,
@@ -352,4 +353,4 @@ def _placement(device: str | None) -> Placement:
 
 def _check_trackers(log: Sequence[str]) -> None:
     for tracker in log:
-        check_choice("log", tracker, ("tensorboard", "mlflow"))
+        check_choice("log", tracker, TRACKERS)

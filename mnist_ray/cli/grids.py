@@ -9,6 +9,7 @@ from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, list_options, prin
 from mnist_ray.config.settings import GridConfig
 from mnist_ray.grids.grid import GRIDS, grid_settings, read_grid, shown_settings
 from mnist_ray.storage.storage import Storage
+from mnist_ray.text.doing import at_work_if_slow
 from mnist_ray.text.sizes import size_text
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def grids(selection: "Selection", storage: str, as_json: bool) -> None:
     from mnist_ray.storage.storage import open_storage
     from mnist_ray.text.tables import print_text
 
-    rows = grid_rows(open_storage(storage))
+    with at_work_if_slow(f"reading the grids in {storage}"):
+        rows = grid_rows(open_storage(storage))
     if not as_json:
         click.echo("named grids, for mnist-ray tune --grid:")
         for name in GRIDS:

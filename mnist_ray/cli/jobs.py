@@ -13,6 +13,7 @@ from mnist_ray.cli.help import Choice, Group
 from mnist_ray.cli.lists import DATE_COLUMNS, Columns, as_is, date_text, print_list, selection_options
 from mnist_ray.cli.options import address_option, as_json_option
 from mnist_ray.cli.submission import follow_job, needed_cluster
+from mnist_ray.text.doing import at_work_if_slow
 from mnist_ray.text.durations import duration
 from mnist_ray.text.escape import printable_log
 
@@ -97,7 +98,9 @@ def jobs_stop(job_id: str, address: str | None) -> None:
     """Stops one job and waits until it has ended; the same job, submitted again, goes on."""
     from mnist_ray.submission import job_api
 
-    job = job_api.job_stop(_connected(address), job_id)
+    client = _connected(address)
+    with at_work_if_slow(f"waiting until {job_id} has ended"):
+        job = job_api.job_stop(client, job_id)
     click.echo(f"{job.job_id}: {job.status}")
 
 
@@ -117,7 +120,9 @@ def jobs_delete(job_ids: Sequence[str], address: str | None) -> None:
 def _connected(address: str | None) -> "JobClient":
     from mnist_ray.submission.connect import connect
 
-    return connect(needed_cluster(address))
+    cluster = needed_cluster(address)
+    with at_work_if_slow(f"connecting to {cluster}"):
+        return connect(cluster)
 
 
 _FIELDS = (

@@ -10,6 +10,7 @@ import click
 
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.config.names import dataset_name
+from mnist_ray.text.doing import at_work_if_slow
 from mnist_ray.text.sizes import size_text
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def runs(selection: "Selection", storage: str, as_json: bool) -> None:
     from mnist_ray.results.schemas import TABLES
     from mnist_ray.storage.storage import open_storage
 
-    rows = run_rows(open_storage(storage))
+    with at_work_if_slow(f"reading the runs in {storage}"):
+        rows = run_rows(open_storage(storage))
     what = ("setting", "status") if all(row["status"] == "finished" for row in rows) else ("status", "setting")
     print_list(
         rows,
@@ -242,8 +244,10 @@ def evaluations(selection: "Selection", storage: str, as_json: bool) -> None:
     from mnist_ray.results.listing import evaluation_rows
     from mnist_ray.storage.storage import open_storage
 
+    with at_work_if_slow(f"reading the evaluations in {storage}"):
+        rows = evaluation_rows(open_storage(storage))
     print_list(
-        evaluation_rows(open_storage(storage)),
+        rows,
         _EVALUATION_COLUMNS,
         selection,
         as_json=as_json,

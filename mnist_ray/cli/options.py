@@ -16,6 +16,7 @@ from mnist_ray.config.settings import TrainConfig
 from mnist_ray.data.datasets import DATASETS
 from mnist_ray.storage.storage import open_storage
 from mnist_ray.text.escape import say_line
+from mnist_ray.tracking.logged import TRACKERS
 
 DATASET_HELP = f"{', '.join(DATASETS)}, or your own: idx:FOLDER, folder:URI, parquet:URI."
 
@@ -161,7 +162,7 @@ log_option = option(
     "log",
     group="Output",
     multiple=True,
-    type=Choice(["tensorboard", "mlflow"]),
+    type=Choice(TRACKERS),
     help="Also log the runs to a tracker; may be repeated. tensorboard: into STORAGE/tensorboard; mlflow: to "
     "$MLFLOW_TRACKING_URI, or into STORAGE/mlflow. Both are extras: pip install 'mnist-ray[tensorboard,mlflow]'.",
 )

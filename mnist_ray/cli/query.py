@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -15,6 +16,7 @@ import click
 from mnist_ray.cli.completion import complete_evaluation
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.errors import ConfigError
+from mnist_ray.text.doing import at_work_if_slow
 from mnist_ray.text.escape import printable
 
 _SHOWN_ROWS = 100
@@ -52,8 +54,10 @@ def query(statements: Sequence[str], evaluation: str | None, storage: str, as_js
     from mnist_ray.storage.storage import open_storage
 
     place = open_storage(storage)
-    folders = [find_evaluation(place, evaluation)] if evaluation is not None else committed_evaluations(place)
-    with query_evaluations(place, folders, statements[0]) as answer:
+    with ExitStack() as stack:
+        with at_work_if_slow(f"querying {place.uri}"):
+            folders = [find_evaluation(place, evaluation)] if evaluation is not None else committed_evaluations(place)
+            answer = stack.enter_context(query_evaluations(place, folders, statements[0]))
         if as_json:
             _print_json(answer.columns, answer.rows)
         elif as_csv:

@@ -10,7 +10,7 @@ from mnist_ray.cli.completion import complete_evaluation, complete_grid, complet
 from mnist_ray.cli.help import Group
 from mnist_ray.cli.options import FiniteRange, storage_option
 from mnist_ray.errors import ConfigError
-from mnist_ray.text.doing import at_work, counted
+from mnist_ray.text.doing import at_work, at_work_if_slow, counted
 
 
 @click.group(cls=Group)
@@ -89,10 +89,11 @@ def _remove(
     from mnist_ray.text.sizes import count_text, size_text
 
     opened = open_storage(storage)
-    if not dry_run:
-        # A killed process may have begun to delete.
-        opened.remove_leftovers()
-    doomed = find_doomed(opened, KINDS[kind_name], names, with_runs=with_runs)
+    with at_work_if_slow(f"looking in {opened.uri} for what goes"):
+        if not dry_run:
+            # A killed process may have begun to delete.
+            opened.remove_leftovers()
+        doomed = find_doomed(opened, KINDS[kind_name], names, with_runs=with_runs)
     for each in doomed:
         click.echo(f"{each.kind.name} {each.name}: {'; '.join((size_text(each.size), *each.notes))}")
     counts = Counter(each.kind.name for each in doomed)
@@ -106,7 +107,7 @@ def _remove(
     if not yes and not click.confirm(f"delete {total} from {opened.uri}?"):
         click.echo("nothing deleted")
         return
-    for each in doomed:
+    for each in counted(doomed, "deleted", total=len(doomed)):
         remove(opened, each)
     click.echo(f"deleted {total}")
 

@@ -11,6 +11,7 @@ from mnist_ray.cli.completion import complete_run
 from mnist_ray.cli.lists import date_text
 from mnist_ray.cli.options import as_json_option, storage_option
 from mnist_ray.config.names import dataset_name
+from mnist_ray.text.doing import at_work_if_slow
 from mnist_ray.text.sizes import size_text
 
 # Epochs at the end of a learning curve that are printed; the first and the best are, too.
@@ -31,7 +32,8 @@ def show(run: str, storage: str, as_json: bool) -> None:
     from mnist_ray.results.run_facts import run_facts
     from mnist_ray.storage.storage import open_storage
 
-    facts = run_facts(open_storage(storage), run)
+    with at_work_if_slow(f"reading run {run} in {storage}"):
+        facts = run_facts(open_storage(storage), run)
     if as_json:
         click.echo(json.dumps(facts, indent=1, default=datetime.isoformat))
         return

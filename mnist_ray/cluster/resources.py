@@ -2,6 +2,7 @@
 
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from mnist_ray.config.placement import Placement, not_shared
 from mnist_ray.errors import ClusterError, RunFailedError, StorageError
 from mnist_ray.interruption import give_up
+from mnist_ray.storage.proxies import is_direct, keep_off_proxies
 from mnist_ray.storage.storage import Storage
 from mnist_ray.text.escape import say_line
 
 _POLL_S = 1.0
+# Limit in seconds of asking how many jobs run.
+_COUNT_S = 5
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,28 @@ def _say_queue(needs: Needs, kind: str) -> None:
         time.sleep(_POLL_S)
     there = _there(kind)
     say_line(
-        f"waiting for {needs.num_workers} {kind}: other jobs use {there - free:g} of the cluster's {there:g}; "
+        f"waiting for {needs.num_workers} {kind}: {_others_use()} {there - free:g} of the cluster's {there:g}; "
         "this one starts when enough are free"
     )
+
+
+def _others_use() -> str:
+    """Returns 'other jobs use', or '2 other jobs use' where a dashboard without a proxy before it counts them."""
+    # Takes a tenth of a second to import.
+    from ray.util.state import list_jobs
+    from ray.util.state.exception import RayStateApiException
+
+    context = ray.get_runtime_context()
+    dashboard = f"http://{context.gcs_address}"
+    if not is_direct(dashboard) and urllib.request.getproxies():
+        return "other jobs use"
+    keep_off_proxies(dashboard)
+    try:
+        running = list_jobs(address=context.gcs_address, filters=[("status", "=", "RUNNING")], timeout=_COUNT_S)
+    except RayStateApiException:
+        return "other jobs use"
+    others = sum(job.job_id not in (None, context.get_job_id()) for job in running)
+    return {0: "other jobs use", 1: "1 other job uses"}.get(others, f"{others} other jobs use")
 
 
 @contextmanager

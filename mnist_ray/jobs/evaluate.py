@@ -198,8 +198,13 @@ def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         is_finished = list(pool.map(lambda run: RunFolder(storage, run).is_finished(), names))
     finished = [run for run, done in zip(names, is_finished, strict=True) if done]
+    if not finished and not names:
+        raise CheckpointError(f"{what}: no runs; train one with mnist-ray train or tune")
     if not finished:
-        raise CheckpointError(f"{what}: no finished run; train one with mnist-ray train or tune")
+        raise CheckpointError(
+            f"{what}: no finished run among {len(names)}; mnist-ray runs shows how far each is, and the command that "
+            "trains it goes on"
+        )
     if job.config.grid is not None and len(finished) < len(names):
         say_line(f"{what}: {len(names) - len(finished)} of {len(names)} runs have no checkpoint")
     return finished

@@ -4,6 +4,7 @@ Lines come from say_line. Rows go with the end of what they are about, so a term
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ Item = TypeVar("Item")
 
 # Between lines in a log about something that takes long.
 LINE_INTERVAL_S = 10.0
+# Until a command that is most often quick says what takes it so long.
+_WONDERING_S = 1.0
 _REFRESHES_PER_S = 8
 _BAR_WIDTH = 20
 # Spinner, bar, percentage, and a space after each.
@@ -110,6 +113,18 @@ def at_work(line: str) -> Iterator[None]:
     say_line(line)
     with _DISPLAY.shown():
         yield
+
+
+@contextmanager
+def at_work_if_slow(line: str) -> Iterator[None]:
+    """Says what a command does if the block takes long enough for a person to wonder."""
+    timer = threading.Timer(_WONDERING_S, say_line, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Row:

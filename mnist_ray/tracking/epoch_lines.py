@@ -36,7 +36,7 @@ class EpochLines:
     def show(self, history: tuple[EpochResult, ...]) -> None:
         """Shows the new epochs of a run's history."""
         if 0 < self._num_shown == self._num_before:
-            say_line(f"{self._run}: went on after epoch {self._num_before}")
+            say_line(f"{self._run}: goes on after epoch {self._num_before}")
         for row in history[self._num_shown :]:
             say_line(self._line(row))
         self._num_shown = len(history)

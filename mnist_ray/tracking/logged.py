@@ -11,16 +11,21 @@ The first record stays, so that of several processes that log the same run all w
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from mnist_ray.errors import DataError
 from mnist_ray.results.paths import LOGGED
 from mnist_ray.results.run_documents import json_bytes
 from mnist_ray.storage.storage import Storage, without_secrets
 
+TrackerName = Literal["tensorboard", "mlflow"]
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 # Tracker -> keys of its records.
-_KEYS = {"tensorboard": ("tracker", "folder"), "mlflow": ("tracker", "tracking_uri", "run_id")}
+_KEYS: Mapping[str, Sequence[str]] = {
+    "tensorboard": ("tracker", "folder"),
+    "mlflow": ("tracker", "tracking_uri", "run_id"),
+}
 Record = Mapping[str, Any]
 
 

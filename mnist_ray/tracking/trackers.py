@@ -26,8 +26,10 @@ from mnist_ray.tracking.seen_run import TENSORBOARD_FOLDER, SeenEvaluation, Seen
 from mnist_ray.training.data import data_settings
 
 # Extra to install -> modules that it must provide.
-_EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
-TRACKERS = tuple(_EXTRAS)
+_EXTRAS: Mapping[str, Sequence[str]] = {
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
 
 # Give up an unreachable server after seconds, not minutes; send no telemetry.
 _MLFLOW_SETTINGS = {

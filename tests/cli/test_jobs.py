@@ -13,6 +13,7 @@ import pytest
 
 from mnist_ray.cli.main import run_command
 from tests.support.dashboard import VERSION, Dashboard
+from tests.support.doing_lines import without_doing
 
 # 2026-11-01 12:00 UTC.
 NOON_MS = 1793534400000
@@ -124,7 +125,7 @@ def test_the_last_lines_of_a_log_are_printed(
     assert capsys.readouterr().out == expected
     # The dashboard has no such websocket: the rest comes from the log at the job's end.
     assert run_command(["jobs", "logs", JOBS[0]["submission_id"], "--tail", count, "--follow"]) == 0
-    assert capsys.readouterr().err == expected
+    assert without_doing(capsys.readouterr().err) == expected
 
 
 def test_ctrl_c_leaves_a_followed_job_alone_and_says_so(
@@ -140,7 +141,7 @@ def test_ctrl_c_leaves_a_followed_job_alone_and_says_so(
     interrupting.start()
     assert run_command(["jobs", "logs", job_id, "--follow"]) == 130
     interrupting.join()
-    assert capsys.readouterr().err == (
+    assert without_doing(capsys.readouterr().err) == (
         f"mnist-ray: job {job_id} goes on: see its log with 'mnist-ray jobs logs {job_id} --address "
         f"{dashboard.address}', stop it with 'mnist-ray jobs stop {job_id} --address {dashboard.address}'\n"
     )
@@ -153,7 +154,7 @@ def test_a_job_that_has_ended_is_deleted_and_a_running_one_is_not(
     assert run_command(["jobs", "delete", ended, running]) == 6
     printed = capsys.readouterr()
     assert printed.out == f"{ended}: deleted\n"
-    assert printed.err == (
+    assert without_doing(printed.err) == (
         f"mnist-ray: error: job '{running}': is RUNNING, and only a job that has ended can be deleted; stop it with "
         f"'mnist-ray jobs stop {running} --address {dashboard.address}'\n"
     )

@@ -11,6 +11,7 @@ from mnist_ray.cli.main import run_command
 from mnist_ray.results.evaluation_folder import open_evaluation
 from mnist_ray.results.run_progress import read_history
 from mnist_ray.storage.storage import open_storage
+from tests.support.doing_lines import without_doing
 
 OLD = Path(__file__).parents[1] / "storages/version-2.tar.xz"
 
@@ -95,7 +96,7 @@ def test_an_unknown_run_ends_with_3_and_the_nearest_name(
 ) -> None:
     capsys.readouterr()
     assert run_command(["show", run, "--storage", str(shown_storage)]) == 3
-    assert capsys.readouterr().err == f"mnist-ray: error: run '{run}': not in {shown_storage}{end}\n"
+    assert without_doing(capsys.readouterr().err) == f"mnist-ray: error: run '{run}': not in {shown_storage}{end}\n"
 
 
 def test_an_unfinished_run_is_shown_from_its_newest_whole_checkpoint(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -92,6 +93,36 @@ def test_the_first_line_is_there_before_anything_slow_is_imported(
     assert done.stderr.splitlines()[0] == line.replace("STORAGE", str(storage))
     # Pruning needs nothing slow.
     assert done.returncode == (0 if arguments == ["prune"] else 99), done.stderr
+
+
+series = pytest.mark.series
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["runs"], "reading the runs in STORAGE"),
+        pytest.param(["grids"], "reading the grids in STORAGE", marks=series),
+        pytest.param(["evaluations"], "reading the evaluations in STORAGE", marks=series),
+        pytest.param(["show", "a"], "reading run a in STORAGE", marks=series),
+        pytest.param(["query", "SELECT run FROM metrics"], "querying STORAGE", marks=series),
+        (["rm", "run", "a"], "looking in STORAGE for what goes"),
+        (["jobs", "list"], "connecting to ADDRESS"),
+        pytest.param(["jobs", "delete", "a"], "connecting to ADDRESS", marks=series),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_quick_command_that_waits_says_for_what(arguments: list[str], line: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as never_answers:
+        address = f"http://127.0.0.1:{never_answers.getsockname()[1]}"
+        where = ["--address", address] if arguments[0] == "jobs" else ["--storage", "s3://results/a"]
+        keys = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a"}
+        command = [*MNIST_RAY, *arguments, *where]
+        with subprocess.Popen(command, env=environment(**keys), stderr=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stderr is not None
+            first = waiting.stderr.readline()
+            waiting.terminate()
+    assert first == line.replace("STORAGE", "s3://results/a").replace("ADDRESS", address) + "\n"
 
 
 def test_a_terminal_shows_a_row_within_each_epoch_and_keeps_the_lines_of_a_log(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_job_says_that_it_waits_for_cpus_that_other_jobs_use(shared_head: RayH
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == "busy\n"
-        line = "waiting for 1 CPU: other jobs use 2 of the cluster's 2; this one starts when enough are free\n"
+        line = "waiting for 1 CPU: 1 other job uses 2 of the cluster's 2; this one starts when enough are free\n"
         done = run_job(
             shared_head, *TRAIN, "--storage", str(tmp_path),
             steps=[(lambda log: line in log, lambda _: other.stdin.close())],

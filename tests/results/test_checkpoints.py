@@ -121,7 +121,7 @@ def test_a_damaged_newest_checkpoint_costs_its_epoch_and_changes_no_bit(
         damaged = said.pop(0)
         assert damaged.startswith(f"run 'a': checkpoints/epoch-0004/{name}")
         assert damaged.endswith("; going on from epoch 3")
-    assert said[0] == "a: went on after epoch 3"
+    assert said[0] == "a: goes on after epoch 3"
     assert said[1].startswith("a: epoch 4/4")
     assert len(said) == 2
     assert best.read_bytes() == expected
@@ -193,7 +193,7 @@ def test_a_disk_that_gets_full_ends_a_run_with_one_line_and_leaves_the_checkpoin
     assert run_command([*train, "--storage", str(whole)]) == 0
     capsys.readouterr()
     assert run_command([*train, "--storage", str(saved)]) == 0
-    assert without_doing(capsys.readouterr().err).splitlines()[2] == "a: went on after epoch 2"
+    assert without_doing(capsys.readouterr().err).splitlines()[2] == "a: goes on after epoch 2"
     best = "runs/a/best/model.safetensors"
     assert (saved / best).read_bytes() == (whole / best).read_bytes()
 

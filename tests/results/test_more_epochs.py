@@ -54,6 +54,21 @@ def assert_same_results(one: RunFolder, other: RunFolder) -> None:
     assert read_history_table(one.storage, one.run) == one.history()
 
 
+def test_an_evaluation_waits_for_the_first_run_that_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ["evaluate", "--all-runs", "--dataset", "digits", "--storage", str(tmp_path)]
+    assert run_command(evaluate) == 3
+    none = f"mnist-ray: error: storage={str(tmp_path)!r}: no runs; train one with mnist-ray train or tune"
+    assert capsys.readouterr().err.splitlines()[-1] == none
+    train(open_storage(str(tmp_path)), config_of(3), up_to=2)
+    assert run_command(evaluate) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"mnist-ray: error: storage={str(tmp_path)!r}: no finished run among 1; mnist-ray runs shows how far each "
+        "is, and the command that trains it goes on"
+    )
+
+
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_uri"))

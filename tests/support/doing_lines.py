@@ -9,10 +9,12 @@ _DOING = (
     "predicting images=",
     "drawing the report",
     "starting Ray ",
-    "connecting to Ray ",
+    "connecting to ",
     "submitting to ",
     "comparing ",
     "looking for what ",
+    "looking in ",
+    "querying ",
     "timing a few steps ",
 )
 

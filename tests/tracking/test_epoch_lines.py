@@ -35,4 +35,4 @@ def test_a_resumed_run_says_once_where_it_went_on(capsys: pytest.CaptureFixture[
     lines = EpochLines("a", TrainConfig(epochs=3), tracking=Tracked(), num_before=1)
     for num_epochs in (2, 3):
         lines.show(history(num_epochs))
-    assert capsys.readouterr().err == "a: went on after epoch 1\n" + line(2) + line(3)
+    assert capsys.readouterr().err == "a: goes on after epoch 1\n" + line(2) + line(3)

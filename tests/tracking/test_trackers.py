@@ -15,14 +15,15 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_ray.cli.main import cli, run_command
+from mnist_ray.cli.main import run_command
 from mnist_ray.config.variants import variant_config
 from mnist_ray.results.history import EpochResult
 from mnist_ray.results.run_folder import RunFolder
 from mnist_ray.storage.storage import open_storage
+from mnist_ray.tracking.logged import TRACKERS
 from mnist_ray.tracking.mlflow import make_store
 from mnist_ray.tracking.seen_run import METRICS, SUMMARY
-from mnist_ray.tracking.trackers import TRACKERS, SeenRun, Tracking, check_trackers, mlflow_store, track
+from mnist_ray.tracking.trackers import SeenRun, Tracking, check_trackers, mlflow_store, track
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import fit
 from tests.support.doing_lines import without_doing
@@ -268,12 +269,6 @@ def test_mlflow_needs_a_server_if_the_storage_is_on_s3(capsys: pytest.CaptureFix
     assert run_command(train_command("s3://bucket/prefix", "--log", "mlflow")) == 2
     assert "S3 can't hold; set MLFLOW_TRACKING_URI" in capsys.readouterr().err
     check_trackers(["mlflow"], open_storage("s3://bucket/prefix"), {"MLFLOW_TRACKING_URI": "https://mlflow.example"})
-
-
-@pytest.mark.parametrize("command", ["train", "tune"])
-def test_the_options_offer_all_trackers(command: str) -> None:
-    (option,) = [parameter for parameter in cli.commands[command].params if parameter.name == "log"]
-    assert tuple(option.type.to_info_dict()["choices"]) == TRACKERS
 
 
 @pytest.mark.s3
