@@ -17,7 +17,7 @@ from mnist_ray.errors import CheckpointError, ConflictError, StorageError
 from mnist_ray.results.bytes_at_once import BytesAtOnce
 from mnist_ray.results.evaluation_folder import find_evaluation
 from mnist_ray.results.grid_folder import GridFolder
-from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind, existing
+from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind, existing, not_there
 from mnist_ray.results.paths import LOGGED
 from mnist_ray.results.run_documents import DamagedCheckpoint, read_checkpoint_document
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE, FileEntry, StoredFile, files_of
@@ -75,7 +75,7 @@ def _there(source: Storage, kind: Kind, names: Sequence[str]) -> list[str]:
     there = existing(source, kind, sorted({*names}))
     for name in names:
         if name not in there:
-            raise CheckpointError(f"{kind.name} {name!r}: not in {source.uri}")
+            raise CheckpointError(not_there(source, kind, name))
     return there
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from mnist_ray.config.names import check_evaluation_name
 from mnist_ray.errors import CheckpointError, ConfigError, DataError
 from mnist_ray.results import parquet
+from mnist_ray.results.kinds import EVALUATION, not_there
 from mnist_ray.results.paths import EVALUATIONS, LATEST, evaluation_path, part_path, report_path
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import MissingError, Storage
@@ -185,7 +186,7 @@ def open_evaluation(storage: Storage, evaluation: str) -> EvaluationFolder:
     """
     manifest = storage.read_manifest(evaluation_path(check_evaluation_name(evaluation)))
     if manifest is None:
-        raise CheckpointError(f"evaluation {evaluation!r}: not in {storage.uri}; `mnist-ray evaluations` lists what is")
+        raise CheckpointError(not_there(storage, EVALUATION, evaluation))
     version = manifest.get("schema_version")
     if version not in parquet.READ_VERSIONS:
         raise DataError(

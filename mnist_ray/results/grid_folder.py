@@ -23,7 +23,7 @@ from mnist_ray.results import parquet
 from mnist_ray.results.checkpoint_document import GridDocument, LooksDocument, broken_rule
 from mnist_ray.results.code_version import code_version
 from mnist_ray.results.columns import config_columns, settings_row
-from mnist_ray.results.kinds import GRID, remains
+from mnist_ray.results.kinds import GRID, not_there, remains
 from mnist_ray.results.paths import grid_path, run_path
 from mnist_ray.results.run_documents import code_change, config_in, read_run_document
 from mnist_ray.results.run_progress import RunProgress
@@ -83,9 +83,7 @@ class GridFolder:
     def _needed_document(self) -> dict[str, Any]:
         document = self.document()
         if document is None:
-            raise CheckpointError(
-                f"grid {self.name!r}: not in {self.storage.uri}; `mnist-ray grids` lists what is"
-            ) from None
+            raise CheckpointError(not_there(self.storage, GRID, self.name)) from None
         return document
 
     def claim(

@@ -8,6 +8,7 @@ from itertools import compress
 from mnist_ray.results.paths import EVALUATIONS, GRIDS, PAGE, PREDICTIONS, REPORTS, RUNS
 from mnist_ray.storage.manifest import MANIFEST, REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
+from mnist_ray.text.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ def existing(storage: Storage, kind: Kind, names: Sequence[str] | None = None) -
     names = storage.list_folders(kind.folder) if names is None else sorted(names)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return list(compress(names, pool.map(lambda name: storage.exists(kind.path(name, kind.mark)), names)))
+
+
+def not_there(storage: Storage, kind: Kind, name: str) -> str:
+    """Says that a storage has no result with a name, and which it has."""
+    listed = f"; `mnist-ray {kind.folder}` lists what is" if kind in (RUN, GRID, EVALUATION) else ""
+    hint = did_you_mean(name, storage.list_folders(kind.folder)) or listed
+    return f"{kind.name} {name!r}: not in {storage.uri}{hint}"
 
 
 def remains(storage: Storage, kind: Kind, name: str) -> str | None:

@@ -13,7 +13,7 @@ from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results.evaluation_folder import evaluation_name
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.inventory import grid_documents
-from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind
+from mnist_ray.results.kinds import EVALUATION, GRID, PREDICTION, REPORT, RUN, Kind, not_there
 from mnist_ray.results.paths import LAKE
 from mnist_ray.results.run_progress import read_status
 from mnist_ray.storage.storage import Storage
@@ -53,16 +53,15 @@ def find_doomed(storage: Storage, kind: Kind, wanted: Sequence[str], *, with_run
     """
     folders = storage.list_folders(kind.folder)
     names: dict[str, None] = {}
-    missing = []
+    unknown = []
     for text in wanted:
         if (name := _name(storage, kind, text, folders)) is None:
-            listed = f"; `mnist-ray {kind.folder}` lists what is" if kind in (RUN, GRID, EVALUATION) else ""
-            missing.append(f"{kind.name} {text!r}: not in {storage.uri}{listed}")
+            unknown.append(not_there(storage, kind, text))
         else:
             names[name] = None
     if not names:
-        raise CheckpointError("; ".join(missing))
-    for line in missing:
+        raise CheckpointError("; ".join(unknown))
+    for line in unknown:
         say_line(line)
     doomed = [each for name in names for each in _with_its_own(storage, kind, name, with_runs=with_runs)]
     known = _Dependents(storage)

@@ -8,7 +8,7 @@ from typing import Any
 from mnist_ray.config.settings import TrainConfig, make_config
 from mnist_ray.errors import CheckpointError, ConfigError
 from mnist_ray.results.checkpoint_document import CheckpointDocument, RunDocument, broken_rule
-from mnist_ray.results.kinds import RUN, remains
+from mnist_ray.results.kinds import RUN, not_there, remains
 from mnist_ray.results.paths import run_path
 from mnist_ray.storage.failures import NotAnObjectError
 from mnist_ray.storage.storage import MissingError, Storage
@@ -59,8 +59,7 @@ def read_run_document(storage: Storage, run: str) -> dict[str, Any]:
     except NotAnObjectError as error:
         raise CheckpointError(f"run {run!r}: {error}; remove it and copy the run again") from None
     except MissingError:
-        missing = f"run {run!r}: not in {storage.uri}; `mnist-ray runs` lists what is"
-        raise CheckpointError(remains(storage, RUN, run) or missing) from None
+        raise CheckpointError(remains(storage, RUN, run) or not_there(storage, RUN, run)) from None
 
 
 def read_checkpoint_document(storage: Storage, run: str, folder: str) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from mnist_ray.errors import CheckpointError, DataError
 from mnist_ray.results.evaluation_folder import EvaluationFolder, committed_evaluations
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.inventory import run_row
+from mnist_ray.results.kinds import RUN, not_there
 from mnist_ray.results.paths import GRIDS, RUNS, run_path
 from mnist_ray.results.run_documents import DamagedCheckpoint, read_checkpoint_document, read_run_document
 from mnist_ray.results.run_progress import read_history
 from mnist_ray.storage.manifest import REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import FileEntry, MissingError, Storage
 from mnist_ray.text.escape import say_line
-from mnist_ray.text.suggestions import did_you_mean
 
 _OF_METRICS = ("run", "accuracy", "accuracy_low", "accuracy_high", "log_loss", "epoch")
 _OF_DATA = ("class_names", "image_shape")
@@ -30,9 +30,8 @@ def run_facts(storage: Storage, run: str) -> dict[str, Any]:
       CheckpointError, DataError: no such run, or damaged.
       StorageError: the storage can't be read.
     """
-    if run not in (names := storage.list_folders(RUNS)):
-        hint = did_you_mean(run, names) or "; `mnist-ray runs` lists what is"
-        raise CheckpointError(f"run {run!r}: not in {storage.uri}{hint}")
+    if run not in storage.list_folders(RUNS):
+        raise CheckpointError(not_there(storage, RUN, run))
     files = storage.list_files(run_path(run))
     sizes = _sizes(files, run)
     row, document = run_row(storage, run, grid=_grid_of(storage, run)), _newest_document(storage, run, sizes)

@@ -253,8 +253,8 @@ def test_what_a_stopped_copy_has_staged_is_not_sent_again(
         (["HERE", "HERE/"], 2, "DST='HERE/': the same storage as SRC; choose another"),
         (["HERE", "s3:/x"], 2, "DST='s3:/x': write s3:// with two slashes before the bucket"),
         (["HERE-none", "THERE"], 3, "storage='HERE-none': has no results to copy"),
-        (["HERE", "THERE", "--run", "a"], 3, "run 'a': not in HERE"),
-        (["HERE", "THERE", "--grid", "h"], 3, "grid 'h': not in HERE"),
+        (["HERE", "THERE", "--run", "a"], 3, "run 'a': not in HERE; `mnist-ray runs` lists what is"),
+        (["HERE", "THERE", "--grid", "h"], 3, "grid 'h': not in HERE; `mnist-ray grids` lists what is"),
         (["HERE", "THERE", "--prediction", "q"], 3, "prediction 'q': not in HERE"),
         (
             ["HERE", "THERE", "--evaluation", "x"],

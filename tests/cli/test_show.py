@@ -89,14 +89,28 @@ def test_a_run_of_a_grid_by_an_older_version_names_its_grid_and_evaluation(
 
 
 @pytest.mark.parametrize(
-    ("run", "end"), [("mime", "; did you mean mine?"), ("x/../y", "; `mnist-ray runs` lists what is")]
+    ("command", "what", "end"),
+    [
+        (["show", "mime"], "run 'mime'", "; did you mean mine?"),
+        (["show", "min"], "run 'min'", "; did you mean mine?"),
+        (["show", "g-s"], "run 'g-s'", "; `mnist-ray runs` lists what is"),
+        (["show", "x/../y"], "run 'x/../y'", "; `mnist-ray runs` lists what is"),
+        (["evaluate", "--run", "mime"], "run 'mime'", "; did you mean mine?"),
+        (["export", "mime", "--to", "safetensors"], "run 'mime'", "; did you mean mine?"),
+        (["rm", "run", "mime", "--yes"], "run 'mime'", "; did you mean mine?"),
+        (["evaluate", "--grid", "G"], "grid 'G'", "; did you mean g?"),
+        (["evaluate", "--grid", "h"], "grid 'h'", "; `mnist-ray grids` lists what is"),
+        (["report", "nine"], "evaluation 'nine'", "; `mnist-ray evaluations` lists what is"),
+        (["rm", "prediction", "nine", "--yes"], "prediction 'nine'", ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_unknown_run_ends_with_3_and_the_nearest_name(
-    shown_storage: Path, run: str, end: str, capsys: pytest.CaptureFixture[str]
+def test_an_unknown_name_ends_with_3_and_the_nearest_one(
+    shown_storage: Path, command: list[str], what: str, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert run_command(["show", run, "--storage", str(shown_storage)]) == 3
-    assert without_doing(capsys.readouterr().err) == f"mnist-ray: error: run '{run}': not in {shown_storage}{end}\n"
+    assert run_command([*command, "--storage", str(shown_storage)]) == 3
+    assert without_doing(capsys.readouterr().err) == f"mnist-ray: error: {what}: not in {shown_storage}{end}\n"
 
 
 def test_an_unfinished_run_is_shown_from_its_newest_whole_checkpoint(
