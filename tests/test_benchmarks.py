@@ -448,6 +448,7 @@ def test_a_comparison_of_many_settings_is_measured(run_script, capsys) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.series
 def test_a_publication_is_measured(run_script, capsys) -> None:
     run_script("publish.py", "--evaluations", "2", "--json", shortest=(), with_data=False)
     results = json.loads(capsys.readouterr().out)

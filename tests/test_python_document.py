@@ -43,6 +43,7 @@ def test_the_page_is_a_script_that_prints_only_what_it_prints(script: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.series
 def test_the_page_passes_a_strict_type_checker(script: Path, tmp_path: Path) -> None:
     checked = run("-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "page.py", folder=tmp_path)
     assert checked.stdout == "Success: no issues found in 1 source file\n", checked.stdout

@@ -316,7 +316,11 @@ print(run.already_done, len(run.history))
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 1, "interrupted: stopped\n"), (signal.SIGTERM, -15, "")]
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 1, "interrupted: stopped\n"),
+        pytest.param(signal.SIGTERM, -15, "", marks=pytest.mark.series),
+    ],
 )
 def test_a_signal_ends_a_call_and_the_same_call_goes_on(
     number: signal.Signals, code: int, said: str, tmp_path: Path

@@ -277,6 +277,9 @@ def test_what_cant_be_copied_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(
+    "uri", ["local", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.series])], indirect=True
+)
 def test_killed_anywhere_no_reader_meets_a_half_copy_and_the_same_command_finishes(
     uri: str, folder: Storage, results: Results
 ) -> None:

@@ -183,6 +183,9 @@ def test_a_mistyped_storage_is_not_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(
+    "uri", ["local", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.series])], indirect=True
+)
 def test_killed_anywhere_no_run_is_damaged_and_the_same_command_finishes(uri: str, results: Results) -> None:
     step, least_changes = (3, 12) if uri.startswith("s3://") else (1, 20)
     storages = [put(results.folder, f"{uri}/{n}") for n in range((least_changes + 20) // step)]

@@ -193,20 +193,27 @@ def test_what_is_half_deleted_is_no_result_and_its_name_is_not_taken_again(
     RunFolder(storage, run).claim(config, data)
 
 
+_ON_S3 = [pytest.mark.s3, pytest.mark.series]
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ("arguments", "on_disk", "on_s3"),
+    ("uri", "arguments", "least_changes"),
     [
-        pytest.param(["run", "RUN"], 15, 10, id="run"),
-        pytest.param(["evaluation", "g-on"], 20, 10, id="evaluation"),
-        pytest.param(["grid", "g", "--with-runs"], 30, 20, id="grid", marks=pytest.mark.slow),
+        pytest.param("local", ["run", "RUN"], 15, id="run"),
+        pytest.param("local", ["evaluation", "g-on"], 20, id="evaluation"),
+        pytest.param("local", ["grid", "g", "--with-runs"], 30, id="grid", marks=pytest.mark.slow),
+        pytest.param("s3", ["run", "RUN"], 8, id="run on S3", marks=pytest.mark.s3),
+        pytest.param("s3", ["evaluation", "g-on"], 8, id="evaluation on S3", marks=_ON_S3),
+        pytest.param("s3", ["grid", "g", "--with-runs"], 18, id="grid on S3", marks=_ON_S3),
     ],
+    indirect=["uri"],
 )
 def test_killed_anywhere_it_leaves_nothing_half_there_and_the_same_command_finishes(
-    arguments: list[str], on_disk: int, on_s3: int, uri: str, results: Results
+    uri: str, arguments: list[str], least_changes: int, results: Results
 ) -> None:
     arguments = [results.runs[0] if word == "RUN" else word for word in arguments]
-    step, least_changes = (4, on_s3 - 2) if uri.startswith("s3://") else (1, on_disk)
+    step = 4 if uri.startswith("s3://") else 1
     storages = [put(results.folder, f"{uri}/{n}") for n in range((least_changes + 20) // step)]
     whole = {row["run"]: row for row in listed_runs(storages[0])}
     killed, code = killed_everywhere(

@@ -130,6 +130,7 @@ def test_an_own_network_is_a_model_and_one_that_cant_be_exported_costs_a_line(
 
 
 @pytest.mark.slow
+@pytest.mark.series
 def test_of_two_processes_that_find_nothing_only_one_makes_the_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
