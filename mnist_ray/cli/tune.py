@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import click
@@ -31,7 +31,7 @@ from mnist_ray.cluster.train_job import MAX_FAILURES
 from mnist_ray.config.default_names import default_grid_name, unnamed_grid
 from mnist_ray.config.given_settings import given_settings
 from mnist_ray.config.names import loading_words
-from mnist_ray.config.settings import DATA_SETTINGS
+from mnist_ray.config.settings import DATA_SETTINGS, GridConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.config.yaml_files import yaml_text
 from mnist_ray.data.datasets import data_folder
@@ -227,20 +227,8 @@ def tune(
 
     Settings that aren't given are those of the grid, else of the variant; the defaults shown are baseline's.
     """
-    grid = read_grid(
-        given_settings({} if grid_name is None else grid_settings(grid_name)),
-        seeds=seeds,
-        overrides=given_settings(parse_settings(overrides, settings)),
-        source="tune" if grid_name is None else f"grid {grid_name!r}",
-        default_seeds=growing.default_seeds,
-    )
+    grid, grid_name = _grid(grid_name, seeds, parse_settings(overrides, settings), growing)
     growth = growing.growth(grid.seeds, scheduler=scheduler, search=search_kind, workers_per_run=workers_per_run)
-    if grid_name is None:
-        if not (grid.axes or grid.ranges) and len(grid.seeds) == 1:
-            raise click.UsageError(
-                "give --grid NAME or FILE, or several values of a setting, such as --dropout 0.1,0.2"
-            )
-        grid_name = unnamed_grid(grid)
     grid_folder_name = check_grid_name(default_grid_name(grid_name, grid) if name is None else name)
     if math.isnan(gpus_per_stack):
         raise click.BadParameter("nan is not a share of a GPU", param_hint="--gpus-per-stack")
@@ -288,6 +276,22 @@ def tune(
             click.echo("--budget ends the training earlier, with as many seeds of all settings as fit")
         return
     _print_outcome(job, result, data_dir=data_dir, as_json=as_json)
+
+
+def _grid(
+    name: str | None, seeds: str | None, settings: Mapping[str, Any], growing: GrowthOptions
+) -> tuple[GridConfig, str]:
+    """Returns a grid with other settings, and its name or file; one without either is named after its axes."""
+    grid = read_grid(
+        given_settings({} if name is None else grid_settings(name)),
+        seeds=seeds,
+        overrides=given_settings(settings),
+        source="tune" if name is None else f"grid {name!r}",
+        default_seeds=growing.default_seeds,
+    )
+    if name is None and not (grid.axes or grid.ranges) and len(grid.seeds) == 1:
+        raise click.UsageError("give --grid NAME or FILE, or several values of a setting, such as --dropout 0.1,0.2")
+    return grid, unnamed_grid(grid) if name is None else name
 
 
 def _planned(job: Any) -> Any:
