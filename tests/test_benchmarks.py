@@ -1,6 +1,7 @@
 import json
 import runpy
 import struct
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -445,6 +446,16 @@ def test_a_comparison_of_many_settings_is_measured(run_script, capsys) -> None:
     assert figures["pairs"] == 190
     assert figures["after"] >= figures["before"] > 50
     assert figures["seconds"] > 0
+
+
+@pytest.mark.series
+def test_a_large_comparison_takes_at_most_10_seconds_of_a_processor_and_600_megabytes() -> None:
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--case", "160", "5", "10000"]
+    figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    assert figures["pairs"] == 160 * 159 / 2
+    # Seconds of the processor, not of the clock; an AMD EPYC takes 2 to 4.
+    assert figures["seconds"] <= 10
+    assert figures["after"] * 2**20 <= 600e6
 
 
 @pytest.mark.slow

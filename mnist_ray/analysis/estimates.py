@@ -108,8 +108,10 @@ class Estimate:
 
     @property
     def verdict_words(self) -> str:
-        """The verdict, and if only the number of examples that differ leaves it unresolved, that."""
-        return f"{UNRESOLVED}: fewer than {LEAST_DIFFERING} examples differ" if self.differs_on_few else self.verdict
+        """The verdict; also if its difference is small, or if too few examples differ for another one."""
+        if self.differs_on_few:
+            return f"{UNRESOLVED}: fewer than {LEAST_DIFFERING} examples differ"
+        return f"{self.verdict} by less than the margin" if self.is_decided and self.is_small else self.verdict
 
     def reversed(self) -> "Estimate":
         """Returns the opposite difference."""

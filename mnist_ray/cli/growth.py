@@ -23,8 +23,6 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
         budget: str | None,
         **named: Any,
     ) -> None:
-        if looks is not None and not until_settled:
-            raise click.UsageError("--looks goes with --until-settled")
         if margin is not None and not until_settled and budget is None:
             raise click.UsageError("--margin goes with --until-settled or --budget")
         options = GrowthOptions(

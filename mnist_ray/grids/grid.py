@@ -20,7 +20,7 @@ from mnist_ray.errors import ConfigError
 from mnist_ray.setting import did_you_mean_setting
 from mnist_ray.text.suggestions import did_you_mean
 
-_MAX_SEEDS = 1_000_000
+MAX_SEEDS = 1_000_000
 _RANGE_KINDS = ("uniform", "loguniform", "randint")
 
 _SEED_SETTINGS = ("seed", "seeds")
@@ -177,8 +177,8 @@ def _seeds(text: str, source: str) -> tuple[int, ...]:
         return numbers
     if numbers[0] < 1:
         raise ConfigError(f"{source}: seeds={text!r}: at least one is needed")
-    if numbers[0] > _MAX_SEEDS:
-        raise ConfigError(f"{source}: seeds={text!r}: at most {_MAX_SEEDS}; for this single seed write {text},")
+    if numbers[0] > MAX_SEEDS:
+        raise ConfigError(f"{source}: seeds={text!r}: at most {MAX_SEEDS}; for this single seed write {text},")
     return tuple(range(numbers[0]))
 
 

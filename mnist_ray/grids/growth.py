@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from mnist_ray.config.settings import DATA_SETTINGS
 from mnist_ray.errors import ConfigError
-from mnist_ray.grids.grid import GridRun
+from mnist_ray.grids.grid import MAX_SEEDS, GridRun
 
 LOOKS = (3, 5, 8, 12)
 # One seed says nothing about others.
@@ -48,7 +48,7 @@ def read_looks(text: str) -> tuple[int, ...]:
     """Reads numbers of seeds such as 3,5,8,12.
 
     Raises:
-      ConfigError: they are not ascending whole numbers from 2.
+      ConfigError: they are not ascending whole numbers from 2 to MAX_SEEDS.
     """
     try:
         looks = tuple(int(part) for part in text.split(","))
@@ -58,6 +58,8 @@ def read_looks(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--looks {text!r}: a look needs {LEAST_SEEDS} seeds or more; one says nothing about others")
     if any(one >= other for one, other in pairwise(looks)):
         raise ConfigError(f"--looks {text!r}: each look needs more seeds than the one before")
+    if looks[-1] > MAX_SEEDS:
+        raise ConfigError(f"--looks {text!r}: a look takes at most {MAX_SEEDS} seeds")
     return looks
 
 
@@ -130,6 +132,15 @@ class GrowthOptions:
     looks: tuple[int, ...] | None
     margin: float
     deadline: float
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+          ConfigError: there are looks, but no option that takes them.
+        """
+        if self.looks is not None and not self.until_settled:
+            raise ConfigError("--looks goes with --until-settled")
 
     @property
     def _grows(self) -> bool:

@@ -92,7 +92,8 @@ def _of_pairs(report: ComparisonReport, grid: GridReport, reference: str) -> Ite
     pairs = [pair if pair.second == reference else pair.reversed() for pair in report.pairs.rows(with_it)]
     decided = [pair for pair in pairs if pair.accuracy.is_decided]
     for pair in sorted(decided, key=lambda pair: -pair.accuracy.difference)[:_NAMED]:
-        yield f"{pair.first} is {pair.accuracy.verdict} than {reference}: {_interval(pair.accuracy, signed=True)}."
+        change = f"{_interval(pair.accuracy, signed=True)}{_smallness(pair.accuracy)}"
+        yield f"{pair.first} is {pair.accuracy.verdict} than {reference}: {change}."
     if len(decided) > _NAMED:
         yield f"{len(decided) - _NAMED} more settings are better or worse than {reference}."
     for verdict in (EQUIVALENT, UNRESOLVED):
@@ -107,11 +108,14 @@ def _of_pairs(report: ComparisonReport, grid: GridReport, reference: str) -> Ite
 def _change(estimate: Estimate, loss: Estimate | None) -> str:
     """Returns what a decided effect is in words; says if the log loss is decided the other way."""
     verb, change = ("helps:", estimate) if estimate.verdict == BETTER else ("costs", estimate.reversed())
-    small = ", less than the margin" if estimate.is_small else ""
     against = ""
     if loss is not None and loss.is_decided and loss.verdict != estimate.verdict:
         against = f"; its log loss is {loss.verdict} ({loss.difference:+.3f} nats)"
-    return f"{verb} {_interval(change, signed=estimate.verdict == BETTER)}{small}{against}."
+    return f"{verb} {_interval(change, signed=estimate.verdict == BETTER)}{_smallness(estimate)}{against}."
+
+
+def _smallness(estimate: Estimate) -> str:
+    return ", less than the margin" if estimate.is_small else ""
 
 
 def _nothing(verdict: str, estimates: Sequence[Estimate], grid: GridReport, num_examples: int) -> str:
@@ -125,12 +129,12 @@ def _nothing(verdict: str, estimates: Sequence[Estimate], grid: GridReport, num_
         return f"no difference that matters, less than {points_text(margin)} either way."
     if all(one.differs_on_few for one in estimates):
         return f"fewer than {LEAST_DIFFERING} examples differ, too few to say more."
-    resolved = _to_resolve(estimates, grid, num_examples)
+    resolved = to_resolve(estimates, grid, num_examples)
     return f"nothing seen, and less than {_bound(most)} points either way{resolved}."
 
 
-def _to_resolve(estimates: Sequence[Estimate], grid: GridReport, num_examples: int) -> str:
-    """Returns what would resolve all of the estimates to the margin."""
+def to_resolve(estimates: Sequence[Estimate], grid: GridReport, num_examples: int) -> str:
+    """Returns what would resolve all of the unresolved estimates to the margin, to be said after what they are."""
     several = [one for one in estimates if one.num_seeds > 1]
     if not several:
         return "; one seed says nothing about others"

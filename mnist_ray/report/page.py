@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from mnist_ray.analysis.estimates import MARGIN
+from mnist_ray.analysis.estimates import MARGIN, UNRESOLVED
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.evaluation.metrics import class_rates
 from mnist_ray.report import glyphs, limits, page_charts
+from mnist_ray.report.answer import to_resolve
 from mnist_ray.report.charts import Chart
 from mnist_ray.report.classification import confused_classes, confusions, frequent_mistakes, weakest_classes
 from mnist_ray.report.comparison_text import evidence, family_words, interval_text, p_text, remarks
@@ -133,6 +134,7 @@ class View:
             remarks=remarks(self.findings),
             grid_note=self.grid.note if self.folder.grid else None,
             reference_words=self._reference_words(),
+            to_resolve=self._to_resolve(),
             family=family_words(pairs, self.compared.num_pairs) if pairs else "",
             pairs=pairs.rows(evidence(pairs)[: limits.PAIRS]) if pairs else [],
             num_pairs=len(pairs) if pairs else 0,
@@ -148,6 +150,13 @@ class View:
         """Returns why the reference was chosen; empty for the baseline."""
         variants = {row["variant"] for row in self.groups[self.reference].values()}
         return "" if "baseline" in variants and len(variants) == 1 else ", the first by the values of its settings"
+
+    def _to_resolve(self) -> str:
+        """Returns what would resolve the chosen setting's difference from the reference; empty if nothing is open."""
+        against = None if self.chosen.against is None else self.chosen.against.accuracy
+        if against is None or against.low is None or against.verdict_words != UNRESOLVED:
+            return ""
+        return to_resolve([against], self.grid, self.folder.num_examples)
 
     def _varying(self) -> list[str]:
         """Returns the page's settings that differ among the runs, except those in the settings' names."""

@@ -65,7 +65,8 @@ def test_words_say_what_a_thousand_random_intervals_say(margin: float | None) ->
             assert word == (EQUIVALENT if inside and num_seeds > 1 else UNRESOLVED)
         row = found.rows([place])[0]
         few = num_seeds > 1 and excludes_zero and found.num_differing[place] < 6 and word == UNRESOLVED
-        assert row.verdict_words == (f"{UNRESOLVED}: fewer than 6 examples differ" if few else word)
+        small = " by less than the margin" if inside and word in (BETTER, WORSE) else ""
+        assert row.verdict_words == (f"{UNRESOLVED}: fewer than 6 examples differ" if few else f"{word}{small}")
         assert row.reversed().verdict_words == row.verdict_words or row.is_decided
         assert (row.verdict, row.is_small, row.is_decided) == (word, inside, word in (BETTER, WORSE))
 
@@ -135,6 +136,8 @@ def test_equivalent_settings_lie_within_the_margin() -> None:
     (row,) = judged(np.stack([one, other])).rows()
     assert row.difference == pytest.approx(-0.003)
     assert (row.verdict, row.is_small) == (WORSE, True)
+    assert row.verdict_words == "worse by less than the margin"
+    assert row.reversed().verdict_words == "better by less than the margin"
     assert not judged(np.stack([one, other]), margin=0.003).rows()[0].is_small
 
 

@@ -257,6 +257,7 @@ def test_a_network_of_ones_own_is_known_to_what_comes_after(tmp_path: Path, monk
         (lambda: mnist_ray.tune("smoke", seeds=0), "seeds='0': at least one is needed"),
         (lambda: mnist_ray.tune("smoke", budget="20"), "--budget '20': give a time with its units"),
         (lambda: mnist_ray.tune("smoke", until_settled=True, looks=[1]), "--looks '1': a look needs 2 seeds or more"),
+        (lambda: mnist_ray.tune("smoke", looks=[3, 5]), "--looks goes with --until-settled"),
         (lambda: mnist_ray.tune("smoke", margin=0, budget="1m"), "margin=0: must be points of accuracy"),
         (lambda: mnist_ray.evaluate([]), "evaluate: give runs of one storage, not of 0"),
         (lambda: mnist_ray.evaluate(mnist_ray.Run("a"), split="tets"), "split='tets': must be 'train' or 'test'"),

@@ -1,5 +1,6 @@
 """The sentences that a report begins with."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,9 +34,14 @@ def effect(term: Term, of_accuracy: Estimate, metric: str = "accuracy") -> Effec
 
 def sentences(
     effects: Sequence[Effect] = (), *, num_seeds: int = 2, best: Sequence[bool] = (True,) * 4, axes: Axes = AXES,
-    runs: Sequence[dict[str, Any]] | None = None, seconds_per_seed: float | None = None,
+    runs: Sequence[dict[str, Any]] | None = None, seconds_per_seed: float | None = None, num_examples: int = 50,
+    more_right: int = 0,
 ) -> list[str]:  # fmt: skip
-    """The answer for a grid of batch norm x dropout, or for other runs."""
+    """The answer for a grid of batch norm x dropout, or for other runs.
+
+    Args:
+      more_right: examples that the last setting alone predicts correctly.
+    """
     cells = runs or [{"batch_norm": norm, "dropout": rate} for norm in (False, True) for rate in (0.0, 0.3)]
     rows = []
     for place, cell in enumerate(cells):
@@ -43,11 +49,17 @@ def sentences(
             columns = config_columns([variant_config("baseline", {"seed": seed, **cell})])
             rows.append({"run": f"{place}-{seed}", **{name: values[0] for name, values in columns.items()}})
     groups = group_settings(rows)
-    correct = np.tile(np.arange(50) % 5 > 0, (num_seeds, 1))
-    scores = [Scores(label, tuple(runs), correct, correct.astype(np.float32)) for label, runs in groups.items()]
+    correct = np.tile(np.arange(num_examples) % 5 > 0, (num_seeds, 1))
+    last = correct.copy()
+    last[:, np.flatnonzero(~correct[0])[:more_right]] = True
+    answers = [correct] * (len(groups) - 1) + [last]
+    scores = [
+        Scores(label, tuple(runs), right, right.astype(np.float32))
+        for (label, runs), right in zip(groups.items(), answers, strict=True)
+    ]
     pairs = compare(make_blocks(scores)) if len(scores) > 1 else None
     settings = [{"setting": label, "may_be_best": is_best} for label, is_best in zip(groups, best, strict=True)]
-    report = ComparisonReport(50, settings, pairs, 6, None, 0, None, None, 0, None)
+    report = ComparisonReport(num_examples, settings, pairs, 6, None, 0, None, None, 0, None)
     return answer(report, GridReport("g", list(effects), axes, seconds_per_seed), groups)
 
 
@@ -153,3 +165,13 @@ def test_without_effects_settings_are_compared_with_the_first() -> None:
     # A search that follows results chose its settings by them.
     helps = effect(TRUE, estimate(0.024, 0.0155, "better"))
     assert sentences([helps], axes=replace(AXES, follows_results=True)) == said
+
+
+def test_a_sure_difference_between_settings_that_is_small_says_so() -> None:
+    runs = [{"dropout": 0.0}, {"dropout": 0.3}]
+    (said, _) = sentences(runs=runs, best=(True, True), num_examples=10_000, more_right=25)
+    assert re.fullmatch(
+        r"dropout 0.3 is better than dropout 0: \+0.25 points \(\+0.\d\d to \+0.\d\d\), less than the margin.", said
+    )
+    (said, _) = sentences(runs=runs, best=(True, True), num_examples=10_000, more_right=100)
+    assert re.fullmatch(r"dropout 0.3 is better than dropout 0: \+1.0 points \(\+0.8 to \+1.2\).", said)

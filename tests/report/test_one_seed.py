@@ -40,3 +40,5 @@ def test_no_page_shows_an_interval_of_one_value(storage: str) -> None:
         text = re.sub("<style.*?</style>|<svg.*?</svg>|<img[^>]*>", "", page.read_text(), flags=re.DOTALL)
         assert "one seed; 95 % interval for other examples" in text
         assert not EMPTY.search(re.sub("<[^>]*>", " ", text))
+        resolving = "unresolved</span>; one seed says nothing about others; 95 % interval"
+        assert text.count(resolving) == text.count("<dt>against dropout 0, no bn</dt>")
