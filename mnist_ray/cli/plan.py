@@ -34,6 +34,7 @@ def plan(context: click.Context, command: str, arguments: tuple[str, ...]) -> No
 def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     """Prints a jobs.estimate.GridPlan."""
     from mnist_ray.text.durations import duration
+    from mnist_ray.text.sizes import range_text
     from mnist_ray.text.tables import print_table
 
     rows = [_stack_row(stack) for stack in plan.stacks]
@@ -60,8 +61,9 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     )
     time = duration(plan.seconds)
     if plan.first_look:
-        click.echo(f"until settled: {plan.first_look.num_runs} to {plan.num_runs} runs")
-        time = f"{duration(plan.first_look.seconds)} to {time}"
+        click.echo(f"until settled: {range_text(plan.first_look.num_runs, plan.num_runs, 'run')}")
+        least = duration(plan.first_look.seconds)
+        time = time if least == time else f"{least} to {time}"
     if rows:
         click.echo(f"about {time} of training, estimated by a probe of a few steps, plus Ray's start")
 

@@ -28,6 +28,8 @@ from mnist_ray.training.data import cached_data
 from mnist_ray.training.loop import Training
 
 _PROBE_STEPS = 30
+# What the time of a stack's step depends on -> examples per second, and why its runs are not stacked.
+_Probes = dict[object, tuple[float, str | None]]
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,11 @@ def plan_grid(job: TuneJob) -> GridPlan:
         samples += random[: max(job.search.num_samples - len(samples), 0)]
     runs = job.runs(samples)
     shorter = GridFolder(open_storage(job.storage_uri), job.name).shorter_runs(runs)
+    probes: _Probes = {}
     if job.growth is None or not job.growth.settles:
-        return _plan(runs, job, shorter=shorter)
+        return _plan(runs, job, probes, shorter=shorter)
     first_look, last_look = (
-        _plan([run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]], job, shorter={})
+        _plan([run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]], job, probes, shorter={})
         for num_seeds in (job.growth.looks[0], job.growth.looks[-1])
     )
     return replace(last_look, first_look=first_look)
@@ -104,13 +107,14 @@ def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) ->
         check_config(folder.storage, run, config)
         gets_more_epochs = folder.config() != config
     shorter = {run: run} if gets_more_epochs else {}
-    return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir), shorter=shorter)
+    return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir), {}, shorter=shorter)
 
 
-def _plan(runs: Sequence[GridRun], job: TuneJob, *, shorter: Mapping[str, str]) -> GridPlan:
+def _plan(runs: Sequence[GridRun], job: TuneJob, probes: _Probes, *, shorter: Mapping[str, str]) -> GridPlan:
     """Plans some runs.
 
     Args:
+      probes: that were made before; gets those that are made.
       shorter: see GridFolder.shorter_runs.
     """
     progress = _progress(open_storage(job.storage_uri), runs, shorter)
@@ -119,7 +123,7 @@ def _plan(runs: Sequence[GridRun], job: TuneJob, *, shorter: Mapping[str, str]) 
     use_gpu = device.type == "cuda"
     at_once = job.trials_at_once(torch.cuda.device_count() if use_gpu else os.cpu_count() or 1, use_gpu=use_gpu)
     gpu_memory = torch.cuda.get_device_properties(device).total_memory if use_gpu else None
-    estimates = _estimate(job.trials(missing, at_once, gpu_memory=gpu_memory), progress, job.data_dir, device)
+    estimates = _estimate(job.trials(missing, at_once, gpu_memory=gpu_memory), progress, job.data_dir, device, probes)
     seconds = makespan([stack.seconds for stack in estimates], max(at_once, 1))
     at_once = min(at_once, len(estimates))
     return GridPlan(len(runs), len(runs) - len(missing), at_once, device.type, estimates, seconds)
@@ -138,10 +142,13 @@ def _progress(storage: Storage, runs: Sequence[GridRun], shorter: Mapping[str, s
 
 
 def _estimate(
-    trials: Sequence[tuple[GridRun, ...]], progress: dict[str, RunProgress], data_dir: Path, device: torch.device
+    trials: Sequence[tuple[GridRun, ...]],
+    progress: dict[str, RunProgress],
+    data_dir: Path,
+    device: torch.device,
+    probes: _Probes,
 ) -> list[StackEstimate]:
     """Estimates each stack; stacks with the same cost key share a probe."""
-    probes: dict[object, tuple[float, str | None]] = {}
     estimates = []
     for runs in trials:
         data = cached_data(runs[0].config, data_dir, device)

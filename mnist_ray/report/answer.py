@@ -24,6 +24,7 @@ from mnist_ray.report.size_report import worth_sentences
 from mnist_ray.results.columns import setting_in
 from mnist_ray.results.setting_words import level_words, setting_text, value_text, value_words, words
 from mnist_ray.text.points import points_text
+from mnist_ray.text.sizes import is_or_are
 
 # More settings, or pairs, are counted instead of named.
 _NAMED = 4
@@ -95,7 +96,7 @@ def _of_pairs(report: ComparisonReport, grid: GridReport, reference: str) -> Ite
         change = f"{_interval(pair.accuracy, signed=True)}{_smallness(pair.accuracy)}"
         yield f"{pair.first} is {pair.accuracy.verdict} than {reference}: {change}."
     if len(decided) > _NAMED:
-        yield f"{len(decided) - _NAMED} more settings are better or worse than {reference}."
+        yield f"{is_or_are(len(decided) - _NAMED, 'more setting')} better or worse than {reference}."
     for verdict in (EQUIVALENT, UNRESOLVED):
         alike = [pair for pair in pairs if pair.accuracy.verdict == verdict]
         if alike:

@@ -10,9 +10,11 @@ from mnist_ray.analysis.effects import INTERACTION, MAIN, Effect
 from mnist_ray.analysis.estimates import BETTER, LEAST_DIFFERING, WORSE, Estimate
 from mnist_ray.analysis.selection import print_selection
 from mnist_ray.report.comparison_report import ComparisonReport
+from mnist_ray.report.evaluated_settings import repeated_words
 from mnist_ray.report.findings import Findings
 from mnist_ray.report.size_report import left_out_words
 from mnist_ray.results.setting_words import value_words
+from mnist_ray.text.sizes import count_text, is_or_are
 from mnist_ray.text.tables import READING_WIDTH, print_table, print_text
 
 _SHOWN = 10
@@ -49,7 +51,8 @@ def remarks(findings: Findings) -> list[str]:
     if stopped:
         lines.append(
             f"Stopped early by the grid's scheduler: {sum(row['num_stopped'] for row in stopped)} of "
-            f"{sum(row['num_seeds'] for row in report.settings)} runs, in {len(stopped)} settings. Their figures come "
+            f"{count_text(sum(row['num_seeds'] for row in report.settings), 'run')}, in "
+            f"{count_text(len(stopped), 'setting')}. Their figures come "
             "from unfinished training, which alone may explain a difference."
         )
     if report.left_out:
@@ -62,11 +65,10 @@ def remarks(findings: Findings) -> list[str]:
     if report.pairs is not None and report.pairs.unpaired:
         pairs = ", ".join(f"{first} / {second}" for first, second in report.pairs.unpaired[:5])
         more = ", ..." if len(report.pairs.unpaired) > 5 else ""
-        lines.append(f"Left out, without a seed in common: {len(report.pairs.unpaired)} pairs: {pairs}{more}.")
+        count = count_text(len(report.pairs.unpaired), "pair")
+        lines.append(f"Left out, without a seed in common: {count}: {pairs}{more}.")
     if report.num_repeated:
-        lines.append(
-            f"{report.num_repeated} runs repeat the settings and seed of another run; the first by name counts."
-        )
+        lines.append(f"{repeated_words(report.num_repeated)}; the first by name counts.")
     if report.num_earlier:
         lines.append(
             f"Evaluations in this storage that had read the same examples before: {report.num_earlier}. Choices based "
@@ -100,7 +102,7 @@ def print_effects(effects: Sequence[Effect]) -> None:
             optional=_LESS_OF_EFFECTS,
         )
     if len(interactions) > _SHOWN:
-        print(f"{len(interactions) - _SHOWN} smaller interactions are in the table effects.")
+        print(f"{is_or_are(len(interactions) - _SHOWN, 'smaller interaction')} in the table effects.")
 
 
 def effect_words(effect: Effect) -> tuple[str, str]:
@@ -159,7 +161,7 @@ def _print_pairs(pairs: Comparisons, num_pairs: int) -> None:
     lines = [_pair_line(pair) for pair in pairs.rows(chosen[:_SHOWN])]
     print_table(names, lines, title=title, width=READING_WIDTH, optional=("95 % interval",))
     if len(pairs) > _SHOWN:
-        print(f"{len(pairs) - _SHOWN} more pairs are in the table comparisons.")
+        print(f"{is_or_are(len(pairs) - _SHOWN, 'more pair')} in the table comparisons.")
     print_text(family_words(pairs, num_pairs))
 
 
@@ -172,7 +174,8 @@ def family_words(pairs: Comparisons, num_pairs: int) -> str:
         f"within the margin of {margin:g} points; otherwise unresolved."
     )
     if num_pairs > len(pairs):
-        sentences.append(f"These {len(pairs)} pairs are one family; the table comparisons has all {num_pairs}.")
+        these = "This pair is" if len(pairs) == 1 else f"These {len(pairs)} pairs are"
+        sentences.append(f"{these} one family; the table comparisons has all {num_pairs}.")
     return " ".join(sentences)
 
 

@@ -13,6 +13,7 @@ from mnist_ray.errors import DataError
 from mnist_ray.report.evaluated_runs import evaluated_runs
 from mnist_ray.report.setting_names import Runs, group_settings
 from mnist_ray.results.evaluation_folder import EvaluationFolder
+from mnist_ray.text.sizes import count_text
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,15 @@ class EvaluatedSettings:
 def left_out(blocks: Blocks) -> str | None:
     """Returns the settings and seeds outside the blocks, in words; None if nothing is left out."""
     settings, seeds = blocks.settings_left_out, blocks.seeds_left_out
-    parts = [f"{len(settings)} setting{'s' if len(settings) > 1 else ''} ({_some(settings)})"] if settings else []
-    parts += [f"seeds {_some(seeds)}"] if seeds else []
+    parts = [f"{count_text(len(settings), 'setting')} ({_some(settings)})"] if settings else []
+    parts += [f"seed{'s' if len(seeds) > 1 else ''} {_some(seeds)}"] if seeds else []
     return " and ".join(parts) or None
+
+
+def repeated_words(num_repeated: int) -> str:
+    """Returns how many runs repeat another one, such as `2 runs repeat the settings and seed of another run`."""
+    verb = "repeats" if num_repeated == 1 else "repeat"
+    return f"{count_text(num_repeated, 'run')} {verb} the settings and seed of another run"
 
 
 def _some(names: Sequence[object]) -> str:

@@ -9,7 +9,7 @@ from mnist_ray.analysis.effects import ADDITIVE, Axes, Effect, blocks_of_effects
 from mnist_ray.analysis.estimates import MARGIN
 from mnist_ray.analysis.sizes import Sizes
 from mnist_ray.report.comparison_report import store_rows
-from mnist_ray.report.evaluated_settings import EvaluatedSettings, left_out
+from mnist_ray.report.evaluated_settings import EvaluatedSettings, left_out, repeated_words
 from mnist_ray.report.size_report import report_sizes
 from mnist_ray.results.columns import setting_in
 from mnist_ray.results.evaluation_folder import EvaluationFolder
@@ -83,11 +83,12 @@ def _note(
     num_stopped: int, computed: Sequence[Effect], whole: EvaluatedSettings, axes: Axes, without: str | None
 ) -> str | None:
     """Returns what the effects leave out or assume; None if nothing."""
-    clauses = [f"without the {num_stopped} runs that were stopped early"] if num_stopped else []
+    stopped = "run that was" if num_stopped == 1 else f"{num_stopped} runs that were"
+    clauses = [f"without the {stopped} stopped early"] if num_stopped else []
     if computed and without:
         clauses.append(f"without {without}, because not all settings have all seeds")
     if whole.num_repeated:
-        clauses.append(f"{whole.num_repeated} runs repeat the settings and seed of another; the first by name counts")
+        clauses.append(f"{repeated_words(whole.num_repeated)}; the first by name counts")
     if any(effect.model == ADDITIVE for effect in computed):
         lack = "a search draws from ranges" if axes.ranges else "not all combinations have all their runs"
         clauses.append(f"an additive model without interactions, because {lack}")

@@ -12,6 +12,7 @@ from mnist_ray.analysis.looks import Look, settled_by
 from mnist_ray.grids.growth import Growth
 from mnist_ray.text.durations import duration
 from mnist_ray.text.points import points_text
+from mnist_ray.text.sizes import count_text, range_text
 
 # More settings are counted instead of named.
 _NAMED = 4
@@ -49,8 +50,9 @@ def growth_line(growth: Growth, *, num_settings: int) -> str:
         return f"{num_settings} settings, up to {last} seeds each{budget}"
     looks = f"looks at {', '.join(map(str, earlier))} and {last} seeds" if earlier else f"one look at {last} seeds"
     return (
-        f"until settled: {looks} of {num_settings} settings, {growth.looks[0] * num_settings} to "
-        f"{last * num_settings} runs; margin {points_text(growth.margin)}{budget}"
+        f"until settled: {looks} of {num_settings} settings, "
+        f"{range_text(growth.looks[0] * num_settings, last * num_settings, 'run')}; "
+        f"margin {points_text(growth.margin)}{budget}"
     )
 
 
@@ -67,7 +69,7 @@ def look_line(look: Look, growth: Growth, *, num_runs: int, most_runs: int, most
     total = count * (count - 1) // 2
     left = f", {duration(most_seconds)} left" if most_seconds else ""
     best = f"{look.is_in.sum()} of {count} settings may be best"
-    settled = f"{total - look.num_open_pairs}/{total} pairs settled, {len(look.open)} settings open, "
+    settled = f"{total - look.num_open_pairs}/{total} pairs settled, {count_text(len(look.open), 'setting')} open, "
     what = settled + f"{count - look.is_in.sum()} out" if growth.settles else best
     return f"look at {look.num_seeds} seeds: {what}, {num_runs} of at most {most_runs} runs{left}"
 

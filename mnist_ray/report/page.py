@@ -31,6 +31,7 @@ from mnist_ray.results.paths import PAGE, report_path
 from mnist_ray.results.setting_words import setting_text
 from mnist_ray.setting import settings_where
 from mnist_ray.text.escape import printable, say_line
+from mnist_ray.text.sizes import is_or_are
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class View:
             svg=lambda chart: Markup(chart.inline_svg()),
             value=setting_text,
             p=p_text,
+            are=is_or_are,
         )
         manifest, pairs = self.folder.manifest, self.compared.pairs
         return environment.get_template("report.html").render(

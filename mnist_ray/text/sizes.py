@@ -17,3 +17,13 @@ def size_text(num_bytes: int) -> str:
 def count_text(count: int, what: str) -> str:
     """Returns a count with its noun: 1 run, 2 runs."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def range_text(least: int, most: int, what: str) -> str:
+    """Returns a range of counts with its noun: 8 to 12 runs, or 8 runs if both are equal."""
+    return count_text(most, what) if least == most else f"{least:,} to {count_text(most, what)}"
+
+
+def is_or_are(count: int, what: str) -> str:
+    """Returns a count with its noun and verb: 1 run is, 2 runs are."""
+    return f"{count_text(count, what)} {'is' if count == 1 else 'are'}"

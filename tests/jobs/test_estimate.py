@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def test_a_plan_of_looks_goes_up_to_the_last(tmp_path: Path) -> None:
         plan = plan_grid(job_of(tmp_path, growth=Growth(looks, 0.005, settles=True)))
         assert plan.first_look is not None
         assert (plan.first_look.num_runs, plan.num_runs) == num_runs
+        # Equal stacks are timed once, so the same work takes the same time.
+        assert (plan.first_look == replace(plan, first_look=None)) == (len(looks) == 1)
 
 
 def test_stacks_are_so_small_that_every_worker_has_one(tmp_path: Path) -> None:
@@ -80,6 +83,15 @@ def test_plan_prints_what_a_command_would_do(tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "smoke-digits: 8 runs, 0 done already" in shown
     assert "estimated by a probe" in shown
+    looks = ["plan", "tune", "--grid", "smoke", "--until-settled", "--looks"]
+    assert run_command([*looks, "2", *storage]) == 0
+    shown = capsys.readouterr().out
+    assert "until settled: 8 runs\n" in shown
+    assert " to " not in shown.splitlines()[-1]
+    assert run_command([*looks, "2,200", *storage]) == 0
+    shown = capsys.readouterr().out
+    assert "until settled: 8 to 800 runs\n" in shown
+    assert " to " in shown.splitlines()[-1]
     assert run_command(["plan", "train", "--dataset", "digits", *storage]) == 0
     assert "baseline-digits-s0: 1 run, 0 done already; 1 stack to train" in capsys.readouterr().out
     resnet = ["plan", "train", "--variant", "resnet", "--hidden-sizes", "4", "--dataset", "digits", *storage]

@@ -78,10 +78,10 @@ def test_runs_that_a_scheduler_stopped_are_said_and_are_in_no_heat_map(tmp_path:
     runs = evaluated_runs(open_evaluation(open_storage(str(tmp_path)), evaluation))
     assert [row["run"] for row in runs if row["was_stopped"]] == stopped
     page = page_of(tmp_path, evaluation)
-    said = "Stopped early by the grid's scheduler: 1 of 4 runs, in 1 settings."
+    said = "Stopped early by the grid's scheduler: 1 of 4 runs, in 1 setting."
     assert said in page.replace("&#39;", "'")
     assert "1 (1 stopped)" in page
-    assert "effects: without the 1 runs that were stopped early" in page
+    assert "effects: without the run that was stopped early" in page
     assert run_command(["compare", evaluation, "--storage", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert said in shown
@@ -167,7 +167,7 @@ def test_a_run_that_repeats_another_is_listed_and_said(tmp_path: Path) -> None:
     page = page_of(tmp_path, evaluate_runs(str(tmp_path), runs))
     for run in runs:
         assert f"<summary><code>{run}</code>" in page
-    assert "1 runs repeat the settings and seed of another run; the first by name counts." in page.replace("&#39;", "'")
+    assert "1 run repeats the settings and seed of another run; the first by name counts." in page.replace("&#39;", "'")
 
 
 def test_the_entropy_of_the_same_counts_is_the_same_to_the_last_bit() -> None:

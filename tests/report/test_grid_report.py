@@ -71,7 +71,7 @@ def test_runs_that_were_stopped_early_do_not_count(tmp_path: Path, capsys: pytes
     train_without_ray(str(tmp_path), "smoke", seeds="1", epochs=2, goes_on=goes_on)
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
-    assert "effects: without the 1 runs that were stopped early" in capsys.readouterr().out
+    assert "effects: without the run that was stopped early" in capsys.readouterr().out
 
 
 def test_a_missing_run_leaves_the_effects_of_all_settings_without_its_seed(
@@ -82,7 +82,7 @@ def test_a_missing_run_leaves_the_effects_of_all_settings_without_its_seed(
     shutil.rmtree(tmp_path / "runs" / last)
     evaluation = evaluation_of(str(tmp_path), capsys)
     assert run_command(["report", evaluation, "--storage", str(tmp_path)]) == 0
-    assert "effects: without seeds 2, because not all settings have all seeds\n" in capsys.readouterr().out
+    assert "effects: without seed 2, because not all settings have all seeds\n" in capsys.readouterr().out
     rows = duckdb.sql(
         f"SELECT DISTINCT model, num_settings, num_seeds FROM '{tmp_path}/reports/{evaluation}/effects/part-0.parquet'"
     ).fetchall()
