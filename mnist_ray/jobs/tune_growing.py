@@ -15,8 +15,7 @@ from mnist_ray.jobs.grow import grow
 from mnist_ray.jobs.growing_runs import GrowingRuns, Session
 from mnist_ray.jobs.looks_document import Basis, document_of, looks_in
 from mnist_ray.report.growth_text import Grown, look_line
-from mnist_ray.report.setting_names import group_settings
-from mnist_ray.results.columns import config_columns, with_own_settings
+from mnist_ray.report.setting_names import names_of_runs
 from mnist_ray.results.grid_folder import GridFolder
 from mnist_ray.results.run_progress import RunProgress
 from mnist_ray.storage.storage import Storage
@@ -32,9 +31,7 @@ def setting_names(runs: Sequence[GridRun], num_seeds: int) -> list[str]:
       runs: every setting with every seed, the seeds varying fastest.
     """
     firsts = runs[::num_seeds]
-    columns = config_columns([run.config for run in firsts]) | {"run": [run.run for run in firsts]}
-    rows = with_own_settings([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
-    name_of = {row["run"]: name for name, group in group_settings(rows).items() for row in group.values()}
+    name_of = names_of_runs(firsts)
     return [name_of[run.run] for run in firsts]
 
 

@@ -8,7 +8,8 @@ from mnist_ray.config.own_settings import argument_of
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS
 from mnist_ray.errors import ConfigError
-from mnist_ray.results.columns import SETTING_COLUMNS, column_of
+from mnist_ray.grids.grid import GridRun
+from mnist_ray.results.columns import SETTING_COLUMNS, column_of, config_columns, with_own_settings
 from mnist_ray.results.setting_words import differs, named, origin, setting_text
 
 _DEFAULTS = {column_of(name): field.default for name, field in TrainConfig.model_fields.items()}
@@ -37,6 +38,13 @@ def group_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Map
     for row in sorted(rows, key=lambda row: _place(row, names)):
         groups.setdefault(_name(row, names, texts, several), {}).setdefault(row["seed"], row)
     return groups
+
+
+def names_of_runs(runs: Sequence[GridRun]) -> dict[str, str]:
+    """Returns run -> name of its setting among these runs; see group_settings."""
+    columns = config_columns([run.config for run in runs]) | {"run": [run.run for run in runs]}
+    rows = with_own_settings([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    return {row["run"]: name for name, group in group_settings(rows).items() for row in group.values()}
 
 
 def varying_settings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

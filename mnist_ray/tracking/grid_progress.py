@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from mnist_ray.grids.grid import GridRun
-from mnist_ray.results.columns import settings_row
+from mnist_ray.report.setting_names import names_of_runs
 from mnist_ray.results.run_progress import RunProgress
-from mnist_ray.results.setting_words import varying_words
 from mnist_ray.text.doing import LINE_INTERVAL_S, Row, on_terminal
 from mnist_ray.text.durations import duration
 from mnist_ray.text.escape import say_line
@@ -106,11 +105,10 @@ class GridProgress(Row):
         return ", ".join(parts)
 
     def _setting(self, run: str) -> list[str]:
-        """Returns the settings of a run that vary in the grid, in words and parentheses; nothing if none varies."""
+        """Returns the name of a run's setting in parentheses; nothing if all runs have the same."""
         if not self._settings:
-            _, texts = varying_words([settings_row(each.config) for each in self._runs.values()])
-            self._settings = dict(zip(self._runs, texts, strict=True))
-        return [f"({words})"] if (words := self._settings[run]) else []
+            self._settings = names_of_runs([*self._runs.values()])
+        return [f"({self._settings[run]})"] if len({*self._settings.values()}) > 1 else []
 
     def _count_epochs(self) -> None:
         """Counts the epochs of all runs; runs that ended have none left."""

@@ -60,6 +60,17 @@ def test_runs_that_differ_in_the_seed_alone_have_no_setting_to_name() -> None:
     assert "best 0.9500, " in view.words()
 
 
+def test_the_best_setting_has_the_name_that_reports_give_it() -> None:
+    grid = read_grid({"batch_norm": [False, True], "dropout": [0.0, 0.3]}, seeds=None, overrides={}, source="test")
+    runs = expand(grid, name="g", max_runs=10)
+    said = []
+    for run in runs:
+        view = GridProgress(runs, {})
+        view.update([progress(run.run, 5, "finished", 0.95)])
+        said.append(view.words().partition("best ")[2].partition(")")[0])
+    assert said == ["0.9500 (dropout 0, no bn", "0.9500 (dropout 0.3", "0.9500 (bn", "0.9500 (bn, dropout 0.3"]
+
+
 def test_runs_that_come_later_are_named_by_what_varies_then() -> None:
     def runs_with(**settings: object) -> tuple[GridRun, ...]:
         return expand(read_grid(settings, seeds=None, overrides={}, source="test"), name="g", max_runs=10)
