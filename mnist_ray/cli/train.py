@@ -138,7 +138,7 @@ def train(
         with at_work(loading_words(config.dataset)):
             from mnist_ray.jobs.estimate import plan_run
 
-            planned = plan_run(config, run, storage, data_folder(data_dir))
+            planned = plan_run(config, run, storage, data_folder(data_dir), num_workers)
         print_plan(planned, run, as_json=as_json)
         return
     least, most = num_workers

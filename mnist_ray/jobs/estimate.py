@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mnist_ray.cluster.tune_job import TuneJob, read_all_progress
+from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.data.training_data import TrainingData
 from mnist_ray.grids.grid import GridRun
@@ -75,7 +76,7 @@ class GridPlan:
 def plan_grid(job: TuneJob) -> GridPlan:
     """Plans what a grid would train here and estimates the time by a probe; trains nothing.
 
-    With workers_per_run the probe uses one worker: the cost or gain of sharing a batch depends on the network.
+    The probe uses one worker even if several share a run: the cost or gain of sharing a batch depends on the network.
 
     Raises:
       MnistRayError: the grid, its data or its storage is invalid.
@@ -88,18 +89,25 @@ def plan_grid(job: TuneJob) -> GridPlan:
         samples += random[: max(job.search.num_samples - len(samples), 0)]
     runs = job.runs(samples)
     shorter = GridFolder(open_storage(job.storage_uri), job.name).shorter_runs(runs)
+    workers = Workers(job.workers_per_run or 1, job.workers_per_run or 1)
     probes: _Probes = {}
     if job.growth is None or not job.growth.settles:
-        return _plan(runs, job, probes, shorter=shorter)
+        return _plan(runs, job, probes, shorter=shorter, workers=workers)
     first_look, last_look = (
-        _plan([run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]], job, probes, shorter={})
+        _plan(
+            [run for run in runs if run.config.seed in job.grid.seeds[:num_seeds]],
+            job,
+            probes,
+            shorter={},
+            workers=workers,
+        )
         for num_seeds in (job.growth.looks[0], job.growth.looks[-1])
     )
     return replace(last_look, first_look=first_look)
 
 
-def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) -> GridPlan:
-    """Estimates the time of a single run here; see plan_grid."""
+def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path, workers: Workers) -> GridPlan:
+    """Estimates the time of a single run here, which the workers share; see plan_grid."""
     grid = GridConfig(axes={}, ranges={}, fixed={}, seeds=(config.seed,))
     folder = RunFolder(open_storage(storage_uri), run)
     gets_more_epochs = False
@@ -107,15 +115,19 @@ def plan_run(config: TrainConfig, run: str, storage_uri: str, data_dir: Path) ->
         check_config(folder.storage, run, config)
         gets_more_epochs = folder.config() != config
     shorter = {run: run} if gets_more_epochs else {}
-    return _plan((GridRun(run, config),), TuneJob(grid, run, storage_uri, data_dir), {}, shorter=shorter)
+    job = TuneJob(grid, run, storage_uri, data_dir)
+    return _plan((GridRun(run, config),), job, {}, shorter=shorter, workers=workers)
 
 
-def _plan(runs: Sequence[GridRun], job: TuneJob, probes: _Probes, *, shorter: Mapping[str, str]) -> GridPlan:
+def _plan(
+    runs: Sequence[GridRun], job: TuneJob, probes: _Probes, *, shorter: Mapping[str, str], workers: Workers
+) -> GridPlan:
     """Plans some runs.
 
     Args:
       probes: that were made before; gets those that are made.
       shorter: see GridFolder.shorter_runs.
+      workers: that share each run.
     """
     progress = _progress(open_storage(job.storage_uri), runs, shorter)
     missing = [run for run in runs if progress[run.run].status == "unfinished"]
@@ -123,7 +135,8 @@ def _plan(runs: Sequence[GridRun], job: TuneJob, probes: _Probes, *, shorter: Ma
     use_gpu = device.type == "cuda"
     at_once = job.trials_at_once(torch.cuda.device_count() if use_gpu else os.cpu_count() or 1, use_gpu=use_gpu)
     gpu_memory = torch.cuda.get_device_properties(device).total_memory if use_gpu else None
-    estimates = _estimate(job.trials(missing, at_once, gpu_memory=gpu_memory), progress, job.data_dir, device, probes)
+    trials = job.trials(missing, at_once, gpu_memory=gpu_memory)
+    estimates = _estimate(trials, progress, job.data_dir, device, probes, workers)
     seconds = makespan([stack.seconds for stack in estimates], max(at_once, 1))
     at_once = min(at_once, len(estimates))
     return GridPlan(len(runs), len(runs) - len(missing), at_once, device.type, estimates, seconds)
@@ -147,8 +160,10 @@ def _estimate(
     data_dir: Path,
     device: torch.device,
     probes: _Probes,
+    workers: Workers,
 ) -> list[StackEstimate]:
-    """Estimates each stack; stacks with the same cost key share a probe."""
+    """Estimates each stack; stacks with the same cost key share a probe. Says what check_networks notes."""
+    notes: dict[str, None] = {}
     estimates = []
     for runs in trials:
         data = cached_data(runs[0].config, data_dir, device)
@@ -156,13 +171,23 @@ def _estimate(
         if key not in probes:
             if not probes:
                 say_line(f"timing a few steps of training on {device}")
-            check_networks([run.config for run in runs], data)
+            notes |= dict.fromkeys(check_networks([run.config for run in runs], data, num_workers=workers.most))
             network = make_network(runs[0].config, data.image_shape, len(data.class_names))
-            probes[key] = probe(runs, data, device), why_not_stacked(network)
+            probes[key] = probe(runs, data, device), _shared(workers) or why_not_stacked(network)
         rate, reason = probes[key]
         epochs = sum(run.config.epochs - progress[run.run].epochs_done for run in runs)
         estimates.append(StackEstimate(runs, rate, epochs * len(data.labels) / rate, reason))
+    for note in notes:
+        say_line(note)
     return estimates
+
+
+def _shared(workers: Workers) -> str | None:
+    """Returns that several workers share a run, as a clause; None if each run has one."""
+    if workers.most == 1:
+        return None
+    counts = f"{workers.least} to {workers.most}" if workers.least < workers.most else f"{workers.most}"
+    return f"{counts} workers share a run"
 
 
 def _cost_key(runs: Sequence[GridRun]) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from mnist_ray.grids.grid import grid_settings, read_grid
 from mnist_ray.grids.growth import Growth
 from mnist_ray.jobs.estimate import makespan, plan_grid
 from tests.support.colour_images import write_colour_folder
+from tests.support.own_networks import write_nets
 
 
 def job_of(storage: Path, **more: Any) -> TuneJob:
@@ -104,6 +105,46 @@ def test_plan_prints_what_a_command_would_do(tmp_path: Path, capsys: pytest.Capt
     assert run_command(["plan", "tune", "--grid", "smoke", "--epochs", "0", *storage]) == 2
     assert "epochs=0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "shared"),
+    [
+        (["train", "--num-workers", "1"], None),
+        (["train", "--num-workers", "2"], "2 workers share a run"),
+        (["train", "--num-workers", "2:8"], "2 to 8 workers share a run"),
+        (["tune", "--seeds", "2", "--workers-per-run", "1"], None),
+        (["tune", "--seeds", "2", "--workers-per-run", "2"], "2 workers share a run"),
+    ],
+)
+def test_runs_that_workers_share_are_planned_as_modules(
+    command: list[str], shared: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *options = command
+    plan = ["plan", name, "--dataset", "digits", "--epochs", "1", "--storage", str(tmp_path), *options]
+    if name == "tune":
+        plan += ["--variant", "baseline"]
+    assert run_command([*plan, "--json"]) == 0
+    trains = json.loads(capsys.readouterr().out)["trains"]
+    engine = "modules" if shared else "stack"
+    assert {(each["engine"], each["not_stacked"]) for each in trains} == {(engine, shared)}
+
+
+def test_a_plan_says_once_that_a_network_depends_on_the_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_nets(
+        tmp_path,
+        "def noisy(image_shape, num_classes, width=8):\n"
+        "    return nn.Sequential(mlp(image_shape, num_classes, width), nn.RReLU())\n",
+    )
+    noisy = ["--model", "my_nets.py:noisy", "--set", "model_settings.width=[8,16]", "--dataset", "digits"]
+    plan = ["plan", "tune", *noisy, "--epochs", "1", "--seeds", "2"]
+    for workers, times in (("1", 0), ("2", 1)):
+        assert run_command([*plan, "--workers-per-run", workers]) == 0
+        said = capsys.readouterr().err
+        assert said.count("network my_nets.py:noisy: draws random numbers besides dropout, so its results") == times
 
 
 def test_the_size_of_a_stack_on_a_gpu_follows_the_images_and_classes_of_the_data(tmp_path: Path) -> None:

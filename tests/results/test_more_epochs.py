@@ -7,6 +7,7 @@ import torch
 
 from mnist_ray.cli.main import run_command
 from mnist_ray.cluster.tune_job import TuneJob
+from mnist_ray.config.placement import Workers
 from mnist_ray.config.settings import GridConfig, TrainConfig
 from mnist_ray.config.variants import variant_config
 from mnist_ray.errors import CheckpointError, ConflictError
@@ -272,7 +273,9 @@ def test_a_plan_counts_the_epochs_that_are_there(tmp_path: Path) -> None:
     config = of_grid.config.model_copy(update={"epochs": 7})
     for name in ("a", "g"):
         begun, new = (
-            plan_run(config, each, uri, data_dir) if name == "a" else plan_grid(TuneJob(longer, each, uri, data_dir))
+            plan_run(config, each, uri, data_dir, Workers(1, 1))
+            if name == "a"
+            else plan_grid(TuneJob(longer, each, uri, data_dir))
             for each in (name, "new")
         )
         assert (begun.num_runs, begun.num_done) == (1, 0)
