@@ -21,6 +21,7 @@ from mnist_ray.config.names import check_name
 from mnist_ray.data.polarity import POLARITIES, never_inverted_reason
 from mnist_ray.text.doing import at_work
 from mnist_ray.text.escape import printable, say_line
+from mnist_ray.text.sizes import count_text
 
 if TYPE_CHECKING:
     from mnist_ray.data.polarity import Polarity
@@ -214,8 +215,9 @@ def _print_committed(plan: "PredictionPlan", done: "Committed", *, num_left_out:
         return
     _print_counts(summary.predicted)
     print_text(
-        f"{summary.num_images} images predicted, {summary.num_inverted} of them inverted, {summary.num_converted} "
-        f"converted to {plan.checkpoint.image_shape.words}; {summary.num_errors} could not be read"
+        f"{count_text(summary.num_images, 'image')} predicted, {summary.num_inverted} of them inverted, "
+        f"{summary.num_converted} converted to {plan.checkpoint.image_shape.words}; {summary.num_errors} could not be "
+        "read"
     )
     if summary.accuracy is not None:
         source = "column label names" if summary.has_label_column else "folders name"

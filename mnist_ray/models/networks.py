@@ -14,6 +14,7 @@ from mnist_ray.data.image_shape import ImageShape
 from mnist_ray.errors import ConfigError
 from mnist_ray.models.own_network import own_network
 from mnist_ray.noise.random_streams import stream_key, uniform
+from mnist_ray.text.sizes import count_text
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -115,10 +116,11 @@ def _cnn(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> Orde
     channels, height, width = image_shape
     for number, filters in enumerate(config.hidden_sizes, start=1):
         if min(height, width) < 2:
+            fewer = f"at most {count_text(number - 1, 'hidden layer')}"
             raise ConfigError(
                 f"hidden_sizes={config.hidden_sizes}: layer pool{number} gets {width}x{height} of the images' "
-                f"{image_shape.width}x{image_shape.height} pixels and can't halve them; use at most {number - 1} "
-                "hidden layers"
+                f"{image_shape.width}x{image_shape.height} pixels and can't halve them; use "
+                f"{fewer if number > 1 else 'larger images, or model=mlp'}"
             )
         layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=5, padding=2)
         if config.batch_norm:

@@ -175,6 +175,19 @@ def test_a_grid_that_has_begun_with_other_images_is_not_mixed(
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("side", "remedy"),
+    [(1, "layer pool1 gets 1x1 of the images' 1x1 pixels and can't halve them; use larger images, or model=mlp"),
+     (3, "layer pool2 gets 1x1 of the images' 3x3 pixels and can't halve them; use at most 1 hidden layer")],
+)  # fmt: skip
+def test_images_that_are_too_small_for_a_cnn_are_said_to_be(
+    side: int, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = f"folder:{write_colour_folder(tmp_path / 'images', 10, width=side, height=side)}"
+    assert train(tmp_path, dataset, "--variant", "cnn") == 2
+    assert line_of(capsys).endswith(remedy)
+
+
 def test_a_network_too_deep_for_the_images_is_refused_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
