@@ -52,15 +52,16 @@ def mean_log_variance(network: nn.Module) -> float:
 
 
 # 54,001 training images: each of these sizes leaves one for a last batch, which would take a tenth off each variance.
-# What is left is noise of a moving average: five seeds of batch 251, which leaves 36 images, lie 1 % low to 3 % high,
-# and after the 162 steps of batch 1000 the average lags behind the weights.
+# What is left is noise of a moving average: the losses of five seeds of batch 250 lie 1 % low to 6 % high, depending on
+# the CPU's rounding, too, and a last image in a batch of its own makes them 19 to 29 %. After the 162 steps of batch
+# 1000 the average lags behind the weights.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "largest_difference"),
     [
         (1000, 0.06),
         pytest.param(100, 0.02, marks=pytest.mark.series),
-        pytest.param(250, 0.06, marks=pytest.mark.series),
+        pytest.param(250, 0.12, marks=pytest.mark.series),
     ],
 )
 def test_a_single_last_image_does_not_spoil_the_stored_statistics(
