@@ -51,7 +51,7 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     if alike := Counter(tuple(row.values())[1:] for row in rows):
         print_table(
             ["stacks", *list(rows[0])[1:]],
-            [[str(n), *map(str, cells)] for cells, n in alike.items()],
+            [[str(n), *("-" if cell is None else str(cell) for cell in cells)] for cells, n in alike.items()],
             optional=("samples_per_s", "engine", "augmentation", "batch norm"),
         )
     runs = "1 run" if plan.num_runs == 1 else f"{plan.num_runs} runs"
@@ -70,12 +70,14 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
 
 def _stack_row(stack: Any) -> dict[str, Any]:
     config = stack.runs[0].config
+    batch_norm = "yes" if config.batch_norm else "no"
     return {
         "first_run": stack.runs[0].run,
         "runs": len(stack.runs),
         "network": config.network_words(),
         "engine": "modules" if stack.not_stacked else "stack",
-        "batch norm": "yes" if config.batch_norm else "no",
+        # The user's own network decides itself.
+        "batch norm": None if config.is_own_network else batch_norm,
         "augmentation": config.augmentation,
         "batch": config.global_batch_size,
         "epochs": config.epochs,

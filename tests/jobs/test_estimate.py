@@ -142,9 +142,12 @@ def test_a_plan_says_once_that_a_network_depends_on_the_number_of_workers(
     noisy = ["--model", "my_nets.py:noisy", "--set", "model_settings.width=[8,16]", "--dataset", "digits"]
     plan = ["plan", "tune", *noisy, "--epochs", "1", "--seeds", "2"]
     for workers, times in (("1", 0), ("2", 1)):
-        assert run_command([*plan, "--workers-per-run", workers]) == 0
-        said = capsys.readouterr().err
-        assert said.count("network my_nets.py:noisy: draws random numbers besides dropout, so its results") == times
+        assert run_command([*plan, "--json", "--workers-per-run", workers]) == 0
+        planned = capsys.readouterr()
+        assert {row["batch norm"] for row in json.loads(planned.out)["trains"]} == {None}
+        assert (
+            planned.err.count("network my_nets.py:noisy: draws random numbers besides dropout, so its results") == times
+        )
 
 
 def test_the_size_of_a_stack_on_a_gpu_follows_the_images_and_classes_of_the_data(tmp_path: Path) -> None:
