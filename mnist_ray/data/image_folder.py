@@ -12,6 +12,7 @@ from mnist_ray.data.sources import list_files, list_words, read_files
 from mnist_ray.data.splits import PARTS, Part, check_parts, common_folders, one_part, splits_note, words_in
 from mnist_ray.errors import DataError
 from mnist_ray.storage.storage import open_storage
+from mnist_ray.text.sizes import count_text
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def _checked_class_names(images: Sequence[_Image], by_split: dict[Split, list[_I
     class_names = sorted_class_names(image.class_name for image in by_split["train"] if image.part != "validation")
     if len(class_names) < 2:
         only = f" ({class_names[0]})" if class_names else ""
-        raise DataError(f"{source}: has {len(class_names)} class folders{only}; at least two with images are needed")
+        folders = count_text(len(class_names), "class folder")
+        raise DataError(f"{source}: has {folders}{only}; at least two with images are needed")
     for part in ("test", "validation"):
         unknown = sorted({image.class_name for image in images if image.part == part} - set(class_names))
         if unknown:

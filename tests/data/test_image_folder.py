@@ -295,7 +295,7 @@ def test_a_file_outside_the_class_folders_is_refused(tmp_path):
 
 def test_one_class_is_too_few(tmp_path):
     save_grey(tmp_path / "only" / "1.png", 0)
-    with pytest.raises(DataError, match=r"has 1 class folders \(only\); at least two with images are needed"):
+    with pytest.raises(DataError, match=r"has 1 class folder \(only\); at least two with images are needed"):
         load(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_a_class_may_have_the_name_of_a_split_below_the_splits(tmp_path):
         (["train/a", "train/b", "eval/a", "eval/b"], "eval/a/0.png may belong to more than one split"),
         (["train/a/test", "train/b", "test/a", "test/b"], "train/a/test/0.png may belong to more than one split"),
         (["a/train/x", "b/train/y", "a/test/x", "b/test/y"], "the folder of its class is unclear"),
-        (["train/train/a", "train/train/b", "test/test/a", "test/test/b"], "has 1 class folders (train); at least two"),
+        (["train/train/a", "train/train/b", "test/test/a", "test/test/b"], "has 1 class folder (train); at least two"),
         (["train/a", "train/b", "train/val/a", "test/a", "test/b"], "the class folders val have split names"),
         (["is_train=1/a", "is_train=1/b", "is_train=0/a"], "is_train=0/a/0.png may belong to more than one split"),
         (["train/a", "train/b", "not_train/a"], "not_train/a/0.png may belong to more than one split"),
