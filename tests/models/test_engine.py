@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mnist_ray.config.own_code import giving, use_model
 from mnist_ray.config.settings import TrainConfig
 from mnist_ray.config.variants import VARIANTS, variant_config
 from mnist_ray.data.image_shape import MNIST_SHAPE
@@ -23,6 +24,7 @@ from mnist_ray.results.train_state import TrainState
 from mnist_ray.training import loop
 from mnist_ray.training.data import prepare_data
 from mnist_ray.training.loop import Divergence, Training
+from tests.support.own_networks import write_nets
 from tests.support.tiny_digits import tiny_digits
 
 CPU = torch.device("cpu")
@@ -154,21 +156,42 @@ class Noisy(nn.Module):
         return self.fc1(images.flatten(1)) * scale
 
 
-def test_the_global_generators_depend_on_seed_and_step_alone() -> None:
+def test_the_global_generators_depend_on_seed_step_and_rank_alone() -> None:
     images, labels = torch.ones(1, 4, 1, 28, 28), torch.zeros(1, 4, dtype=torch.int64)
     torch.manual_seed(0)
     network = Noisy()
     state = network.state_dict()
 
-    def loss(seed: int, step: int) -> float:
+    def loss(seed: int, step: int, rank: int = 0) -> float:
         torch.manual_seed(seed + 100 * step)  # What ran before doesn't matter.
         network.load_state_dict(state)
-        engine = make_engine([network], device=CPU)
+        engine = make_engine([network], device=CPU, ranks=Ranks(rank))
         streams = SeededStreams([seed], step)
         return float(engine.forward_backward(images, labels, TrainingPass(streams, torch.arange(4), 4))[0])
 
     assert loss(0, 0) == loss(0, 0)
-    assert len({loss(0, 0), loss(0, 1), loss(1, 0)}) == 3
+    assert len({loss(0, 0), loss(0, 1), loss(1, 0), loss(0, 0, rank=1)}) == 4
+
+
+def test_a_network_that_draws_from_the_global_generators_has_the_same_bits_rerun_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_nets(
+        tmp_path,
+        "import random\nimport numpy\n\n\nclass Noisy(Net):\n    def forward(self, images):\n"
+        "        draws = torch.rand(()), random.random(), numpy.random.rand()\n"
+        "        return super().forward(images * sum(draws))\n",
+    )
+    with giving([]):
+        settings = {"dataset": "digits", "epochs": 3, "train_limit": 150, "model": use_model(f"{path}:Noisy")}
+        config = variant_config("baseline", settings)
+        (whole,) = trained([config], monkeypatch)
+        (again,) = trained([config], monkeypatch)
+        half = trained([config], monkeypatch, stop_after=1)
+        (resumed,) = trained([config], monkeypatch, states=half)
+    for other in (again, resumed):
+        assert greatest_difference(other.model, whole.model) == 0
+        assert greatest_difference(other.optimizer, whole.optimizer) == 0
 
 
 def test_an_engine_of_modules_evaluates_without_dropout_and_keeps_plain_names() -> None:
