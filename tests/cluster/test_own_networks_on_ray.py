@@ -89,7 +89,9 @@ def test_an_error_of_the_network_on_one_of_two_workers_is_one_line(tmp_path: Pat
     )
     path = write_nets(tmp_path)
     path.write_text(path.read_text().replace("values", counted, 1))
-    done = run_apart(*TRAIN, "--model", "my_nets.py:make_net", "--name", "a", "--num-workers", "2")
+    # After a restart from the first epoch, the network would come to its end.
+    sharing = ["--num-workers", "2", "--max-failures", "0"]
+    done = run_apart(*TRAIN, "--model", "my_nets.py:make_net", "--name", "a", *sharing)
     assert done.code == 7, done.log
     assert "model='my_nets.py:make_net': my_nets.py:17: AssertionError: enough" in done.log.splitlines()[-1]
 
