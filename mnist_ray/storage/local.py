@@ -112,7 +112,7 @@ class LocalBackend:
         target = self._inside(path)
         with self._temporary(data) as temporary:
             _into_folder(target.parent, lambda: os.replace(temporary, target))
-        _fsync_folder(target.parent)
+        _fsync_if_there(target.parent)
 
     def create(self, path: str, data: bytes) -> bool:
         target = self._inside(path)
@@ -123,7 +123,7 @@ class LocalBackend:
                 # NFS retries a request whose answer is lost; then the existing file is this one.
                 if temporary.stat().st_nlink == 1:
                     return False
-        _fsync_folder(target.parent)
+        _fsync_if_there(target.parent)
         return True
 
     @contextlib.contextmanager
@@ -251,13 +251,19 @@ def _make_folder(folder: Path) -> None:
 def _into_folder(folder: Path, put: Callable[[], None]) -> None:
     """Puts a file into a folder, retrying if another writer deletes the folder meanwhile."""
     for attempt in range(_PUT_ATTEMPTS):
-        _make_folder(folder)
         try:
+            _make_folder(folder)
             put()
             return
         except FileNotFoundError:
             if attempt == _PUT_ATTEMPTS - 1:
                 raise
+
+
+def _fsync_if_there(folder: Path) -> None:
+    """Makes the names in a folder durable, unless another writer has deleted it with what was just put there."""
+    with contextlib.suppress(FileNotFoundError):
+        _fsync_folder(folder)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -54,6 +54,9 @@ ANSWERS = {
 @pytest.fixture
 def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     monkeypatch.setenv("HOME", str(tmp_path))
+    # A local Ray turns its token on for the rest of a process.
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     with Dashboard(ANSWERS) as server:
         monkeypatch.setenv("RAY_ADDRESS", server.address)
         yield server

@@ -1,6 +1,7 @@
 """Objects of a storage, local and on S3."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,44 @@ def test_a_link_that_nfs_made_and_repeated_is_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", twice)
     assert open_storage(str(tmp_path)).create_bytes("a", b"mine")
     assert not open_storage(str(tmp_path)).create_bytes("a", b"mine")
+
+
+@pytest.mark.parametrize("name", ["replace", "link"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_that_another_writer_deletes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: str
+) -> None:
+    storage, put, left = open_storage(str(tmp_path)), getattr(os, name), [2]
+
+    def racing(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if when == "after":
+            put(source, target)
+        if left[0] >= 0:
+            shutil.rmtree(target.parent)
+        if when == "before":
+            put(source, target)
+
+    monkeypatch.setattr(os, name, racing)
+    write = storage.write_bytes if name == "replace" else storage.create_bytes
+    write("runs/a/checkpoints/epoch-0002/checkpoint.json", b"mine")
+    assert storage.exists("runs/a/checkpoints/epoch-0002/checkpoint.json") == (when == "before")
+
+
+def test_a_folder_is_made_again_if_another_writer_deletes_those_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, mkdir, left = open_storage(str(tmp_path)), Path.mkdir, [2]
+
+    def racing(folder: Path, *arguments: object, **named: object) -> None:
+        if folder.name == "epoch-0002" and left[0]:
+            left[0] -= 1
+            shutil.rmtree(folder.parent)
+        mkdir(folder, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", racing)
+    storage.write_bytes("runs/a/checkpoints/epoch-0002/checkpoint.json", b"mine")
+    assert storage.read_bytes("runs/a/checkpoints/epoch-0002/checkpoint.json") == b"mine"
 
 
 def test_listings_are_sorted_and_leave_out_hidden_names(storage: Storage) -> None:

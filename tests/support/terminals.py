@@ -115,7 +115,7 @@ class Terminal:
 
     def _read(self) -> bool:
         """Reads what is there; False at the end."""
-        if not select.select([self._master], [], [], 1.0)[0]:
+        if not select.select([self._master], [], [], 0.1)[0]:
             return True
         try:
             part = os.read(self._master, 1 << 16)
