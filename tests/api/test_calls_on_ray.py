@@ -26,6 +26,7 @@ print(mnist_ray.train(**call), ray.is_initialized())
 """
 
 
+@pytest.mark.series
 def test_a_script_with_a_ray_of_its_own_is_refused_and_without_it_needs_no_guard(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)

@@ -45,7 +45,7 @@ def left_in(temporary: Path) -> list[str]:
     "arguments",
     [
         TRAIN,
-        pytest.param([*TRAIN, "--num-workers", "2"], marks=pytest.mark.ray),
+        pytest.param([*TRAIN, "--num-workers", "2"], marks=[pytest.mark.ray, pytest.mark.series]),
         pytest.param(TUNE, marks=[pytest.mark.ray, pytest.mark.series]),
     ],
     ids=["train", "train on workers", "tune"],
@@ -63,7 +63,7 @@ def test_a_closed_terminal_ends_a_command_with_129_and_leaves_nothing_behind(
     if arguments == TRAIN:
         # Ray ends its workers in the middle of a write.
         assert list(tmp_path.glob(".staging/*")) == []
-    run = next(path.name for path in tmp_path.glob("runs/*"))
+    run = next(path.parents[2].name for path in tmp_path.glob("runs/*/checkpoints/*/checkpoint.json"))
     state = RunFolder(open_storage(str(tmp_path)), run).latest_state()
     assert state is not None
     assert state.history

@@ -232,6 +232,7 @@ def test_a_grid_shows_a_row_of_its_epochs_and_the_best_setting(tmp_path: Path) -
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.series
 def test_workers_show_how_far_an_epoch_is_too(tmp_path: Path) -> None:
     with on_terminal(*TRAIN, "--name", "a", "--num-workers", "2", storage=tmp_path) as terminal:
         text = terminal.read_all()

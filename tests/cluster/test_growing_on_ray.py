@@ -46,6 +46,7 @@ def test_a_grid_grows_on_a_cluster_and_is_evaluated_and_compared_with_unequal_se
     assert {row["setting"]: row["num_seeds"] for row in settings} == seeds
 
 
+@pytest.mark.series
 def test_a_budget_that_is_too_small_for_a_run_ends_with_a_line_that_says_so(
     shared_head: RayHead, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_plain_ray_job_submit_trains_from_the_checkout_and_the_launcher_returns_
     assert "exists with another config" in logs.output
 
 
+@pytest.mark.series
 def test_the_launcher_itself_is_an_entry_point_that_runs_on_its_cluster(shared_head: RayHead, tmp_path: Path) -> None:
     train = ["mnist-ray", "train", "--dataset", "digits", "--epochs", "1", "--model", "net.py:make_net"]
     (tmp_path / "own").mkdir()

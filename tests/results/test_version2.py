@@ -112,6 +112,7 @@ def test_it_is_queried_beside_evaluations_of_this_version(old: Path) -> None:
     assert latest.earlier_evaluations == [RUNS, GRID]
 
 
+@pytest.mark.series
 def test_a_grid_of_the_old_version_grows(old: Path, capsys: Any) -> None:
     (old / "g.yaml").write_text(
         "hidden_sizes: [[8]]\nbatch_norm: [false, true]\nseed: [0, 1, 2]\nepochs: 1\ndataset: digits\n"
