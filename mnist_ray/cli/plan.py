@@ -34,7 +34,7 @@ def plan(context: click.Context, command: str, arguments: tuple[str, ...]) -> No
 def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
     """Prints a jobs.estimate.GridPlan."""
     from mnist_ray.text.durations import duration
-    from mnist_ray.text.sizes import range_text
+    from mnist_ray.text.sizes import count_text, range_text
     from mnist_ray.text.tables import print_table
 
     rows = [_stack_row(stack) for stack in plan.stacks]
@@ -54,10 +54,9 @@ def print_plan(plan: Any, name: str, *, as_json: bool) -> None:
             [[str(n), *("-" if cell is None else str(cell) for cell in cells)] for cells, n in alike.items()],
             optional=("samples_per_s", "engine", "augmentation", "batch norm"),
         )
-    runs = "1 run" if plan.num_runs == 1 else f"{plan.num_runs} runs"
-    stacks = "1 stack" if len(rows) == 1 else f"{len(rows)} stacks"
     click.echo(
-        f"{name}: {runs}, {plan.num_done} done already; {stacks} to train, {plan.at_once} at once, on {plan.device}"
+        f"{name}: {count_text(plan.num_runs, 'run')}, {plan.num_done} done already; "
+        f"{count_text(len(rows), 'stack')} to train, {plan.at_once} at once, on {plan.device}"
     )
     time = duration(plan.seconds)
     if plan.first_look:

@@ -198,7 +198,7 @@ def _runs(storage: Storage, job: EvaluateJob) -> list[str]:
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         is_finished = list(pool.map(lambda run: RunFolder(storage, run).is_finished(), names))
     finished = [run for run, done in zip(names, is_finished, strict=True) if done]
-    if not finished and not names:
+    if not names:
         raise CheckpointError(f"{what}: no runs; train one with mnist-ray train or tune")
     if not finished:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from itertools import compress
 from mnist_ray.results.paths import EVALUATIONS, GRIDS, PAGE, PREDICTIONS, REPORTS, RUNS
 from mnist_ray.storage.manifest import MANIFEST, REQUESTS_AT_ONCE
 from mnist_ray.storage.storage import Storage
-from mnist_ray.text.suggestions import did_you_mean
+from mnist_ray.text.suggestions import did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ def existing(storage: Storage, kind: Kind, names: Sequence[str] | None = None) -
 
 
 def not_there(storage: Storage, kind: Kind, name: str) -> str:
-    """Says that a storage has no result with a name, and which it has."""
+    """Says that a storage has no result with a name, and the nearest that it has, or how to list them."""
+    near = nearest(name, [folder for folder in storage.list_folders(kind.folder) if folder != name])
     listed = f"; `mnist-ray {kind.folder}` lists what is" if kind in (RUN, GRID, EVALUATION) else ""
-    hint = did_you_mean(name, storage.list_folders(kind.folder)) or listed
+    # A folder may be half a result.
+    hint = did_you_mean(name, existing(storage, kind, [near] if near else [])) or listed
     return f"{kind.name} {name!r}: not in {storage.uri}{hint}"
 
 

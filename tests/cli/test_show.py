@@ -25,6 +25,8 @@ def shown_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = ["train", "--variant", "dropout", "--dataset", "digits", "--epochs", "7", "--name", "mine", "--seed", "3"]
     assert run_command([*train, "--train-limit", "300", "--storage", str(folder)]) == 0
     assert run_command(["evaluate", "--run", "mine", "--no-report", "--storage", str(folder)]) == 0
+    for half in ("evaluations/half/metrics/part-0.parquet", "grids/half/runs.parquet"):
+        open_storage(str(folder)).write_bytes(half, b"")
     return folder
 
 
@@ -102,6 +104,10 @@ def test_a_run_of_a_grid_by_an_older_version_names_its_grid_and_evaluation(
         (["evaluate", "--grid", "h"], "grid 'h'", "; `mnist-ray grids` lists what is"),
         (["report", "nine"], "evaluation 'nine'", "; `mnist-ray evaluations` lists what is"),
         (["rm", "prediction", "nine", "--yes"], "prediction 'nine'", ""),
+        # Folders without the file that makes them results.
+        (["report", "half"], "evaluation 'half'", "; `mnist-ray evaluations` lists what is"),
+        (["report", "halv"], "evaluation 'halv'", "; `mnist-ray evaluations` lists what is"),
+        (["evaluate", "--grid", "hal"], "grid 'hal'", "; `mnist-ray grids` lists what is"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
